@@ -1,0 +1,166 @@
+//! Layer normalisation over the channels of each token.
+//!
+//! ```text
+//! y = (x - mean) rstd * weight + bias,  rstd = 1 / sqrt(var + eps),  var = mean of (x - mean)^2
+//! ```
+//! Ba, Kiros and Hinton 2016, "Layer Normalization", equations 3 and 4; eps as in PyTorch's `nn.LayerNorm`.
+
+use rayon::prelude::*;
+
+use crate::dims::RowDims;
+use crate::isa::Isa;
+use crate::linear::PARTIALS;
+use crate::vector::{sum, sum_by};
+
+/// Added to the variance, so that a constant row does not divide by zero.
+pub const EPS: f32 = 1e-5;
+/// Rows of one parallel piece of the forward pass.
+const ROWS: usize = 64;
+
+/// `y = (x - mean) rstd * weight + bias`, row by row.
+///
+/// `y` (rows, cols), `mean` (rows) and `rstd` (rows) are overwritten; `x` (rows, cols); `weight`, `bias` (cols).
+pub fn layernorm_forward(
+    dims: RowDims,
+    y: &mut [f32],
+    mean: &mut [f32],
+    rstd: &mut [f32],
+    x: &[f32],
+    weight: &[f32],
+    bias: &[f32],
+) {
+    let RowDims { rows, cols } = dims;
+    assert_eq!((y.len(), x.len()), (rows * cols, rows * cols), "LayerNorm of {dims:?}");
+    assert_eq!((mean.len(), rstd.len()), (rows, rows), "LayerNorm of {dims:?}");
+    assert_eq!((weight.len(), bias.len()), (cols, cols), "LayerNorm of {dims:?}");
+    let isa = Isa::detected();
+    let rows_in = x.par_chunks(ROWS * cols);
+    let statistics = mean.par_chunks_mut(ROWS).zip(rstd.par_chunks_mut(ROWS));
+    y.par_chunks_mut(ROWS * cols).zip(rows_in).zip(statistics).for_each(|((y, x), (mean, rstd))| {
+        isa.run(
+            #[inline(always)]
+            || {
+                let rows = y.chunks_exact_mut(cols).zip(x.chunks_exact(cols));
+                for ((y, x), (mean, rstd)) in rows.zip(mean.iter_mut().zip(rstd)) {
+                    (*mean, *rstd) = statistics_of(x);
+                    normalise(y, x, *mean, *rstd, weight, bias);
+                }
+            },
+        );
+    });
+}
+
+/// The mean of a row and the reciprocal of its standard deviation.
+#[inline(always)]
+fn statistics_of(x: &[f32]) -> (f32, f32) {
+    let count = x.len() as f32;
+    let mean = sum(x) / count;
+    let variance = sum_by(x.len(), |i| (x[i] - mean) * (x[i] - mean)) / count;
+    (mean, 1.0 / (variance + EPS).sqrt())
+}
+
+#[inline(always)]
+fn normalise(y: &mut [f32], x: &[f32], mean: f32, rstd: f32, weight: &[f32], bias: &[f32]) {
+    for (((y, &x), &weight), &bias) in y.iter_mut().zip(x).zip(weight).zip(bias) {
+        *y = ((x - mean) * rstd).mul_add(weight, bias);
+    }
+}
+
+/// The backward pass, math.md (11), (12) and (14), from `y = n * weight + bias` with `n = (x - mean) rstd`.
+///
+/// `gradients` are accumulated into; `dy`, `x` (rows, cols); `statistics` from the forward pass; `weight` (cols);
+/// `scratch` at least [`layernorm_scratch`]`(cols)` long.
+///
+/// ```text
+/// g = dy * weight;  dx += rstd (g - mean(g) - n mean(g n));  dweight += sum of dy n;  dbias += sum of dy
+/// ```
+pub fn layernorm_backward(
+    dims: RowDims,
+    gradients: LayerNormGradients,
+    dy: &[f32],
+    x: &[f32],
+    statistics: Statistics,
+    weight: &[f32],
+    scratch: &mut [f32],
+) {
+    let RowDims { rows, cols } = dims;
+    let LayerNormGradients { dx, dweight, dbias } = gradients;
+    assert_eq!((dx.len(), dy.len(), x.len()), (rows * cols, rows * cols, rows * cols), "{dims:?}");
+    assert_eq!((statistics.mean.len(), statistics.rstd.len()), (rows, rows), "{dims:?}");
+    assert_eq!((dweight.len(), dbias.len(), weight.len()), (cols, cols, cols), "{dims:?}");
+    let isa = Isa::detected();
+    // As in `add_column_sums`: a fixed number of parts, whose sums are added in order.
+    let part = rows.div_ceil(PARTIALS).max(1);
+    let partials = &mut scratch[..rows.div_ceil(part) * 2 * cols];
+    let inputs = dy.par_chunks(part * cols).zip(x.par_chunks(part * cols));
+    let statistics = statistics.mean.par_chunks(part).zip(statistics.rstd.par_chunks(part));
+    let outputs = dx.par_chunks_mut(part * cols).zip(partials.par_chunks_mut(2 * cols));
+    outputs.zip(inputs).zip(statistics).for_each(|(((dx, partial), (dy, x)), (mean, rstd))| {
+        isa.run(
+            #[inline(always)]
+            || {
+                partial.fill(0.0);
+                let (dweight, dbias) = partial.split_at_mut(cols);
+                let rows = dx.chunks_exact_mut(cols).zip(dy.chunks_exact(cols)).zip(x.chunks_exact(cols));
+                for (((dx, dy), x), (&mean, &rstd)) in rows.zip(mean.iter().zip(rstd)) {
+                    backward_row(dx, dweight, dbias, dy, x, mean, rstd, weight);
+                }
+            },
+        );
+    });
+    for partial in partials.chunks_exact(2 * cols) {
+        let (partial_weight, partial_bias) = partial.split_at(cols);
+        dweight.iter_mut().zip(partial_weight).for_each(|(sum, &value)| *sum += value);
+        dbias.iter_mut().zip(partial_bias).for_each(|(sum, &value)| *sum += value);
+    }
+}
+
+/// The scratch, in elements, that [`layernorm_backward`] needs.
+pub const fn layernorm_scratch(cols: usize) -> usize {
+    PARTIALS * 2 * cols
+}
+
+/// Where the backward pass adds its results.
+#[derive(Debug)]
+pub struct LayerNormGradients<'a> {
+    /// (rows, cols)
+    pub dx: &'a mut [f32],
+    /// (cols)
+    pub dweight: &'a mut [f32],
+    /// (cols)
+    pub dbias: &'a mut [f32],
+}
+
+/// What the forward pass found of each row.
+#[derive(Clone, Copy, Debug)]
+pub struct Statistics<'a> {
+    /// (rows)
+    pub mean: &'a [f32],
+    /// (rows): 1 / sqrt(var + eps).
+    pub rstd: &'a [f32],
+}
+
+#[allow(clippy::too_many_arguments)] // One row of each array of the caller.
+#[inline(always)]
+fn backward_row(
+    dx: &mut [f32],
+    dweight: &mut [f32],
+    dbias: &mut [f32],
+    dy: &[f32],
+    x: &[f32],
+    mean: f32,
+    rstd: f32,
+    weight: &[f32],
+) {
+    let cols = dx.len();
+    let (dweight, dbias) = (&mut dweight[..cols], &mut dbias[..cols]);
+    let (dy, x, weight) = (&dy[..cols], &x[..cols], &weight[..cols]);
+    let mean_g = sum_by(cols, |i| dy[i] * weight[i]) / cols as f32;
+    let mean_gn = sum_by(cols, |i| dy[i] * weight[i] * ((x[i] - mean) * rstd)) / cols as f32;
+    for i in 0..cols {
+        let n = (x[i] - mean) * rstd;
+        dx[i] += rstd * (dy[i] * weight[i] - mean_g - n * mean_gn);
+        dweight[i] += dy[i] * n;
+        dbias[i] += dy[i];
+    }
+}

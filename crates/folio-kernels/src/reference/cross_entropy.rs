@@ -1,0 +1,66 @@
+//! The loss: cross-entropy of the softmax of the logits against the next token, in nats.
+
+use super::expect_len;
+use crate::dims::RowDims;
+use num_traits::{Float, NumAssign};
+
+/// `loss_m = log(sum_v exp(z_mv)) - z_mu` with `u = targets_m`, and in place of the logits `z` their
+/// gradient.
+///
+/// Source: PyTorch, `torch.nn.CrossEntropyLoss` with `reduction="none"`; with `scale = 1 / M` the gradient is
+/// that of its mean. The gradient is `dz_mv = scale (softmax(z_m)_v - [v = u])`: math.md (31).
+/// - `logits` (M, V): read, then overwritten with `dz`.
+/// - `losses` (M): overwritten.
+/// - `targets` (M), each below V.
+pub fn cross_entropy<F: Float + NumAssign>(
+    dims: RowDims,
+    logits: &mut [F],
+    losses: &mut [F],
+    targets: &[u32],
+    scale: F,
+) {
+    let RowDims { rows, cols } = dims;
+    cross_entropy_loss(dims, losses, logits, targets);
+    for m in 0..rows {
+        let row = &mut logits[m * cols..][..cols];
+        let (max, sum) = max_and_sum(row);
+        // Differentiates `losses[m] = sum.ln() - (row[target] - max)`.
+        for z in row.iter_mut() {
+            *z = scale * ((*z - max).exp() / sum);
+        }
+        row[targets[m] as usize] -= scale;
+    }
+}
+
+/// `loss_m = log(sum_v exp(z_mv)) - z_mu` with `u = targets_m`: the loss of [`cross_entropy`] alone.
+///
+/// - `losses` (M): overwritten.
+/// - `logits` (M, V), `targets` (M), each below V.
+pub fn cross_entropy_loss<F: Float + NumAssign>(
+    dims: RowDims,
+    losses: &mut [F],
+    logits: &[F],
+    targets: &[u32],
+) {
+    let RowDims { rows, cols } = dims;
+    expect_len("losses", losses, &[rows]);
+    expect_len("logits", logits, &[rows, cols]);
+    expect_len("targets", targets, &[rows]);
+    for m in 0..rows {
+        let row = &logits[m * cols..][..cols];
+        let target = targets[m] as usize;
+        assert!(target < cols, "target {target} of row {m} is outside the vocabulary of {cols}");
+        let (max, sum) = max_and_sum(row);
+        losses[m] = sum.ln() - (row[target] - max);
+    }
+}
+
+/// The maximum of a row, and `sum_v exp(z_v - max)`: with the maximum taken off, no exponential overflows.
+fn max_and_sum<F: Float + NumAssign>(row: &[F]) -> (F, F) {
+    let max = row.iter().fold(F::neg_infinity(), |max, &z| max.max(z));
+    let mut sum = F::zero();
+    for &z in row {
+        sum += (z - max).exp();
+    }
+    (max, sum)
+}

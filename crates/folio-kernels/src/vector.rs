@@ -1,0 +1,107 @@
+//! The scalar and row functions that the kernels' loops are made of, written so that compilers turn them into
+//! vector instructions: no branches, no calls, sums in a fixed number of lanes.
+
+/// Lanes of a sum: enough independent chains to keep two 512-bit units busy. Sums run in this many lanes on
+/// every instruction set, so that all give the same bits.
+const LANES: usize = 32;
+
+/// `exp(x)` in f32, to a relative error below 2 eps (eps = 2^-23) for x in [-87, 88].
+///
+/// exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2) / 2 (Cody and Waite 1980, "Software Manual for the
+/// Elementary Functions", chapter 6). exp(r) is its Taylor polynomial of degree 7, whose remainder
+/// r^8 / 8! is below 6e-9. Arguments below -87 give exp(-87) = 1.6e-38, those above 88 exp(88); NaN stays NaN.
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    const LOWEST: f32 = -87.0;
+    const HIGHEST: f32 = 88.0;
+    // Adding 1.5 * 2^23 leaves round(x / ln 2) in the low mantissa bits.
+    const ROUND: f32 = 12_582_912.0;
+    // ln 2 in two parts; the first has 9 bits, so that n * LN2_HIGH is exact.
+    const LN2_HIGH: f32 = 355.0 / 512.0;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    // Comparisons rather than `clamp`: they let NaN through and vectorise to one instruction each.
+    let x = if x < LOWEST { LOWEST } else { x };
+    let x = if x > HIGHEST { HIGHEST } else { x };
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, x));
+    let mut p = r.mul_add(1.0 / 5040.0, 1.0 / 720.0);
+    p = p.mul_add(r, 1.0 / 120.0);
+    p = p.mul_add(r, 1.0 / 24.0);
+    p = p.mul_add(r, 1.0 / 6.0);
+    p = p.mul_add(r, 0.5);
+    p = p.mul_add(r, 1.0);
+    p = p.mul_add(r, 1.0);
+    let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127);
+    p * f32::from_bits(exponent << 23)
+}
+
+/// `1 / (1 + exp(-x))`.
+#[inline(always)]
+pub fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// The sum of `f(i)` over `0..len`, in [`LANES`] lanes added up pairwise at the end.
+#[inline(always)]
+pub fn sum_by(len: usize, f: impl Fn(usize) -> f32) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let whole = len - len % LANES;
+    let mut start = 0;
+    while start < whole {
+        for (lane, sum) in lanes.iter_mut().enumerate() {
+            *sum += f(start + lane);
+        }
+        start += LANES;
+    }
+    for (lane, sum) in lanes.iter_mut().enumerate().take(len - whole) {
+        *sum += f(whole + lane);
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            lanes[lane] += lanes[lane + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// The sum of a row.
+#[inline(always)]
+pub fn sum(x: &[f32]) -> f32 {
+    sum_by(x.len(), |i| x[i])
+}
+
+/// The dot product of two rows of one length.
+#[inline(always)]
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let b = &b[..a.len()];
+    sum_by(a.len(), |i| a[i] * b[i])
+}
+
+/// The greatest element of a row; negative infinity for an empty one. NaN is passed over.
+#[inline(always)]
+pub fn max(x: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (greatest, &value) in lanes.iter_mut().zip(chunk) {
+            *greatest = if value > *greatest { value } else { *greatest };
+        }
+    }
+    let greatest = lanes.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    rest.iter().copied().fold(greatest, f32::max)
+}
+
+/// Replaces a row of scores by `exp(score - greatest)` and returns (greatest, sum of the exponentials).
+/// The maximum is subtracted first, so that no exponential overflows.
+#[inline(always)]
+pub fn exp_minus_max(row: &mut [f32]) -> (f32, f32) {
+    let greatest = max(row);
+    for value in row.iter_mut() {
+        *value = exp(*value - greatest);
+    }
+    (greatest, sum(row))
+}

@@ -1,0 +1,390 @@
+//! Every backward of `reference` against central differences of its forward, in f64.
+//!
+//! A case makes random inputs and a random gradient `dy` of the outputs, runs the backward once, and checks
+//! the gradient of one argument after the other. With `dy` fixed the loss is `L = sum_k dy_k y_k`, whose
+//! derivative by an element `x` is what the backward must have left at that element.
+
+use folio_kernels::{
+    dims::{AttentionDims, EmbeddingDims, LinearDims, RowDims},
+    dropout::Dropout,
+    reference,
+};
+use std::fmt::Debug;
+
+/// Bounds the rounded operations behind one output: no case sums over more than 21 products.
+const OPERATIONS: f64 = 64.0;
+
+/// What an accumulated gradient holds before the backward; `added` takes it off again. Overwritten ones hold
+/// NaN.
+const BEFORE: f64 = 0.5;
+
+#[test]
+fn linear_backward() {
+    linear(LinearDims { rows: 1, inputs: 1, outputs: 1 });
+    linear(LinearDims { rows: 1, inputs: 5, outputs: 3 });
+    linear(LinearDims { rows: 7, inputs: 1, outputs: 4 });
+    linear(LinearDims { rows: 4, inputs: 6, outputs: 1 });
+    linear(LinearDims { rows: 6, inputs: 7, outputs: 9 });
+}
+
+#[test]
+fn embedding_backward() {
+    embedding(EmbeddingDims { batch: 1, time: 1, channels: 1, vocab: 1 });
+    embedding(EmbeddingDims { batch: 1, time: 5, channels: 3, vocab: 4 });
+    embedding(EmbeddingDims { batch: 3, time: 1, channels: 2, vocab: 7 });
+    embedding(EmbeddingDims { batch: 3, time: 4, channels: 5, vocab: 3 });
+}
+
+#[test]
+fn layernorm_backward() {
+    layernorm(RowDims { rows: 1, cols: 1 });
+    layernorm(RowDims { rows: 1, cols: 2 });
+    layernorm(RowDims { rows: 1, cols: 7 });
+    layernorm(RowDims { rows: 5, cols: 3 });
+    layernorm(RowDims { rows: 4, cols: 16 });
+}
+
+#[test]
+fn gelu_backward() {
+    gelu(1, 1.0);
+    gelu(33, 1.0);
+    gelu(33, 6.0);
+}
+
+#[test]
+fn dropout_backward() {
+    for dropout in [Dropout::none(), Dropout::new(0.3, 11)] {
+        dropout_and_residual(RowDims { rows: 1, cols: 1 }, dropout);
+        dropout_and_residual(RowDims { rows: 1, cols: 9 }, dropout);
+        dropout_and_residual(RowDims { rows: 5, cols: 7 }, dropout);
+    }
+}
+
+#[test]
+fn attention_backward() {
+    for dropout in [Dropout::none(), Dropout::new(0.3, 11)] {
+        attention(AttentionDims { batch: 1, time: 1, heads: 1, head_size: 1 }, dropout);
+        attention(AttentionDims { batch: 1, time: 7, heads: 1, head_size: 4 }, dropout);
+        attention(AttentionDims { batch: 3, time: 1, heads: 2, head_size: 3 }, dropout);
+        attention(AttentionDims { batch: 1, time: 4, heads: 3, head_size: 1 }, dropout);
+        attention(AttentionDims { batch: 2, time: 5, heads: 3, head_size: 5 }, dropout);
+    }
+}
+
+#[test]
+fn cross_entropy_backward() {
+    cross_entropy(RowDims { rows: 1, cols: 1 });
+    cross_entropy(RowDims { rows: 1, cols: 7 });
+    cross_entropy(RowDims { rows: 6, cols: 2 });
+    cross_entropy(RowDims { rows: 5, cols: 21 });
+}
+
+#[test]
+fn tied_head_backward() {
+    tied_head(EmbeddingDims { batch: 1, time: 1, channels: 1, vocab: 2 });
+    tied_head(EmbeddingDims { batch: 1, time: 5, channels: 3, vocab: 4 });
+    tied_head(EmbeddingDims { batch: 2, time: 3, channels: 4, vocab: 7 });
+}
+
+fn linear(dims: LinearDims) {
+    let LinearDims { rows, inputs, outputs } = dims;
+    let mut random = Random(1);
+    let (x, w) = (random.values(rows * inputs), random.values(inputs * outputs));
+    let (bias, dy) = (random.values(outputs), random.values(rows * outputs));
+
+    let mut dx = vec![f64::NAN; x.len()];
+    reference::linear_backward_input(dims, &mut dx, &dy, &w);
+    let (mut dw, mut dbias) = (vec![BEFORE; w.len()], vec![BEFORE; outputs]);
+    reference::linear_backward_parameters(dims, &mut dw, Some(&mut dbias), &dy, &x);
+    let mut dw_alone = vec![BEFORE; w.len()];
+    reference::linear_backward_parameters(dims, &mut dw_alone, None, &dy, &x);
+
+    let forward = |x: &[f64], w: &[f64], bias: Option<&[f64]>| {
+        let mut y = vec![f64::NAN; dy.len()];
+        reference::linear_forward(dims, &mut y, x, w, bias);
+        y
+    };
+    let case = Case { op: "linear", shape: &dims, dy: &dy };
+    case.check("x", &x, &dx, |x| forward(x, &w, Some(&bias)));
+    case.check("w", &w, &added(dw), |w| forward(&x, w, Some(&bias)));
+    case.check("bias", &bias, &added(dbias), |bias| forward(&x, &w, Some(bias)));
+    let case = Case { op: "linear without bias", ..case };
+    case.check("x", &x, &dx, |x| forward(x, &w, None));
+    case.check("w", &w, &added(dw_alone), |w| forward(&x, w, None));
+}
+
+fn embedding(dims: EmbeddingDims) {
+    let EmbeddingDims { batch, time, channels, vocab } = dims;
+    let mut random = Random(2);
+    let wte = random.values(vocab * channels);
+    // Two more positions than the sequence has: their gradient is zero.
+    let wpe = random.values((time + 2) * channels);
+    let tokens = random.tokens(batch * time, vocab);
+    let dy = random.values(batch * time * channels);
+
+    let (mut dwte, mut dwpe) = (vec![BEFORE; wte.len()], vec![BEFORE; wpe.len()]);
+    reference::embedding_backward(dims, &mut dwte, &mut dwpe, &dy, &tokens);
+
+    let forward = |wte: &[f64], wpe: &[f64]| {
+        let mut y = vec![f64::NAN; dy.len()];
+        reference::embedding_forward(dims, &mut y, wte, wpe, &tokens);
+        y
+    };
+    let case = Case { op: "embedding", shape: &dims, dy: &dy };
+    case.check("wte", &wte, &added(dwte), |wte| forward(wte, &wpe));
+    case.check("wpe", &wpe, &added(dwpe), |wpe| forward(&wte, wpe));
+}
+
+fn layernorm(dims: RowDims) {
+    let RowDims { rows, cols } = dims;
+    let mut random = Random(3);
+    let (x, dy) = (random.values(rows * cols), random.values(rows * cols));
+    let (weight, bias) = (random.values(cols), random.values(cols));
+
+    let forward = |x: &[f64], weight: &[f64], bias: &[f64]| {
+        let (mut y, mut mean, mut rstd) =
+            (vec![f64::NAN; dy.len()], vec![f64::NAN; rows], vec![f64::NAN; rows]);
+        reference::layernorm_forward(dims, &mut y, &mut mean, &mut rstd, x, weight, bias);
+        (y, mean, rstd)
+    };
+    let (_, mean, rstd) = forward(&x, &weight, &bias);
+    let (mut dx, mut dweight, mut dbias) = (vec![BEFORE; x.len()], vec![BEFORE; cols], vec![BEFORE; cols]);
+    reference::layernorm_backward(dims, &mut dx, &mut dweight, &mut dbias, &dy, &x, &mean, &rstd, &weight);
+
+    let case = Case { op: "layernorm", shape: &dims, dy: &dy };
+    case.check("x", &x, &added(dx), |x| forward(x, &weight, &bias).0);
+    case.check("weight", &weight, &added(dweight), |weight| forward(&x, weight, &bias).0);
+    case.check("bias", &bias, &added(dbias), |bias| forward(&x, &weight, bias).0);
+}
+
+/// `reach` is how far from zero the inputs lie: the curve bends near zero and is straight beyond about 4.
+fn gelu(len: usize, reach: f64) {
+    let mut random = Random(4);
+    let x: Vec<f64> = random.values(len).iter().map(|x| reach * x).collect();
+    let dy = random.values(len);
+
+    let mut dx = vec![f64::NAN; len];
+    reference::gelu_backward(&mut dx, &dy, &x);
+
+    let case = Case { op: "gelu", shape: &(len, reach), dy: &dy };
+    case.check("x", &x, &dx, |x| {
+        let mut y = vec![f64::NAN; len];
+        reference::gelu_forward(&mut y, x);
+        y
+    });
+}
+
+fn dropout_and_residual(dims: RowDims, dropout: Dropout) {
+    let mut random = Random(5);
+    let len = dims.rows * dims.cols;
+    let (residual, branch, dy) = (random.values(len), random.values(len), random.values(len));
+
+    let mut dbranch = vec![f64::NAN; len];
+    reference::dropout_backward(dims, &mut dbranch, &dy, dropout);
+
+    let case = Case { op: "dropout", shape: &(dims, dropout), dy: &dy };
+    case.check("x", &branch, &dbranch, |x| {
+        let mut y = vec![f64::NAN; len];
+        reference::dropout_forward(dims, &mut y, x, dropout);
+        y
+    });
+    let forward = |residual: &[f64], branch: &[f64]| {
+        let mut y = vec![f64::NAN; len];
+        reference::dropout_residual_forward(dims, &mut y, residual, branch, dropout);
+        y
+    };
+    let case = Case { op: "dropout_residual", ..case };
+    case.check("residual", &residual, &dy, |residual| forward(residual, &branch));
+    case.check("branch", &branch, &dbranch, |branch| forward(&residual, branch));
+}
+
+fn attention(dims: AttentionDims, dropout: Dropout) {
+    let mut random = Random(6);
+    let rows = dims.batch * dims.time;
+    let (qkv, dy) = (random.values(rows * 3 * dims.channels()), random.values(rows * dims.channels()));
+
+    let forward = |qkv: &[f64]| {
+        let (mut y, mut lse) = (vec![f64::NAN; dy.len()], vec![f64::NAN; rows * dims.heads]);
+        reference::attention_forward(dims, &mut y, &mut lse, qkv, dropout);
+        (y, lse)
+    };
+    let (y, lse) = forward(&qkv);
+    let mut dqkv = vec![f64::NAN; qkv.len()];
+    reference::attention_backward(dims, &mut dqkv, &dy, &y, &qkv, &lse, dropout);
+
+    let case = Case { op: "attention", shape: &(dims, dropout), dy: &dy };
+    case.check("qkv", &qkv, &dqkv, |qkv| forward(qkv).0);
+}
+
+fn cross_entropy(dims: RowDims) {
+    let RowDims { rows, cols } = dims;
+    let mut random = Random(7);
+    let logits: Vec<f64> = random.values(rows * cols).iter().map(|z| 3.0 * z).collect();
+    let targets = random.tokens(rows, cols);
+    let scale = 1.0 / rows as f64;
+
+    let (mut dlogits, mut losses) = (logits.clone(), vec![f64::NAN; rows]);
+    reference::cross_entropy(dims, &mut dlogits, &mut losses, &targets, scale);
+
+    let forward = |logits: &[f64]| {
+        let mut losses = vec![f64::NAN; rows];
+        reference::cross_entropy_loss(dims, &mut losses, logits, &targets);
+        losses
+    };
+    assert_eq!(losses, forward(&logits), "cross_entropy {dims:?}: the losses with and without the gradient");
+    let case = Case { op: "cross_entropy", shape: &dims, dy: &vec![scale; rows] };
+    case.check("logits", &logits, &dlogits, forward);
+}
+
+/// The smallest model with tied weights: the embedding, and its transpose as the head. The gradient of `wte`
+/// is the sum of what reaches it from both ends.
+fn tied_head(dims: EmbeddingDims) {
+    let EmbeddingDims { batch, time, channels, vocab } = dims;
+    let rows = batch * time;
+    let head = LinearDims { rows, inputs: channels, outputs: vocab };
+    let loss = RowDims { rows, cols: vocab };
+    let mut random = Random(8);
+    let (wte, wpe) = (random.values(vocab * channels), random.values(time * channels));
+    let (tokens, targets) = (random.tokens(rows, vocab), random.tokens(rows, vocab));
+    let scale = 1.0 / rows as f64;
+
+    let forward = |wte: &[f64]| {
+        let (mut x, mut logits) = (vec![f64::NAN; rows * channels], vec![f64::NAN; rows * vocab]);
+        reference::embedding_forward(dims, &mut x, wte, &wpe, &tokens);
+        reference::linear_forward(head, &mut logits, &x, &transposed(wte, vocab, channels), None);
+        (x, logits)
+    };
+    let (x, mut dlogits) = forward(&wte);
+    let mut losses = vec![f64::NAN; rows];
+    reference::cross_entropy(loss, &mut dlogits, &mut losses, &targets, scale);
+    let mut dx = vec![f64::NAN; x.len()];
+    reference::linear_backward_input(head, &mut dx, &dlogits, &transposed(&wte, vocab, channels));
+    let mut dhead = vec![BEFORE; wte.len()];
+    reference::linear_backward_parameters(head, &mut dhead, None, &dlogits, &x);
+    let mut dwte = transposed(&dhead, channels, vocab);
+    reference::embedding_backward(dims, &mut dwte, &mut vec![0.0; wpe.len()], &dx, &tokens);
+
+    let case = Case { op: "tied head", shape: &dims, dy: &vec![scale; rows] };
+    case.check("wte", &wte, &added(dwte), |wte| {
+        let mut losses = vec![f64::NAN; rows];
+        reference::cross_entropy_loss(loss, &mut losses, &forward(wte).1, &targets);
+        losses
+    });
+}
+
+/// One operation at one shape, with the gradient of its outputs.
+struct Case<'a> {
+    op: &'a str,
+    shape: &'a dyn Debug,
+    dy: &'a [f64],
+}
+
+/// How far one element of a gradient is from the difference quotient.
+struct Mismatch {
+    index: usize,
+    got: f64,
+    want: f64,
+    tolerance: f64,
+    /// The error as a multiple of the tolerance.
+    excess: f64,
+}
+
+impl Case<'_> {
+    /// Compares `got`, the gradient of the argument `name` with the value `x`, with the central difference
+    /// `D(h) = (L(x + h) - L(x - h)) / 2h` at each element.
+    ///
+    /// Three errors make up the tolerance:
+    /// - Truncation. By Taylor's theorem `D(h) = L' + h^2 L'''/6 + O(h^4)`, therefore `D(2h) - D(h)` is
+    ///   `3 h^2 L'''/6`, and a third of it is the truncation of `D(h)`. It is measured on the forward alone.
+    /// - Rounding. At most `OPERATIONS` roundings, each of eps/2 relative to values of about `max(1, |y_k|)`,
+    ///   move `y_k` by `OPERATIONS eps/2 max(1, |y_k|)`. Two such errors over `2h` make `OPERATIONS eps/2 / h
+    ///   sum_k |dy_k| max(1, |y_k|)`. The difference is taken output by output before the sum: an output that
+    ///   does not read `x` is the same bit for bit at both ends and adds nothing.
+    /// - Rounding of the backward itself: as many operations, on values of about one times the `dy_k`, are
+    ///   off by `OPERATIONS eps/2 sum_k |dy_k|`, five orders of magnitude less.
+    ///
+    /// The first grows with `h^2` and the second with `eps / h`: `h = eps^(1/3)`, times the size of `x` where
+    /// that is above one, makes both of the order `eps^(2/3) = 4e-11`.
+    fn check(&self, name: &str, x: &[f64], got: &[f64], forward: impl Fn(&[f64]) -> Vec<f64>) {
+        let Case { op, shape, dy } = self;
+        assert_eq!(got.len(), x.len(), "{op} {shape:?}: length of the gradient of {name}");
+        let roundings = OPERATIONS * f64::EPSILON / 2.0;
+        let dy_size: f64 = dy.iter().map(|dy| dy.abs()).sum();
+        let mut worst = Mismatch { index: 0, got: 0.0, want: 0.0, tolerance: 0.0, excess: 0.0 };
+        for index in 0..x.len() {
+            let h = f64::EPSILON.cbrt() * x[index].abs().max(1.0);
+            let (want, size) = central_difference(x, index, h, dy, &forward);
+            let (want_wide, _) = central_difference(x, index, 2.0 * h, dy, &forward);
+            let truncation = (want_wide - want).abs() / 3.0;
+            let tolerance = truncation + roundings / h * size + roundings * dy_size;
+            let error = (got[index] - want).abs();
+            let excess = if error == 0.0 { 0.0 } else { error / tolerance };
+            let excess = if excess.is_nan() { f64::INFINITY } else { excess };
+            if excess > worst.excess {
+                worst = Mismatch { index, got: got[index], want, tolerance, excess };
+            }
+        }
+        let Mismatch { index, got, want, tolerance, excess } = worst;
+        assert!(
+            excess <= 1.0,
+            "{op}, gradient of {name}, {shape:?}: worst at index {index}: got {got}, want {want}, \
+             tolerance {tolerance:e}, exceeded {excess:.1} times"
+        );
+    }
+}
+
+/// The central difference of `sum_k dy_k y_k` by `x[index]`, and `sum_k |dy_k| max(1, |y_k|)` over the
+/// outputs that moved.
+fn central_difference(
+    x: &[f64],
+    index: usize,
+    h: f64,
+    dy: &[f64],
+    forward: impl Fn(&[f64]) -> Vec<f64>,
+) -> (f64, f64) {
+    let mut moved = x.to_vec();
+    moved[index] = x[index] + h;
+    let (x_above, y_above) = (moved[index], forward(&moved));
+    moved[index] = x[index] - h;
+    let (x_below, y_below) = (moved[index], forward(&moved));
+    let (mut change, mut size) = (0.0, 0.0);
+    for (k, &dy_k) in dy.iter().enumerate() {
+        if y_above[k] != y_below[k] {
+            change += dy_k * (y_above[k] - y_below[k]);
+            size += dy_k.abs() * y_above[k].abs().max(1.0);
+        }
+    }
+    // The ends are rounded: what was stepped over is their difference, not 2h.
+    (change / (x_above - x_below), size)
+}
+
+/// What a backward has added to a gradient that held `BEFORE`.
+fn added(gradient: Vec<f64>) -> Vec<f64> {
+    gradient.iter().map(|value| value - BEFORE).collect()
+}
+
+/// The transpose of `matrix` (rows, cols).
+fn transposed(matrix: &[f64], rows: usize, cols: usize) -> Vec<f64> {
+    (0..rows * cols).map(|i| matrix[(i % rows) * cols + i / rows]).collect()
+}
+
+/// Random numbers for the inputs, the same in every run: a 64-bit linear congruence with Knuth's multiplier.
+struct Random(u64);
+
+impl Random {
+    /// The upper 32 bits of the next state, which are the good ones.
+    fn bits(&mut self) -> u32 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 32) as u32
+    }
+
+    /// `len` values, uniform in [-1, 1).
+    fn values(&mut self, len: usize) -> Vec<f64> {
+        (0..len).map(|_| f64::from(self.bits()) / 2_147_483_648.0 - 1.0).collect()
+    }
+
+    /// `len` tokens below `vocab`.
+    fn tokens(&mut self, len: usize, vocab: usize) -> Vec<u32> {
+        (0..len).map(|_| self.bits() % vocab as u32).collect()
+    }
+}

@@ -1,0 +1,65 @@
+//! The sizes of a GPT-2.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// The sizes of a GPT-2, under the names of the ancestor's `model_hyperparameters.json`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelConfig {
+    /// V, the tokens of the vocabulary.
+    pub vocab_size: usize,
+    /// L, the transformer blocks.
+    pub n_blocks: usize,
+    /// C, the width of the residual stream.
+    pub n_emb: usize,
+    /// H, the attention heads of a block.
+    pub n_heads: usize,
+    /// The longest context, in tokens.
+    pub block_size: usize,
+    /// The share that dropout drops while training, in [0, 1).
+    pub dropout: f32,
+}
+
+impl ModelConfig {
+    /// Sizes above this are taken for mistakes or damage: GPT-2 XL has 1,600 channels, 48 blocks, 1,024 tokens.
+    const LARGEST: usize = 1 << 20;
+
+    /// D, the channels of one head.
+    pub fn head_size(&self) -> usize {
+        self.n_emb / self.n_heads
+    }
+
+    /// Checks that such a model can be.
+    pub fn validate(&self) -> Result<()> {
+        let sizes = [
+            ("vocab_size", self.vocab_size),
+            ("--n_blocks", self.n_blocks),
+            ("--n_emb", self.n_emb),
+            ("--n_heads", self.n_heads),
+            ("--block_sizes", self.block_size),
+        ];
+        for (name, size) in sizes {
+            if size == 0 || size > Self::LARGEST {
+                let reason = format!("{size} is not a size: give a whole number from 1 to {}", Self::LARGEST);
+                return Err(Error::setting(name, reason));
+            }
+        }
+        if !self.n_emb.is_multiple_of(self.n_heads) {
+            let heads: Vec<String> = (1..=self.n_emb.min(32))
+                .filter(|heads| self.n_emb.is_multiple_of(*heads))
+                .map(|heads| heads.to_string())
+                .collect();
+            let (width, given) = (self.n_emb, self.n_heads);
+            return Err(Error::setting(
+                "--n_heads",
+                format!("--n_emb {width} is not divisible by {given} heads: {} would do", heads.join(", ")),
+            ));
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            let reason = format!("{} is outside [0, 1): 0 drops nothing, 0.2 a fifth", self.dropout);
+            return Err(Error::setting("--dropouts", reason));
+        }
+        Ok(())
+    }
+}

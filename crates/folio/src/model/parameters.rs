@@ -1,0 +1,239 @@
+//! The parameters of a GPT-2: their names, order and shapes, declared once.
+
+use std::ops::Range;
+
+use super::ModelConfig;
+use crate::rng::Rng;
+
+/// Standard deviation of the initial weights (Radford et al. 2018, "Improving Language Understanding by
+/// Generative Pre-Training", section 4.1).
+const INIT_STD: f64 = 0.02;
+
+/// The tensors of one block.
+const PER_BLOCK: usize = 12;
+
+/// One parameter tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParameterSpec {
+    /// Its name in Hugging Face's GPT-2.
+    pub name: String,
+    /// Its shape; linear weights are (inputs, outputs), Hugging Face's `Conv1D`.
+    pub shape: Vec<usize>,
+    /// Where it stands in the flat array of all parameters.
+    pub range: Range<usize>,
+    init: Init,
+}
+
+/// How a parameter starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Init {
+    Zeros,
+    Ones,
+    /// N(0, 0.02).
+    Normal,
+    /// N(0, 0.02 / sqrt(2 L)): the 2 L projections that add to the residual stream (Radford et al. 2019,
+    /// section 2.3).
+    Residual,
+}
+
+impl ParameterSpec {
+    /// Whether weight decay pulls on this parameter by the default rule: matrices decay (embeddings and linear
+    /// weights); vectors (biases and LayerNorm) do not.
+    pub fn is_matrix(&self) -> bool {
+        self.shape.len() >= 2
+    }
+}
+
+/// Every parameter of a model, in order.
+pub(super) fn specs(config: &ModelConfig) -> Vec<ParameterSpec> {
+    let ModelConfig { vocab_size: v, n_blocks, n_emb: c, block_size, .. } = *config;
+    let mut list = SpecList::default();
+    list.push("wte.weight", &[v, c], Init::Normal);
+    list.push("wpe.weight", &[block_size, c], Init::Normal);
+    for block in 0..n_blocks {
+        let mut push = |name: &str, shape: &[usize], init| list.push(&format!("h.{block}.{name}"), shape, init);
+        push("ln_1.weight", &[c], Init::Ones);
+        push("ln_1.bias", &[c], Init::Zeros);
+        push("attn.c_attn.weight", &[c, 3 * c], Init::Normal);
+        push("attn.c_attn.bias", &[3 * c], Init::Zeros);
+        push("attn.c_proj.weight", &[c, c], Init::Residual);
+        push("attn.c_proj.bias", &[c], Init::Zeros);
+        push("ln_2.weight", &[c], Init::Ones);
+        push("ln_2.bias", &[c], Init::Zeros);
+        push("mlp.c_fc.weight", &[c, 4 * c], Init::Normal);
+        push("mlp.c_fc.bias", &[4 * c], Init::Zeros);
+        push("mlp.c_proj.weight", &[4 * c, c], Init::Residual);
+        push("mlp.c_proj.bias", &[c], Init::Zeros);
+    }
+    list.push("ln_f.weight", &[c], Init::Ones);
+    list.push("ln_f.bias", &[c], Init::Zeros);
+    list.specs
+}
+
+#[derive(Default)]
+struct SpecList {
+    specs: Vec<ParameterSpec>,
+}
+
+impl SpecList {
+    fn push(&mut self, name: &str, shape: &[usize], init: Init) {
+        let start = self.specs.last().map_or(0, |spec| spec.range.end);
+        let range = start..start + shape.iter().product::<usize>();
+        self.specs.push(ParameterSpec { name: name.to_owned(), shape: shape.to_vec(), range, init });
+    }
+}
+
+/// One value for each parameter of a model: its weights, their gradients, or the optimizer's means.
+#[derive(Clone, Debug)]
+pub struct Parameters {
+    specs: Vec<ParameterSpec>,
+    values: Vec<f32>,
+}
+
+/// The tensors of one block, in the order of [`specs`].
+pub(super) struct Block<S> {
+    /// (C)
+    pub(super) ln_1_weight: S,
+    /// (C)
+    pub(super) ln_1_bias: S,
+    /// (C, 3C)
+    pub(super) c_attn_weight: S,
+    /// (3C)
+    pub(super) c_attn_bias: S,
+    /// (C, C)
+    pub(super) attn_proj_weight: S,
+    /// (C)
+    pub(super) attn_proj_bias: S,
+    /// (C)
+    pub(super) ln_2_weight: S,
+    /// (C)
+    pub(super) ln_2_bias: S,
+    /// (C, 4C)
+    pub(super) c_fc_weight: S,
+    /// (4C)
+    pub(super) c_fc_bias: S,
+    /// (4C, C)
+    pub(super) mlp_proj_weight: S,
+    /// (C)
+    pub(super) mlp_proj_bias: S,
+}
+
+impl Parameters {
+    /// All zeros.
+    pub fn zeros(config: &ModelConfig) -> Self {
+        let specs = specs(config);
+        let count = specs.last().map_or(0, |spec| spec.range.end);
+        Self { specs, values: vec![0.0; count] }
+    }
+
+    /// GPT-2's initial weights: N(0, 0.02), the residual projections scaled by 1 / sqrt(2 L), biases 0 and
+    /// LayerNorm weights 1.
+    pub fn random(config: &ModelConfig, rng: &mut Rng) -> Self {
+        let mut parameters = Self::zeros(config);
+        let residual_std = INIT_STD / (2.0 * config.n_blocks as f64).sqrt();
+        for spec in &parameters.specs {
+            let values = &mut parameters.values[spec.range.clone()];
+            match spec.init {
+                Init::Zeros => values.fill(0.0),
+                Init::Ones => values.fill(1.0),
+                Init::Normal => values.fill_with(|| (INIT_STD * rng.normal()) as f32),
+                Init::Residual => values.fill_with(|| (residual_std * rng.normal()) as f32),
+            }
+        }
+        parameters
+    }
+
+    /// Names, shapes and places, in order.
+    pub fn specs(&self) -> &[ParameterSpec] {
+        &self.specs
+    }
+
+    /// All values, tensor after tensor.
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// All values, to be changed.
+    pub fn values_mut(&mut self) -> &mut [f32] {
+        &mut self.values
+    }
+
+    /// The values of one tensor.
+    pub fn tensor(&self, spec: &ParameterSpec) -> &[f32] {
+        &self.values[spec.range.clone()]
+    }
+
+    /// The token embedding (V, C).
+    pub(super) fn wte(&self) -> &[f32] {
+        self.tensor(&self.specs[0])
+    }
+
+    /// The position embedding (block_size, C).
+    pub(super) fn wpe(&self) -> &[f32] {
+        self.tensor(&self.specs[1])
+    }
+
+    /// The token and the position embedding, to be changed.
+    pub(super) fn embeddings_mut(&mut self) -> (&mut [f32], &mut [f32]) {
+        self.values[..self.specs[1].range.end].split_at_mut(self.specs[0].range.len())
+    }
+
+    /// Weight and bias of the final LayerNorm, (C) each.
+    pub(super) fn ln_f(&self) -> (&[f32], &[f32]) {
+        let [.., weight, bias] = self.specs.as_slice() else { unreachable!("ln_f ends every list") };
+        (self.tensor(weight), self.tensor(bias))
+    }
+
+    /// Weight and bias of the final LayerNorm, to be changed.
+    pub(super) fn ln_f_mut(&mut self) -> (&mut [f32], &mut [f32]) {
+        let [.., weight, _] = self.specs.as_slice() else { unreachable!("ln_f ends every list") };
+        self.values[weight.range.start..].split_at_mut(weight.range.len())
+    }
+
+    /// The tensors of a block, to be read.
+    pub(super) fn block(&self, idx: usize) -> Block<&[f32]> {
+        let mut specs = self.block_specs(idx).iter();
+        Block::gather(|| self.tensor(specs.next().expect("as many specs as fields")))
+    }
+
+    /// The tensors of a block, to be changed.
+    pub(super) fn block_mut(&mut self, idx: usize) -> Block<&mut [f32]> {
+        let specs = &self.specs[Self::block_range(idx)];
+        let mut rest = &mut self.values[specs[0].range.start..];
+        let mut specs = specs.iter();
+        Block::gather(|| {
+            let length = specs.next().expect("as many specs as fields").range.len();
+            rest.split_off_mut(..length).expect("the specs end inside the values")
+        })
+    }
+
+    fn block_specs(&self, idx: usize) -> &[ParameterSpec] {
+        &self.specs[Self::block_range(idx)]
+    }
+
+    /// Where the block's tensors stand among the specs: two embeddings come before the first.
+    fn block_range(idx: usize) -> Range<usize> {
+        let first = 2 + idx * PER_BLOCK;
+        first..first + PER_BLOCK
+    }
+}
+
+impl<S> Block<S> {
+    /// Names the slices, which come in the order of [`specs`].
+    fn gather(mut next: impl FnMut() -> S) -> Self {
+        Self {
+            ln_1_weight: next(),
+            ln_1_bias: next(),
+            c_attn_weight: next(),
+            c_attn_bias: next(),
+            attn_proj_weight: next(),
+            attn_proj_bias: next(),
+            ln_2_weight: next(),
+            ln_2_bias: next(),
+            c_fc_weight: next(),
+            c_fc_bias: next(),
+            mlp_proj_weight: next(),
+            mlp_proj_bias: next(),
+        }
+    }
+}

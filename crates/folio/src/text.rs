@@ -1,0 +1,153 @@
+//! The text that a model is trained on: the embedded tiny Shakespeare, or a file of the user's.
+//!
+//! ```
+//! use folio::text::Corpus;
+//! let corpus = Corpus::embedded();
+//! assert_eq!(corpus.text.len(), 1_115_394);
+//! assert!(corpus.sha256.starts_with("86c4e6aa"));
+//! ```
+
+use std::borrow::Cow;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::str::Utf8Error;
+
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+
+/// A text, with what a report says of where it came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Corpus {
+    /// `tiny-shakespeare`, or the name of the file without its folders.
+    pub name: String,
+    /// The text itself, line endings as they were. Never empty.
+    pub text: Cow<'static, str>,
+    /// The sha256 of `text` in lower-case hexadecimal.
+    pub sha256: String,
+}
+
+impl Corpus {
+    /// Tiny Shakespeare, which is part of the program.
+    pub fn embedded() -> Self {
+        Self {
+            name: "tiny-shakespeare".to_owned(),
+            text: Cow::Borrowed(tiny_shakespeare::TEXT),
+            sha256: tiny_shakespeare::SHA256.to_owned(),
+        }
+    }
+
+    /// Reads a UTF-8 text. A byte-order mark at its start is dropped, every other byte is kept.
+    ///
+    /// # Errors
+    /// [`Error::Corpus`] if there is no file at `path`, if it is a directory, if it is empty, or if it is not
+    /// UTF-8; [`Error::File`] if the system refuses to read it.
+    pub fn from_file(path: &Path) -> Result<Self> {
+        let bytes = read(path)?;
+        let mut text = String::from_utf8(bytes)
+            .map_err(|error| unusable(path, not_utf8(path, error.as_bytes(), error.utf8_error())))?;
+        if text.starts_with('\u{feff}') {
+            text.drain(..'\u{feff}'.len_utf8());
+        }
+        if text.is_empty() {
+            return Err(unusable(path, "is empty; give a file with some text in it"));
+        }
+        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+        let sha256 = Sha256::digest(&text).iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(Self { name, text: Cow::Owned(text), sha256 })
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(|source| match source.kind() {
+        ErrorKind::NotFound => unusable(path, "does not exist; check the spelling of its path"),
+        ErrorKind::IsADirectory => unusable(path, "is a directory; give the path of a text file"),
+        _ => Error::File { path: path.to_owned(), action: "read", source },
+    })
+}
+
+fn unusable(path: &Path, reason: impl Into<String>) -> Error {
+    Error::Corpus { path: path.to_owned(), reason: reason.into() }
+}
+
+/// Says where `bytes` stop being UTF-8, and which command makes them so.
+fn not_utf8(path: &Path, bytes: &[u8], error: Utf8Error) -> String {
+    let offset = error.valid_up_to();
+    if error.error_len().is_none() {
+        return format!(
+            "ends inside a character that begins at byte offset {offset}; the file seems cut off, fetch it again"
+        );
+    }
+    // A UTF-16 file opens with a byte-order mark, of which no byte is ever valid in UTF-8.
+    let encoding = match bytes {
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "UTF-16",
+        _ => "WINDOWS-1252",
+    };
+    let (byte, path) = (bytes[offset], path.display());
+    format!(
+        "is not UTF-8: it has the byte 0x{byte:02x} at offset {offset}; \
+         convert it, for example with iconv -f {encoding} -t UTF-8 '{path}' > '{path}.utf8'"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The corpus made from a file of these bytes.
+    fn corpus(bytes: &[u8]) -> Result<Corpus> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("plays.txt");
+        fs::write(&path, bytes).unwrap();
+        Corpus::from_file(&path)
+    }
+
+    #[track_caller]
+    fn check_refused(bytes: &[u8], expected: &[&str]) {
+        let message = corpus(bytes).unwrap_err().to_string();
+        for part in expected {
+            assert!(message.contains(part), "{message:?} lacks {part:?}");
+        }
+        assert!(message.contains("plays.txt") && !message.contains('\n'), "{message:?}");
+    }
+
+    #[test]
+    fn embedded_text_equals_the_same_text_in_a_file() {
+        let mut from_file = corpus(tiny_shakespeare::TEXT.as_bytes()).unwrap();
+        assert_eq!(from_file.name, "plays.txt");
+        from_file.name = "tiny-shakespeare".to_owned();
+        assert_eq!(from_file, Corpus::embedded());
+    }
+
+    #[test]
+    fn line_endings_and_inner_marks_are_kept() {
+        let text = "Exit.\r\n\tÉxit\u{feff}\r\n\n";
+        assert_eq!(corpus(text.as_bytes()).unwrap().text, text);
+    }
+
+    #[test]
+    fn leading_byte_order_mark_is_dropped() {
+        let marked = corpus("\u{feff}\u{feff}Exit.".as_bytes()).unwrap();
+        assert_eq!(marked.text, "\u{feff}Exit.");
+        assert_eq!(corpus("\u{feff}Exit.".as_bytes()).unwrap(), corpus(b"Exit.").unwrap());
+    }
+
+    #[test]
+    fn unusable_texts_are_refused() {
+        check_refused(b"", &["is empty"]);
+        check_refused("\u{feff}".as_bytes(), &["is empty"]);
+        check_refused(b"caf\xe9 noir", &["0xe9 at offset 3", "iconv -f WINDOWS-1252 -t UTF-8 '"]);
+        check_refused(b"\xff\xfeE\0x\0", &["0xff at offset 0", "iconv -f UTF-16 -t UTF-8 '"]);
+        check_refused(b"caf\xc3", &["offset 3", "cut off"]);
+    }
+
+    #[test]
+    fn missing_file_and_directory_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = Corpus::from_file(&dir.path().join("none.txt")).unwrap_err().to_string();
+        assert!(missing.contains("none.txt does not exist"), "{missing:?}");
+        let directory = Corpus::from_file(dir.path()).unwrap_err().to_string();
+        assert!(directory.ends_with("is a directory; give the path of a text file"), "{directory:?}");
+    }
+}

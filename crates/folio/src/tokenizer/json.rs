@@ -1,0 +1,409 @@
+//! `tokenizer.json` in the format of Hugging Face's library `tokenizers`, written and read.
+//!
+//! Characters are a BPE without merges and without a pre-tokenizer, whose decoder joins the tokens. GPT-2's file
+//! has the published vocabulary, merges and settings, so that other programs give the same ids.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::path::Path;
+
+use serde::ser::{Serialize, Serializer};
+use serde_json::{Map, Value, json};
+
+use super::Model;
+use super::chars::CharVocabulary;
+use super::gpt2::{self, END_OF_TEXT, Spelling};
+use crate::error::{Error, Result};
+
+/// A larger file is refused unread. GPT-2's takes 2 to 4 MB, one with every character of Unicode about 30.
+const MAX_FILE_BYTES: u64 = 64 << 20;
+
+/// The whole file, its fields in the format's order.
+#[derive(serde::Serialize)]
+struct TokenizerJson<'a> {
+    version: &'a str,
+    truncation: Option<Value>,
+    padding: Option<Value>,
+    added_tokens: Vec<Value>,
+    normalizer: Option<Value>,
+    pre_tokenizer: Option<Value>,
+    post_processor: Option<Value>,
+    decoder: Value,
+    model: BpeJson<'a>,
+}
+
+#[derive(serde::Serialize)]
+struct BpeJson<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    dropout: Option<f32>,
+    unk_token: Option<&'a str>,
+    continuing_subword_prefix: Option<&'a str>,
+    end_of_word_suffix: Option<&'a str>,
+    fuse_unk: bool,
+    byte_fallback: bool,
+    ignore_merges: bool,
+    vocab: VocabJson,
+    /// Each the two parts with a space between, which every version of the library reads.
+    merges: Vec<String>,
+}
+
+/// Tokens in the order of their ids, written as an object from token to id.
+struct VocabJson(Vec<String>);
+
+impl Serialize for VocabJson {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().zip(0_u32..))
+    }
+}
+
+/// The contents of the file for a tokenizer.
+pub(super) fn to_bytes(model: &Model) -> Vec<u8> {
+    let file = match model {
+        Model::Chars(vocabulary) => chars_json(vocabulary),
+        Model::Gpt2 => gpt2_json(),
+    };
+    let mut bytes = serde_json::to_vec_pretty(&file).expect("maps of strings and numbers are valid JSON");
+    bytes.push(b'\n');
+    bytes
+}
+
+fn chars_json(vocabulary: &CharVocabulary) -> TokenizerJson<'static> {
+    let tokens = vocabulary.chars().iter().map(char::to_string).collect();
+    tokenizer_json(bpe_json(tokens, Vec::new()), json!({ "type": "Fuse" }))
+}
+
+fn gpt2_json() -> TokenizerJson<'static> {
+    let Spelling { tokens, merges } = gpt2::spelling();
+    let merges = merges.into_iter().map(|(left, right)| format!("{left} {right}")).collect();
+    let byte_level =
+        json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
+    let (content, id) = END_OF_TEXT;
+    TokenizerJson {
+        added_tokens: vec![json!({
+            "id": id, "content": content, "special": true,
+            "single_word": false, "lstrip": false, "rstrip": false, "normalized": true,
+        })],
+        pre_tokenizer: Some(byte_level.clone()),
+        post_processor: Some(byte_level.clone()),
+        ..tokenizer_json(bpe_json(tokens, merges), byte_level)
+    }
+}
+
+fn tokenizer_json(model: BpeJson<'static>, decoder: Value) -> TokenizerJson<'static> {
+    TokenizerJson {
+        version: "1.0",
+        truncation: None,
+        padding: None,
+        added_tokens: Vec::new(),
+        normalizer: None,
+        pre_tokenizer: None,
+        post_processor: None,
+        decoder,
+        model,
+    }
+}
+
+fn bpe_json(tokens: Vec<String>, merges: Vec<String>) -> BpeJson<'static> {
+    BpeJson {
+        kind: "BPE",
+        dropout: None,
+        unk_token: None,
+        continuing_subword_prefix: None,
+        end_of_word_suffix: None,
+        fuse_unk: false,
+        byte_fallback: false,
+        ignore_merges: false,
+        vocab: VocabJson(tokens),
+        merges,
+    }
+}
+
+/// The tokenizer in a file, if it is one that this program runs.
+pub(super) fn read(path: &Path) -> Result<Model> {
+    let bytes = read_capped(path)?;
+    let json = serde_json::from_slice(&bytes)
+        .map_err(|error| refused(path, format!("is not valid JSON: {error}")))?;
+    from_json(&json).map_err(|reason| refused(path, reason))
+}
+
+fn read_capped(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)).map_err(
+        |source| match source.kind() {
+            ErrorKind::NotFound => {
+                refused(path, "does not exist; give the folder of a run that has saved one")
+            }
+            _ => Error::File { path: path.to_owned(), action: "read", source },
+        },
+    )?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(refused(
+            path,
+            format!("is larger than {} MiB, too large for a tokenizer", MAX_FILE_BYTES >> 20),
+        ));
+    }
+    Ok(bytes)
+}
+
+fn refused(path: &Path, reason: impl Into<String>) -> Error {
+    Error::TokenizerFile { path: path.to_owned(), reason: reason.into() }
+}
+
+/// The errors of this function and those below complete "the tokenizer FILE ...".
+fn from_json(json: &Value) -> std::result::Result<Model, String> {
+    require_plain_bpe(json)?;
+    let mut vocab = json["model"]["vocab"].as_object().cloned().ok_or("has no object 'model.vocab'")?;
+    let pre_tokenizer = &json["pre_tokenizer"];
+    if pre_tokenizer.is_null() {
+        return chars_from_json(json, &vocab);
+    }
+    if pre_tokenizer["type"] != "ByteLevel" || json["decoder"]["type"] != "ByteLevel" {
+        return Err(unsupported("a BPE that is not byte-level"));
+    }
+    for added in elements(&json["added_tokens"]) {
+        let content = added["content"].as_str().ok_or("has an added token without a 'content'")?;
+        vocab.insert(content.to_owned(), added["id"].clone());
+    }
+    let tokens = tokens_by_id(&vocab)?;
+    let Spelling { tokens: gpt2_tokens, merges: gpt2_merges } = gpt2::spelling();
+    let merges = &json["model"]["merges"];
+    let same_merges = elements(merges).len() == gpt2_merges.len()
+        && elements(merges).iter().zip(&gpt2_merges).all(|(merge, expected)| is_merge(merge, expected));
+    let is_gpt2 = same_merges
+        && tokens == gpt2_tokens
+        && pre_tokenizer["add_prefix_space"] == false
+        && pre_tokenizer["use_regex"] != false;
+    if is_gpt2 { Ok(Model::Gpt2) } else { Err(unsupported("a byte-level BPE other than GPT-2's")) }
+}
+
+/// Refuses whatever would give other ids than plain BPE on the text as it is.
+fn require_plain_bpe(json: &Value) -> std::result::Result<(), String> {
+    let model = &json["model"];
+    if !model.is_object() {
+        return Err("has no object 'model', so it is not in Hugging Face's format".to_owned());
+    }
+    // Old files, GPT-2's published one among them, leave the type out.
+    match model.get("type").map(|kind| kind.as_str().unwrap_or_default()) {
+        Some("BPE") | None => {}
+        Some(kind) => return Err(unsupported(&format!("a model of type '{kind}'"))),
+    }
+    if !json["normalizer"].is_null() {
+        return Err(unsupported("a normalizer"));
+    }
+    if !json["post_processor"].is_null() && json["post_processor"]["type"] != "ByteLevel" {
+        return Err(unsupported("a post-processor that adds tokens"));
+    }
+    let is_off =
+        |value: &Value| matches!(value, Value::Null | Value::Bool(false)) || value == "" || value == 0.0;
+    let options = [
+        "dropout",
+        "unk_token",
+        "continuing_subword_prefix",
+        "end_of_word_suffix",
+        "byte_fallback",
+        "ignore_merges",
+    ];
+    match options.iter().find(|option| !is_off(&model[**option])) {
+        Some(option) => Err(unsupported(&format!("the option 'model.{option}'"))),
+        None => Ok(()),
+    }
+}
+
+fn chars_from_json(json: &Value, vocab: &Map<String, Value>) -> std::result::Result<Model, String> {
+    if !elements(&json["model"]["merges"]).is_empty() || !elements(&json["added_tokens"]).is_empty() {
+        return Err(unsupported("merges or added tokens without a byte-level pre-tokenizer"));
+    }
+    if json["decoder"]["type"] != "Fuse" {
+        return Err(unsupported("characters without the decoder 'Fuse'"));
+    }
+    let single_char = |token: String| {
+        let mut chars = token.chars();
+        match (chars.next(), chars.next()) {
+            (Some(c), None) => Ok(c),
+            _ => Err(format!("has the token {token:?}, where each token must be one character")),
+        }
+    };
+    let chars: Vec<char> =
+        tokens_by_id(vocab)?.into_iter().map(single_char).collect::<std::result::Result<_, _>>()?;
+    CharVocabulary::new(chars).map(Model::Chars).map_err(|twin| format!("has the character {twin:?} twice"))
+}
+
+/// The tokens in the order of their ids, which must be 0, 1, 2 and so on, each once.
+fn tokens_by_id(vocab: &Map<String, Value>) -> std::result::Result<Vec<String>, String> {
+    if vocab.is_empty() {
+        return Err("has an empty vocabulary".to_owned());
+    }
+    let mut tokens: Vec<Option<&str>> = vec![None; vocab.len()];
+    for (token, id) in vocab {
+        let slot = id.as_u64().and_then(|id| tokens.get_mut(usize::try_from(id).ok()?));
+        let slot = slot.ok_or_else(|| {
+            format!(
+                "gives {token:?} the id {id}; the ids of {} tokens must be 0 to {}",
+                vocab.len(),
+                vocab.len() - 1
+            )
+        })?;
+        if let Some(other) = slot.replace(token) {
+            return Err(format!("gives {other:?} and {token:?} the same id {id}"));
+        }
+    }
+    Ok(tokens.into_iter().flatten().map(str::to_owned).collect())
+}
+
+/// Whether a merge of the file, written as "a b" or as ["a", "b"], is this pair.
+fn is_merge(merge: &Value, (left, right): &(String, String)) -> bool {
+    match merge {
+        Value::String(pair) => pair.split_once(' ') == Some((left, right)),
+        Value::Array(pair) => matches!(pair.as_slice(), [first, second] if first == left && second == right),
+        _ => false,
+    }
+}
+
+/// The elements of an array; none of anything else.
+fn elements(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn unsupported(what: &str) -> String {
+    format!(
+        "has {what}, which is not supported yet; use one that this program saved for chrs or bpe, or GPT-2's own"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn chars_file() -> Value {
+        serde_json::from_slice(&to_bytes(&Model::Chars(CharVocabulary::of_text("abé")))).unwrap()
+    }
+
+    fn gpt2_file() -> Value {
+        serde_json::from_slice(&to_bytes(&Model::Gpt2)).unwrap()
+    }
+
+    /// Changes a good file, which must then be refused with this message.
+    #[track_caller]
+    fn check_refused(mut file: Value, edit: impl Fn(&mut Value), expected: &str) {
+        edit(&mut file);
+        let reason = from_json(&file).unwrap_err();
+        assert!(reason.starts_with(expected), "{reason:?} does not start with {expected:?}");
+    }
+
+    #[test]
+    fn files_have_the_fields_of_the_format() {
+        let chars = chars_file();
+        assert_eq!(chars["model"]["vocab"], json!({ "a": 0, "b": 1, "é": 2 }));
+        assert_eq!((&chars["decoder"], &chars["pre_tokenizer"]), (&json!({ "type": "Fuse" }), &Value::Null));
+        let gpt2 = gpt2_file();
+        assert_eq!(gpt2["model"]["vocab"]["<|endoftext|>"], 50_256);
+        assert_eq!(gpt2["added_tokens"][0]["content"], "<|endoftext|>");
+        assert_eq!(gpt2["model"]["merges"][2], "h e");
+        assert_eq!(gpt2["pre_tokenizer"]["add_prefix_space"], false);
+    }
+
+    #[test]
+    fn characters_in_any_order_load() {
+        let mut file = chars_file();
+        file["model"]["vocab"] = json!({ "a": 2, "é": 0, "b": 1 });
+        let expected = CharVocabulary::new(vec!['é', 'b', 'a']).unwrap();
+        assert_eq!(from_json(&file), Ok(Model::Chars(expected)));
+    }
+
+    #[test]
+    fn other_spellings_of_gpt2_load() {
+        let mut file = gpt2_file();
+        file["model"]["merges"] =
+            gpt2::spelling().merges.into_iter().map(|(left, right)| json!([left, right])).collect();
+        file["model"].as_object_mut().unwrap().remove("type");
+        file["model"]["vocab"].as_object_mut().unwrap().remove("<|endoftext|>");
+        file["model"]["continuing_subword_prefix"] = json!("");
+        assert_eq!(from_json(&file), Ok(Model::Gpt2));
+    }
+
+    #[test]
+    fn broken_vocabularies_are_refused() {
+        let vocab = |vocab: Value| move |file: &mut Value| file["model"]["vocab"] = vocab.clone();
+        check_refused(chars_file(), vocab(json!({})), "has an empty vocabulary");
+        check_refused(chars_file(), vocab(json!(["a"])), "has no object 'model.vocab'");
+        check_refused(
+            chars_file(),
+            vocab(json!({ "a": 1 })),
+            "gives \"a\" the id 1; the ids of 1 tokens must be 0 to 0",
+        );
+        check_refused(chars_file(), vocab(json!({ "a": -1 })), "gives \"a\" the id -1");
+        check_refused(chars_file(), vocab(json!({ "a": 0, "b": 0 })), "gives \"a\" and \"b\" the same id 0");
+        check_refused(chars_file(), vocab(json!({ "ab": 0 })), "has the token \"ab\"");
+        check_refused(chars_file(), vocab(json!({ "": 0 })), "has the token \"\"");
+    }
+
+    #[test]
+    fn foreign_tokenizers_are_refused() {
+        let set = |pointer: &'static str, value: Value| {
+            move |file: &mut Value| *file.pointer_mut(pointer).unwrap() = value.clone()
+        };
+        let byte_level = || json!({ "type": "ByteLevel", "add_prefix_space": true });
+        check_refused(json!([]), |_| {}, "has no object 'model'");
+        check_refused(chars_file(), set("/model/type", json!("Unigram")), "has a model of type 'Unigram'");
+        check_refused(chars_file(), set("/model/type", json!(1)), "has a model of type ''");
+        check_refused(chars_file(), set("/model/dropout", json!(0.1)), "has the option 'model.dropout'");
+        check_refused(
+            chars_file(),
+            set("/model/ignore_merges", json!(true)),
+            "has the option 'model.ignore_merges'",
+        );
+        check_refused(chars_file(), set("/model/merges", json!(["a b"])), "has merges or added tokens");
+        check_refused(chars_file(), set("/normalizer", json!({ "type": "NFC" })), "has a normalizer");
+        check_refused(
+            chars_file(),
+            set("/post_processor", json!({ "type": "Bert" })),
+            "has a post-processor",
+        );
+        check_refused(
+            chars_file(),
+            set("/decoder", Value::Null),
+            "has characters without the decoder 'Fuse'",
+        );
+        check_refused(chars_file(), set("/pre_tokenizer", byte_level()), "has a BPE that is not byte-level");
+        let other = "has a byte-level BPE other than GPT-2's, which is not supported yet; use one";
+        check_refused(gpt2_file(), set("/pre_tokenizer", byte_level()), other);
+        check_refused(gpt2_file(), set("/pre_tokenizer/use_regex", json!(false)), other);
+        check_refused(gpt2_file(), set("/model/merges/7", json!("o ver")), other);
+        check_refused(gpt2_file(), set("/model/merges", json!([])), other);
+        check_refused(gpt2_file(), set("/added_tokens/0/content", json!("<pad>")), "gives");
+    }
+
+    #[test]
+    fn vocabulary_other_than_gpt2s_is_refused() {
+        let swap_two = |file: &mut Value| {
+            let vocab = &mut file["model"]["vocab"];
+            assert_eq!((&vocab["the"], &vocab["oad"]), (&json!(1169), &json!(1170)));
+            vocab["the"] = json!(1170);
+            vocab["oad"] = json!(1169);
+        };
+        check_refused(gpt2_file(), swap_two, "has a byte-level BPE other than GPT-2's");
+    }
+
+    #[track_caller]
+    fn check_unreadable(contents: Option<&[u8]>, expected: &str) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokenizer.json");
+        if let Some(contents) = contents {
+            fs::write(&path, contents).unwrap();
+        }
+        let message = read(&path).unwrap_err().to_string();
+        assert!(message.contains(expected) && message.contains("tokenizer.json"), "{message:?}");
+        assert!(!message.contains('\n'), "{message:?}");
+    }
+
+    #[test]
+    fn unreadable_files_are_named() {
+        check_unreadable(None, "does not exist; give the folder of a run");
+        check_unreadable(Some(b"{\"model\":"), "is not valid JSON: EOF");
+        check_unreadable(Some(b"\xff"), "is not valid JSON");
+        check_unreadable(Some(&vec![b' '; (MAX_FILE_BYTES + 1) as usize]), "is larger than 64 MiB");
+    }
+}

@@ -1,0 +1,3 @@
+//! The library against PyTorch, and against itself.
+
+mod golden;
