@@ -1,2 +1,69 @@
-//! pending
-fn main(){}
+//! The command line of folio: arguments and printing, nothing else.
+
+mod bench;
+mod corpus;
+mod eval;
+mod generate;
+mod options;
+mod plot;
+mod presets;
+mod progress;
+mod runs;
+mod train;
+mod usage;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+/// Trains GPT-2 from scratch on Shakespeare, or on any text, on the machine you have.
+#[derive(Parser)]
+#[command(name = "folio", version, arg_required_else_help = true, after_help = usage::EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train a model, or every combination of several settings
+    Train(Box<train::TrainArgs>),
+    /// Write text with a trained model
+    Generate(generate::GenerateArgs),
+    /// Measure a trained model on text that it never trained on
+    Eval(eval::EvalArgs),
+    /// Draw the loss and learning-rate curves of a run or a sweep
+    Plot(plot::PlotArgs),
+    /// List the runs of a sweep, the best first
+    Runs(runs::RunsArgs),
+    /// Time training steps on random tokens
+    Bench(bench::BenchArgs),
+    /// Print the embedded text, tiny Shakespeare
+    Corpus,
+}
+
+fn main() -> ExitCode {
+    match run(std::env::args_os()) {
+        Ok(code) => code,
+        Err(error) => usage::report(&error),
+    }
+}
+
+fn run(args: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode> {
+    let command = usage::with_kebab_case(Cli::command());
+    let cli = match command.try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches)) {
+        Ok(cli) => cli,
+        Err(error) => return Ok(usage::report_usage(&error)),
+    };
+    match cli.command {
+        Command::Train(args) => train::run(&args)?,
+        Command::Generate(args) => generate::run(&args)?,
+        Command::Eval(args) => eval::run(&args)?,
+        Command::Plot(args) => plot::run(&args)?,
+        Command::Runs(args) => runs::run(&args)?,
+        Command::Bench(args) => bench::run(&args)?,
+        Command::Corpus => corpus::run()?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

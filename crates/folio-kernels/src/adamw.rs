@@ -42,7 +42,11 @@ pub struct AdamwStep {
 /// `parameter`, `mean` (m) and `square` (v) are updated in place; `gradient` is read. All of one length.
 pub fn adamw(parameter: &mut [f32], gradient: &[f32], mean: &mut [f32], square: &mut [f32], step: AdamwStep) {
     let len = parameter.len();
-    assert_eq!((gradient.len(), mean.len(), square.len()), (len, len, len), "AdamW on arrays of unlike length");
+    assert_eq!(
+        (gradient.len(), mean.len(), square.len()),
+        (len, len, len),
+        "AdamW on arrays of unlike length"
+    );
     let isa = Isa::detected();
     let keep = 1.0 - step.learning_rate * step.weight_decay;
     let rate = step.learning_rate / step.bias_correction1;

@@ -56,7 +56,12 @@ impl Dropout {
     #[inline(always)]
     pub fn row(self, row: usize) -> DropoutRow {
         let mixed = mix64(self.key ^ mix64(row as u64));
-        DropoutRow { low: mixed as u32, high: (mixed >> 32) as u32, threshold: self.threshold, scale: self.scale }
+        DropoutRow {
+            low: mixed as u32,
+            high: (mixed >> 32) as u32,
+            threshold: self.threshold,
+            scale: self.scale,
+        }
     }
 }
 
@@ -105,12 +110,17 @@ pub fn dropout_in_place(dims: RowDims, y: &mut [f32], dropout: Dropout) {
     if dropout.is_identity() {
         return;
     }
-    for_each_row(dims, y, #[inline(always)] |row_idx, y: &mut [f32]| {
-        let row = dropout.row(row_idx);
-        for (col, y) in y.iter_mut().enumerate() {
-            *y *= row.factor(col as u32);
-        }
-    });
+    for_each_row(
+        dims,
+        y,
+        #[inline(always)]
+        |row_idx, y: &mut [f32]| {
+            let row = dropout.row(row_idx);
+            for (col, y) in y.iter_mut().enumerate() {
+                *y *= row.factor(col as u32);
+            }
+        },
+    );
 }
 
 /// `y = residual + drop(branch)`: the end of both halves of a block.
@@ -126,19 +136,24 @@ pub fn dropout_residual_forward(
     let len = dims.rows * dims.cols;
     assert_eq!((y.len(), residual.len(), branch.len()), (len, len, len), "residual of {dims:?}");
     let cols = dims.cols;
-    for_each_row(dims, y, #[inline(always)] |row_idx, y: &mut [f32]| {
-        let residual = &residual[row_idx * cols..][..y.len()];
-        let branch = &branch[row_idx * cols..][..y.len()];
-        let inputs = residual.iter().zip(branch);
-        if dropout.is_identity() {
-            y.iter_mut().zip(inputs).for_each(|(y, (&residual, &branch))| *y = residual + branch);
-        } else {
-            let row = dropout.row(row_idx);
-            for (col, (y, (&residual, &branch))) in y.iter_mut().zip(inputs).enumerate() {
-                *y = residual + branch * row.factor(col as u32);
+    for_each_row(
+        dims,
+        y,
+        #[inline(always)]
+        |row_idx, y: &mut [f32]| {
+            let residual = &residual[row_idx * cols..][..y.len()];
+            let branch = &branch[row_idx * cols..][..y.len()];
+            let inputs = residual.iter().zip(branch);
+            if dropout.is_identity() {
+                y.iter_mut().zip(inputs).for_each(|(y, (&residual, &branch))| *y = residual + branch);
+            } else {
+                let row = dropout.row(row_idx);
+                for (col, (y, (&residual, &branch))) in y.iter_mut().zip(inputs).enumerate() {
+                    *y = residual + branch * row.factor(col as u32);
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 /// `dx = dy * mask`, math.md (18), from `y = drop(x)`, with the mask drawn again.
@@ -147,17 +162,22 @@ pub fn dropout_residual_forward(
 pub fn dropout_backward(dims: RowDims, dx: &mut [f32], dy: &[f32], dropout: Dropout) {
     let len = dims.rows * dims.cols;
     assert_eq!((dx.len(), dy.len()), (len, len), "dropout backward of {dims:?}");
-    for_each_row(dims, dx, #[inline(always)] |row_idx, dx: &mut [f32]| {
-        let dy = &dy[row_idx * dims.cols..][..dx.len()];
-        if dropout.is_identity() {
-            dx.copy_from_slice(dy);
-        } else {
-            let row = dropout.row(row_idx);
-            for (col, (dx, &dy)) in dx.iter_mut().zip(dy).enumerate() {
-                *dx = dy * row.factor(col as u32);
+    for_each_row(
+        dims,
+        dx,
+        #[inline(always)]
+        |row_idx, dx: &mut [f32]| {
+            let dy = &dy[row_idx * dims.cols..][..dx.len()];
+            if dropout.is_identity() {
+                dx.copy_from_slice(dy);
+            } else {
+                let row = dropout.row(row_idx);
+                for (col, (dx, &dy)) in dx.iter_mut().zip(dy).enumerate() {
+                    *dx = dy * row.factor(col as u32);
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 /// Calls `f(row_idx, row)` for every row of `out`, in parallel pieces of [`ROWS`] rows.

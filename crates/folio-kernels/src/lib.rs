@@ -22,13 +22,13 @@ pub mod dims;
 pub mod isa;
 pub mod vector;
 
+pub mod adamw;
+pub mod attention;
+pub mod cross_entropy;
+pub mod dropout;
 pub mod embedding;
+pub mod gelu;
 pub mod layernorm;
 pub mod linear;
-pub mod attention;
-pub mod gelu;
-pub mod dropout;
-pub mod cross_entropy;
-pub mod adamw;
 
 pub mod reference;

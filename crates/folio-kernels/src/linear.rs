@@ -55,7 +55,14 @@ pub fn linear_backward_parameters(
     let LinearDims { rows, inputs, outputs } = dims;
     check_linear(dims, dy.len(), x.len(), dw.len());
     let shape = ProductDims { rows: inputs, cols: outputs, depth: rows };
-    product(shape, dw, View::transposed(x, inputs), View::rows(dy, outputs), Into::Add, Parallelism::Rayon(0));
+    product(
+        shape,
+        dw,
+        View::transposed(x, inputs),
+        View::rows(dy, outputs),
+        Into::Add,
+        Parallelism::Rayon(0),
+    );
     if let Some(dbias) = dbias {
         add_column_sums(RowDims { rows, cols: outputs }, dbias, dy, scratch);
     }

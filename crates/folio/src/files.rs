@@ -53,8 +53,10 @@ pub fn create_directory(path: &Path) -> Result<()> {
 /// what stood there.
 pub fn write_directory_atomic(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let directory = parent(path);
-    let temporary =
-        tempfile::Builder::new().prefix(".folio-").tempdir_in(directory).map_err(Error::file("write", path))?;
+    let temporary = tempfile::Builder::new()
+        .prefix(".folio-")
+        .tempdir_in(directory)
+        .map_err(Error::file("write", path))?;
     fill(temporary.path())?;
     let publish = || {
         #[cfg(unix)]

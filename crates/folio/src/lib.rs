@@ -1,7 +1,46 @@
 //! Trains GPT-2 from scratch on one's own text, on the machine one has.
+//!
+//! Modules in reading order; each uses only those before it.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use folio::data::TokenStream;
+//! use folio::settings::Settings;
+//! use folio::tokenizer::{Tokenizer, TokenizerKind};
+//! use folio::train::{Start, Trainer};
+//!
+//! let text = "to be, or not to be, that is the question. ".repeat(8);
+//! let settings = Settings {
+//!     n_emb: 16, n_heads: 2, n_blocks: 1, block_size: 8, batch_size: 4, num_epochs: 2, ..Settings::default()
+//! };
+//! let tokenizer = Arc::new(Tokenizer::for_text(TokenizerKind::Chrs, &text));
+//! let stream = Arc::new(TokenStream::encode(&text, &tokenizer, settings.split)?);
+//! let mut trainer = Trainer::new(settings, stream, tokenizer, &Start::Fresh)?;
+//! trainer.run(None, &mut |_event| {})?;
+//! assert_eq!(trainer.history().epochs(), 2);
+//! # Ok::<(), folio::error::Error>(())
+//! ```
+
 pub mod error;
 pub mod rng;
+
 pub mod files;
-pub mod schedule;
+pub mod text;
+pub mod tokenizer;
+
+pub mod data;
 pub mod model;
 pub mod optim;
+pub mod schedule;
+
+pub mod history;
+pub mod settings;
+
+pub mod checkpoint;
+pub mod plot;
+pub mod run_dir;
+
+pub mod evaluate;
+pub mod generate;
+pub mod sweep;
+pub mod train;

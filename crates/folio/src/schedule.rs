@@ -19,7 +19,7 @@ use crate::error::Error;
 
 /// How the rate moves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", try_from = "String")]
 pub enum ScheduleKind {
     /// It does not.
     #[default]
@@ -32,13 +32,21 @@ pub enum ScheduleKind {
 
 /// What a schedule counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", try_from = "String")]
 pub enum Unit {
     /// Epochs: one rate an epoch, as the ancestor has it.
     #[default]
     Epoch,
     /// Optimizer steps: a new rate at every step.
     Step,
+}
+
+impl TryFrom<String> for ScheduleKind {
+    type Error = Error;
+
+    fn try_from(name: String) -> Result<Self, Error> {
+        name.parse()
+    }
 }
 
 impl FromStr for ScheduleKind {
@@ -51,6 +59,14 @@ impl FromStr for ScheduleKind {
             "cosine_warm_restarts" => Ok(Self::CosineWarmRestarts),
             _ => Err(Error::unknown_name("schedule", name, &["const", "cosine", "cosine_warm_restarts"])),
         }
+    }
+}
+
+impl TryFrom<String> for Unit {
+    type Error = Error;
+
+    fn try_from(name: String) -> Result<Self, Error> {
+        name.parse()
     }
 }
 

@@ -17,10 +17,13 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 
+/// The name of the embedded text.
+pub const EMBEDDED_NAME: &str = "tiny-shakespeare";
+
 /// A text, with what a report says of where it came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Corpus {
-    /// `tiny-shakespeare`, or the name of the file without its folders.
+    /// [`EMBEDDED_NAME`], or the name of the file without its folders.
     pub name: String,
     /// The text itself, line endings as they were. Never empty.
     pub text: Cow<'static, str>,
@@ -32,7 +35,7 @@ impl Corpus {
     /// Tiny Shakespeare, which is part of the program.
     pub fn embedded() -> Self {
         Self {
-            name: "tiny-shakespeare".to_owned(),
+            name: EMBEDDED_NAME.to_owned(),
             text: Cow::Borrowed(tiny_shakespeare::TEXT),
             sha256: tiny_shakespeare::SHA256.to_owned(),
         }
@@ -51,7 +54,7 @@ impl Corpus {
             text.drain(..'\u{feff}'.len_utf8());
         }
         if text.is_empty() {
-            return Err(unusable(path, "is empty; give a file with some text in it"));
+            return Err(unusable(path, "it is empty; give a file with some text in it"));
         }
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
         let sha256 = Sha256::digest(&text).iter().map(|byte| format!("{byte:02x}")).collect();
@@ -61,24 +64,23 @@ impl Corpus {
 
 fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).map_err(|source| match source.kind() {
-        ErrorKind::NotFound => unusable(path, "does not exist; check the spelling of its path"),
-        ErrorKind::IsADirectory => unusable(path, "is a directory; give the path of a text file"),
-        _ => Error::File { path: path.to_owned(), action: "read", source },
+        ErrorKind::NotFound => unusable(path, "it does not exist; check the spelling of its path"),
+        ErrorKind::IsADirectory => unusable(path, "it is a directory; give the path of a text file"),
+        _ => Error::file("read", path)(source),
     })
 }
 
 fn unusable(path: &Path, reason: impl Into<String>) -> Error {
-    Error::Corpus { path: path.to_owned(), reason: reason.into() }
+    Error::Corpus { path: path.display().to_string(), reason: reason.into() }
 }
 
 /// Says where `bytes` stop being UTF-8, and which command makes them so.
 fn not_utf8(path: &Path, bytes: &[u8], error: Utf8Error) -> String {
     let offset = error.valid_up_to();
-    if error.error_len().is_none() {
-        return format!(
-            "ends inside a character that begins at byte offset {offset}; the file seems cut off, fetch it again"
-        );
-    }
+    let advice = match error.error_len() {
+        Some(_) => "convert it",
+        None => "its last character is incomplete, so fetch it again if it was cut off, or convert it",
+    };
     // A UTF-16 file opens with a byte-order mark, of which no byte is ever valid in UTF-8.
     let encoding = match bytes {
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "UTF-16",
@@ -86,8 +88,8 @@ fn not_utf8(path: &Path, bytes: &[u8], error: Utf8Error) -> String {
     };
     let (byte, path) = (bytes[offset], path.display());
     format!(
-        "is not UTF-8: it has the byte 0x{byte:02x} at offset {offset}; \
-         convert it, for example with iconv -f {encoding} -t UTF-8 '{path}' > '{path}.utf8'"
+        "it is not UTF-8 at byte offset {offset} (0x{byte:02x}); {advice}, for example with \
+         iconv -f {encoding} -t UTF-8 '{path}' > '{path}.utf8'"
     )
 }
 
@@ -135,19 +137,22 @@ mod tests {
 
     #[test]
     fn unusable_texts_are_refused() {
-        check_refused(b"", &["is empty"]);
+        check_refused(b"", &["it is empty"]);
         check_refused("\u{feff}".as_bytes(), &["is empty"]);
-        check_refused(b"caf\xe9 noir", &["0xe9 at offset 3", "iconv -f WINDOWS-1252 -t UTF-8 '"]);
-        check_refused(b"\xff\xfeE\0x\0", &["0xff at offset 0", "iconv -f UTF-16 -t UTF-8 '"]);
-        check_refused(b"caf\xc3", &["offset 3", "cut off"]);
+        check_refused(
+            b"caf\xe9 noir",
+            &["offset 3 (0xe9); convert it, for", "iconv -f WINDOWS-1252 -t UTF-8 '"],
+        );
+        check_refused(b"\xff\xfeE\0x\0", &["offset 0 (0xff)", "iconv -f UTF-16 -t UTF-8 '"]);
+        check_refused(b"caf\xc3", &["offset 3 (0xc3)", "cut off", "iconv"]);
     }
 
     #[test]
     fn missing_file_and_directory_are_named() {
         let dir = tempfile::tempdir().unwrap();
         let missing = Corpus::from_file(&dir.path().join("none.txt")).unwrap_err().to_string();
-        assert!(missing.contains("none.txt does not exist"), "{missing:?}");
+        assert!(missing.contains("none.txt: it does not exist"), "{missing:?}");
         let directory = Corpus::from_file(dir.path()).unwrap_err().to_string();
-        assert!(directory.ends_with("is a directory; give the path of a text file"), "{directory:?}");
+        assert!(directory.ends_with(": it is a directory; give the path of a text file"), "{directory:?}");
     }
 }

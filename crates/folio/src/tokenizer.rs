@@ -19,7 +19,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::files::write_atomic;
+use crate::files::write_json;
 
 mod chars;
 mod gpt2;
@@ -67,21 +67,8 @@ impl FromStr for TokenizerKind {
 
     fn from_str(given: &str) -> Result<Self> {
         let known = Self::ALL.into_iter().find(|kind| kind.name() == given);
-        known.ok_or_else(|| Error::UnknownName {
-            what: "tokenizer",
-            given: given.to_owned(),
-            nearest: nearest(given, &Self::ALL.map(Self::name)),
-            names: Self::ALL.map(Self::name).join(", "),
-        })
+        known.ok_or_else(|| Error::unknown_name("tokenizer", given, &Self::ALL.map(Self::name)))
     }
-}
-
-/// The name that takes the fewest edits to reach from `given`, unless they are more than half of its letters.
-fn nearest(given: &str, names: &[&str]) -> Option<String> {
-    let given = given.to_lowercase();
-    let distances = names.iter().map(|name| (strsim::damerau_levenshtein(&given, name), name));
-    let (distance, name) = distances.min_by_key(|(distance, _)| *distance)?;
-    (2 * distance <= given.len().max(name.len())).then(|| (*name).to_owned())
 }
 
 /// Turns text into token ids, which count from 0 to `vocab_size() - 1`, and back.
@@ -109,7 +96,7 @@ impl Tokenizer {
     /// The tokenizer that [`Tokenizer::save`] wrote to the folder of a run.
     ///
     /// # Errors
-    /// [`Error::TokenizerFile`] if the folder has no `tokenizer.json`, or one that is broken or of a sort that
+    /// [`Error::Tokenizer`] if the folder has no `tokenizer.json`, or one that is broken or of a sort that
     /// this program does not run; [`Error::File`] if the system refuses to read it.
     pub fn load(run_dir: &Path) -> Result<Self> {
         Ok(Self { model: json::read(&run_dir.join(TOKENIZER_FILE))? })
@@ -122,11 +109,9 @@ impl Tokenizer {
     /// [`Error::File`] if a file cannot be written.
     pub fn save(&self, run_dir: &Path) -> Result<()> {
         if let Model::Chars(vocabulary) = &self.model {
-            let characters =
-                serde_json::to_vec(vocabulary.chars()).expect("characters are valid JSON strings");
-            write_atomic(&run_dir.join(CHARACTERS_FILE), &characters)?;
+            write_json(&run_dir.join(CHARACTERS_FILE), &vocabulary.chars())?;
         }
-        write_atomic(&run_dir.join(TOKENIZER_FILE), &json::to_bytes(&self.model))
+        write_json(&run_dir.join(TOKENIZER_FILE), &json::of(&self.model))
     }
 
     /// Which kind this is.
@@ -220,7 +205,8 @@ mod tests {
     fn vocab_json_is_the_sorted_list_of_characters() {
         let dir = tempfile::tempdir().unwrap();
         Tokenizer::for_text(TokenizerKind::Chrs, "é\"b\na").save(dir.path()).unwrap();
-        assert_eq!(fs::read_to_string(dir.path().join("vocab.json")).unwrap(), r#"["\n","\"","a","b","é"]"#);
+        let text = fs::read_to_string(dir.path().join("vocab.json")).unwrap();
+        assert_eq!(serde_json::from_str::<Vec<String>>(&text).unwrap(), ["\n", "\"", "a", "b", "é"]);
     }
 
     #[test]

@@ -101,7 +101,8 @@ impl Activations {
             heads: n_heads,
             head_size: config.head_size(),
         };
-        let scratch = attention::backward_scratch(attention).max(column_sums_scratch(4 * c)).max(layernorm_scratch(c));
+        let scratch =
+            attention::backward_scratch(attention).max(column_sums_scratch(4 * c)).max(layernorm_scratch(c));
         let block = |_| BlockActivations {
             ln_1: LayerNormStatistics::new(tokens),
             qkv: vec![0.0; tokens * 3 * c],

@@ -101,7 +101,8 @@ impl Gpt2 {
         for rows in pass.head_chunks(activations.capacity) {
             let dims = pass.head_dims(rows.len());
             let logits = &mut activations.logits[..rows.len() * self.config.vocab_size];
-            let normed = &activations.shared.normed[rows.start * self.config.n_emb..][..rows.len() * self.config.n_emb];
+            let normed = &activations.shared.normed[rows.start * self.config.n_emb..]
+                [..rows.len() * self.config.n_emb];
             head_forward(dims, logits, normed, wte);
             let dims = RowDims { rows: rows.len(), cols: self.config.vocab_size };
             cross_entropy_loss(dims, &mut activations.losses[rows.clone()], logits, &batch.targets[rows]);
@@ -125,7 +126,11 @@ impl Gpt2 {
     fn begin(&mut self, inputs: &[u32], time: usize, dropout_key: Option<u64>) -> Pass {
         let longest = self.config.block_size;
         assert!((1..=longest).contains(&time), "{time} tokens a sequence, the model takes 1 to {longest}");
-        assert!(!inputs.is_empty() && inputs.len().is_multiple_of(time), "{} tokens in rows of {time}", inputs.len());
+        assert!(
+            !inputs.is_empty() && inputs.len().is_multiple_of(time),
+            "{} tokens in rows of {time}",
+            inputs.len()
+        );
         let batch = inputs.len() / time;
         let purpose = if dropout_key.is_some() { Purpose::Training } else { Purpose::Inference };
         let wanted = Capacity { batch, time, purpose };
@@ -174,7 +179,14 @@ impl Pass {
             let mut output = std::mem::take(&mut a.residual[(idx + 1) % slots]);
             let input = &a.residual[idx % slots][..stream];
             let block = &mut a.blocks[idx % kept];
-            self.block_forward(idx, &parameters.block(idx), &mut output[..stream], input, block, &mut a.shared);
+            self.block_forward(
+                idx,
+                &parameters.block(idx),
+                &mut output[..stream],
+                input,
+                block,
+                &mut a.shared,
+            );
             a.residual[(idx + 1) % slots] = output;
         }
         let last = &a.residual[self.config.n_blocks % slots][..stream];
@@ -234,7 +246,13 @@ impl Pass {
 
     /// The backward pass from the gradient of the final LayerNorm's output in `branch`; accumulates into
     /// `gradients`.
-    fn backward(self, parameters: &Parameters, gradients: &mut Parameters, a: &mut Activations, inputs: &[u32]) {
+    fn backward(
+        self,
+        parameters: &Parameters,
+        gradients: &mut Parameters,
+        a: &mut Activations,
+        inputs: &[u32],
+    ) {
         let stream = self.tokens() * self.config.n_emb;
         let dresidual = &mut a.dresidual[..stream];
         dresidual.fill(0.0);
@@ -306,7 +324,13 @@ impl Pass {
     }
 
     /// `y = layernorm(x)`, keeping its statistics.
-    fn layernorm(self, y: &mut [f32], kept: &mut LayerNormStatistics, x: &[f32], (weight, bias): (&[f32], &[f32])) {
+    fn layernorm(
+        self,
+        y: &mut [f32],
+        kept: &mut LayerNormStatistics,
+        x: &[f32],
+        (weight, bias): (&[f32], &[f32]),
+    ) {
         let LayerNormStatistics { mean, rstd } = kept;
         let tokens = self.tokens();
         layernorm_forward(self.row_dims(), y, &mut mean[..tokens], &mut rstd[..tokens], x, weight, bias);

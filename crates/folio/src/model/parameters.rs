@@ -51,7 +51,8 @@ pub(super) fn specs(config: &ModelConfig) -> Vec<ParameterSpec> {
     list.push("wte.weight", &[v, c], Init::Normal);
     list.push("wpe.weight", &[block_size, c], Init::Normal);
     for block in 0..n_blocks {
-        let mut push = |name: &str, shape: &[usize], init| list.push(&format!("h.{block}.{name}"), shape, init);
+        let mut push =
+            |name: &str, shape: &[usize], init| list.push(&format!("h.{block}.{name}"), shape, init);
         push("ln_1.weight", &[c], Init::Ones);
         push("ln_1.bias", &[c], Init::Zeros);
         push("attn.c_attn.weight", &[c, 3 * c], Init::Normal);

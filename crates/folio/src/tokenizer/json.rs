@@ -20,7 +20,7 @@ const MAX_FILE_BYTES: u64 = 64 << 20;
 
 /// The whole file, its fields in the format's order.
 #[derive(serde::Serialize)]
-struct TokenizerJson<'a> {
+pub(super) struct TokenizerJson<'a> {
     version: &'a str,
     truncation: Option<Value>,
     padding: Option<Value>,
@@ -57,15 +57,12 @@ impl Serialize for VocabJson {
     }
 }
 
-/// The contents of the file for a tokenizer.
-pub(super) fn to_bytes(model: &Model) -> Vec<u8> {
-    let file = match model {
+/// The file of a tokenizer.
+pub(super) fn of(model: &Model) -> TokenizerJson<'static> {
+    match model {
         Model::Chars(vocabulary) => chars_json(vocabulary),
         Model::Gpt2 => gpt2_json(),
-    };
-    let mut bytes = serde_json::to_vec_pretty(&file).expect("maps of strings and numbers are valid JSON");
-    bytes.push(b'\n');
-    bytes
+    }
 }
 
 fn chars_json(vocabulary: &CharVocabulary) -> TokenizerJson<'static> {
@@ -134,7 +131,7 @@ fn read_capped(path: &Path) -> Result<Vec<u8>> {
             ErrorKind::NotFound => {
                 refused(path, "does not exist; give the folder of a run that has saved one")
             }
-            _ => Error::File { path: path.to_owned(), action: "read", source },
+            _ => Error::file("read", path)(source),
         },
     )?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
@@ -147,7 +144,7 @@ fn read_capped(path: &Path) -> Result<Vec<u8>> {
 }
 
 fn refused(path: &Path, reason: impl Into<String>) -> Error {
-    Error::TokenizerFile { path: path.to_owned(), reason: reason.into() }
+    Error::Tokenizer { reason: format!("the tokenizer {} {}", path.display(), reason.into()) }
 }
 
 /// The errors of this function and those below complete "the tokenizer FILE ...".
@@ -278,11 +275,11 @@ mod tests {
     use super::*;
 
     fn chars_file() -> Value {
-        serde_json::from_slice(&to_bytes(&Model::Chars(CharVocabulary::of_text("abé")))).unwrap()
+        serde_json::to_value(of(&Model::Chars(CharVocabulary::of_text("abé")))).unwrap()
     }
 
     fn gpt2_file() -> Value {
-        serde_json::from_slice(&to_bytes(&Model::Gpt2)).unwrap()
+        serde_json::to_value(of(&Model::Gpt2)).unwrap()
     }
 
     /// Changes a good file, which must then be refused with this message.

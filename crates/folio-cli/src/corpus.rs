@@ -1,0 +1,12 @@
+//! `folio corpus`: the embedded text on stdout.
+
+use std::io::Write;
+
+use folio::text::Corpus;
+
+pub(crate) fn run() -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(Corpus::embedded().text.as_bytes())?;
+    stdout.flush()?;
+    Ok(())
+}

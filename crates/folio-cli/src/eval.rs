@@ -1,0 +1,83 @@
+//! `folio eval`: how good a trained model is.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use clap::Args;
+use folio::data::{Dataset, Part, TokenStream};
+use folio::error::Error;
+use folio::evaluate::{Evaluation, evaluate};
+use folio::settings::Settings;
+use folio::text::Corpus;
+
+use crate::generate::{WhichModel, load_model};
+use crate::train::set_threads;
+
+#[derive(Args)]
+#[command(after_help = "\
+The loss is the mean over every token of the part, each counting alike. The eval loss in a training report is the
+mean over batches, as in the ancestor: the two differ a little when the last batch is short.
+
+Examples:
+  folio eval runs/quick
+  folio eval runs/search --best_eval_loss_model --split test --json")]
+pub(crate) struct EvalArgs {
+    #[command(flatten)]
+    which: WhichModel,
+    /// The part to evaluate on: eval, test or train
+    #[arg(long, value_name = "NAME", default_value = "eval")]
+    split: Part,
+    /// One JSON object a model
+    #[arg(long)]
+    json: bool,
+    /// Threads to compute with [default: all cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+}
+
+pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
+    let (run, numbers) = args.which.find()?;
+    let settings = run.settings()?;
+    let tokenizer = run.tokenizer()?;
+    let corpus = corpus_of(&settings)?;
+    let stream = Arc::new(TokenStream::encode(&corpus.text, &tokenizer, settings.split)?);
+    let dataset = Dataset::new(stream, settings.block_size, settings.seed)?;
+    set_threads(args.threads)?;
+    for number in numbers {
+        let mut model = load_model(&run, number)?;
+        let evaluation = evaluate(&mut model, &dataset, &tokenizer, args.split)?;
+        let path = run.checkpoint(number);
+        if args.json {
+            let mut value = serde_json::to_value(evaluation)?;
+            value["checkpoint"] = path.display().to_string().into();
+            println!("{value}");
+        } else {
+            print(&path, evaluation);
+        }
+    }
+    Ok(())
+}
+
+/// The text that a run was trained on, known again by its hash.
+fn corpus_of(settings: &Settings) -> anyhow::Result<Corpus> {
+    let embedded = Corpus::embedded();
+    if settings.data_sha256 == embedded.sha256 {
+        return Ok(embedded);
+    }
+    let corpus = Corpus::from_file(Path::new(&settings.data))?;
+    if corpus.sha256 != settings.data_sha256 {
+        let reason =
+            "has changed since the run was trained on it: its evaluation part would be another".to_owned();
+        return Err(Error::Corpus { path: settings.data.clone(), reason }.into());
+    }
+    Ok(corpus)
+}
+
+fn print(path: &Path, evaluation: Evaluation) {
+    let Evaluation { tokens, characters, loss, perplexity, bits_per_character } = evaluation;
+    println!("{}", path.display());
+    println!("  loss                {loss:.4} nats a token");
+    println!("  perplexity          {perplexity:.4}");
+    println!("  bits per character  {bits_per_character:.4}");
+    println!("  over                {tokens} tokens, {characters} characters");
+}

@@ -1,0 +1,184 @@
+//! `folio generate`: text from a trained model.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::Args;
+use folio::checkpoint::load_parameters;
+use folio::generate::{Sampling, generate};
+use folio::model::Gpt2;
+use folio::rng::{Rng, Stream};
+use folio::run_dir::RunDir;
+use folio::tokenizer::Tokenizer;
+
+use crate::train::set_threads;
+use crate::usage::Usage;
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  folio generate runs/quick --prompt 'ROMEO:' --max_new_tokens 300
+  folio generate runs/search --best_eval_loss_model --temperature 0.8 --top-k 20 --num-samples 3 --seed 7
+  folio generate runs/mine --checkpoint_step 5 10 15 --write_to_file samples.txt")]
+pub(crate) struct GenerateArgs {
+    #[command(flatten)]
+    which: WhichModel,
+    /// Tokens to write
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    max_new_tokens: usize,
+    /// Text to go on from [default: the vocabulary's first token]
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// Below 1 bolder, above 1 wilder; 0 always takes the likeliest token
+    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
+    temperature: f64,
+    /// Draw from so many of the likeliest tokens only
+    #[arg(long, value_name = "N")]
+    top_k: Option<usize>,
+    /// Draw from the likeliest tokens that together reach this probability only
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    top_p: Option<f64>,
+    /// The same seed writes the same text [default: another at every call]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Texts to write
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    num_samples: usize,
+    /// Append the text to this file in the run directory
+    #[arg(long, value_name = "NAME")]
+    write_to_file: Option<PathBuf>,
+    /// Threads to compute with [default: all cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+}
+
+/// Which model of a run is meant.
+#[derive(Args, Clone)]
+pub(crate) struct WhichModel {
+    /// The run, or the directory of a sweep
+    #[arg(value_name = "RUN_DIR")]
+    pub(crate) run_dir: PathBuf,
+    /// The epochs whose models to take [default: the last saved]
+    #[arg(long, value_name = "N", num_args = 1..)]
+    pub(crate) checkpoint_step: Vec<u64>,
+    /// Take the model with the lowest eval loss of the run and its sub-runs
+    #[arg(long, conflicts_with = "checkpoint_step")]
+    pub(crate) best_eval_loss_model: bool,
+}
+
+impl WhichModel {
+    /// The run and the epochs that are meant, all of which exist.
+    pub(crate) fn find(&self) -> anyhow::Result<(RunDir, Vec<u64>)> {
+        let run = RunDir::new(&self.run_dir);
+        if self.best_eval_loss_model {
+            let (run, epoch) = run.best()?;
+            run.existing_checkpoint(epoch)?;
+            return Ok((run, vec![epoch]));
+        }
+        if !run.sub_runs()?.is_empty() && run.checkpoints()?.is_empty() {
+            let path = run.path().display();
+            return Err(
+                Usage(format!("{path} is a sweep: give one of its runs, or --best_eval_loss_model")).into()
+            );
+        }
+        let mut numbers = self.checkpoint_step.clone();
+        if numbers.is_empty() {
+            numbers.extend(run.checkpoints()?.last());
+        }
+        // Without any checkpoint the error says so.
+        for &number in if numbers.is_empty() { &[0][..] } else { &numbers } {
+            run.existing_checkpoint(number)?;
+        }
+        Ok((run, numbers))
+    }
+}
+
+/// Reads a model from a checkpoint of a run.
+pub(crate) fn load_model(run: &RunDir, number: u64) -> anyhow::Result<Gpt2> {
+    let config = run.model_config()?;
+    let parameters = load_parameters(&run.existing_checkpoint(number)?, &config)?;
+    Ok(Gpt2::from_parameters(config, parameters))
+}
+
+pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
+    let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p };
+    sampling.validate()?;
+    let (run, numbers) = args.which.find()?;
+    let tokenizer = run.tokenizer()?;
+    let start = start_tokens(args.prompt.as_deref(), &tokenizer)?;
+    let output =
+        args.write_to_file.as_deref().map(|name| output_file(&args.which.run_dir, name)).transpose()?;
+    set_threads(args.threads)?;
+    let seed = args.seed.unwrap_or_else(seed_from_clock);
+    for &number in &numbers {
+        let mut model = load_model(&run, number)?;
+        let mut rng = Rng::new(seed, Stream::Sampling);
+        for sample in 0..args.num_samples {
+            let text = write_sample(args, &mut model, &tokenizer, &start, &sampling, &mut rng)?;
+            if let Some(path) = &output {
+                append(path, number, &text)?;
+            }
+            if sample + 1 < args.num_samples || numbers.len() > 1 {
+                println!("----");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Writes one text to stdout as it is drawn, and returns it.
+fn write_sample(
+    args: &GenerateArgs,
+    model: &mut Gpt2,
+    tokenizer: &Tokenizer,
+    start: &[u32],
+    sampling: &Sampling,
+    rng: &mut Rng,
+) -> anyhow::Result<String> {
+    let mut stdout = std::io::stdout().lock();
+    let mut bytes = args.prompt.clone().unwrap_or_default().into_bytes();
+    stdout.write_all(&bytes)?;
+    let mut printed = Ok(());
+    generate(model, &mut start.to_vec(), args.max_new_tokens, sampling, rng, |token| {
+        let piece = tokenizer.decode_bytes(&[token]);
+        bytes.extend_from_slice(&piece);
+        if printed.is_ok() {
+            printed = stdout.write_all(&piece).and_then(|()| stdout.flush());
+        }
+    });
+    printed?;
+    writeln!(stdout)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The tokens that generation starts from: the prompt's, or token 0 as in the ancestor.
+fn start_tokens(prompt: Option<&str>, tokenizer: &Tokenizer) -> anyhow::Result<Vec<u32>> {
+    let Some(prompt) = prompt else { return Ok(vec![0]) };
+    let tokens = tokenizer.encode(prompt).context("--prompt")?;
+    Ok(if tokens.is_empty() { vec![0] } else { tokens })
+}
+
+/// The file that `--write_to_file` names, which must lie directly in the run directory.
+fn output_file(run_dir: &Path, name: &Path) -> anyhow::Result<PathBuf> {
+    let path = run_dir.join(name);
+    if name.components().count() != 1 || name.file_name().is_none() {
+        return Err(
+            Usage(format!("--write_to_file {}: give a file name without folders", name.display())).into()
+        );
+    }
+    Ok(path)
+}
+
+fn append(path: &Path, number: u64, text: &str) -> anyhow::Result<()> {
+    let open = OpenOptions::new().create(true).append(true).open(path);
+    let write = |mut file: std::fs::File| writeln!(file, "Checkpoint {number} output:\n{text}\n");
+    open.and_then(write).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// A seed that differs from call to call.
+fn seed_from_clock() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |elapsed| elapsed.as_nanos() as u64)
+}

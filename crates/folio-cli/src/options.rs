@@ -1,0 +1,230 @@
+//! The settings of `folio train` as flags, and as keys of a preset or config file.
+//!
+//! Each is optional here. Later sources give way to earlier ones: flags, `--config`, `--preset`, the run that
+//! is continued, the defaults of [`Settings`].
+
+use std::path::PathBuf;
+
+use clap::Args;
+use folio::data::SplitKind;
+use folio::schedule::{ScheduleKind, Unit};
+use folio::settings::Settings;
+use folio::sweep::Grid;
+use folio::tokenizer::TokenizerKind;
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// A switch that a preset may set and `--flag=false` take back.
+macro_rules! switch {
+    () => {
+        "true"
+    };
+}
+
+#[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Options {
+    /// UTF-8 text to train on [default: the embedded tiny Shakespeare]
+    #[arg(long, value_name = "FILE", help_heading = "Text")]
+    pub(crate) data: Option<PathBuf>,
+    /// How text becomes tokens: chrs (one a character) or bpe (GPT-2's 50,257) [default: chrs]
+    #[arg(long, value_name = "NAME", help_heading = "Text")]
+    pub(crate) tokenizer_type: Option<TokenizerKind>,
+    /// blocks (80/10/10, shuffled) or contiguous (first 90 % of the characters, last 10 %) [default: blocks]
+    #[arg(long, value_name = "NAME", help_heading = "Text")]
+    pub(crate) split: Option<SplitKind>,
+
+    /// Width of the model [default: 384]
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    pub(crate) n_emb: Option<usize>,
+    /// Attention heads [default: 6]
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    pub(crate) n_heads: Option<usize>,
+    /// Transformer blocks [default: 6]
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    pub(crate) n_blocks: Option<usize>,
+    /// Tokens a sequence: the context length * [default: 256]
+    #[arg(long, value_name = "N", num_args = 1.., help_heading = "Model")]
+    #[serde(default, deserialize_with = "one_or_many")]
+    pub(crate) block_sizes: Option<Vec<usize>>,
+    /// Share dropped from embeddings, attention weights and both residual branches * [default: 0.2]
+    #[arg(long, value_name = "X", num_args = 1.., help_heading = "Model")]
+    #[serde(default, deserialize_with = "one_or_many")]
+    pub(crate) dropouts: Option<Vec<f64>>,
+
+    /// Epochs to train; from a checkpoint, further epochs [default: 10]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub(crate) num_epochs: Option<u64>,
+    /// Stop after so many optimizer steps in all, even inside an epoch
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub(crate) max_steps: Option<u64>,
+    /// Sequences a step * [default: 64]
+    #[arg(long, value_name = "N", num_args = 1.., help_heading = "Training")]
+    #[serde(default, deserialize_with = "one_or_many")]
+    pub(crate) batch_sizes: Option<Vec<usize>>,
+    /// AdamW's peak rate * [default: 1e-3]
+    #[arg(long, value_name = "X", num_args = 1.., help_heading = "Training")]
+    #[serde(default, deserialize_with = "one_or_many")]
+    pub(crate) learning_rates: Option<Vec<f64>>,
+    /// AdamW's decoupled weight decay * [default: 1e-2]
+    #[arg(long, value_name = "X", num_args = 1.., help_heading = "Training")]
+    #[serde(default, deserialize_with = "one_or_many")]
+    pub(crate) weight_decays: Option<Vec<f64>>,
+    /// Decay biases and LayerNorm too, as the ancestor does, not only matrices
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = switch!(), hide_possible_values = true, value_name = "BOOL", help_heading = "Training")]
+    pub(crate) decay_all_parameters: Option<bool>,
+    /// AdamW's decay of the mean of gradients [default: 0.9]
+    #[arg(long, value_name = "X", help_heading = "Training")]
+    pub(crate) beta1: Option<f64>,
+    /// AdamW's decay of the mean of squared gradients [default: 0.99]
+    #[arg(long, value_name = "X", help_heading = "Training")]
+    pub(crate) beta2: Option<f64>,
+    /// AdamW's term in the denominator [default: 1e-8]
+    #[arg(long, value_name = "X", help_heading = "Training")]
+    pub(crate) eps: Option<f64>,
+    /// Norm that gradients are clipped to; 0 clips nothing [default: 1]
+    #[arg(long, value_name = "X", help_heading = "Training")]
+    pub(crate) grad_clip: Option<f64>,
+    /// Seed of the weights, the split, the order of the blocks and dropout [default: 1337]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub(crate) seed: Option<u64>,
+
+    /// const, cosine or cosine_warm_restarts [default: const]
+    #[arg(long, value_name = "NAME", help_heading = "Learning-rate schedule")]
+    pub(crate) lr_schedule: Option<ScheduleKind>,
+    /// What the schedule counts: epoch (one rate an epoch) or step [default: epoch]
+    #[arg(long, value_name = "NAME", help_heading = "Learning-rate schedule")]
+    pub(crate) lr_schedule_unit: Option<Unit>,
+    /// Steps of linear warm-up [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Learning-rate schedule")]
+    pub(crate) warmup_steps: Option<u64>,
+    /// Floor of the cosine * [default: 1e-6]
+    #[arg(long, value_name = "X", num_args = 1.., help_heading = "Learning-rate schedule")]
+    #[serde(default, deserialize_with = "one_or_many")]
+    pub(crate) cosine_final_lr: Option<Vec<f64>>,
+    /// Half a period, in the schedule's unit * [default: 10]
+    #[arg(long = "cosine_T_max", value_name = "N", num_args = 1.., help_heading = "Learning-rate schedule")]
+    #[serde(default, rename = "cosine_T_max", deserialize_with = "one_or_many")]
+    pub(crate) cosine_t_max: Option<Vec<u64>>,
+    /// Growth of the period at each restart * [default: 1]
+    #[arg(long = "cosine_T_mult", value_name = "N", num_args = 1.., help_heading = "Learning-rate schedule")]
+    #[serde(default, rename = "cosine_T_mult", deserialize_with = "one_or_many")]
+    pub(crate) cosine_t_mult: Option<Vec<u64>>,
+    /// Factor on the whole rate at each restart * [default: 1]
+    #[arg(long, value_name = "X", num_args = 1.., help_heading = "Learning-rate schedule")]
+    #[serde(default, deserialize_with = "one_or_many")]
+    pub(crate) cosine_lr_restart_decay: Option<Vec<f64>>,
+
+    /// Directory that the run writes to; a sweep writes to run_1, run_2, … in it
+    #[arg(long, value_name = "DIR", help_heading = "Files")]
+    pub(crate) run_dir: Option<PathBuf>,
+    /// Write losses.json and lrs.json after every epoch
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = switch!(), hide_possible_values = true, value_name = "BOOL", help_heading = "Files")]
+    pub(crate) save_losses: Option<bool>,
+    /// Write checkpoint_N after every epoch N
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = switch!(), hide_possible_values = true, value_name = "BOOL", help_heading = "Files")]
+    pub(crate) save_checkpoint: Option<bool>,
+    /// Tokens of text to write when training has ended
+    #[arg(long, value_name = "N", help_heading = "Files")]
+    pub(crate) sample_tokens: Option<usize>,
+}
+
+impl Options {
+    /// These options, and where they are silent those of `fallback`.
+    pub(crate) fn or(self, fallback: &Options) -> anyhow::Result<Options> {
+        let mut table = toml::Table::try_from(fallback)?;
+        table.extend(toml::Table::try_from(&self)?);
+        Ok(table.try_into()?)
+    }
+
+    /// What a run that is continued passes on: its text, model, optimizer and schedule.
+    pub(crate) fn inherited(settings: &Settings) -> Options {
+        let embedded = settings.data == folio::text::EMBEDDED_NAME;
+        Options {
+            data: (!embedded).then(|| PathBuf::from(&settings.data)),
+            tokenizer_type: Some(settings.tokenizer_type),
+            split: Some(settings.split),
+            n_emb: Some(settings.n_emb),
+            n_heads: Some(settings.n_heads),
+            n_blocks: Some(settings.n_blocks),
+            block_sizes: Some(vec![settings.block_size]),
+            dropouts: Some(vec![settings.dropout]),
+            batch_sizes: Some(vec![settings.batch_size]),
+            learning_rates: Some(vec![settings.learning_rate]),
+            weight_decays: Some(vec![settings.weight_decay]),
+            decay_all_parameters: Some(settings.decay_all_parameters),
+            beta1: Some(settings.beta1),
+            beta2: Some(settings.beta2),
+            eps: Some(settings.eps),
+            grad_clip: Some(settings.grad_clip),
+            seed: Some(settings.seed),
+            lr_schedule: Some(settings.lr_schedule),
+            lr_schedule_unit: Some(settings.lr_schedule_unit),
+            warmup_steps: Some(settings.warmup_steps),
+            cosine_final_lr: Some(vec![settings.cosine_final_lr]),
+            cosine_t_max: Some(vec![settings.cosine_t_max]),
+            cosine_t_mult: Some(vec![settings.cosine_t_mult]),
+            cosine_lr_restart_decay: Some(vec![settings.cosine_lr_restart_decay]),
+            ..Options::default()
+        }
+    }
+
+    /// The settings that all runs share, and the values that the sweep goes through.
+    pub(crate) fn settings(&self) -> (Settings, Grid) {
+        let default = Settings::default();
+        let base = Settings {
+            tokenizer_type: self.tokenizer_type.unwrap_or(default.tokenizer_type),
+            split: self.split.unwrap_or(default.split),
+            seed: self.seed.unwrap_or(default.seed),
+            n_emb: self.n_emb.unwrap_or(default.n_emb),
+            n_heads: self.n_heads.unwrap_or(default.n_heads),
+            n_blocks: self.n_blocks.unwrap_or(default.n_blocks),
+            num_epochs: self.num_epochs.unwrap_or(default.num_epochs),
+            max_steps: self.max_steps,
+            decay_all_parameters: self.decay_all_parameters.unwrap_or(default.decay_all_parameters),
+            beta1: self.beta1.unwrap_or(default.beta1),
+            beta2: self.beta2.unwrap_or(default.beta2),
+            eps: self.eps.unwrap_or(default.eps),
+            grad_clip: self.grad_clip.unwrap_or(default.grad_clip),
+            lr_schedule: self.lr_schedule.unwrap_or(default.lr_schedule),
+            lr_schedule_unit: self.lr_schedule_unit.unwrap_or(default.lr_schedule_unit),
+            warmup_steps: self.warmup_steps.unwrap_or(default.warmup_steps),
+            save_losses: self.save_losses.unwrap_or(false),
+            save_checkpoint: self.save_checkpoint.unwrap_or(false),
+            ..default
+        };
+        let single = Grid::of(&base);
+        let grid = Grid {
+            block_sizes: self.block_sizes.clone().unwrap_or(single.block_sizes),
+            batch_sizes: self.batch_sizes.clone().unwrap_or(single.batch_sizes),
+            learning_rates: self.learning_rates.clone().unwrap_or(single.learning_rates),
+            weight_decays: self.weight_decays.clone().unwrap_or(single.weight_decays),
+            dropouts: self.dropouts.clone().unwrap_or(single.dropouts),
+            cosine_final_lr: self.cosine_final_lr.clone().unwrap_or(single.cosine_final_lr),
+            cosine_t_max: self.cosine_t_max.clone().unwrap_or(single.cosine_t_max),
+            cosine_t_mult: self.cosine_t_mult.clone().unwrap_or(single.cosine_t_mult),
+            cosine_lr_restart_decay: self
+                .cosine_lr_restart_decay
+                .clone()
+                .unwrap_or(single.cosine_lr_restart_decay),
+        };
+        (base, grid)
+    }
+}
+
+/// Reads `x` as well as `[x, y]`.
+fn one_or_many<'de, D, T>(deserializer: D) -> Result<Option<Vec<T>>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum OneOrMany<T> {
+        One(T),
+        Many(Vec<T>),
+    }
+    Ok(Some(match OneOrMany::deserialize(deserializer)? {
+        OneOrMany::One(value) => vec![value],
+        OneOrMany::Many(values) => values,
+    }))
+}

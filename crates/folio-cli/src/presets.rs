@@ -1,0 +1,64 @@
+//! Named recipes, and files of options.
+
+use std::path::Path;
+
+use anyhow::Context;
+
+use crate::options::Options;
+use crate::usage::Usage;
+
+/// The presets by name, with their text; `presets/*.toml` of the repository.
+const PRESETS: [(&str, &str); 4] = [
+    ("quick", include_str!("../../../presets/quick.toml")),
+    ("shakespeare-char", include_str!("../../../presets/shakespeare-char.toml")),
+    ("shakespeare-bpe", include_str!("../../../presets/shakespeare-bpe.toml")),
+    ("nanogpt-cpu", include_str!("../../../presets/nanogpt-cpu.toml")),
+];
+
+/// The names of all presets.
+pub(crate) fn names() -> [&'static str; PRESETS.len()] {
+    PRESETS.map(|(name, _)| name)
+}
+
+/// The options of a preset.
+pub(crate) fn preset(name: &str) -> anyhow::Result<Options> {
+    let found = PRESETS.iter().find(|(known, _)| *known == name);
+    let (_, text) = found.expect("the parser lets only known names through");
+    toml::from_str(text).with_context(|| format!("preset {name}"))
+}
+
+/// The options in a TOML file.
+pub(crate) fn config_file(path: &Path) -> anyhow::Result<Options> {
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("--config: cannot read {}", path.display()))?;
+    toml::from_str(&text).map_err(|error: toml::de::Error| {
+        let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
+        let message = error.message().trim().replace('\n', "; ");
+        Usage(format!("{}, line {line}: {message}", path.display())).into()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_preset_is_a_valid_run() {
+        for name in names() {
+            let options = preset(name).unwrap();
+            let (base, grid) = options.settings();
+            for run in grid.combinations(&base) {
+                run.validate().unwrap_or_else(|error| panic!("{name}: {error}"));
+            }
+        }
+    }
+
+    #[test]
+    fn a_flag_wins_over_a_preset_and_a_preset_over_the_default() {
+        let flags = Options { n_emb: Some(48), ..Options::default() };
+        let merged = flags.or(&preset("nanogpt-cpu").unwrap()).unwrap();
+        let (base, grid) = merged.settings();
+        assert_eq!((base.n_emb, base.n_blocks, grid.block_sizes), (48, 4, vec![64]));
+        assert_eq!(base.weight_decay, folio::settings::Settings::default().weight_decay);
+    }
+}

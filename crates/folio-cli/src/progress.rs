@@ -1,0 +1,127 @@
+//! A run as it is told to a person: one line an epoch on stdout, a bar on stderr.
+
+use std::time::{Duration, Instant};
+
+use folio::history::EpochReport;
+use folio::train::Event;
+use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
+
+/// Prints the events of a run.
+pub(crate) struct Progress {
+    bar: ProgressBar,
+    json: bool,
+    begun: Instant,
+    /// Time spent in optimizer steps, and tokens learned from in it.
+    training: Duration,
+    tokens: u64,
+    last_event: Instant,
+    epoch: String,
+}
+
+impl Progress {
+    pub(crate) fn new(json: bool) -> Self {
+        let bar = ProgressBar::new(0);
+        let template = "{msg} {wide_bar:.cyan/dim} {pos}/{len} steps, {eta} left";
+        bar.set_style(
+            ProgressStyle::with_template(template).expect("a valid template").progress_chars("━╸─"),
+        );
+        let now = Instant::now();
+        Self {
+            bar,
+            json,
+            begun: now,
+            training: Duration::ZERO,
+            tokens: 0,
+            last_event: now,
+            epoch: String::new(),
+        }
+    }
+
+    /// Takes one event of the run.
+    pub(crate) fn on_event(&mut self, event: Event) {
+        let now = Instant::now();
+        let elapsed = now - self.last_event;
+        self.last_event = now;
+        match event {
+            Event::Started { steps, parameters } => {
+                self.bar.set_length(steps);
+                self.bar.println(format!(
+                    "{} parameters, {} steps",
+                    HumanCount(parameters),
+                    HumanCount(steps)
+                ));
+            }
+            Event::EpochStarted { epoch, last_epoch, .. } => {
+                self.epoch = format!("epoch {epoch}/{last_epoch}")
+            }
+            Event::Step { tokens, loss } => {
+                self.training += elapsed;
+                self.tokens += tokens;
+                self.bar.inc(1);
+                let rate = HumanCount(self.tokens_per_second() as u64);
+                self.bar.set_message(format!("{} loss {loss:.4} {rate} tokens/s", self.epoch));
+            }
+            Event::Evaluating => self.bar.set_message(format!("{} evaluating", self.epoch)),
+            Event::EpochEnded { epoch, last_epoch, report, .. } => {
+                let line =
+                    if self.json { self.json_line(epoch, report) } else { line(epoch, last_epoch, report) };
+                self.bar.suspend(|| println!("{line}"));
+            }
+        }
+    }
+
+    /// Takes the bar away and says how long it took.
+    pub(crate) fn finish(&self) {
+        self.bar.finish_and_clear();
+        eprintln!(
+            "trained for {}: {} tokens, {} a second",
+            HumanDuration(self.begun.elapsed()),
+            HumanCount(self.tokens),
+            HumanCount(self.tokens_per_second() as u64)
+        );
+    }
+
+    fn tokens_per_second(&self) -> f64 {
+        self.tokens as f64 / self.training.as_secs_f64().max(f64::EPSILON)
+    }
+
+    fn json_line(&self, epoch: u64, report: EpochReport) -> String {
+        let EpochReport { train_loss, eval_loss, learning_rate, step } = report;
+        let seconds = self.begun.elapsed().as_secs_f64();
+        let tokens_per_s = self.tokens_per_second();
+        serde_json::json!({
+            "epoch": epoch, "step": step, "train_loss": train_loss, "eval_loss": eval_loss, "lr": learning_rate,
+            "seconds": seconds, "tokens_per_s": tokens_per_s,
+        })
+        .to_string()
+    }
+}
+
+/// The ancestor's line.
+fn line(epoch: u64, last_epoch: u64, report: EpochReport) -> String {
+    let EpochReport { train_loss, eval_loss, learning_rate, .. } = report;
+    let lr = scientific(learning_rate);
+    format!(
+        "Epoch: {epoch}/{last_epoch} || Train loss: {train_loss:.4} || Eval loss: {eval_loss:.4} || lr: {lr}"
+    )
+}
+
+/// A number as `1.0000e-03`, with two digits of exponent at least.
+fn scientific(x: f64) -> String {
+    let text = format!("{x:.4e}");
+    let (mantissa, exponent) = text.split_once('e').expect("{:e} writes an e");
+    let exponent: i32 = exponent.parse().expect("{:e} writes a whole exponent");
+    format!("{mantissa}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_epoch_is_told_as_the_ancestor_tells_it() {
+        let report = EpochReport { train_loss: 1.23454, eval_loss: 1.45666, learning_rate: 1e-3, step: 9 };
+        let want = "Epoch: 3/100 || Train loss: 1.2345 || Eval loss: 1.4567 || lr: 1.0000e-03";
+        assert_eq!(line(3, 100, report), want);
+    }
+}

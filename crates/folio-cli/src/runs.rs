@@ -1,0 +1,91 @@
+//! `folio runs`: a sweep as a ranked table.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use comfy_table::{CellAlignment, Table, presets::NOTHING};
+use folio::run_dir::RunDir;
+use serde_json::{Map, Value};
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  folio runs runs/search
+  folio runs runs/search --json")]
+pub(crate) struct RunsArgs {
+    /// The directory of a sweep, or of one run
+    #[arg(value_name = "RUN_DIR")]
+    run_dir: PathBuf,
+    /// One JSON object a run, with all its settings
+    #[arg(long)]
+    json: bool,
+}
+
+/// One line of the table.
+struct Row {
+    name: String,
+    settings: Map<String, Value>,
+    /// The lowest eval loss and the epoch it was reached in.
+    best: Option<(f64, u64)>,
+    epochs: usize,
+}
+
+pub(crate) fn run(args: &RunsArgs) -> anyhow::Result<()> {
+    let mut rows = Vec::new();
+    for run in RunDir::new(&args.run_dir).runs()? {
+        let name = run.path().file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let Value::Object(settings) = serde_json::to_value(run.settings()?)? else {
+            unreachable!("a struct")
+        };
+        let losses = run.losses()?.unwrap_or_default();
+        let best = losses.best_eval_loss.zip(losses.best_epoch()).map(|((loss, _), epoch)| (loss, epoch));
+        rows.push(Row { name, settings, best, epochs: losses.steps.len() });
+    }
+    rows.sort_by(|a, b| rank(a).total_cmp(&rank(b)));
+    if args.json {
+        rows.iter().for_each(print_json);
+    } else {
+        println!("{}", table(&rows));
+    }
+    Ok(())
+}
+
+/// Runs without losses come last.
+fn rank(row: &Row) -> f64 {
+    row.best.map_or(f64::INFINITY, |(loss, _)| loss)
+}
+
+fn print_json(row: &Row) {
+    let (loss, epoch) = row.best.unzip();
+    let value = serde_json::json!({
+        "run": row.name, "best_eval_loss": loss, "best_epoch": epoch, "epochs": row.epochs, "settings": row.settings,
+    });
+    println!("{value}");
+}
+
+/// Rank, run, loss, and whatever settings the runs differ in.
+fn table(rows: &[Row]) -> Table {
+    let first = &rows[0].settings;
+    let differs = |key: &&String| rows.iter().any(|row| row.settings.get(*key) != first.get(*key));
+    let varying: Vec<&String> = first.keys().filter(differs).collect();
+    let mut table = Table::new();
+    table.load_style(NOTHING);
+    let fixed = ["rank", "run", "best eval loss", "at epoch"].map(str::to_owned);
+    table.set_header(fixed.into_iter().chain(varying.iter().map(|key| (*key).clone())));
+    for (index, row) in rows.iter().enumerate() {
+        let (loss, epoch) = row.best.map_or(("-".to_owned(), "-".to_owned()), |(loss, epoch)| {
+            (format!("{loss:.4}"), format!("{epoch}/{}", row.epochs))
+        });
+        let values = varying.iter().map(|key| match &row.settings[*key] {
+            Value::String(text) => text.clone(),
+            value => value.to_string(),
+        });
+        table.add_row([(index + 1).to_string(), row.name.clone(), loss, epoch].into_iter().chain(values));
+    }
+    for (index, column) in table.column_iter_mut().enumerate() {
+        if index != 1 {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}

@@ -1,0 +1,86 @@
+//! What a user is told who has mistyped, and the second spelling of every flag.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Command;
+use clap::error::ErrorKind;
+
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  folio train --preset quick                       a first model in three minutes
+  folio train --preset quick --data my.txt         the same on your own text
+  folio generate runs/quick --prompt 'ROMEO:'      let it write
+  folio eval runs/quick                            loss, perplexity, bits per character
+  folio plot runs/quick                            losses.svg and losses.png, and in the terminal
+  folio train --learning_rates 1e-3 3e-4 --dropouts 0.1 0.2 --save_losses --run_dir runs/search
+  folio runs runs/search                           the four of them, ranked
+
+Every flag has two spellings: --learning_rates and --learning-rates.";
+
+/// A mistake in the arguments that the parser cannot see.
+#[derive(Debug)]
+pub(crate) struct Usage(pub(crate) String);
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// Gives every flag that has an underscore its spelling with hyphens, at every level.
+pub(crate) fn with_kebab_case(command: Command) -> Command {
+    command
+        .mut_args(|arg| {
+            let Some(long) = arg.get_long().filter(|long| long.contains('_')).map(str::to_owned) else {
+                return arg;
+            };
+            let kebab = long.replace('_', "-");
+            let mut aliases = vec![kebab.to_lowercase(), long.to_lowercase(), kebab];
+            aliases.retain(|alias| *alias != long);
+            aliases.dedup();
+            arg.aliases(aliases)
+        })
+        .mut_subcommands(with_kebab_case)
+}
+
+/// Prints a failure in one line and chooses the exit code: 2 for wrong usage, 1 for all else.
+pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
+    let mut message = format!("{error:#}");
+    if let Some(broken_pipe) = error.downcast_ref::<std::io::Error>()
+        && broken_pipe.kind() == std::io::ErrorKind::BrokenPipe
+    {
+        // `folio corpus | head` has had what it wanted.
+        return ExitCode::SUCCESS;
+    }
+    message.retain(|c| c != '\n');
+    // If stderr is gone there is nobody left to tell.
+    let _ = writeln!(std::io::stderr(), "error: {message}");
+    let wrong_usage = error.is::<Usage>()
+        || matches!(
+            error.downcast_ref::<folio::error::Error>(),
+            Some(folio::error::Error::Setting { .. } | folio::error::Error::UnknownName { .. })
+        );
+    ExitCode::from(if wrong_usage { 2 } else { 1 })
+}
+
+/// Prints help where it was asked for, and a mistake as one line with its tip.
+pub(crate) fn report_usage(error: &clap::Error) -> ExitCode {
+    let asked_for = [
+        ErrorKind::DisplayHelp,
+        ErrorKind::DisplayVersion,
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand,
+    ];
+    if asked_for.contains(&error.kind()) {
+        // As above: nobody left to tell.
+        let _ = error.print();
+        return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+    }
+    let rendered = error.render().to_string();
+    let kept = rendered.lines().map(str::trim).filter(|line| !line.is_empty());
+    let line: Vec<&str> = kept.take_while(|line| !line.starts_with("Usage:")).collect();
+    let _ = writeln!(std::io::stderr(), "{} (see --help)", line.join("; ").replace(":;", ":"));
+    ExitCode::from(2)
+}

@@ -1,0 +1,194 @@
+//! Everything that a run is determined by.
+
+use serde::{Deserialize, Serialize};
+
+use crate::data::SplitKind;
+use crate::error::{Error, Result};
+use crate::model::ModelConfig;
+use crate::optim::AdamWConfig;
+use crate::schedule::{Schedule, ScheduleKind, Unit};
+use crate::tokenizer::TokenizerKind;
+
+/// The settings of one run: the content of `hyperparameters.json`. Names are the ancestor's where it has them;
+/// where it takes several values, this holds the one of this run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Settings {
+    /// The text: a path, or `tiny-shakespeare` for the embedded one.
+    pub data: String,
+    /// The text's SHA-256, by which a resumption knows it again.
+    pub data_sha256: String,
+    /// How text becomes tokens.
+    pub tokenizer_type: TokenizerKind,
+    /// How the text is divided into training and evaluation.
+    pub split: SplitKind,
+    /// The seed of every random stream of the run.
+    pub seed: u64,
+    /// C, the model's width.
+    pub n_emb: usize,
+    /// H, attention heads.
+    pub n_heads: usize,
+    /// L, transformer blocks.
+    pub n_blocks: usize,
+    /// Tokens a sequence.
+    pub block_size: usize,
+    /// Sequences a step.
+    pub batch_size: usize,
+    /// The share that dropout drops.
+    pub dropout: f64,
+    /// Epochs to train; from a checkpoint, further epochs.
+    pub num_epochs: u64,
+    /// Stops after so many optimizer steps in all, if epochs have not ended it before.
+    pub max_steps: Option<u64>,
+    /// The peak learning rate.
+    pub learning_rate: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Whether biases and LayerNorm decay as well.
+    pub decay_all_parameters: bool,
+    /// AdamW's decay of the mean of gradients.
+    pub beta1: f64,
+    /// AdamW's decay of the mean of squared gradients.
+    pub beta2: f64,
+    /// AdamW's term in the denominator.
+    pub eps: f64,
+    /// The norm that gradients are clipped to; 0 clips nothing.
+    pub grad_clip: f64,
+    /// How the learning rate moves.
+    pub lr_schedule: ScheduleKind,
+    /// What the schedule counts.
+    pub lr_schedule_unit: Unit,
+    /// Steps of linear warm-up.
+    pub warmup_steps: u64,
+    /// The floor of the cosine.
+    pub cosine_final_lr: f64,
+    /// Half a period, in the schedule's unit.
+    #[serde(rename = "cosine_T_max")]
+    pub cosine_t_max: u64,
+    /// Growth of the period at each restart.
+    #[serde(rename = "cosine_T_mult")]
+    pub cosine_t_mult: u64,
+    /// Factor on the whole rate at each restart.
+    pub cosine_lr_restart_decay: f64,
+    /// Whether losses.json and lrs.json are written.
+    pub save_losses: bool,
+    /// Whether a checkpoint is written after every epoch.
+    pub save_checkpoint: bool,
+}
+
+/// The interface's defaults; those it leaves open follow nanoGPT's setting for characters (beta2 0.99, clipping
+/// at 1).
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            data: crate::text::EMBEDDED_NAME.to_owned(),
+            data_sha256: tiny_shakespeare::SHA256.to_owned(),
+            tokenizer_type: TokenizerKind::Chrs,
+            split: SplitKind::Blocks,
+            seed: 1337,
+            n_emb: 384,
+            n_heads: 6,
+            n_blocks: 6,
+            block_size: 256,
+            batch_size: 64,
+            dropout: 0.2,
+            num_epochs: 10,
+            max_steps: None,
+            learning_rate: 1e-3,
+            weight_decay: 1e-2,
+            decay_all_parameters: false,
+            beta1: 0.9,
+            beta2: 0.99,
+            eps: 1e-8,
+            grad_clip: 1.0,
+            lr_schedule: ScheduleKind::Const,
+            lr_schedule_unit: Unit::Epoch,
+            warmup_steps: 0,
+            cosine_final_lr: 1e-6,
+            cosine_t_max: 10,
+            cosine_t_mult: 1,
+            cosine_lr_restart_decay: 1.0,
+            save_losses: false,
+            save_checkpoint: false,
+        }
+    }
+}
+
+impl Settings {
+    /// Checks every setting by itself and against the others.
+    pub fn validate(&self) -> Result<()> {
+        // The vocabulary's size is known only with the text; any size stands for it here.
+        self.model_config(1).validate()?;
+        let counts = [
+            ("--batch_sizes", self.batch_size as u64),
+            ("--num_epochs", self.num_epochs),
+            ("--max_steps", self.max_steps.unwrap_or(1)),
+            ("--cosine_T_max", self.cosine_t_max),
+            ("--cosine_T_mult", self.cosine_t_mult),
+        ];
+        for (flag, count) in counts {
+            if count == 0 {
+                return Err(Error::setting(flag, "0 is too few: give a whole number of at least 1"));
+            }
+        }
+        let positive = [("--learning_rates", self.learning_rate), ("--eps", self.eps)];
+        let not_negative = [
+            ("--weight_decays", self.weight_decay),
+            ("--grad_clip", self.grad_clip),
+            ("--cosine_final_lr", self.cosine_final_lr),
+            ("--cosine_lr_restart_decay", self.cosine_lr_restart_decay),
+        ];
+        for (flag, value) in positive.into_iter().chain(not_negative) {
+            let positive = positive.iter().any(|(name, _)| *name == flag);
+            if !value.is_finite() || value < 0.0 || (positive && value == 0.0) {
+                let range = if positive { "above 0" } else { "of 0 or more" };
+                return Err(Error::setting(flag, format!("{value} will not do: give a number {range}")));
+            }
+        }
+        for (flag, beta) in [("--beta1", self.beta1), ("--beta2", self.beta2)] {
+            if !(0.0..1.0).contains(&beta) {
+                return Err(Error::setting(
+                    flag,
+                    format!("{beta} is outside [0, 1): 0.9 and 0.99 are usual"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The model of this run.
+    pub fn model_config(&self, vocab_size: usize) -> ModelConfig {
+        ModelConfig {
+            vocab_size,
+            n_blocks: self.n_blocks,
+            n_emb: self.n_emb,
+            n_heads: self.n_heads,
+            block_size: self.block_size,
+            dropout: self.dropout as f32,
+        }
+    }
+
+    /// The optimizer of this run.
+    pub fn adamw(&self) -> AdamWConfig {
+        AdamWConfig {
+            beta1: self.beta1,
+            beta2: self.beta2,
+            eps: self.eps,
+            weight_decay: self.weight_decay,
+            decay_all_parameters: self.decay_all_parameters,
+            grad_clip: self.grad_clip,
+        }
+    }
+
+    /// The learning-rate schedule of this run, without its warm-up.
+    pub fn schedule(&self) -> Schedule {
+        Schedule {
+            kind: self.lr_schedule,
+            learning_rate: self.learning_rate,
+            final_rate: self.cosine_final_lr,
+            period: self.cosine_t_max,
+            period_growth: self.cosine_t_mult,
+            restart_decay: self.cosine_lr_restart_decay,
+        }
+    }
+}
