@@ -7,10 +7,12 @@ use folio::model::{Batch, Gpt2, ModelConfig};
 use folio::optim::{AdamW, AdamWConfig};
 use folio::rng::{Rng, Stream};
 
+use crate::options::{real, whole};
 use crate::train::set_threads;
 use crate::usage::Usage;
 
 #[derive(Args)]
+#[command(rename_all = "snake_case")]
 pub(crate) struct BenchArgs {
     #[command(subcommand)]
     what: What,
@@ -23,36 +25,37 @@ enum What {
 }
 
 #[derive(Args)]
+#[command(rename_all = "snake_case")]
 #[command(after_help = "\
 Example:
   folio bench step --batch 64 --block 256 --vocab 65 --emb 384 --blocks 6 --heads 6 --dropout 0.2")]
 struct StepArgs {
     /// Sequences a step
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 64, value_parser = whole::<usize>)]
     batch: usize,
     /// Tokens a sequence
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 256, value_parser = whole::<usize>)]
     block: usize,
     /// Tokens of the vocabulary
-    #[arg(long, default_value_t = 65)]
+    #[arg(long, default_value_t = 65, value_parser = whole::<usize>)]
     vocab: usize,
     /// Width of the model
-    #[arg(long, default_value_t = 384)]
+    #[arg(long, default_value_t = 384, value_parser = whole::<usize>)]
     emb: usize,
     /// Transformer blocks
-    #[arg(long, default_value_t = 6)]
+    #[arg(long, default_value_t = 6, value_parser = whole::<usize>)]
     blocks: usize,
     /// Attention heads
-    #[arg(long, default_value_t = 6)]
+    #[arg(long, default_value_t = 6, value_parser = whole::<usize>)]
     heads: usize,
     /// Share that dropout drops
-    #[arg(long, default_value_t = 0.2)]
+    #[arg(long, default_value_t = 0.2, value_parser = real::<f32>)]
     dropout: f32,
     /// Steps to time, after two that are not
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = whole::<usize>)]
     steps: usize,
     /// Threads to compute with [default: all cores]
-    #[arg(long)]
+    #[arg(long, value_parser = whole::<usize>)]
     threads: Option<usize>,
 }
 

@@ -11,9 +11,11 @@ use folio::settings::Settings;
 use folio::text::Corpus;
 
 use crate::generate::{WhichModel, load_model};
+use crate::options::whole;
 use crate::train::set_threads;
 
 #[derive(Args)]
+#[command(rename_all = "snake_case")]
 #[command(after_help = "\
 The loss is the mean over every token of the part, each counting alike. The eval loss in a training report is the
 mean over batches, as in the ancestor: the two differ a little when the last batch is short.
@@ -31,7 +33,7 @@ pub(crate) struct EvalArgs {
     #[arg(long)]
     json: bool,
     /// Threads to compute with [default: all cores]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>)]
     threads: Option<usize>,
 }
 

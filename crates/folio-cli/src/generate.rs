@@ -13,10 +13,12 @@ use folio::rng::{Rng, Stream};
 use folio::run_dir::RunDir;
 use folio::tokenizer::Tokenizer;
 
+use crate::options::{real, whole};
 use crate::train::set_threads;
 use crate::usage::Usage;
 
 #[derive(Args)]
+#[command(rename_all = "snake_case")]
 #[command(after_help = "\
 Examples:
   folio generate runs/quick --prompt 'ROMEO:' --max_new_tokens 300
@@ -26,42 +28,43 @@ pub(crate) struct GenerateArgs {
     #[command(flatten)]
     which: WhichModel,
     /// Tokens to write
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = whole::<usize>)]
     max_new_tokens: usize,
     /// Text to go on from [default: the vocabulary's first token]
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
     /// Below 1 bolder, above 1 wilder; 0 always takes the likeliest token
-    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = real::<f64>)]
     temperature: f64,
     /// Draw from so many of the likeliest tokens only
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>)]
     top_k: Option<usize>,
     /// Draw from the likeliest tokens that together reach this probability only
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", value_parser = real::<f64>)]
     top_p: Option<f64>,
     /// The same seed writes the same text [default: another at every call]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>)]
     seed: Option<u64>,
     /// Texts to write
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole::<usize>)]
     num_samples: usize,
     /// Append the text to this file in the run directory
     #[arg(long, value_name = "NAME")]
     write_to_file: Option<PathBuf>,
     /// Threads to compute with [default: all cores]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>)]
     threads: Option<usize>,
 }
 
 /// Which model of a run is meant.
 #[derive(Args, Clone)]
+#[command(rename_all = "snake_case")]
 pub(crate) struct WhichModel {
     /// The run, or the directory of a sweep
     #[arg(value_name = "RUN_DIR")]
     pub(crate) run_dir: PathBuf,
     /// The epochs whose models to take [default: the last saved]
-    #[arg(long, value_name = "N", num_args = 1..)]
+    #[arg(long, value_name = "N", num_args = 1.., value_parser = whole::<u64>)]
     pub(crate) checkpoint_step: Vec<u64>,
     /// Take the model with the lowest eval loss of the run and its sub-runs
     #[arg(long, conflicts_with = "checkpoint_step")]

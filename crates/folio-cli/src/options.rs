@@ -4,6 +4,7 @@
 //! is continued, the defaults of [`Settings`].
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::Args;
 use folio::data::SplitKind;
@@ -13,14 +14,8 @@ use folio::sweep::Grid;
 use folio::tokenizer::TokenizerKind;
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// A switch that a preset may set and `--flag=false` take back.
-macro_rules! switch {
-    () => {
-        "true"
-    };
-}
-
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
+#[command(rename_all = "snake_case")]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Options {
     /// UTF-8 text to train on [default: the embedded tiny Shakespeare]
@@ -34,58 +29,58 @@ pub(crate) struct Options {
     pub(crate) split: Option<SplitKind>,
 
     /// Width of the model [default: 384]
-    #[arg(long, value_name = "N", help_heading = "Model")]
+    #[arg(long, value_name = "N", help_heading = "Model", value_parser = whole::<usize>)]
     pub(crate) n_emb: Option<usize>,
     /// Attention heads [default: 6]
-    #[arg(long, value_name = "N", help_heading = "Model")]
+    #[arg(long, value_name = "N", help_heading = "Model", value_parser = whole::<usize>)]
     pub(crate) n_heads: Option<usize>,
     /// Transformer blocks [default: 6]
-    #[arg(long, value_name = "N", help_heading = "Model")]
+    #[arg(long, value_name = "N", help_heading = "Model", value_parser = whole::<usize>)]
     pub(crate) n_blocks: Option<usize>,
     /// Tokens a sequence: the context length * [default: 256]
-    #[arg(long, value_name = "N", num_args = 1.., help_heading = "Model")]
+    #[arg(long, value_name = "N", num_args = 1.., help_heading = "Model", value_parser = whole::<usize>)]
     #[serde(default, deserialize_with = "one_or_many")]
     pub(crate) block_sizes: Option<Vec<usize>>,
     /// Share dropped from embeddings, attention weights and both residual branches * [default: 0.2]
-    #[arg(long, value_name = "X", num_args = 1.., help_heading = "Model")]
+    #[arg(long, value_name = "X", num_args = 1.., help_heading = "Model", value_parser = real::<f64>)]
     #[serde(default, deserialize_with = "one_or_many")]
     pub(crate) dropouts: Option<Vec<f64>>,
 
     /// Epochs to train; from a checkpoint, further epochs [default: 10]
-    #[arg(long, value_name = "N", help_heading = "Training")]
+    #[arg(long, value_name = "N", help_heading = "Training", value_parser = whole::<u64>)]
     pub(crate) num_epochs: Option<u64>,
     /// Stop after so many optimizer steps in all, even inside an epoch
-    #[arg(long, value_name = "N", help_heading = "Training")]
+    #[arg(long, value_name = "N", help_heading = "Training", value_parser = whole::<u64>)]
     pub(crate) max_steps: Option<u64>,
     /// Sequences a step * [default: 64]
-    #[arg(long, value_name = "N", num_args = 1.., help_heading = "Training")]
+    #[arg(long, value_name = "N", num_args = 1.., help_heading = "Training", value_parser = whole::<usize>)]
     #[serde(default, deserialize_with = "one_or_many")]
     pub(crate) batch_sizes: Option<Vec<usize>>,
     /// AdamW's peak rate * [default: 1e-3]
-    #[arg(long, value_name = "X", num_args = 1.., help_heading = "Training")]
+    #[arg(long, value_name = "X", num_args = 1.., help_heading = "Training", value_parser = real::<f64>)]
     #[serde(default, deserialize_with = "one_or_many")]
     pub(crate) learning_rates: Option<Vec<f64>>,
     /// AdamW's decoupled weight decay * [default: 1e-2]
-    #[arg(long, value_name = "X", num_args = 1.., help_heading = "Training")]
+    #[arg(long, value_name = "X", num_args = 1.., help_heading = "Training", value_parser = real::<f64>)]
     #[serde(default, deserialize_with = "one_or_many")]
     pub(crate) weight_decays: Option<Vec<f64>>,
     /// Decay biases and LayerNorm too, as the ancestor does, not only matrices
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = switch!(), hide_possible_values = true, value_name = "BOOL", help_heading = "Training")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Training")]
     pub(crate) decay_all_parameters: Option<bool>,
     /// AdamW's decay of the mean of gradients [default: 0.9]
-    #[arg(long, value_name = "X", help_heading = "Training")]
+    #[arg(long, value_name = "X", help_heading = "Training", value_parser = real::<f64>)]
     pub(crate) beta1: Option<f64>,
     /// AdamW's decay of the mean of squared gradients [default: 0.99]
-    #[arg(long, value_name = "X", help_heading = "Training")]
+    #[arg(long, value_name = "X", help_heading = "Training", value_parser = real::<f64>)]
     pub(crate) beta2: Option<f64>,
     /// AdamW's term in the denominator [default: 1e-8]
-    #[arg(long, value_name = "X", help_heading = "Training")]
+    #[arg(long, value_name = "X", help_heading = "Training", value_parser = real::<f64>)]
     pub(crate) eps: Option<f64>,
     /// Norm that gradients are clipped to; 0 clips nothing [default: 1]
-    #[arg(long, value_name = "X", help_heading = "Training")]
+    #[arg(long, value_name = "X", help_heading = "Training", value_parser = real::<f64>)]
     pub(crate) grad_clip: Option<f64>,
     /// Seed of the weights, the split, the order of the blocks and dropout [default: 1337]
-    #[arg(long, value_name = "N", help_heading = "Training")]
+    #[arg(long, value_name = "N", help_heading = "Training", value_parser = whole::<u64>)]
     pub(crate) seed: Option<u64>,
 
     /// const, cosine or cosine_warm_restarts [default: const]
@@ -95,22 +90,22 @@ pub(crate) struct Options {
     #[arg(long, value_name = "NAME", help_heading = "Learning-rate schedule")]
     pub(crate) lr_schedule_unit: Option<Unit>,
     /// Steps of linear warm-up [default: 0]
-    #[arg(long, value_name = "N", help_heading = "Learning-rate schedule")]
+    #[arg(long, value_name = "N", help_heading = "Learning-rate schedule", value_parser = whole::<u64>)]
     pub(crate) warmup_steps: Option<u64>,
     /// Floor of the cosine * [default: 1e-6]
-    #[arg(long, value_name = "X", num_args = 1.., help_heading = "Learning-rate schedule")]
+    #[arg(long, value_name = "X", num_args = 1.., help_heading = "Learning-rate schedule", value_parser = real::<f64>)]
     #[serde(default, deserialize_with = "one_or_many")]
     pub(crate) cosine_final_lr: Option<Vec<f64>>,
     /// Half a period, in the schedule's unit * [default: 10]
-    #[arg(long = "cosine_T_max", value_name = "N", num_args = 1.., help_heading = "Learning-rate schedule")]
+    #[arg(long = "cosine_T_max", value_name = "N", num_args = 1.., help_heading = "Learning-rate schedule", value_parser = whole::<u64>)]
     #[serde(default, rename = "cosine_T_max", deserialize_with = "one_or_many")]
     pub(crate) cosine_t_max: Option<Vec<u64>>,
     /// Growth of the period at each restart * [default: 1]
-    #[arg(long = "cosine_T_mult", value_name = "N", num_args = 1.., help_heading = "Learning-rate schedule")]
+    #[arg(long = "cosine_T_mult", value_name = "N", num_args = 1.., help_heading = "Learning-rate schedule", value_parser = whole::<u64>)]
     #[serde(default, rename = "cosine_T_mult", deserialize_with = "one_or_many")]
     pub(crate) cosine_t_mult: Option<Vec<u64>>,
     /// Factor on the whole rate at each restart * [default: 1]
-    #[arg(long, value_name = "X", num_args = 1.., help_heading = "Learning-rate schedule")]
+    #[arg(long, value_name = "X", num_args = 1.., help_heading = "Learning-rate schedule", value_parser = real::<f64>)]
     #[serde(default, deserialize_with = "one_or_many")]
     pub(crate) cosine_lr_restart_decay: Option<Vec<f64>>,
 
@@ -118,13 +113,13 @@ pub(crate) struct Options {
     #[arg(long, value_name = "DIR", help_heading = "Files")]
     pub(crate) run_dir: Option<PathBuf>,
     /// Write losses.json and lrs.json after every epoch
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = switch!(), hide_possible_values = true, value_name = "BOOL", help_heading = "Files")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Files")]
     pub(crate) save_losses: Option<bool>,
     /// Write checkpoint_N after every epoch N
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = switch!(), hide_possible_values = true, value_name = "BOOL", help_heading = "Files")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Files")]
     pub(crate) save_checkpoint: Option<bool>,
     /// Tokens of text to write when training has ended
-    #[arg(long, value_name = "N", help_heading = "Files")]
+    #[arg(long, value_name = "N", help_heading = "Files", value_parser = whole::<usize>)]
     pub(crate) sample_tokens: Option<usize>,
 }
 
@@ -209,6 +204,16 @@ impl Options {
         };
         (base, grid)
     }
+}
+
+/// Reads a count from the command line.
+pub(crate) fn whole<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| "give a whole number, not a negative one".to_owned())
+}
+
+/// Reads a number from the command line.
+pub(crate) fn real<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| "give a number such as 0.2 or 1e-3".to_owned())
 }
 
 /// Reads `x` as well as `[x, y]`.

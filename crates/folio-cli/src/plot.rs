@@ -11,6 +11,7 @@ use folio::run_dir::RunDir;
 use crate::usage::Usage;
 
 #[derive(Args)]
+#[command(rename_all = "snake_case")]
 #[command(after_help = "\
 Examples:
   folio plot runs/quick                       losses.svg and losses.png in runs/quick

@@ -8,6 +8,7 @@ use folio::run_dir::RunDir;
 use serde_json::{Map, Value};
 
 #[derive(Args)]
+#[command(rename_all = "snake_case")]
 #[command(after_help = "\
 Examples:
   folio runs runs/search

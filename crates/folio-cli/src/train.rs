@@ -16,12 +16,13 @@ use folio::text::Corpus;
 use folio::tokenizer::Tokenizer;
 use folio::train::{Start, Trainer, check_same_sizes};
 
-use crate::options::Options;
+use crate::options::{Options, whole};
 use crate::presets;
 use crate::progress::Progress;
 use crate::usage::Usage;
 
 #[derive(Args)]
+#[command(rename_all = "snake_case")]
 #[command(after_help = "\
 Flags marked * take several values: every combination is run, the last flag in the order block_sizes,
 batch_sizes, learning_rates, weight_decays, dropouts, cosine_final_lr, cosine_T_max, cosine_T_mult,
@@ -55,14 +56,14 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "DIR", help_heading = "Continuing", requires = "from_checkpoint")]
     from_checkpoint_run_dir: Option<PathBuf>,
     /// The epoch to continue from: N of checkpoint_N
-    #[arg(long, value_name = "N", help_heading = "Continuing", requires = "from_checkpoint")]
+    #[arg(long, value_name = "N", help_heading = "Continuing", requires = "from_checkpoint", value_parser = whole::<u64>)]
     from_checkpoint_step: Option<u64>,
     /// Count the schedule's epochs and steps from the checkpoint, not from the run's beginning
     #[arg(long, help_heading = "Continuing", requires = "from_checkpoint")]
     restart_schedule: bool,
 
     /// Threads to compute with [default: all cores]
-    #[arg(long, value_name = "N", help_heading = "Machine")]
+    #[arg(long, value_name = "N", help_heading = "Machine", value_parser = whole::<usize>)]
     threads: Option<usize>,
     /// One JSON object an epoch on stdout
     #[arg(long, help_heading = "Machine")]

@@ -34,6 +34,8 @@ impl std::error::Error for Usage {}
 pub(crate) fn with_kebab_case(command: Command) -> Command {
     command
         .mut_args(|arg| {
+            // `--n_emb -3` is a wrong size, not an unknown flag.
+            let arg = if arg.get_action().takes_values() { arg.allow_negative_numbers(true) } else { arg };
             let Some(long) = arg.get_long().filter(|long| long.contains('_')).map(str::to_owned) else {
                 return arg;
             };

@@ -1,0 +1,27 @@
+//! Prints a checkpoint's logits for a fixed sequence as JSON, for `reference/golden.py --check-checkpoint`:
+//!
+//! ```text
+//! cargo run --release --example logits -- RUN_DIR N > /tmp/logits.json
+//! python reference/golden.py --check-checkpoint RUN_DIR/checkpoint_N --logits /tmp/logits.json
+//! ```
+
+use folio::checkpoint::load_parameters;
+use folio::model::Gpt2;
+use folio::run_dir::RunDir;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut args = std::env::args().skip(1);
+    let (Some(run_dir), Some(number)) = (args.next(), args.next()) else {
+        return Err("usage: logits RUN_DIR N".into());
+    };
+    let run = RunDir::new(run_dir);
+    let config = run.model_config()?;
+    let parameters = load_parameters(&run.existing_checkpoint(number.parse()?)?, &config)?;
+    let mut model = Gpt2::from_parameters(config, parameters);
+    // Any sequence will do; this one wanders through the vocabulary.
+    let tokens: Vec<u32> =
+        (0..config.block_size.min(48)).map(|t| ((t * t * 7 + t) % config.vocab_size) as u32).collect();
+    let logits: Vec<Vec<f32>> = (1..=tokens.len()).map(|end| model.next_logits(&tokens[..end]).to_vec()).collect();
+    println!("{}", serde_json::json!({ "tokens": [tokens], "logits": [logits] }));
+    Ok(())
+}
