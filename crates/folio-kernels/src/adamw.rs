@@ -73,7 +73,7 @@ pub fn adamw(parameter: &mut [f32], gradient: &[f32], mean: &mut [f32], square: 
 pub fn sum_of_squares(x: &[f32]) -> f64 {
     const PIECES: usize = 64;
     let isa = Isa::detected();
-    let piece = x.len().div_ceil(PIECES).next_multiple_of(1024);
+    let piece = x.len().div_ceil(PIECES).max(1).next_multiple_of(1024);
     let mut sums = [0.0f64; PIECES];
     sums.par_iter_mut().zip(x.par_chunks(piece)).for_each(|(sum, x)| {
         *sum = isa.run(

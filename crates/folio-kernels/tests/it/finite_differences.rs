@@ -4,6 +4,7 @@
 //! the gradient of one argument after the other. With `dy` fixed the loss is `L = sum_k dy_k y_k`, whose
 //! derivative by an element `x` is what the backward must have left at that element.
 
+use crate::support::{Random, transposed};
 use folio_kernels::{
     dims::{AttentionDims, EmbeddingDims, LinearDims, RowDims},
     dropout::Dropout,
@@ -361,30 +362,4 @@ fn central_difference(
 /// What a backward has added to a gradient that held `BEFORE`.
 fn added(gradient: Vec<f64>) -> Vec<f64> {
     gradient.iter().map(|value| value - BEFORE).collect()
-}
-
-/// The transpose of `matrix` (rows, cols).
-fn transposed(matrix: &[f64], rows: usize, cols: usize) -> Vec<f64> {
-    (0..rows * cols).map(|i| matrix[(i % rows) * cols + i / rows]).collect()
-}
-
-/// Random numbers for the inputs, the same in every run: a 64-bit linear congruence with Knuth's multiplier.
-struct Random(u64);
-
-impl Random {
-    /// The upper 32 bits of the next state, which are the good ones.
-    fn bits(&mut self) -> u32 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 32) as u32
-    }
-
-    /// `len` values, uniform in [-1, 1).
-    fn values(&mut self, len: usize) -> Vec<f64> {
-        (0..len).map(|_| f64::from(self.bits()) / 2_147_483_648.0 - 1.0).collect()
-    }
-
-    /// `len` tokens below `vocab`.
-    fn tokens(&mut self, len: usize, vocab: usize) -> Vec<u32> {
-        (0..len).map(|_| self.bits() % vocab as u32).collect()
-    }
 }

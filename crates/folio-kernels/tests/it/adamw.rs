@@ -1,0 +1,136 @@
+//! The optimizer's step, and the norm of the gradient.
+
+use folio_kernels::adamw::{self, AdamwStep};
+use folio_kernels::reference;
+
+use crate::support::{Expected, Random, U, check, wide};
+
+/// Pieces are 16,384 long.
+const SIZES: [usize; 9] = [0, 1, 7, 15, 16, 33, 1000, 16_384, 16_387];
+
+/// Step 10, with decay and clipping.
+pub(crate) const LATER_STEP: AdamwStep = AdamwStep {
+    learning_rate: 1e-3,
+    beta1: 0.9,
+    beta2: 0.99,
+    eps: 1e-8,
+    weight_decay: 0.1,
+    gradient_scale: 0.3,
+    bias_correction1: 0.651_321_56,
+    bias_correction2: 0.095_617_92,
+};
+
+#[test]
+fn adamw_equals_its_twin() {
+    for len in SIZES {
+        compare(Tensor::random(len), LATER_STEP);
+        compare(Tensor::random(len), AdamwStep { weight_decay: 0.0, gradient_scale: 1.0, ..LATER_STEP });
+        compare(Tensor::random(len), AdamwStep { learning_rate: 0.5, eps: 0.1, beta1: 0.0, ..LATER_STEP });
+    }
+}
+
+#[test]
+fn the_first_step_starts_from_empty_means() {
+    let step = AdamwStep { bias_correction1: 0.1, bias_correction2: 0.01, ..LATER_STEP };
+    for len in [1, 37, 16_387] {
+        let mut tensor = Tensor::random(len);
+        tensor.mean.fill(0.0);
+        tensor.square.fill(0.0);
+        // A parameter without any gradient decays and no more.
+        tensor.gradient[len / 2] = 0.0;
+        compare(tensor, step);
+    }
+}
+
+#[test]
+fn the_sum_of_squares_is_that_of_f64() {
+    // Chunks are 1,024 long, pieces 64 at most and a multiple of a chunk.
+    for len in [0, 1, 2, 31, 33, 1023, 1024, 1025, 65_536, 65_537, 131_073, 200_001] {
+        let x = Random(73).singles(len, 10.0);
+        let want = wide(&x).iter().map(|x| x * x).sum::<f64>();
+        // In f32 a square and the additions of 1,024 terms: 1024 / 32 + 5. The sums of f64 add nothing to
+        // speak of.
+        let tolerance = 1.01 * 38.0 * U * want;
+        crate::support::on_every_isa(|isa| {
+            let got = adamw::sum_of_squares(&x);
+            let error = (got - want).abs();
+            assert!(error <= tolerance, "{len} on {}: got {got}, want {want} +- {tolerance:e}", isa.name());
+        });
+    }
+}
+
+fn compare(tensor: Tensor, step: AdamwStep) {
+    let expected = tensor.expected(step);
+    check("adamw", &(tensor.parameter.len(), step), &expected, || tensor.run(step));
+}
+
+pub(crate) struct Tensor {
+    parameter: Vec<f32>,
+    gradient: Vec<f32>,
+    mean: Vec<f32>,
+    square: Vec<f32>,
+}
+
+impl Tensor {
+    pub(crate) fn random(len: usize) -> Self {
+        let mut random = Random(71);
+        Self {
+            parameter: random.singles(len, 1.0),
+            gradient: random.singles(len, 0.1),
+            mean: random.singles(len, 0.05),
+            square: random.singles(len, 0.01).iter().map(|square| square.abs()).collect(),
+        }
+    }
+
+    /// `parameter`, `mean` and `square` after the step.
+    pub(crate) fn run(&self, step: AdamwStep) -> Vec<Vec<f32>> {
+        let (mut parameter, mut mean, mut square) =
+            (self.parameter.clone(), self.mean.clone(), self.square.clone());
+        adamw::adamw(&mut parameter, &self.gradient, &mut mean, &mut square, step);
+        vec![parameter, mean, square]
+    }
+
+    /// In units of U, with g the scaled gradient:
+    ///
+    /// - mean, `m + (1 - beta1) (g - m)`: g one, the difference, `1 - beta1`, the product one each, on a size
+    ///   of `(1 - beta1) (|g| + |m|)`; the sum one of the result.
+    /// - square, all of it positive: `1 - beta2` one, g twice one, two products, a sum: 6.
+    /// - denominator: half of square's 6, a root, the correction's root and reciprocal, a product, a sum: 8.
+    /// - parameter: the rate one, its product with the mean and the quotient, with the denominator's 11 and
+    ///   what the mean is off; of the decayed parameter a product of the rate, a difference and a product: 3;
+    ///   one of the result.
+    fn expected(&self, step: AdamwStep) -> [Expected; 3] {
+        let of = |value: f32| f64::from(value);
+        let twin = reference::AdamWStep {
+            learning_rate: of(step.learning_rate),
+            beta1: of(step.beta1),
+            beta2: of(step.beta2),
+            eps: of(step.eps),
+            weight_decay: of(step.weight_decay),
+            gradient_scale: of(step.gradient_scale),
+            bias_correction1: of(step.bias_correction1),
+            bias_correction2: of(step.bias_correction2),
+        };
+        let gradient = wide(&self.gradient);
+        let (mut parameter, mut mean, mut square) =
+            (wide(&self.parameter), wide(&self.mean), wide(&self.square));
+        reference::adamw(&mut parameter, &gradient, &mut mean, &mut square, twin);
+        let (mut parameter_off, mut mean_off) = (vec![], vec![]);
+        for i in 0..gradient.len() {
+            let g = twin.gradient_scale * gradient[i].abs();
+            let change = (1.0 - twin.beta1) * (g + of(self.mean[i]).abs());
+            mean_off.push(U * (4.0 * change + mean[i].abs()));
+            let denominator = (square[i] / twin.bias_correction2).sqrt() + twin.eps;
+            let rate = twin.learning_rate / twin.bias_correction1 / denominator;
+            let step_off = rate * (mean_off[i] + U * 11.0 * mean[i].abs());
+            parameter_off.push(step_off + U * (3.0 * of(self.parameter[i]).abs() + parameter[i].abs()));
+        }
+        let square_off = square.iter().map(|square| 6.0 * U * square).collect();
+        let expected = |name, want, tolerance| Expected { name, want, tolerance };
+        [
+            expected("parameter", parameter, parameter_off),
+            expected("mean", mean, mean_off),
+            expected("square", square, square_off),
+        ]
+    }
+}

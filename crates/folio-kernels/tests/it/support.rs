@@ -1,0 +1,139 @@
+//! Random inputs, the run on every instruction set, and the comparison with a twin.
+
+use std::fmt::Debug;
+use std::sync::{Mutex, PoisonError};
+
+use folio_kernels::isa::Isa;
+
+/// The unit roundoff of f32: an operation is off by at most this share of its result.
+pub(crate) const U: f64 = f32::EPSILON as f64 / 2.0;
+
+/// The roundings of `vector::exp`: its documented relative error, 2 eps = 4 U.
+pub(crate) const EXP_ROUNDINGS: f64 = 4.0;
+
+/// The roundings of `f32::ln`, which C libraries compute to within one ulp: eps = 2 U.
+pub(crate) const LN_ROUNDINGS: f64 = 2.0;
+
+/// The tolerances are sums of relative errors. Errors multiply: the factors `1 + error` make at most
+/// `exp(sum) - 1 <= sum (1 + sum)`, and no sum here exceeds 3e-3, wherefore one percent covers the rest.
+const SECOND_ORDER: f64 = 1.01;
+
+/// What a kernel's output must be.
+pub(crate) struct Expected {
+    /// As in the kernel's signature.
+    pub(crate) name: &'static str,
+    /// The naive twin's, in f64.
+    pub(crate) want: Vec<f64>,
+    /// How far off each element may be; zero asks for equality.
+    pub(crate) tolerance: Vec<f64>,
+}
+
+impl Expected {
+    /// An output whose terms each pass through at most `roundings` operations, wherefore it is off by
+    /// `roundings U` times the sum of the terms' sizes (Higham 2002, "Accuracy and Stability", lemma 3.1).
+    /// The twin run on absolute values computes `sizes`.
+    pub(crate) fn from_sizes(name: &'static str, roundings: usize, want: Vec<f64>, sizes: Vec<f64>) -> Self {
+        let tolerance = sizes.iter().map(|size| roundings as f64 * U * size).collect();
+        Self { name, want, tolerance }
+    }
+
+    /// Panics with the worst element unless all are within their tolerances.
+    pub(crate) fn compare(&self, case: &str, got: &[f32]) {
+        let Self { name, want, tolerance } = self;
+        assert_eq!((got.len(), tolerance.len()), (want.len(), want.len()), "{case}: length of {name}");
+        let excess = |i: usize| {
+            let error = (f64::from(got[i]) - want[i]).abs();
+            assert!(tolerance[i].is_finite(), "{case}: tolerance of {name}[{i}]");
+            let excess = if error == 0.0 { 0.0 } else { error / (SECOND_ORDER * tolerance[i]) };
+            if excess.is_nan() { f64::INFINITY } else { excess }
+        };
+        let worst = (0..want.len()).map(|i| (excess(i), i)).max_by(|a, b| a.0.total_cmp(&b.0));
+        if let Some((excess, i)) = worst {
+            assert!(
+                excess <= 1.0,
+                "{case}: {name} is worst at index {i} of {}: got {:e}, want {:e}, tolerance {:e}, \
+                 exceeded {excess:.2} times",
+                want.len(),
+                got[i],
+                want[i],
+                tolerance[i],
+            );
+        }
+    }
+}
+
+/// Compares the outputs of `run` with `expected`, in this order, on every instruction set.
+pub(crate) fn check(op: &str, shape: &dyn Debug, expected: &[Expected], run: impl Fn() -> Vec<Vec<f32>>) {
+    on_every_isa(|isa| {
+        let got = run();
+        assert_eq!(got.len(), expected.len(), "{op}: number of outputs");
+        let case = format!("{op} {shape:?} on {}", isa.name());
+        expected.iter().zip(&got).for_each(|(expected, got)| expected.compare(&case, got));
+    });
+}
+
+/// Calls `body` once for each instruction set, which all kernels then use. The choice belongs to the process:
+/// tests that make it take turns.
+pub(crate) fn on_every_isa(mut body: impl FnMut(Isa)) {
+    static TURN: Mutex<()> = Mutex::new(());
+    struct Restore;
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            Isa::force(None);
+        }
+    }
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _restore = Restore;
+    for isa in Isa::available() {
+        Isa::force(Some(isa));
+        assert_eq!(Isa::detected(), isa);
+        body(isa);
+    }
+}
+
+/// The additions that a term of `vector::sum_by` passes through: one for each 32 elements, then five that
+/// halve the 32 lanes.
+pub(crate) fn sum_depth(len: usize) -> f64 {
+    (len.div_ceil(32) + 5) as f64
+}
+
+/// `x` in f64.
+pub(crate) fn wide(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|&x| f64::from(x)).collect()
+}
+
+/// The sizes of `x` in f64.
+pub(crate) fn sizes(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|&x| f64::from(x.abs())).collect()
+}
+
+/// The transpose of `matrix` (rows, cols).
+pub(crate) fn transposed(matrix: &[f64], rows: usize, cols: usize) -> Vec<f64> {
+    (0..rows * cols).map(|i| matrix[(i % rows) * cols + i / rows]).collect()
+}
+
+/// Random numbers for the inputs, the same in every run: a 64-bit linear congruence with Knuth's multiplier.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    /// The upper 32 bits of the next state, which are the good ones.
+    fn bits(&mut self) -> u32 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 32) as u32
+    }
+
+    /// `len` values, uniform in [-1, 1).
+    pub(crate) fn values(&mut self, len: usize) -> Vec<f64> {
+        (0..len).map(|_| f64::from(self.bits()) / 2_147_483_648.0 - 1.0).collect()
+    }
+
+    /// `len` values in f32, uniform in [-reach, reach].
+    pub(crate) fn singles(&mut self, len: usize, reach: f32) -> Vec<f32> {
+        self.values(len).iter().map(|&value| reach * value as f32).collect()
+    }
+
+    /// `len` tokens below `vocab`.
+    pub(crate) fn tokens(&mut self, len: usize, vocab: usize) -> Vec<u32> {
+        (0..len).map(|_| self.bits() % vocab as u32).collect()
+    }
+}

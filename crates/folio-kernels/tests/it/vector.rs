@@ -1,0 +1,171 @@
+//! The functions of rows and scalars, against f64.
+
+use folio_kernels::isa::Isa;
+use folio_kernels::vector;
+
+use crate::support::{EXP_ROUNDINGS, Expected, Random, U, check, on_every_isa, sum_depth, wide};
+
+/// Two rounds of the 32 lanes and one more; then pieces of rows as they occur.
+fn lengths() -> impl Iterator<Item = usize> {
+    (0..=65).chain([95, 96, 97, 127, 128, 129, 768, 1023, 4097])
+}
+
+#[test]
+fn exp_is_within_two_eps_of_the_exponential() {
+    let (lowest, highest) = (-87.0f32, 88.0f32);
+    let steps = 1 << 18;
+    let mut x: Vec<f32> =
+        (0..=steps).map(|i| lowest + (highest - lowest) * (i as f32 / steps as f32)).collect();
+    // Small arguments, and those on both sides of the odd multiples of ln(2) / 2, where n steps.
+    x.extend((-120..=0).flat_map(|e| [2.0f32.powi(e), -2.0f32.powi(e)]));
+    for n in -125..127 {
+        let middle = ((f64::from(n) + 0.5) * std::f64::consts::LN_2) as f32;
+        x.extend((-8..=8).map(|ulps: i32| f32::from_bits(middle.to_bits().wrapping_add_signed(ulps))));
+    }
+    assert!(x.iter().all(|x| (lowest..=highest).contains(x)));
+    let want: Vec<f64> = wide(&x).iter().map(|x| x.exp()).collect();
+    let tolerance = want.iter().map(|want| EXP_ROUNDINGS * U * want).collect();
+    let expected = [Expected { name: "exp", want, tolerance }];
+    check("exp", &(lowest, highest), &expected, || vec![on_all(&x, vector::exp)]);
+}
+
+#[test]
+fn exp_holds_at_the_extremes() {
+    let (least, greatest) = (vector::exp(-87.0), vector::exp(88.0));
+    assert!(least >= f32::MIN_POSITIVE && greatest.is_finite());
+    let below = [-87.000_01, -88.0, -1e4, f32::MIN, f32::NEG_INFINITY];
+    let above = [88.000_01, 89.0, 1e4, f32::MAX, f32::INFINITY];
+    let tiny = f32::from_bits(1);
+    let around_zero = [0.0, -0.0, tiny, -tiny, f32::MIN_POSITIVE, -f32::MIN_POSITIVE, 1e-9, -1e-9];
+    on_every_isa(|isa| {
+        assert_eq!(on_all(&below, vector::exp), [least; 5], "{}", isa.name());
+        assert_eq!(on_all(&above, vector::exp), [greatest; 5], "{}", isa.name());
+        assert_eq!(on_all(&around_zero, vector::exp), [1.0; 8], "{}", isa.name());
+        assert!(on_all(&[f32::NAN], vector::exp)[0].is_nan(), "{}", isa.name());
+    });
+}
+
+#[test]
+fn sigmoid_is_the_logistic_function() {
+    // A sum and a quotient, and the exponential's error times its share of the denominator. Beyond -87, where
+    // the result is no normal number any more, it may be off by e^-87.
+    let mut x: Vec<f32> = (-8800..=8800).map(|i| i as f32 / 100.0).collect();
+    x.extend([0.0, -0.0, 1e-30, -1e-30, 1e30, -1e30, f32::INFINITY, f32::NEG_INFINITY]);
+    let logistic = |x: f64| 1.0 / (1.0 + (-x).exp());
+    let want: Vec<f64> = wide(&x).iter().map(|&x| logistic(x)).collect();
+    let tolerance = wide(&x).into_iter().map(|x| {
+        let floor = if x <= -87.0 { (-87.0f64).exp() } else { 0.0 };
+        U * (2.0 + EXP_ROUNDINGS * logistic(-x)) * logistic(x) + floor
+    });
+    let expected = [Expected { name: "sigmoid", want, tolerance: tolerance.collect() }];
+    check("sigmoid", &x.len(), &expected, || vec![on_all(&x, vector::sigmoid)]);
+    assert_eq!((vector::sigmoid(0.0), vector::sigmoid(-0.0)), (0.5, 0.5));
+}
+
+#[test]
+fn sums_and_dot_products_are_those_of_f64() {
+    for len in lengths() {
+        let mut random = Random(91);
+        let (a, b) = (random.singles(len, 1.0), random.singles(len, 1.0));
+        let terms: Vec<f64> = wide(&a).iter().zip(wide(&b)).map(|(a, b)| a * b).collect();
+        let size = |terms: &[f64]| terms.iter().map(|term| term.abs()).sum::<f64>();
+        let depth = sum_depth(len) as usize;
+        let expected = [
+            Expected::from_sizes("sum", depth, vec![wide(&a).iter().sum()], vec![size(&wide(&a))]),
+            Expected::from_sizes("dot", depth + 1, vec![terms.iter().sum()], vec![size(&terms)]),
+            Expected::from_sizes("sum_by", depth, vec![wide(&a).iter().sum()], vec![size(&wide(&a))]),
+        ];
+        check("sums", &len, &expected, || {
+            let sums = Isa::detected().run(
+                #[inline(always)]
+                || [vector::sum(&a), vector::dot(&a, &b), vector::sum_by(len, |i| a[i])],
+            );
+            sums.map(|sum| vec![sum]).into()
+        });
+    }
+}
+
+#[test]
+fn sums_of_small_integers_are_exact() {
+    for len in lengths() {
+        let x: Vec<f32> = (0..len).map(|i| (i * i % 1013) as f32 - 500.0).collect();
+        // No partial sum reaches 2^24.
+        let want = wide(&x).iter().sum::<f64>() as f32;
+        on_every_isa(|isa| {
+            let got = isa.run(
+                #[inline(always)]
+                || vector::sum(&x),
+            );
+            assert_eq!(got, want, "{len} on {}", isa.name());
+        });
+    }
+}
+
+#[test]
+fn the_maximum_is_found_wherever_it_is() {
+    on_every_isa(|isa| {
+        let max = |x: &[f32]| {
+            isa.run(
+                #[inline(always)]
+                || vector::max(x),
+            )
+        };
+        assert_eq!(max(&[]), f32::NEG_INFINITY);
+        for len in 1..=97 {
+            let low: Vec<f32> = (0..len).map(|i| -5.0 - i as f32).collect();
+            for place in 0..len {
+                for greatest in [-1.5, 0.0, f32::MAX, f32::INFINITY] {
+                    let mut x = low.clone();
+                    x[place] = greatest;
+                    assert_eq!(max(&x), greatest, "{place} of {len} on {}", isa.name());
+                }
+                let mut x = low.clone();
+                x[place] = f32::NAN;
+                let want = if len == 1 { f32::NEG_INFINITY } else { -5.0 - f32::from(u8::from(place == 0)) };
+                assert_eq!(max(&x), want, "NaN at {place} of {len} on {}", isa.name());
+            }
+            assert_eq!(max(&vec![f32::NEG_INFINITY; len]), f32::NEG_INFINITY);
+        }
+    });
+}
+
+#[test]
+fn exponentials_are_taken_of_the_distance_to_the_maximum() {
+    for len in lengths().filter(|&len| len > 0) {
+        for center in [0.0, 1e3, -1e3] {
+            let row: Vec<f32> = Random(92).singles(len, 20.0).iter().map(|x| center + x).collect();
+            let greatest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            // The rounding of the difference and that of exp; of the sum, in addition, its own.
+            let gaps = row.iter().map(|&x| f64::from(greatest) - f64::from(x));
+            let want: Vec<f64> = gaps.clone().map(|gap| (-gap).exp()).collect();
+            let tolerance: Vec<f64> =
+                gaps.zip(&want).map(|(gap, want)| U * (gap + EXP_ROUNDINGS) * want).collect();
+            let total = want.iter().sum::<f64>();
+            let total_off = tolerance.iter().sum::<f64>() + U * sum_depth(len) * total;
+            let expected = [
+                Expected { name: "greatest", want: vec![greatest.into()], tolerance: vec![0.0] },
+                Expected { name: "total", want: vec![total], tolerance: vec![total_off] },
+                Expected { name: "row", want, tolerance },
+            ];
+            check("exp_minus_max", &(len, center), &expected, || {
+                let mut row = row.clone();
+                let (greatest, total) = Isa::detected().run(
+                    #[inline(always)]
+                    || vector::exp_minus_max(&mut row),
+                );
+                vec![vec![greatest], vec![total], row]
+            });
+        }
+    }
+}
+
+/// `f` of each element, compiled for the instruction set in use.
+#[inline(always)]
+fn on_all(x: &[f32], f: impl Fn(f32) -> f32) -> Vec<f32> {
+    let mut y = vec![f32::NAN; x.len()];
+    Isa::detected().run(
+        #[inline(always)]
+        || y.iter_mut().zip(x).for_each(|(y, &x)| *y = f(x)),
+    );
+    y
+}
