@@ -77,7 +77,6 @@ impl WhichModel {
         let run = RunDir::new(&self.run_dir);
         if self.best_eval_loss_model {
             let (run, epoch) = run.best()?;
-            run.existing_checkpoint(epoch)?;
             return Ok((run, vec![epoch]));
         }
         if !run.sub_runs()?.is_empty() && run.checkpoints()?.is_empty() {

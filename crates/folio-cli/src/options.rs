@@ -124,6 +124,12 @@ pub(crate) struct Options {
 }
 
 impl Options {
+    /// The names of all options: the flags without their hyphens, the keys of a file.
+    pub(crate) fn names() -> Vec<String> {
+        let command = Options::augment_args(clap::Command::new("options"));
+        command.get_arguments().filter_map(|arg| arg.get_long()).map(str::to_owned).collect()
+    }
+
     /// These options, and where they are silent those of `fallback`.
     pub(crate) fn or(self, fallback: &Options) -> anyhow::Result<Options> {
         let mut table = toml::Table::try_from(fallback)?;
@@ -206,9 +212,10 @@ impl Options {
     }
 }
 
-/// Reads a count from the command line.
+/// Reads a count from the command line. The largest is TOML's, so that every flag can stand in a config file.
 pub(crate) fn whole<T: FromStr>(text: &str) -> Result<T, String> {
-    text.parse().map_err(|_| "give a whole number, not a negative one".to_owned())
+    let number = text.parse().ok().filter(|_| text.parse::<i64>().is_ok());
+    number.ok_or_else(|| format!("give a whole number from 0 to {}", i64::MAX))
 }
 
 /// Reads a number from the command line.
@@ -223,7 +230,7 @@ where
     T: Deserialize<'de>,
 {
     #[derive(Deserialize)]
-    #[serde(untagged)]
+    #[serde(untagged, expecting = "give a number, or several as in [1, 2]")]
     enum OneOrMany<T> {
         One(T),
         Many(Vec<T>),

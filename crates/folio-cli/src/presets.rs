@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context;
+use folio::error::Error;
 
 use crate::options::Options;
 use crate::usage::Usage;
@@ -31,10 +32,26 @@ pub(crate) fn preset(name: &str) -> anyhow::Result<Options> {
 pub(crate) fn config_file(path: &Path) -> anyhow::Result<Options> {
     let text =
         std::fs::read_to_string(path).with_context(|| format!("--config: cannot read {}", path.display()))?;
+    if let Ok(table) = text.parse::<toml::Table>() {
+        let names = Options::names();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        if let Some(key) = table.keys().find(|key| !names.contains(&key.as_str())) {
+            return Err(Error::unknown_name("key", key, &names)).context(path.display().to_string());
+        }
+    }
     toml::from_str(&text).map_err(|error: toml::de::Error| {
-        let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
-        let message = error.message().trim().replace('\n', "; ");
-        Usage(format!("{}, line {line}: {message}", path.display())).into()
+        let line_idx = error.span().map_or(0, |span| text[..span.start].matches('\n').count());
+        let line = text.lines().nth(line_idx).unwrap_or_default().trim();
+        let message = in_plain_words(error.message());
+        Usage(format!("{}, line {}, `{line}`: {message}", path.display(), line_idx + 1)).into()
+    })
+}
+
+/// The parser's complaint in one line, without the names of Rust's types.
+fn in_plain_words(message: &str) -> String {
+    let types = [("usize", "a whole number"), ("u64", "a whole number"), ("f64", "a number")];
+    types.iter().fold(message.trim().replace('\n', "; "), |message, (name, meaning)| {
+        message.replace(&format!("expected {name}"), &format!("expected {meaning}"))
     })
 }
 

@@ -84,9 +84,6 @@ struct Plan {
 pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let plan = plan(args)?;
     set_threads(args.threads)?;
-    if let Some(run_dir) = plan.run_dir.as_ref().filter(|_| args.overwrite && !continues_in_place(&plan)) {
-        run_dir.clear()?;
-    }
     let count = plan.runs.len();
     for (index, settings) in plan.runs.iter().enumerate() {
         let run_dir = plan.run_dir.as_ref().map(|parent| match count {
@@ -100,6 +97,10 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
         }
         let (stream, tokenizer) = (Arc::clone(&plan.stream), Arc::clone(&plan.tokenizer));
         let mut trainer = Trainer::new(settings.clone(), stream, tokenizer, &plan.start)?;
+        if index == 0 && args.overwrite {
+            // Only now: a checkpoint that cannot be read must cost nothing.
+            clear_run_dir(&plan)?;
+        }
         let mut progress = Progress::new(args.json);
         let outcome = trainer.run(run_dir.as_ref(), &mut |event| progress.on_event(event));
         progress.finish();
@@ -221,6 +222,18 @@ fn check_run_dir(plan: &Plan, overwrite: bool) -> anyhow::Result<()> {
         return Err(Usage(format!("--run_dir {path} holds the run that is continued: give another")).into());
     }
     Ok(run_dir.check_free(overwrite)?)
+}
+
+/// Removes what `--overwrite` gives up: the run that is there, or what came after the checkpoint it goes on from.
+fn clear_run_dir(plan: &Plan) -> anyhow::Result<()> {
+    match (&plan.run_dir, &plan.start) {
+        (Some(run_dir), Start::Checkpoint { number, .. }) if continues_in_place(plan) => {
+            run_dir.clear_checkpoints_after(*number)?;
+        }
+        (Some(run_dir), _) => run_dir.clear()?,
+        (None, _) => {}
+    }
+    Ok(())
 }
 
 /// Whether a single run goes on in its own directory.

@@ -50,14 +50,13 @@ pub(crate) fn with_kebab_case(command: Command) -> Command {
 
 /// Prints a failure in one line and chooses the exit code: 2 for wrong usage, 1 for all else.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
-    let mut message = format!("{error:#}");
     if let Some(broken_pipe) = error.downcast_ref::<std::io::Error>()
         && broken_pipe.kind() == std::io::ErrorKind::BrokenPipe
     {
         // `folio corpus | head` has had what it wanted.
         return ExitCode::SUCCESS;
     }
-    message.retain(|c| c != '\n');
+    let message = in_one_line(error);
     // If stderr is gone there is nobody left to tell.
     let _ = writeln!(std::io::stderr(), "error: {message}");
     let wrong_usage = error.is::<Usage>()
@@ -66,6 +65,19 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
             Some(folio::error::Error::Setting { .. } | folio::error::Error::UnknownName { .. })
         );
     ExitCode::from(if wrong_usage { 2 } else { 1 })
+}
+
+/// An error and its causes, but for causes that the one before has told already.
+fn in_one_line(error: &anyhow::Error) -> String {
+    let mut message = String::new();
+    for cause in error.chain().map(|cause| cause.to_string().replace('\n', " ")) {
+        if message.is_empty() {
+            message = cause;
+        } else if !message.ends_with(&cause) {
+            message = format!("{message}: {cause}");
+        }
+    }
+    message
 }
 
 /// Prints help where it was asked for, and a mistake as one line with its tip.
@@ -81,7 +93,8 @@ pub(crate) fn report_usage(error: &clap::Error) -> ExitCode {
         return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
     }
     let rendered = error.render().to_string();
-    let kept = rendered.lines().map(str::trim).filter(|line| !line.is_empty());
+    let kept = rendered.lines().map(str::trim);
+    let kept = kept.filter(|line| !line.is_empty() && !line.starts_with("For more information"));
     let line: Vec<&str> = kept.take_while(|line| !line.starts_with("Usage:")).collect();
     let _ = writeln!(std::io::stderr(), "{} (see --help)", line.join("; ").replace(":;", ":"));
     ExitCode::from(2)

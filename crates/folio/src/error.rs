@@ -109,7 +109,7 @@ impl Error {
     }
 
     /// A name that is not one of `names`, with the nearest of them if it is near.
-    pub(crate) fn unknown_name(what: &'static str, given: &str, names: &[&str]) -> Error {
+    pub fn unknown_name(what: &'static str, given: &str, names: &[&str]) -> Error {
         let nearest = names
             .iter()
             .map(|name| (strsim::damerau_levenshtein(&given.to_lowercase(), name), name))

@@ -67,11 +67,13 @@ impl RunDir {
 
     /// Removes what an earlier run left here: its files, its checkpoints and its sub-runs, nothing else.
     pub fn clear(&self) -> Result<()> {
-        for path in self.remains()? {
-            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            removed.map_err(Error::file("remove", &path))?;
-        }
-        Ok(())
+        self.remains()?.iter().try_for_each(|path| remove(path))
+    }
+
+    /// Removes the checkpoints of later epochs than `number`.
+    pub fn clear_checkpoints_after(&self, number: u64) -> Result<()> {
+        let later = self.checkpoints()?.into_iter().filter(|&saved| saved > number);
+        later.map(|saved| self.checkpoint(saved)).try_for_each(|path| remove(&path))
     }
 
     /// What there is of a run.
@@ -178,22 +180,26 @@ impl RunDir {
         Ok(sub_runs)
     }
 
-    /// Of all runs here, the one with the lowest evaluation loss, and its best epoch.
+    /// Of all checkpoints of all runs here, the one with the lowest evaluation loss: its run and its epoch. An
+    /// epoch without a checkpoint, such as those before a resumption, does not count.
     ///
     /// # Errors
-    /// If none saved its losses.
+    /// If there is no checkpoint, or no run saved its losses.
     pub fn best(&self) -> Result<(RunDir, u64)> {
         let mut best: Option<(f64, RunDir, u64)> = None;
+        let mut lacks = "has no losses.json to find the best model by: train with --save_losses";
         for run in self.runs()? {
             let Some(losses) = run.losses()? else { continue };
-            if let (Some((loss, _)), Some(epoch)) = (losses.best_eval_loss, losses.best_epoch())
-                && best.as_ref().is_none_or(|(lowest, ..)| loss < *lowest)
-            {
-                best = Some((loss, run, epoch));
+            lacks = "holds no checkpoint: train with --save_checkpoint";
+            for number in run.checkpoints()? {
+                let index = usize::try_from(number).ok().and_then(|number| number.checked_sub(1));
+                let Some(&loss) = index.and_then(|index| losses.eval_losses.get(index)) else { continue };
+                if best.as_ref().is_none_or(|(lowest, ..)| loss < *lowest) {
+                    best = Some((loss, run.clone(), number));
+                }
             }
         }
-        let none = || self.error("has no losses.json to find the best model by: train with --save_losses");
-        best.map(|(_, run, epoch)| (run, epoch)).ok_or_else(none)
+        best.map(|(_, run, epoch)| (run, epoch)).ok_or_else(|| self.error(lacks))
     }
 
     /// Checks that there is a run here.
@@ -231,4 +237,9 @@ impl RunDir {
     fn error(&self, reason: &str) -> Error {
         Error::RunDirectory { path: self.path.clone(), reason: reason.to_owned() }
     }
+}
+
+fn remove(path: &Path) -> Result<()> {
+    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    removed.map_err(Error::file("remove", path))
 }

@@ -112,6 +112,7 @@ impl Trainer {
                 let parameters = checkpoint::load_parameters(&directory, &config)?;
                 let (optimizer, mut state) =
                     checkpoint::load_training(&directory, parameters.specs(), settings.adamw())?;
+                check_steps_left(&settings, &state)?;
                 if *restart_schedule {
                     state.schedule_start = ScheduleStart { epoch: state.epoch, step: state.global_step };
                 }
@@ -154,9 +155,10 @@ impl Trainer {
         let last_step = self.settings.max_steps.unwrap_or(u64::MAX);
         let steps_left = last_step.saturating_sub(self.state.global_step);
         let epochs = self.settings.num_epochs.min(steps_left.div_ceil(steps_per_epoch));
-        let last_epoch = self.state.epoch + epochs;
+        let last_epoch = self.state.epoch.saturating_add(epochs);
         let parameters = self.model.parameters().values().len() as u64;
-        on_event(Event::Started { steps: steps_left.min(epochs * steps_per_epoch), parameters });
+        let steps = steps_left.min(epochs.saturating_mul(steps_per_epoch));
+        on_event(Event::Started { steps, parameters });
         let mut buffer = BatchBuffer::default();
         while self.state.epoch < last_epoch {
             let epoch = self.state.epoch + 1;
@@ -245,6 +247,20 @@ pub fn check_same_sizes(checkpoint: &Path, saved: &ModelConfig, wanted: &ModelCo
         );
         Err(Error::Checkpoint { path: checkpoint.to_path_buf(), reason })
     })
+}
+
+/// Checks that a run that is continued has steps left to take.
+fn check_steps_left(settings: &Settings, state: &TrainingState) -> Result<()> {
+    let taken = state.global_step;
+    match settings.max_steps {
+        Some(limit) if limit <= taken => {
+            let reason = format!(
+                "{limit} steps in all leave none: the checkpoint has taken {taken}, so give more than {taken}"
+            );
+            Err(Error::setting("--max_steps", reason))
+        }
+        _ => Ok(()),
+    }
 }
 
 impl TrainingState {

@@ -25,6 +25,9 @@ impl ModelConfig {
     /// Sizes above this are taken for mistakes or damage: GPT-2 XL has 1,600 channels, 48 blocks, 1,024 tokens.
     const LARGEST: usize = 1 << 20;
 
+    /// Models with more parameters are taken for mistakes too: at sixteen bytes each they would need 64 GiB.
+    const MOST_PARAMETERS: u128 = 1 << 32;
+
     /// D, the channels of one head.
     pub fn head_size(&self) -> usize {
         self.n_emb / self.n_heads
@@ -44,6 +47,17 @@ impl ModelConfig {
                 let reason = format!("{size} is not a size: give a whole number from 1 to {}", Self::LARGEST);
                 return Err(Error::setting(name, reason));
             }
+        }
+        let [v, l, c, t] =
+            [self.vocab_size, self.n_blocks, self.n_emb, self.block_size].map(|size| size as u128);
+        // Embeddings, and the matrices of each block: see `parameters::specs`.
+        let parameters = (v + t) * c + 12 * l * c * c;
+        if parameters > Self::MOST_PARAMETERS {
+            let most = Self::MOST_PARAMETERS;
+            let reason = format!(
+                "a width of {c} in {l} blocks makes a model of {parameters} parameters, more than {most}: give less"
+            );
+            return Err(Error::setting("--n_emb", reason));
         }
         if !self.n_emb.is_multiple_of(self.n_heads) {
             let heads: Vec<String> = (1..=self.n_emb.min(32))
