@@ -1,0 +1,208 @@
+//! What each command besides `folio train` is for.
+
+use folio::text::Corpus;
+use serde_json::{Value, json};
+
+use crate::place::{Place, TINY};
+
+const SAVED: &str = "--save_losses --save_checkpoint";
+
+fn place_with_run() -> Place {
+    let place = Place::new();
+    place.ok(&format!("train {TINY} {SAVED} --run_dir run"));
+    place
+}
+
+/// A place with a sweep of three runs, of which the second learns best and the third hardly at all.
+fn place_with_sweep() -> Place {
+    let place = Place::new();
+    place.ok(&format!("train {TINY} {SAVED} --learning_rates 1e-4 3e-3 1e-9 --run_dir search"));
+    place
+}
+
+fn json_lines(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).expect("a JSON line")).collect()
+}
+
+#[test]
+fn generate_goes_on_from_a_prompt_for_so_many_tokens() {
+    let place = place_with_run();
+    // Longer than the block of 16: the context is cropped.
+    let text = place.ok("generate run --prompt 'First Citizen:' --max_new_tokens 40 --seed 1").stdout;
+    assert!(text.starts_with("First Citizen:"), "{text}");
+    assert_eq!(text.chars().count(), "First Citizen:".len() + 40 + "\n".len(), "{text}");
+    let default = place.ok("generate run").stdout;
+    assert_eq!(default.chars().count(), 100 + "\n".len(), "{default}");
+}
+
+#[test]
+fn generate_repeats_itself_only_with_the_same_seed() {
+    let place = place_with_run();
+    let seeded = |seed: u64| place.ok(&format!("generate run --seed {seed}")).stdout;
+    assert_eq!(seeded(1), seeded(1));
+    assert_ne!(seeded(1), seeded(2));
+    let greedy = place.ok("generate run --temperature 0 --seed 1").stdout;
+    assert_eq!(greedy, place.ok("generate run --top_k 1 --seed 2").stdout);
+    assert_eq!(greedy, place.ok("generate run --top-p 1e-9 --seed 3").stdout);
+}
+
+#[test]
+fn generate_takes_the_epochs_and_samples_it_is_given() {
+    let place = place_with_run();
+    let of = |flags: &str| place.ok(&format!("generate run --seed 1 {flags}")).stdout;
+    let (first, second) = (of("--checkpoint_step 1"), of("--checkpoint_step 2"));
+    assert_ne!(first, second);
+    assert_eq!(of(""), second, "the last by default");
+    assert_eq!(of("--checkpoint_step 1 2"), format!("{first}----\n{second}----\n"));
+    let two = of("--num_samples 2");
+    let (one, other) = two.split_once("----\n").expect("a line between two samples");
+    assert!(one == second && other != second, "{two}");
+}
+
+#[test]
+fn generate_appends_to_a_file_of_the_run() {
+    let place = place_with_run();
+    let first = place.ok("generate run --seed 1 --checkpoint_step 1 --write_to_file samples.txt").stdout;
+    let second = place.ok("generate run --seed 2 --write_to_file samples.txt --prompt 'We'").stdout;
+    let expected = format!("Checkpoint 1 output:\n{first}\nCheckpoint 2 output:\n{second}\n");
+    assert_eq!(place.text("run/samples.txt"), expected);
+}
+
+#[test]
+fn generate_finds_the_best_model_of_a_sweep() {
+    let place = place_with_sweep();
+    let loss_of = |run: usize| place.numbers(&format!("search/run_{run}/losses.json"), "/best_eval_loss")[0];
+    assert!(loss_of(2) < loss_of(1) && loss_of(1) < loss_of(3), "the runs differ as they were made to");
+    let best = place.ok("generate search --best_eval_loss_model --seed 1").stdout;
+    assert_eq!(best, place.ok("generate search/run_2 --checkpoint_step 2 --seed 1").stdout);
+    assert_ne!(best, place.ok("generate search/run_1 --seed 1").stdout);
+}
+
+#[test]
+fn eval_gives_loss_perplexity_and_bits_of_each_epoch() {
+    let place = place_with_run();
+    let ran = place.ok("eval run --checkpoint_step 1 2 --json");
+    let measured = json_lines(&ran.stdout);
+    assert_eq!(measured.len(), 2);
+    for (epoch, measured) in (1..).zip(&measured) {
+        let get = |key: &str| measured[key].as_f64().unwrap_or_else(|| panic!("{key}: {measured}"));
+        assert_eq!((get("tokens"), get("characters")), (96.0, 96.0), "six blocks of 16");
+        assert_eq!(get("perplexity"), get("loss").exp());
+        // The same sum of nats divided in another order: two roundings.
+        let bits = get("loss") / std::f64::consts::LN_2;
+        assert!((get("bits_per_character") - bits).abs() <= 2.0 * f64::EPSILON * bits, "{measured}");
+        assert_eq!(measured["checkpoint"], json!(format!("run/checkpoint_{epoch}")));
+    }
+}
+
+#[test]
+fn eval_equals_the_report_when_all_blocks_fit_a_batch() {
+    let place = Place::new();
+    let large = TINY.replace("--batch_sizes 4", "--batch_sizes 8");
+    place.ok(&format!("train {large} {SAVED} --run_dir run"));
+    let reported = place.numbers("run/losses.json", "/eval_losses")[1];
+    let measured = &json_lines(&place.ok("eval run --json").stdout)[0]["loss"];
+    assert_eq!(*measured, json!(reported));
+    let lines = place.ok("eval run --threads 3").stdout;
+    assert!(lines.contains(&format!("loss                {reported:.4} nats a token")), "{lines}");
+}
+
+#[test]
+fn eval_knows_the_parts_of_the_text() {
+    let place = place_with_run();
+    let loss = |part: &str| {
+        json_lines(&place.ok(&format!("eval run --json --split {part}")).stdout)[0]["loss"].clone()
+    };
+    let tokens = |part: &str| {
+        json_lines(&place.ok(&format!("eval run --json --split {part}")).stdout)[0]["tokens"].clone()
+    };
+    assert_eq!(
+        [tokens("train"), tokens("eval"), tokens("test")],
+        [50 * 16, 6 * 16, 6 * 16].map(|count| json!(count))
+    );
+    assert!(loss("eval") != loss("test") && loss("train") != loss("eval"));
+}
+
+#[test]
+fn plot_writes_an_svg_and_a_png_of_a_run_and_of_a_sweep() {
+    let place = place_with_sweep();
+    for run in ["search", "search/run_1"] {
+        let ran = place.ok(&format!("plot {run}"));
+        assert!(ran.stdout.contains("loss"), "a chart on stdout:\n{}", ran.stdout);
+        check_svg(&place.text(&format!("{run}/losses.svg")));
+        check_png(&place.read(&format!("{run}/losses.png")));
+    }
+    let legend = place.text("search/losses.svg");
+    assert!(["run_1", "run_2", "run_3"].iter().all(|run| legend.contains(run)), "every run has a name");
+    place.ok("plot search --out a.svg b.png");
+    assert_eq!(place.text("a.svg"), legend);
+    assert_eq!(place.read("b.png"), place.read("search/losses.png"));
+}
+
+fn check_svg(svg: &str) {
+    let document = roxmltree::Document::parse(svg).expect("well-formed XML");
+    let root = document.root_element();
+    assert_eq!(root.tag_name().name(), "svg");
+    assert_eq!(root.tag_name().namespace(), Some("http://www.w3.org/2000/svg"));
+    let drawn = root.descendants().filter(|node| ["polyline", "path"].contains(&node.tag_name().name()));
+    assert!(drawn.count() >= 2, "two curves at least: {svg}");
+}
+
+fn check_png(png: &[u8]) {
+    let mut reader = png::Decoder::new(std::io::Cursor::new(png)).read_info().expect("a PNG");
+    let mut pixels = vec![0; reader.output_buffer_size().expect("a size that fits in memory")];
+    let frame = reader.next_frame(&mut pixels).expect("all of the picture");
+    assert!(frame.width >= 400 && frame.height >= 200, "{} by {}", frame.width, frame.height);
+    assert!(pixels.iter().any(|&value| value != pixels[0]), "something is drawn");
+}
+
+#[test]
+fn runs_ranks_a_sweep_by_its_best_loss() {
+    let place = place_with_sweep();
+    let table = place.ok("runs search").stdout;
+    let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(rows[0], "rank run best eval loss at epoch learning_rate".split(' ').collect::<Vec<_>>());
+    let ranked = [("run_2", "0.003"), ("run_1", "0.0001"), ("run_3", "1e-9")];
+    for (rank, (run, learning_rate)) in (1..).zip(ranked) {
+        let loss = place.numbers(&format!("search/{run}/losses.json"), "/best_eval_loss")[0];
+        let rank_text = rank.to_string();
+        assert_eq!(rows[rank], [&rank_text, run, &format!("{loss:.4}"), "2/2", learning_rate]);
+    }
+    assert_eq!(rows.len(), 4);
+
+    let lines = json_lines(&place.ok("runs search --json").stdout);
+    let told: Vec<_> = lines.iter().map(|line| line["run"].as_str().expect("a name")).collect();
+    assert_eq!(told, ranked.map(|(run, _)| run));
+    assert_eq!(lines[0]["settings"], place.json("search/run_2/hyperparameters.json"));
+}
+
+#[test]
+fn corpus_prints_the_embedded_text() {
+    let ran = Place::new().ok("corpus");
+    assert!(ran.stdout == Corpus::embedded().text, "{} bytes", ran.stdout.len());
+}
+
+#[test]
+fn bench_step_reports_its_measurements_in_one_json_line() {
+    let sizes =
+        "--batch 2 --block 8 --vocab 11 --emb 16 --blocks 1 --heads 2 --steps 2 --dropout 0.25 --threads 1";
+    let ran = Place::new().ok(&format!("bench step {sizes}"));
+    let lines = json_lines(&ran.stdout);
+    let [report] = &lines[..] else { panic!("one line: {}", ran.stdout) };
+    let expected = json!({
+        "what": "step", "batch": 2, "block": 8, "vocab": 11, "emb": 16, "blocks": 1, "heads": 2, "steps": 2,
+        "dropout": 0.25, "threads": 1,
+    });
+    for (key, value) in expected.as_object().expect("an object") {
+        assert_eq!(report[key], *value, "{key}");
+    }
+    let get = |key: &str| report[key].as_f64().unwrap_or_else(|| panic!("{key}: {report}"));
+    assert!(get("step_s_min") > 0.0 && get("step_s") >= get("step_s_min"), "{report}");
+    // 16 tokens over a time and times it again: two roundings.
+    assert!((get("tokens_per_s") * get("step_s") - 16.0).abs() <= 2.0 * f64::EPSILON * 16.0, "{report}");
+    assert!(get("gflop_per_s") > 0.0, "{report}");
+    // Only Linux tells.
+    assert!(
+        report.get("peak_mib").is_some_and(|peak| peak.as_f64().is_some() || cfg!(not(target_os = "linux")))
+    );
+}

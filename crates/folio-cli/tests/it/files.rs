@@ -1,0 +1,175 @@
+//! The files of a run: their names, keys and shapes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use safetensors::SafeTensors;
+use serde_json::{Value, json};
+
+use crate::place::{Place, TINY, keys, plays};
+
+/// The training blocks of plays.txt at 16 tokens a block: 62 but for a tenth to evaluate and a tenth to test on.
+const TRAIN_BLOCKS: usize = 50;
+/// Batches of 4.
+const STEPS: usize = TRAIN_BLOCKS.div_ceil(4);
+
+#[test]
+fn a_run_writes_these_files_and_no_others() {
+    let place = Place::new();
+    place.ok(&format!("train {TINY} --save_losses --save_checkpoint --run_dir run"));
+    let inside = ["config.json", "model.safetensors", "optimizer.safetensors", "state.json"];
+    let mut expected: Vec<String> =
+        [1, 2].iter().flat_map(|n| inside.map(|name| format!("checkpoint_{n}/{name}"))).collect();
+    let files = [
+        "hyperparameters.json",
+        "losses.json",
+        "lrs.json",
+        "model_hyperparameters.json",
+        "tokenizer.json",
+        "vocab.json",
+    ];
+    expected.extend(files.map(str::to_owned));
+    assert_eq!(place.names("run"), expected);
+}
+
+#[test]
+fn a_run_writes_only_what_it_is_asked_for() {
+    let place = Place::new();
+    let before = place.files("");
+    place.ok(&format!("train {TINY}"));
+    assert_eq!(place.files(""), before, "no --run_dir, no files");
+    place.ok(&format!("train {TINY} --run_dir run"));
+    let described = ["hyperparameters.json", "model_hyperparameters.json", "tokenizer.json", "vocab.json"];
+    assert_eq!(place.names("run"), described);
+}
+
+#[test]
+fn descriptions_have_the_ancestor_s_keys() {
+    let place = Place::new();
+    place.ok(&format!("train {TINY} --run_dir run --split contiguous"));
+    let model = place.json("run/model_hyperparameters.json");
+    assert_eq!(
+        model,
+        json!({
+            "vocab_size": chars().len(), "n_blocks": 1, "n_emb": 16, "n_heads": 2, "block_size": 16, "dropout": 0.1,
+        })
+    );
+    let settings = place.json("run/hyperparameters.json");
+    let expected = json!({
+        "tokenizer_type": "chrs", "split": "contiguous", "n_emb": 16, "n_heads": 2, "n_blocks": 1, "block_size": 16,
+        "batch_size": 4, "dropout": 0.1, "num_epochs": 2, "learning_rate": 1e-3, "weight_decay": 1e-2,
+        "lr_schedule": "const", "cosine_final_lr": 1e-6, "cosine_T_max": 10, "cosine_T_mult": 1,
+        "cosine_lr_restart_decay": 1.0, "save_losses": false, "save_checkpoint": false,
+    });
+    for (key, value) in expected.as_object().expect("an object") {
+        assert_eq!(settings[key], *value, "{key}");
+    }
+    assert!(settings["data"].as_str().expect("a path").ends_with("plays.txt"), "{}", settings["data"]);
+}
+
+#[test]
+fn losses_and_rates_have_one_entry_an_epoch() {
+    let place = Place::new();
+    let ran = place.ok(&format!("train {TINY} --save_losses --run_dir run"));
+    assert_eq!(
+        keys(&place.json("run/losses.json")),
+        ["best_eval_loss", "eval_losses", "steps", "train_losses"]
+    );
+    let list = |pointer: &str| place.numbers("run/losses.json", pointer);
+    assert_eq!(list("/steps"), [STEPS as f64, 2.0 * STEPS as f64]);
+    let (train, eval) = (list("/train_losses"), list("/eval_losses"));
+    // A model that knows nothing is at ln V.
+    let ignorance = (chars().len() as f64).ln();
+    assert!(train[1] < train[0] && (train[0] - ignorance).abs() < 0.3, "{train:?}, ln V = {ignorance}");
+    assert_eq!(eval.len(), 2);
+    let best = if eval[1] < eval[0] { 1 } else { 0 };
+    assert_eq!(list("/best_eval_loss"), [eval[best], ((best + 1) * STEPS) as f64]);
+    assert_eq!(place.numbers("run/lrs.json", ""), [1e-3, 1e-3]);
+    let reports: Vec<String> = (0..2)
+        .map(|e| {
+            format!(
+                "Epoch: {}/2 || Train loss: {:.4} || Eval loss: {:.4} || lr: 1.0000e-03",
+                e + 1,
+                train[e],
+                eval[e]
+            )
+        })
+        .collect();
+    assert_eq!(ran.stdout.lines().collect::<Vec<_>>(), reports, "the report tells what the file holds");
+}
+
+#[test]
+fn tokenizers_are_written_in_forms_that_others_read() {
+    let place = Place::new();
+    place.ok(&format!("train {TINY} --run_dir chrs"));
+    place.ok(&format!("train {TINY} --run_dir bpe --tokenizer_type bpe --max_steps 1"));
+    let sorted: Vec<String> = chars().iter().map(char::to_string).collect();
+    assert_eq!(place.json("chrs/vocab.json"), json!(sorted));
+    assert!(!place.path("bpe/vocab.json").exists(), "vocab.json is a list of characters");
+    for (name, tokens) in [("chrs", sorted.len()), ("bpe", 50_257)] {
+        let tokenizer = place.json(&format!("{name}/tokenizer.json"));
+        let vocabulary = tokenizer["model"]["vocab"].as_object().expect("Hugging Face's vocabulary");
+        let ids: BTreeSet<u64> = vocabulary.values().filter_map(Value::as_u64).collect();
+        assert!(ids.iter().copied().eq(0..tokens as u64), "{name}: ids from 0 to {tokens} without a gap");
+        assert_eq!(place.json(&format!("{name}/model_hyperparameters.json"))["vocab_size"], json!(tokens));
+    }
+}
+
+#[test]
+fn a_checkpoint_has_the_names_and_shapes_of_hugging_face() {
+    let place = Place::new();
+    place.ok(&format!("train {TINY} --save_checkpoint --run_dir run"));
+    let config = place.json("run/checkpoint_2/config.json");
+    let (v, t, c) = (chars().len(), 16, 16);
+    let expected = json!({
+        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "activation_function": "gelu_new", "vocab_size": v,
+        "n_positions": t, "n_embd": c, "n_layer": 1, "n_head": 2, "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": true,
+    });
+    for (key, value) in expected.as_object().expect("an object") {
+        assert_eq!(config[key], *value, "{key}");
+    }
+
+    let shapes = [
+        ("wte.weight", vec![v, c]),
+        ("wpe.weight", vec![t, c]),
+        ("h.0.ln_1.weight", vec![c]),
+        ("h.0.ln_1.bias", vec![c]),
+        ("h.0.attn.c_attn.weight", vec![c, 3 * c]),
+        ("h.0.attn.c_attn.bias", vec![3 * c]),
+        ("h.0.attn.c_proj.weight", vec![c, c]),
+        ("h.0.attn.c_proj.bias", vec![c]),
+        ("h.0.ln_2.weight", vec![c]),
+        ("h.0.ln_2.bias", vec![c]),
+        ("h.0.mlp.c_fc.weight", vec![c, 4 * c]),
+        ("h.0.mlp.c_fc.bias", vec![4 * c]),
+        ("h.0.mlp.c_proj.weight", vec![4 * c, c]),
+        ("h.0.mlp.c_proj.bias", vec![c]),
+        ("ln_f.weight", vec![c]),
+        ("ln_f.bias", vec![c]),
+    ];
+    let under = |prefix: &str| -> Vec<_> {
+        shapes.iter().map(|(name, shape)| (format!("{prefix}{name}"), shape.clone())).collect()
+    };
+    let weights: BTreeMap<_, _> = under("").into_iter().collect();
+    assert_eq!(shapes_in(&place, "run/checkpoint_2/model.safetensors"), weights);
+    let means: BTreeMap<_, _> = under("mean.").into_iter().chain(under("square.")).collect();
+    assert_eq!(shapes_in(&place, "run/checkpoint_2/optimizer.safetensors"), means);
+}
+
+/// The names and shapes in a safetensors file, all of whose numbers are finite.
+fn shapes_in(place: &Place, name: &str) -> BTreeMap<String, Vec<usize>> {
+    let bytes = place.read(name);
+    let tensors = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+    let shape = |(name, tensor): (String, safetensors::tensor::TensorView)| {
+        let mut numbers =
+            tensor.data().chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()));
+        assert!(numbers.all(f32::is_finite), "{name}");
+        (name, tensor.shape().to_vec())
+    };
+    tensors.tensors().into_iter().map(shape).collect()
+}
+
+/// The distinct characters of plays.txt in order.
+fn chars() -> Vec<char> {
+    plays().chars().collect::<BTreeSet<char>>().into_iter().collect()
+}

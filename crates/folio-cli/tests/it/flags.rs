@@ -1,0 +1,111 @@
+//! Both spellings of every flag; presets and config files under explicit flags.
+
+use std::collections::BTreeSet;
+
+use serde_json::json;
+
+use crate::place::{MODEL, Place, TINY, words};
+
+/// Every flag with an underscore that a fresh run takes, none at its default.
+const ALL_FLAGS: &str = "--tokenizer_type chrs --n_emb 16 --n_heads 4 --n_blocks 2 --block_sizes 8 --batch_sizes 3 \
+    --num_epochs 3 --max_steps 2 --learning_rates 2e-3 --weight_decays 0.5 --decay_all_parameters --grad_clip 0.5 \
+    --lr_schedule cosine_warm_restarts --lr_schedule_unit step --warmup_steps 1 --cosine_final_lr 1e-5 \
+    --cosine_T_max 4 --cosine_T_mult 2 --cosine_lr_restart_decay 0.5 --run_dir run --save_losses --save_checkpoint \
+    --sample_tokens 3";
+/// Every flag with an underscore that only a continued run takes.
+const CONTINUING: &str =
+    "--from_checkpoint --from_checkpoint_run_dir run --from_checkpoint_step 1 --restart_schedule";
+
+fn kebab(line: &str) -> String {
+    let spell = |word: &str| if word.starts_with("--") { word.replace('_', "-") } else { word.to_owned() };
+    line.split_whitespace().map(spell).collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn both_spellings_of_a_flag_mean_the_same() {
+    let snake = Place::new();
+    let other = Place::new();
+    // The text comes from one place, so that its path is recorded alike.
+    let data = snake.path("plays.txt").display().to_string();
+    let (first, more) = (
+        format!("train --data '{data}' {ALL_FLAGS}"),
+        format!("train {CONTINUING} --max_steps 4 --save_losses --run_dir more"),
+    );
+    for line in [&first, &more] {
+        snake.ok(line);
+        other.ok(&format!("train {}", kebab(line.strip_prefix("train ").expect("a train command"))));
+    }
+    let relative = |place: &Place| -> Vec<_> {
+        place.names("").into_iter().zip(place.files("").into_values()).collect()
+    };
+    assert_eq!(relative(&snake), relative(&other));
+    assert_eq!(snake.json("run/hyperparameters.json")["cosine_T_mult"], json!(2));
+}
+
+#[test]
+fn no_flag_is_missing_from_the_test_of_spellings() {
+    let help = Place::new().ok("train --help").stdout;
+    // The examples below the list show both spellings.
+    let list = help.split("Examples:").next().expect("a list of flags");
+    let is_part = |c: char| c == '-' || c == '_' || c.is_ascii_alphanumeric();
+    let listed: BTreeSet<&str> =
+        list.split(|c| !is_part(c)).filter(|word| word.starts_with("--") && word.contains('_')).collect();
+    let tested = words(&format!("{ALL_FLAGS} {CONTINUING}"));
+    let tested: BTreeSet<&str> =
+        tested.iter().map(String::as_str).filter(|word| word.contains("--")).collect();
+    assert_eq!(listed, tested);
+}
+
+#[test]
+fn a_capital_in_a_flag_may_be_small() {
+    let place = Place::new();
+    place.ok(&format!("train {TINY} --max_steps 1 --cosine-t-max 3 --cosine_t_mult 2 --run_dir run"));
+    let settings = place.json("run/hyperparameters.json");
+    assert_eq!((&settings["cosine_T_max"], &settings["cosine_T_mult"]), (&json!(3), &json!(2)));
+}
+
+#[test]
+fn a_flag_wins_over_a_config_file_over_a_preset_over_the_default() {
+    let place = Place::new();
+    place.write("mine.toml", "n_emb = 24\nn_heads = 2\nn_blocks = 1\nbatch_sizes = 5\ncosine_T_max = 7\n");
+    let flags = "--n_emb 16 --data plays.txt --max_steps 1 --run_dir run";
+    place.ok(&format!("train --preset quick --config mine.toml {flags}"));
+    let settings = place.json("run/hyperparameters.json");
+    let expected = json!({
+        "n_emb": 16,                                                    // the flag's, before 24 and 128
+        "n_heads": 2, "n_blocks": 1, "batch_size": 5, "cosine_T_max": 7, // the file's, before 4, 4, 12 and 6500
+        "split": "contiguous", "weight_decay": 0.1, "warmup_steps": 100, // the preset's
+        "beta1": 0.9, "tokenizer_type": "chrs", "max_steps": 1,          // the default, and a flag of neither
+    });
+    for (key, value) in expected.as_object().expect("an object") {
+        assert_eq!(settings[key], *value, "{key}");
+    }
+    assert!(!place.path("runs").exists(), "the preset's run_dir gives way as well");
+}
+
+#[test]
+fn every_preset_runs_with_smaller_sizes() {
+    for preset in ["quick", "shakespeare-char", "shakespeare-bpe", "nanogpt-cpu"] {
+        let place = Place::new();
+        let smaller =
+            "--block_sizes 8 --batch_sizes 2 --max_steps 1 --save_checkpoint=false --sample_tokens 4";
+        place.ok(&format!("train --preset {preset} {MODEL} {smaller}"));
+        let run = format!("runs/{preset}");
+        assert!(place.path(&run).join("losses.json").is_file(), "{preset} saves its losses");
+        assert!(!place.path(&run).join("checkpoint_1").exists(), "a switch of a preset can be turned off");
+    }
+}
+
+#[test]
+fn json_reports_are_one_object_a_line_and_nothing_else() {
+    let place = Place::new();
+    let ran = place.ok(&format!("train {TINY} --learning_rates 1e-3 1e-4 --json --sample_tokens 5"));
+    let reports: Vec<serde_json::Value> =
+        ran.stdout.lines().map(|line| serde_json::from_str(line).expect("a JSON line")).collect();
+    let told: Vec<_> = reports.iter().map(|report| (report["epoch"].clone(), report["lr"].clone())).collect();
+    let expected = [(1, 1e-3), (2, 1e-3), (1, 1e-4), (2, 1e-4)].map(|(epoch, lr)| (json!(epoch), json!(lr)));
+    assert_eq!(told, expected);
+    for key in ["step", "train_loss", "eval_loss", "seconds", "tokens_per_s"] {
+        assert!(reports.iter().all(|report| report[key].is_number()), "{key}: {reports:?}");
+    }
+}

@@ -1,0 +1,11 @@
+//! The program itself, run in directories of its own.
+
+mod place;
+
+mod commands;
+mod continuing;
+mod files;
+mod flags;
+mod mistakes;
+mod seed;
+mod sweep;

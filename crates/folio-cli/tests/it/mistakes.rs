@@ -1,0 +1,373 @@
+//! Every mistake is answered by one line that names the culprit and the way out, and costs nothing.
+
+use crate::place::{Place, Ran, TINY, plays};
+
+/// Wrong usage: the line as typed cannot be carried out, whatever the files are.
+const USAGE: i32 = 2;
+/// A file, a directory or a text is not as needed.
+const FAILURE: i32 = 1;
+
+/// Runs a line that must be refused: one line on stderr that says all of `expected`, this exit code, no panic,
+/// nothing on stdout, and every file as it was.
+#[track_caller]
+fn check_refused(place: &Place, line: &str, code: i32, expected: &[&str]) -> Ran {
+    let before = place.files("");
+    let ran = place.run(line);
+    let said = format!("folio {line}\n{}", ran.stderr);
+    assert_eq!(ran.code, Some(code), "{said}");
+    assert!(ran.stderr.starts_with("error: ") && ran.stderr.lines().count() == 1, "one line: {said}");
+    for part in expected {
+        assert!(ran.stderr.contains(part), "lacks '{part}': {said}");
+    }
+    assert_eq!(ran.stdout, "", "{said}");
+    assert!(place.files("") == before, "files were touched: {said}");
+    ran
+}
+
+/// [`check_refused`] for a table of lines; `{TINY}` stands for the flags of a tiny run.
+#[track_caller]
+fn check_all(place: &Place, mistakes: &[(&str, i32, &[&str])]) {
+    for (line, code, expected) in mistakes {
+        check_refused(place, &line.replace("{TINY}", TINY), *code, expected);
+    }
+}
+
+/// A place with a run of two epochs in `run`.
+fn place_with_run() -> Place {
+    let place = Place::new();
+    place.ok(&format!("train {TINY} --save_losses --save_checkpoint --run_dir run"));
+    place
+}
+
+#[test]
+fn texts_that_cannot_be_trained_on() {
+    let place = Place::new();
+    place.write("empty.txt", "");
+    place.write("latin.txt", b"caf\xe9 noir");
+    let mistakes: &[(&str, i32, &[&str])] = &[
+        ("train --run_dir x --data none.txt", FAILURE, &["none.txt", "does not exist", "check the spelling"]),
+        ("train --run_dir x --data empty.txt", FAILURE, &["empty.txt", "is empty", "give a file"]),
+        ("train --run_dir x --data latin.txt", FAILURE, &["latin.txt", "not UTF-8", "offset 3", "iconv -f"]),
+        ("train --run_dir x --data .", FAILURE, &["is a directory", "give the path"]),
+        ("train --run_dir x --data ''", USAGE, &["--data <FILE>", "value is required"]),
+    ];
+    check_all(&place, mistakes);
+}
+
+/// A text too short for blocks of 64 is refused with the largest block that fits; `largest` does fit, and the
+/// next does not.
+fn check_too_short(split: &str, text: &str, largest: usize) {
+    let place = Place::new();
+    place.write("short.txt", text);
+    let line = |size: usize| {
+        format!(
+            "train --data short.txt --split {split} --n_emb 16 --n_heads 2 --n_blocks 1 --num_epochs 1 \
+             --run_dir x --block_sizes {size}"
+        )
+    };
+    let tokens = format!("{} tokens", text.len());
+    let way_out = format!("the largest that fits is --block_sizes {largest}");
+    for size in [64, largest + 1] {
+        check_refused(&place, &line(size), USAGE, &["--block_sizes", &size.to_string(), &tokens, &way_out]);
+    }
+    place.ok(&line(largest));
+}
+
+#[test]
+fn texts_shorter_than_two_blocks() {
+    check_too_short("blocks", &plays()[..60], 29);
+    check_too_short("blocks", "abcde", 2);
+    check_too_short("contiguous", &plays()[..105], 10);
+    let place = Place::new();
+    place.write("short.txt", "a");
+    let line = "train --run_dir x --data short.txt";
+    check_refused(&place, line, USAGE, &["--block_sizes", "1 tokens", "give a longer text"]);
+    // One size of a sweep suffices.
+    let sweep = TINY.replace("--block_sizes 16", "--block_sizes 16 600");
+    check_refused(&place, &format!("train {sweep} --run_dir x"), USAGE, &["600", "--block_sizes 499"]);
+}
+
+#[test]
+fn numbers_out_of_range() {
+    let place = Place::new();
+    let sizes = ["n_emb", "n_heads", "n_blocks", "block_sizes", "batch_sizes", "num_epochs", "max_steps"];
+    let counts = ["cosine_T_max", "cosine_T_mult", "threads"];
+    for flag in sizes.iter().chain(&counts) {
+        let flag = format!("--{flag}");
+        let line = |value: &str| format!("train --run_dir x {flag} {value}");
+        check_refused(&place, &line("0"), USAGE, &[&flag, "0 is", "give a"]);
+        for value in ["-3", "2.5", "many", "9223372036854775808"] {
+            check_refused(&place, &line(value), USAGE, &[&flag, value, "give a whole number"]);
+        }
+    }
+    for flag in ["learning_rates", "weight_decays", "dropouts", "cosine_final_lr", "cosine_lr_restart_decay"]
+    {
+        let flag = format!("--{flag}");
+        for value in ["-0.5", "nan", "inf"] {
+            check_refused(&place, &format!("train --run_dir x {flag} {value}"), USAGE, &[&flag]);
+        }
+        let line = format!("train --run_dir x {flag} much");
+        check_refused(&place, &line, USAGE, &[&flag, "'much'", "give a number such as 0.2"]);
+    }
+    let mistakes: &[(&str, i32, &[&str])] = &[
+        ("train --run_dir x --learning_rates 0", USAGE, &["--learning_rates", "above 0"]),
+        ("train --run_dir x --dropouts 1", USAGE, &["--dropouts", "1 is outside [0, 1)"]),
+        ("train --run_dir x --dropouts 0.1 1.5", USAGE, &["--dropouts", "1.5 is outside [0, 1)"]),
+        ("train --run_dir x --beta2 1", USAGE, &["--beta2", "1 is outside [0, 1)", "0.99"]),
+        ("train --run_dir x --seed -1", USAGE, &["--seed", "'-1'", "give a whole number"]),
+        ("train --run_dir x --n_emb 9999999", USAGE, &["--n_emb", "9999999 is not a size", "1048576"]),
+        ("train --run_dir x --n_emb 300000", USAGE, &["--n_emb", "300000", "parameters", "give less"]),
+        (
+            "train --run_dir x --n_emb 16 --n_heads 3",
+            USAGE,
+            &["--n_heads", "--n_emb 16 is not divisible by 3", "1, 2, 4, 8, 16"],
+        ),
+    ];
+    check_all(&place, mistakes);
+}
+
+#[test]
+fn names_that_do_not_exist() {
+    let mistakes: &[(&str, i32, &[&str])] = &[
+        (
+            "train --lr_schedule cosin",
+            USAGE,
+            &["--lr_schedule", "unknown schedule 'cosin'", "mean 'cosine'?"],
+        ),
+        (
+            "train --lr_schedule tree",
+            USAGE,
+            &["unknown schedule 'tree'", "const, cosine, cosine_warm_restarts"],
+        ),
+        ("train --tokenizer_type bp", USAGE, &["--tokenizer_type", "unknown tokenizer 'bp'", "mean 'bpe'?"]),
+        ("train --tokenizer_type chars", USAGE, &["unknown tokenizer 'chars'", "mean 'chrs'?", "chrs, bpe"]),
+        ("train --split block", USAGE, &["--split", "unknown split 'block'", "mean 'blocks'?"]),
+        ("train --lr_schedule_unit steps", USAGE, &["--lr_schedule_unit", "'steps'", "mean 'step'?"]),
+        ("train --preset quik", USAGE, &["--preset", "'quik'", "'quick'", "shakespeare-char"]),
+        ("train --learning_rte 3", USAGE, &["'--learning_rte'", "'--learning_rates'"]),
+        ("train --learning-rte 3", USAGE, &["'--learning-rte'", "--learning"]),
+        ("train plays.txt", USAGE, &["'plays.txt'", "--help"]),
+        ("trian", USAGE, &["'trian'", "'train'"]),
+        ("eval run --split tst", USAGE, &["--split", "unknown part 'tst'", "mean 'test'?"]),
+        ("bench stp", USAGE, &["'stp'", "'step'"]),
+    ];
+    check_all(&Place::new(), mistakes);
+}
+
+#[test]
+fn flags_that_need_another() {
+    let mistakes: &[(&str, i32, &[&str])] = &[
+        ("train {TINY} --save_losses", USAGE, &["--save_losses", "add --run_dir"]),
+        ("train {TINY} --save_checkpoint", USAGE, &["--save_checkpoint", "add --run_dir"]),
+        (
+            "train {TINY} --from_checkpoint",
+            USAGE,
+            &["--from_checkpoint_run_dir <DIR>", "--from_checkpoint_step <N>"],
+        ),
+        ("train --from_checkpoint --from_checkpoint_run_dir run", USAGE, &["--from_checkpoint_step <N>"]),
+        ("train --from_checkpoint --from_checkpoint_step 1", USAGE, &["--from_checkpoint_run_dir <DIR>"]),
+        ("train --from_checkpoint_run_dir run", USAGE, &["--from_checkpoint"]),
+        ("train --restart_schedule", USAGE, &["--from_checkpoint"]),
+        ("train --run_dir", USAGE, &["--run_dir <DIR>", "value is required"]),
+        ("train --seed 1 --seed 2", USAGE, &["--seed", "multiple times"]),
+    ];
+    check_all(&Place::new(), mistakes);
+}
+
+#[test]
+fn config_files_that_cannot_be_used() {
+    let place = Place::new();
+    let files = [
+        ("key.toml", "n_heads = 2\nn_embd = 16\n"),
+        ("kebab.toml", "learning-rates = 1e-3\n"),
+        ("broken.toml", "n_heads = 2\nn_emb = \n"),
+        ("type.toml", "# sizes\n\nn_emb = \"wide\"\n"),
+        ("list.toml", "block_sizes = [\"wide\"]\n"),
+        ("negative.toml", "n_emb = -1\n"),
+        ("name.toml", "lr_schedule = \"cosin\"\n"),
+        ("range.toml", "dropouts = [0.1, 1.0]\n"),
+        ("losses.toml", "save_losses = true\n"),
+    ];
+    for (name, content) in files {
+        place.write(name, content);
+    }
+    place.write("latin.toml", b"\xe9");
+    let mistakes: &[(&str, i32, &[&str])] = &[
+        ("train {TINY} --config none.toml", FAILURE, &["--config", "none.toml", "No such file"]),
+        ("train {TINY} --config latin.toml", FAILURE, &["latin.toml", "UTF-8"]),
+        ("train {TINY} --config key.toml", USAGE, &["key.toml", "unknown key 'n_embd'", "mean 'n_emb'?"]),
+        ("train {TINY} --config kebab.toml", USAGE, &["'learning-rates'", "mean 'learning_rates'?"]),
+        ("train {TINY} --config broken.toml", USAGE, &["broken.toml, line 2, `n_emb =`"]),
+        (
+            "train {TINY} --config type.toml",
+            USAGE,
+            &["type.toml, line 3, `n_emb = \"wide\"`", "a whole number"],
+        ),
+        ("train {TINY} --config list.toml", USAGE, &["list.toml, line 1", "give a number, or several"]),
+        ("train {TINY} --config negative.toml", USAGE, &["negative.toml, line 1", "-1", "a whole number"]),
+        (
+            "train {TINY} --config name.toml",
+            USAGE,
+            &["name.toml, line 1", "unknown schedule", "mean 'cosine'?"],
+        ),
+        ("train --data plays.txt --config range.toml", USAGE, &["--dropouts", "1 is outside [0, 1)"]),
+        ("train {TINY} --config losses.toml", USAGE, &["--save_losses", "add --run_dir"]),
+    ];
+    check_all(&place, mistakes);
+}
+
+#[test]
+fn run_directories_that_are_taken() {
+    let place = place_with_run();
+    place.ok(&format!("train {TINY} --learning_rates 1e-3 1e-4 --run_dir search"));
+    let mistakes: &[(&str, i32, &[&str])] = &[
+        ("train {TINY} --run_dir run", FAILURE, &["run: already holds a run", "--run_dir", "--overwrite"]),
+        ("train {TINY} --run_dir run --seed 1 2", USAGE, &["'2'"]),
+        ("train {TINY} --weight_decays 0 1 --run_dir run", FAILURE, &["run: already holds a run"]),
+        ("train {TINY} --run_dir search", FAILURE, &["search: already holds a run", "--overwrite"]),
+        ("train {TINY} --run_dir plays.txt", FAILURE, &["plays.txt", "not a directory", "--run_dir"]),
+        ("train {TINY} --run_dir plays.txt/x", FAILURE, &["plays.txt/x", "Not a directory"]),
+    ];
+    check_all(&place, mistakes);
+}
+
+#[test]
+fn checkpoints_that_cannot_be_continued() {
+    let place = place_with_run();
+    place.write("other.txt", plays().to_uppercase());
+    place.ok(&format!("train {TINY} --run_dir bare"));
+    let from = "train --from_checkpoint --from_checkpoint_run_dir";
+    let run = format!("{from} run --from_checkpoint_step");
+    let mistakes: [(String, i32, &[&str]); 13] = [
+        (format!("{run} 7 --run_dir x"), FAILURE, &["run: holds no checkpoint 7", "there are 1, 2"]),
+        (format!("{from} bare --from_checkpoint_step 1"), FAILURE, &["bare: holds no", "--save_checkpoint"]),
+        (format!("{from} none --from_checkpoint_step 1"), FAILURE, &["none: does not exist", "--run_dir"]),
+        (format!("{from} . --from_checkpoint_step 1"), FAILURE, &["not a run", "hyperparameters.json"]),
+        (
+            format!("{run} 2 --n_emb 32 --run_dir x"),
+            FAILURE,
+            &["run/checkpoint_2", "--n_emb is 16", "32 was asked", "give 16"],
+        ),
+        (format!("{run} 2 --block_sizes 8"), FAILURE, &["--block_sizes is 16", "give 16"]),
+        (format!("{run} 2 --n_heads 4"), FAILURE, &["--n_heads is 2", "give 2"]),
+        (format!("{run} 2 --seed 3"), USAGE, &["--seed", "run has 1337", "leave the flag out"]),
+        (format!("{run} 2 --split contiguous"), USAGE, &["--split", "run has blocks", "leave the flag out"]),
+        (format!("{run} 2 --data other.txt"), USAGE, &["--data", "plays.txt", "leave the flag out"]),
+        (
+            format!("{run} 2 --tokenizer_type bpe"),
+            USAGE,
+            &["--tokenizer_type", "has chrs", "leave the flag out"],
+        ),
+        (format!("{run} 2 --max_steps 26"), USAGE, &["--max_steps", "has taken 26", "give more than 26"]),
+        (
+            format!("{run} 1 --run_dir run"),
+            FAILURE,
+            &["run: holds checkpoint 2", "later than 1", "another --run_dir", "--overwrite"],
+        ),
+    ];
+    for (line, code, expected) in &mistakes {
+        check_refused(&place, line, *code, expected);
+    }
+}
+
+#[test]
+fn a_damaged_checkpoint_costs_nothing_even_when_overwriting() {
+    let place = place_with_run();
+    place.ok(&format!("train {TINY} --save_losses --run_dir old"));
+    let line = "train --from_checkpoint --from_checkpoint_run_dir run --from_checkpoint_step 2 --overwrite";
+    let damages: [(&str, &[&str]); 3] = [
+        ("model.safetensors", &["model.safetensors", "is damaged", "take another checkpoint"]),
+        ("optimizer.safetensors", &["optimizer.safetensors", "is damaged", "take another checkpoint"]),
+        ("state.json", &["state.json", "is damaged"]),
+    ];
+    for (name, expected) in damages {
+        let name = format!("run/checkpoint_2/{name}");
+        let whole = place.read(&name);
+        place.write(&name, &whole[..whole.len() / 2]);
+        for target in ["old", "run"] {
+            check_refused(&place, &format!("{line} --run_dir {target}"), FAILURE, expected);
+        }
+        place.write(&name, whole);
+    }
+    place.ok(&format!("{line} --run_dir old --num_epochs 1"));
+}
+
+#[test]
+fn a_text_that_has_changed_since_training() {
+    let place = place_with_run();
+    place.write("plays.txt", plays().to_uppercase());
+    let line = "train --from_checkpoint --from_checkpoint_run_dir run --from_checkpoint_step 2";
+    check_refused(&place, line, USAGE, &["--data", "plays.txt"]);
+    check_refused(&place, "eval run", FAILURE, &["plays.txt", "has changed"]);
+}
+
+#[test]
+fn models_that_cannot_be_used() {
+    let place = place_with_run();
+    place.ok(&format!("train {TINY} --run_dir bare"));
+    place.ok(&format!("train {TINY} --learning_rates 1e-3 1e-4 --run_dir search"));
+    place.ok(&format!("train {TINY} --split contiguous --save_checkpoint --run_dir contiguous"));
+    let mistakes: &[(&str, i32, &[&str])] = &[
+        (
+            "generate run --prompt 'We are\nmany € ways'",
+            FAILURE,
+            &["--prompt", "'€' (U+20AC) at line 2, column 6", "leave it out"],
+        ),
+        ("generate run --checkpoint_step 9", FAILURE, &["run: holds no checkpoint 9", "there are 1, 2"]),
+        ("generate run --checkpoint_step 1 9", FAILURE, &["run: holds no checkpoint 9"]),
+        ("generate bare", FAILURE, &["bare: holds no checkpoint", "--save_checkpoint"]),
+        ("generate bare --best_eval_loss_model", FAILURE, &["bare: has no losses.json", "--save_losses"]),
+        ("generate search", USAGE, &["search is a sweep", "--best_eval_loss_model"]),
+        ("generate none", FAILURE, &["none: does not exist"]),
+        ("generate .", FAILURE, &["not a run", "hyperparameters.json"]),
+        ("generate", USAGE, &["<RUN_DIR>"]),
+        ("generate run --temperature -1", USAGE, &["--temperature", "-1", "give 0"]),
+        ("generate run --top_k 0", USAGE, &["--top_k", "at least 1"]),
+        ("generate run --top_p 2", USAGE, &["--top_p", "2 is outside (0, 1]"]),
+        ("generate run --write_to_file ../x", USAGE, &["--write_to_file", "../x", "without folders"]),
+        ("generate run --threads 0", USAGE, &["--threads", "at least 1"]),
+        (
+            "generate run --checkpoint_step 1 --best_eval_loss_model",
+            USAGE,
+            &["--best_eval_loss_model", "cannot"],
+        ),
+        ("eval none", FAILURE, &["none: does not exist"]),
+        ("eval contiguous --split test", USAGE, &["--split", "no such part", "choose eval"]),
+        ("plot bare", USAGE, &["bare has no losses.json", "--save_losses"]),
+        ("plot none", FAILURE, &["none: does not exist"]),
+        ("plot plays.txt", FAILURE, &["plays.txt", "Not a directory"]),
+        ("plot run --out curves.gif", USAGE, &["--out", "curves.gif", ".svg or .png"]),
+        ("plot run --out none/curves.svg", FAILURE, &["none/curves.svg", "No such file or directory"]),
+        ("runs none", FAILURE, &["none: does not exist"]),
+        ("runs .", FAILURE, &["not a run"]),
+        ("bench step --emb 10 --heads 3", USAGE, &["10 is not divisible by 3 heads", "1, 2, 5, 10"]),
+        ("bench step --vocab 0", USAGE, &["vocab", "0 is not a size"]),
+        ("bench step --batch 0", USAGE, &["--batch", "at least 1"]),
+        ("bench step --steps 0", USAGE, &["--steps", "at least 1"]),
+    ];
+    check_all(&place, mistakes);
+}
+
+#[test]
+fn a_cause_is_told_once() {
+    let place = Place::new();
+    for line in ["plot plays.txt".to_owned(), format!("train {TINY} --run_dir plays.txt/x")] {
+        let told = place.run(&line).stderr;
+        assert_eq!(told.matches("Not a directory").count(), 1, "{told}");
+    }
+    let told = place.run("train --n_emb -3").stderr;
+    assert_eq!(told.matches("--help").count(), 1, "{told}");
+}
+
+#[test]
+fn a_loss_that_is_not_finite_ends_the_run_with_advice() {
+    let place = Place::new();
+    // Epochs without end: their steps must not overflow either.
+    let line = TINY.replace("--num_epochs 2", "--num_epochs 9223372036854775807");
+    let ran = place.run(&format!("train {line} --learning_rates 1e30"));
+    assert_eq!(ran.code, Some(FAILURE), "{}", ran.stderr);
+    let last = ran.stderr.lines().last().expect("a message");
+    for part in ["error: the loss is NaN at step 2", "1.000e30", "lower --learning_rates", "--grad_clip"] {
+        assert!(last.contains(part), "lacks '{part}': {last}");
+    }
+}

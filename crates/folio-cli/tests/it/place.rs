@@ -1,0 +1,146 @@
+//! A temporary directory to run folio in, and what a run of it left behind.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use folio::text::Corpus;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// The sizes of a model that trains in a few milliseconds.
+pub(crate) const MODEL: &str = "--data plays.txt --n_emb 16 --n_heads 2 --n_blocks 1";
+/// [`MODEL`] with batches and an end.
+pub(crate) const TINY: &str = "--data plays.txt --n_emb 16 --n_heads 2 --n_blocks 1 --block_sizes 16 \
+                               --batch_sizes 4 --dropouts 0.1 --num_epochs 2";
+
+/// A temporary directory that holds the text plays.txt.
+pub(crate) struct Place {
+    directory: TempDir,
+}
+
+/// What the program said.
+pub(crate) struct Ran {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// The first 1,000 characters of tiny Shakespeare: 62 blocks of 16.
+pub(crate) fn plays() -> String {
+    Corpus::embedded().text[..1000].to_owned()
+}
+
+impl Place {
+    pub(crate) fn new() -> Self {
+        let place = Self { directory: tempfile::tempdir().expect("a temporary directory") };
+        place.write("plays.txt", plays());
+        place
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub(crate) fn write(&self, name: &str, content: impl AsRef<[u8]>) {
+        fs::write(self.path(name), content).expect("the directory can be written to");
+    }
+
+    pub(crate) fn read(&self, name: &str) -> Vec<u8> {
+        fs::read(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    pub(crate) fn text(&self, name: &str) -> String {
+        String::from_utf8(self.read(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    pub(crate) fn json(&self, name: &str) -> Value {
+        serde_json::from_slice(&self.read(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    /// A list of numbers in a JSON file, by the path to it.
+    #[track_caller]
+    pub(crate) fn numbers(&self, name: &str, pointer: &str) -> Vec<f64> {
+        let json = self.json(name);
+        let list = json.pointer(pointer).and_then(Value::as_array);
+        let list = list.unwrap_or_else(|| panic!("{name} has no list at '{pointer}': {json}"));
+        list.iter().map(|number| number.as_f64().expect("a number")).collect()
+    }
+
+    /// Runs `folio` with the words of a line, in one thread: there are as many at work as tests.
+    pub(crate) fn run(&self, line: &str) -> Ran {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_folio"));
+        command.args(words(line)).current_dir(self.directory.path()).env("RAYON_NUM_THREADS", "1");
+        let output = command.output().expect("the program starts");
+        Ran {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).expect("UTF-8 on stdout"),
+            stderr: String::from_utf8(output.stderr).expect("UTF-8 on stderr"),
+        }
+    }
+
+    /// Runs `folio` and expects it to do what it was asked.
+    #[track_caller]
+    pub(crate) fn ok(&self, line: &str) -> Ran {
+        let ran = self.run(line);
+        assert_eq!(ran.code, Some(0), "folio {line}\n{}", ran.stderr);
+        ran
+    }
+
+    /// The files below a directory, by their path from it.
+    pub(crate) fn names(&self, name: &str) -> Vec<String> {
+        let below = |path: &Path| path.strip_prefix(self.path(name)).expect("below it").display().to_string();
+        self.files(name).keys().map(|path| below(path)).collect()
+    }
+
+    /// The files below a directory with their content. An empty directory counts as a file of no bytes.
+    pub(crate) fn files(&self, name: &str) -> BTreeMap<PathBuf, Vec<u8>> {
+        let mut files = BTreeMap::new();
+        let mut directories = vec![self.path(name)];
+        while let Some(directory) = directories.pop() {
+            let entries: Vec<PathBuf> = fs::read_dir(&directory)
+                .unwrap_or_else(|error| panic!("{}: {error}", directory.display()))
+                .map(|entry| entry.expect("a readable entry").path())
+                .collect();
+            if entries.is_empty() {
+                files.insert(directory, Vec::new());
+            }
+            for path in entries {
+                if path.is_dir() {
+                    directories.push(path);
+                } else {
+                    let content = fs::read(&path).expect("a readable file");
+                    files.insert(path, content);
+                }
+            }
+        }
+        files
+    }
+}
+
+/// Splits a line at its spaces as a shell does; quotes keep words together.
+pub(crate) fn words(line: &str) -> Vec<String> {
+    let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
+    for c in line.chars() {
+        match (c, quote) {
+            ('\'' | '"', None) => {
+                quote = Some(c);
+                word.get_or_insert_default();
+            }
+            (_, Some(open)) if c == open => quote = None,
+            (_, None) if c.is_whitespace() => words.extend(word.take()),
+            _ => word.get_or_insert_default().push(c),
+        }
+    }
+    assert_eq!(quote, None, "a quote is left open in {line}");
+    words.extend(word);
+    words
+}
+
+/// The keys of a JSON object, sorted.
+pub(crate) fn keys(json: &Value) -> Vec<&str> {
+    let mut keys: Vec<&str> = json.as_object().expect("an object").keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    keys
+}
