@@ -208,6 +208,27 @@ mod tests {
     }
 
     #[test]
+    fn cosine_follows_the_formula_at_every_epoch() {
+        for period in [1, 2, 7, 10, 300] {
+            let (lr, floor) = (1e-3, 1e-6);
+            let schedule = Schedule {
+                kind: ScheduleKind::Cosine,
+                learning_rate: lr,
+                final_rate: floor,
+                period,
+                period_growth: 3,
+                restart_decay: 0.5,
+            };
+            for e in 0..200 {
+                let wave = (1.0 + (PI * e as f64 / period as f64).cos()) / 2.0;
+                // The formula's product divided late or early: a rounding of the peak.
+                let difference = schedule.rate(e) - (floor + (lr - floor) * wave);
+                assert!(difference.abs() <= f64::EPSILON * lr, "epoch {e} of {period}: {difference:e}");
+            }
+        }
+    }
+
+    #[test]
     fn warm_up_rises_to_one() {
         assert_eq!([0, 1, 3, 4].map(|step| warmup_factor(step, 4)), [0.25, 0.5, 1.0, 1.0]);
         assert_eq!(warmup_factor(0, 0), 1.0);

@@ -1,3 +1,5 @@
 //! The library against PyTorch, and against itself.
 
 mod golden;
+mod resume;
+mod split;

@@ -1,0 +1,203 @@
+//! A run that stops after an epoch and goes on from its checkpoint has the same bits as one that never stopped:
+//! losses, rates, weights, optimizer and random streams, in any number of threads.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use folio::checkpoint::load_training;
+use folio::data::{Part, SplitKind, TokenStream};
+use folio::model::Parameters;
+use folio::rng::{Rng, Stream};
+use folio::run_dir::RunDir;
+use folio::schedule::{ScheduleKind, Unit};
+use folio::settings::Settings;
+use folio::tokenizer::{Tokenizer, TokenizerKind};
+use folio::train::{Start, Trainer};
+use rayon::ThreadPoolBuilder;
+
+const EPOCHS: u64 = 6;
+/// The epochs after which runs stop: inside the first period of the warm restarts, and after their first restart.
+const STOPS: [u64; 2] = [1, 4];
+/// Threads before the stop and after it.
+const THREADS: [(usize, usize); 5] = [(1, 1), (2, 2), (3, 3), (1, 3), (3, 2)];
+
+/// Sizes at which every kernel has work for several threads: a batch of 9 by 16 tokens is 144 rows, more than two
+/// pieces of 64, and its hidden layer 18,432 numbers, more than a piece of 16,384; see the constants of
+/// folio-kernels.
+fn settings() -> Settings {
+    Settings {
+        n_emb: 32,
+        n_heads: 2,
+        n_blocks: 1,
+        block_size: 16,
+        batch_size: 9,
+        dropout: 0.2,
+        num_epochs: EPOCHS,
+        learning_rate: 3e-3,
+        cosine_final_lr: 1e-4,
+        save_losses: true,
+        save_checkpoint: true,
+        ..Settings::default()
+    }
+}
+
+/// Fifty blocks of random characters, enough different ones that the embedding too is worked on in pieces.
+fn data(split: SplitKind) -> (Arc<TokenStream>, Arc<Tokenizer>) {
+    let mut rng = Rng::new(11, Stream::Sampling);
+    let draw = |_| char::from_u32(0x4E00 + rng.below(2_000) as u32).expect("an ideograph");
+    let text: String = (0..50 * 16 + 1).map(draw).collect();
+    let tokenizer = Tokenizer::for_text(TokenizerKind::Chrs, &text);
+    assert!(tokenizer.vocab_size() * 32 > 16 * 1024, "{} characters", tokenizer.vocab_size());
+    let stream = TokenStream::encode(&text, &tokenizer, split).expect("its own characters");
+    (Arc::new(stream), Arc::new(tokenizer))
+}
+
+/// Trains in so many threads, and returns where.
+fn train(settings: &Settings, start: &Start, directory: &Path, threads: usize) -> RunDir {
+    let run_dir = RunDir::new(directory);
+    let (stream, tokenizer) = data(settings.split);
+    let pool = ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+    pool.install(|| {
+        let mut trainer = Trainer::new(settings.clone(), stream, tokenizer, start).expect("valid settings");
+        trainer.run(Some(&run_dir), &mut |_event| {}).expect("a run without mishap");
+    });
+    run_dir
+}
+
+fn after(run: &RunDir, number: u64) -> Start {
+    Start::Checkpoint { run: run.clone(), number, restart_schedule: false }
+}
+
+/// Checks that two runs agree in every bit that they saved from `epoch` on. JSON numbers are written in full, so
+/// equal text is equal bits.
+#[track_caller]
+fn check_same(got: &RunDir, want: &RunDir, epoch: u64, context: &str) {
+    let inside = ["model.safetensors", "optimizer.safetensors", "state.json"];
+    let checkpoints = (epoch..=EPOCHS).flat_map(|n| inside.map(|name| format!("checkpoint_{n}/{name}")));
+    for name in checkpoints.chain(["losses.json".to_owned(), "lrs.json".to_owned()]) {
+        let bytes = |run: &RunDir| fs::read(run.path().join(&name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(bytes(got) == bytes(want), "{name} differs: {context}");
+    }
+}
+
+/// Checks that settings go on to the bit, wherever they stop and in whatever threads.
+#[track_caller]
+fn check_resumes(settings: Settings) {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let place = |name: &str| directory.path().join(name);
+    let whole = train(&settings, &Start::Fresh, &place("whole"), 1);
+    let losses = whole.losses().expect("readable").expect("saved").train_losses;
+    assert!(losses.windows(2).all(|pair| pair[0] != pair[1]), "it learns in every epoch: {losses:?}");
+    for (index, (before, then)) in THREADS.into_iter().enumerate() {
+        let stop = STOPS[index % STOPS.len()];
+        let context = format!("{before} threads for {stop} epochs, then {then}: {settings:?}");
+        let first = Settings { num_epochs: stop, ..settings.clone() };
+        let rest = Settings { num_epochs: EPOCHS - stop, ..settings.clone() };
+        let first = train(&first, &Start::Fresh, &place(&format!("first_{index}")), before);
+        let rest = train(&rest, &after(&first, stop), &place(&format!("rest_{index}")), then);
+        check_same(&rest, &whole, stop + 1, &context);
+    }
+}
+
+#[test]
+fn a_constant_rate_goes_on_to_the_bit() {
+    check_resumes(Settings { lr_schedule: ScheduleKind::Const, ..settings() });
+}
+
+#[test]
+fn a_cosine_goes_on_to_the_bit() {
+    check_resumes(Settings { lr_schedule: ScheduleKind::Cosine, cosine_t_max: EPOCHS, ..settings() });
+}
+
+#[test]
+fn warm_restarts_go_on_to_the_bit() {
+    check_resumes(Settings {
+        lr_schedule: ScheduleKind::CosineWarmRestarts,
+        cosine_t_max: 2,
+        cosine_t_mult: 2,
+        cosine_lr_restart_decay: 0.5,
+        ..settings()
+    });
+}
+
+#[test]
+fn a_schedule_by_steps_with_a_warm_up_goes_on_to_the_bit() {
+    check_resumes(Settings {
+        lr_schedule: ScheduleKind::Cosine,
+        lr_schedule_unit: Unit::Step,
+        cosine_t_max: 30,
+        // Longer than the first epoch of 5 steps.
+        warmup_steps: 7,
+        split: SplitKind::Contiguous,
+        ..settings()
+    });
+}
+
+#[test]
+fn a_run_can_be_continued_again_and_again() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let whole = train(&settings(), &Start::Fresh, &directory.path().join("whole"), 2);
+    let one = Settings { num_epochs: 1, ..settings() };
+    let path = directory.path().join("piecemeal");
+    let piecemeal = train(&one, &Start::Fresh, &path, 1);
+    for stop in 1..EPOCHS {
+        train(&one, &after(&piecemeal, stop), &path, 1 + stop as usize % 3);
+    }
+    check_same(&piecemeal, &whole, 1, "an epoch at a time, in its own directory");
+}
+
+#[test]
+fn a_checkpoint_s_state_counts_epochs_and_steps() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let run = train(&settings(), &Start::Fresh, directory.path(), 2);
+    let (_, tokenizer) = data(SplitKind::Blocks);
+    let parameters = Parameters::zeros(&settings().model_config(tokenizer.vocab_size()));
+    for epoch in 1..=EPOCHS {
+        let (optimizer, state) =
+            load_training(&run.checkpoint(epoch), parameters.specs(), settings().adamw()).expect("whole");
+        // Forty training blocks in batches of 9: four whole ones and a short one.
+        assert_eq!((state.epoch, state.global_step, optimizer.steps()), (epoch, 5 * epoch, 5 * epoch));
+        assert_eq!(state.history.epochs(), epoch);
+    }
+}
+
+#[test]
+fn the_rate_of_every_epoch_is_the_schedule_s() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    // Restarts at 1, 4 and 13 epochs.
+    let schedule = Settings {
+        lr_schedule: ScheduleKind::CosineWarmRestarts,
+        cosine_t_max: 1,
+        cosine_t_mult: 3,
+        cosine_lr_restart_decay: 2.0,
+        num_epochs: 15,
+        save_checkpoint: false,
+        ..settings()
+    };
+    let run = train(&schedule, &Start::Fresh, directory.path(), 2);
+    let wave = |since: f64, period: f64| {
+        1e-4 + (3e-3 - 1e-4) * (1.0 + (std::f64::consts::PI * since / period).cos()) / 2.0
+    };
+    let first = [wave(0.0, 1.0)].into_iter();
+    let second = (0..3).map(|since| 2.0 * wave(f64::from(since), 3.0));
+    let third = (0..9).map(|since| 4.0 * wave(f64::from(since), 9.0));
+    let fourth = (0..2).map(|since| 8.0 * wave(f64::from(since), 27.0));
+    let expected: Vec<f64> = first.chain(second).chain(third).chain(fourth).collect();
+    assert_eq!(run.learning_rates().expect("readable").expect("saved"), expected);
+}
+
+#[test]
+fn a_continued_run_keeps_its_split() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    for split in [SplitKind::Blocks, SplitKind::Contiguous] {
+        let settings = Settings { num_epochs: 1, split, ..settings() };
+        let run = train(&settings, &Start::Fresh, &directory.path().join(format!("{split:?}")), 1);
+        let blocks = |start: &Start| {
+            let (stream, tokenizer) = data(split);
+            let trainer = Trainer::new(settings.clone(), stream, tokenizer, start).expect("valid settings");
+            [Part::Train, Part::Eval, Part::Test].map(|part| trainer.dataset().blocks(part).to_vec())
+        };
+        assert_eq!(blocks(&after(&run, 1)), blocks(&Start::Fresh), "{split:?}");
+    }
+}
