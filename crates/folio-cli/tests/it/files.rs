@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::place::{Place, TINY, keys, plays};
 
-/// The training blocks of plays.txt at 16 tokens a block: 62 but for a tenth to evaluate and a tenth to test on.
+/// The training blocks of plays.txt: 62 of 16 tokens, less a tenth to evaluate and a tenth to test on.
 const TRAIN_BLOCKS: usize = 50;
 /// Batches of 4.
 const STEPS: usize = TRAIN_BLOCKS.div_ceil(4);

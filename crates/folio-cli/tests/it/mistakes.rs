@@ -7,8 +7,8 @@ const USAGE: i32 = 2;
 /// A file, a directory or a text is not as needed.
 const FAILURE: i32 = 1;
 
-/// Runs a line that must be refused: one line on stderr that says all of `expected`, this exit code, no panic,
-/// nothing on stdout, and every file as it was.
+/// Runs a line that must be refused: one line on stderr that says all of `expected`, this exit code, nothing on
+/// stdout, and every file as it was.
 #[track_caller]
 fn check_refused(place: &Place, line: &str, code: i32, expected: &[&str]) -> Ran {
     let before = place.files("");

@@ -1,4 +1,4 @@
-//! The commands of the ancestor's README mean here what they mean there, with `run.py` replaced by `folio train`.
+//! The commands of the ancestor's README mean here what they mean there, with `folio train` for `run.py`.
 
 use serde_json::json;
 

@@ -44,16 +44,16 @@ fn check_order(axes: &[Axis]) {
 
     let count = 1 << axes.len();
     assert_eq!(titles.len(), count);
-    for run in 0..count {
+    for (run, title) in titles.iter().enumerate() {
         let settings = place.json(&format!("search/run_{}/hyperparameters.json", run + 1));
         for (digit, axis) in axes.iter().rev().enumerate() {
             // Counting in binary, the last flag is the lowest digit.
             let value = &axis.values[run >> digit & 1];
             assert_eq!(settings[axis.key], *value, "{} of run_{}", axis.key, run + 1);
             let told = format!("{} {}", axis.key, value.as_f64().expect("a number"));
-            assert!(titles[run].contains(&told), "'{}' lacks '{told}'", titles[run]);
+            assert!(title.contains(&told), "'{title}' lacks '{told}'");
         }
-        assert!(titles[run].starts_with(&format!("Experiment {}/{count}: ", run + 1)), "{}", titles[run]);
+        assert!(title.starts_with(&format!("Experiment {}/{count}: ", run + 1)), "{title}");
     }
     assert!(!place.path(&format!("search/run_{}", count + 1)).exists());
 }

@@ -1,5 +1,5 @@
-//! A run that stops after an epoch and goes on from its checkpoint has the same bits as one that never stopped:
-//! losses, rates, weights, optimizer and random streams, in any number of threads.
+//! A run that stops after an epoch and goes on from its checkpoint has the same bits as one that never
+//! stopped: losses, rates, weights, optimizer and random streams, in any number of threads.
 
 use std::fs;
 use std::path::Path;
@@ -17,13 +17,13 @@ use folio::train::{Start, Trainer};
 use rayon::ThreadPoolBuilder;
 
 const EPOCHS: u64 = 6;
-/// The epochs after which runs stop: inside the first period of the warm restarts, and after their first restart.
+/// The epochs after which runs stop: inside the first period of the warm restarts, and after a restart.
 const STOPS: [u64; 2] = [1, 4];
 /// Threads before the stop and after it.
 const THREADS: [(usize, usize); 5] = [(1, 1), (2, 2), (3, 3), (1, 3), (3, 2)];
 
-/// Sizes at which every kernel has work for several threads: a batch of 9 by 16 tokens is 144 rows, more than two
-/// pieces of 64, and its hidden layer 18,432 numbers, more than a piece of 16,384; see the constants of
+/// Sizes at which every kernel has work for several threads: a batch of 9 by 16 tokens is 144 rows, more than
+/// two pieces of 64, and its hidden layer 18,432 numbers, more than a piece of 16,384; see the constants of
 /// folio-kernels.
 fn settings() -> Settings {
     Settings {
@@ -69,8 +69,8 @@ fn after(run: &RunDir, number: u64) -> Start {
     Start::Checkpoint { run: run.clone(), number, restart_schedule: false }
 }
 
-/// Checks that two runs agree in every bit that they saved from `epoch` on. JSON numbers are written in full, so
-/// equal text is equal bits.
+/// Checks that two runs agree in every bit that they saved from `epoch` on. JSON numbers are written in full,
+/// so equal text is equal bits.
 #[track_caller]
 fn check_same(got: &RunDir, want: &RunDir, epoch: u64, context: &str) {
     let inside = ["model.safetensors", "optimizer.safetensors", "state.json"];

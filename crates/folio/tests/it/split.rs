@@ -1,7 +1,7 @@
 //! What is trained on is never evaluated on, and an epoch is every training block once.
 //!
-//! Texts here have every character once, in ascending order: a token's id is its position in the text, so that a
-//! batch tells where it is from.
+//! Texts here have every character once, in ascending order: a token's id is its position in the text, so that
+//! a batch tells where it is from.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
