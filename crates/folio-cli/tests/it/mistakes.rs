@@ -7,6 +7,9 @@ const USAGE: i32 = 2;
 /// A file, a directory or a text is not as needed.
 const FAILURE: i32 = 1;
 
+/// A short text for every line: were it not refused, it would not train for hours.
+const DATA: &str = "--data plays.txt";
+
 /// Runs a line that must be refused: one line on stderr that says all of `expected`, this exit code, nothing on
 /// stdout, and every file as it was.
 #[track_caller]
@@ -24,11 +27,11 @@ fn check_refused(place: &Place, line: &str, code: i32, expected: &[&str]) -> Ran
     ran
 }
 
-/// [`check_refused`] for a table of lines; `{TINY}` stands for the flags of a tiny run.
+/// [`check_refused`] for a table of lines; `{TINY}` stands for the flags of a tiny run, `{DATA}` for its text.
 #[track_caller]
 fn check_all(place: &Place, mistakes: &[(&str, i32, &[&str])]) {
     for (line, code, expected) in mistakes {
-        check_refused(place, &line.replace("{TINY}", TINY), *code, expected);
+        check_refused(place, &line.replace("{TINY}", TINY).replace("{DATA}", DATA), *code, expected);
     }
 }
 
@@ -94,7 +97,7 @@ fn numbers_out_of_range() {
     let counts = ["cosine_T_max", "cosine_T_mult", "threads"];
     for flag in sizes.iter().chain(&counts) {
         let flag = format!("--{flag}");
-        let line = |value: &str| format!("train --run_dir x {flag} {value}");
+        let line = |value: &str| format!("train {DATA} --run_dir x {flag} {value}");
         check_refused(&place, &line("0"), USAGE, &[&flag, "0 is", "give a"]);
         for value in ["-3", "2.5", "many", "9223372036854775808"] {
             check_refused(&place, &line(value), USAGE, &[&flag, value, "give a whole number"]);
@@ -104,21 +107,21 @@ fn numbers_out_of_range() {
     {
         let flag = format!("--{flag}");
         for value in ["-0.5", "nan", "inf"] {
-            check_refused(&place, &format!("train --run_dir x {flag} {value}"), USAGE, &[&flag]);
+            check_refused(&place, &format!("train {DATA} --run_dir x {flag} {value}"), USAGE, &[&flag]);
         }
-        let line = format!("train --run_dir x {flag} much");
+        let line = format!("train {DATA} --run_dir x {flag} much");
         check_refused(&place, &line, USAGE, &[&flag, "'much'", "give a number such as 0.2"]);
     }
     let mistakes: &[(&str, i32, &[&str])] = &[
-        ("train --run_dir x --learning_rates 0", USAGE, &["--learning_rates", "above 0"]),
-        ("train --run_dir x --dropouts 1", USAGE, &["--dropouts", "1 is outside [0, 1)"]),
-        ("train --run_dir x --dropouts 0.1 1.5", USAGE, &["--dropouts", "1.5 is outside [0, 1)"]),
-        ("train --run_dir x --beta2 1", USAGE, &["--beta2", "1 is outside [0, 1)", "0.99"]),
-        ("train --run_dir x --seed -1", USAGE, &["--seed", "'-1'", "give a whole number"]),
-        ("train --run_dir x --n_emb 9999999", USAGE, &["--n_emb", "9999999 is not a size", "1048576"]),
-        ("train --run_dir x --n_emb 300000", USAGE, &["--n_emb", "300000", "parameters", "give less"]),
+        ("train {DATA} --run_dir x --learning_rates 0", USAGE, &["--learning_rates", "above 0"]),
+        ("train {DATA} --run_dir x --dropouts 1", USAGE, &["--dropouts", "1 is outside [0, 1)"]),
+        ("train {DATA} --run_dir x --dropouts 0.1 1.5", USAGE, &["--dropouts", "1.5 is outside [0, 1)"]),
+        ("train {DATA} --run_dir x --beta2 1", USAGE, &["--beta2", "1 is outside [0, 1)", "0.99"]),
+        ("train {DATA} --run_dir x --seed -1", USAGE, &["--seed", "'-1'", "give a whole number"]),
+        ("train {DATA} --run_dir x --n_emb 9999999", USAGE, &["--n_emb", "9999999 is not a size", "1048576"]),
+        ("train {DATA} --run_dir x --n_emb 300000", USAGE, &["--n_emb", "300000", "parameters", "give less"]),
         (
-            "train --run_dir x --n_emb 16 --n_heads 3",
+            "train {DATA} --run_dir x --n_emb 16 --n_heads 3",
             USAGE,
             &["--n_heads", "--n_emb 16 is not divisible by 3", "1, 2, 4, 8, 16"],
         ),
@@ -130,22 +133,30 @@ fn numbers_out_of_range() {
 fn names_that_do_not_exist() {
     let mistakes: &[(&str, i32, &[&str])] = &[
         (
-            "train --lr_schedule cosin",
+            "train {DATA} --lr_schedule cosin",
             USAGE,
             &["--lr_schedule", "unknown schedule 'cosin'", "mean 'cosine'?"],
         ),
         (
-            "train --lr_schedule tree",
+            "train {DATA} --lr_schedule tree",
             USAGE,
             &["unknown schedule 'tree'", "const, cosine, cosine_warm_restarts"],
         ),
-        ("train --tokenizer_type bp", USAGE, &["--tokenizer_type", "unknown tokenizer 'bp'", "mean 'bpe'?"]),
-        ("train --tokenizer_type chars", USAGE, &["unknown tokenizer 'chars'", "mean 'chrs'?", "chrs, bpe"]),
-        ("train --split block", USAGE, &["--split", "unknown split 'block'", "mean 'blocks'?"]),
-        ("train --lr_schedule_unit steps", USAGE, &["--lr_schedule_unit", "'steps'", "mean 'step'?"]),
-        ("train --preset quik", USAGE, &["--preset", "'quik'", "'quick'", "shakespeare-char"]),
-        ("train --learning_rte 3", USAGE, &["'--learning_rte'", "'--learning_rates'"]),
-        ("train --learning-rte 3", USAGE, &["'--learning-rte'", "--learning"]),
+        (
+            "train {DATA} --tokenizer_type bp",
+            USAGE,
+            &["--tokenizer_type", "unknown tokenizer 'bp'", "mean 'bpe'?"],
+        ),
+        (
+            "train {DATA} --tokenizer_type chars",
+            USAGE,
+            &["unknown tokenizer 'chars'", "mean 'chrs'?", "chrs, bpe"],
+        ),
+        ("train {DATA} --split block", USAGE, &["--split", "unknown split 'block'", "mean 'blocks'?"]),
+        ("train {DATA} --lr_schedule_unit steps", USAGE, &["--lr_schedule_unit", "'steps'", "mean 'step'?"]),
+        ("train {DATA} --preset quik", USAGE, &["--preset", "'quik'", "'quick'", "shakespeare-char"]),
+        ("train {DATA} --learning_rte 3", USAGE, &["'--learning_rte'", "'--learning_rates'"]),
+        ("train {DATA} --learning-rte 3", USAGE, &["'--learning-rte'", "--learning"]),
         ("train plays.txt", USAGE, &["'plays.txt'", "--help"]),
         ("trian", USAGE, &["'trian'", "'train'"]),
         ("eval run --split tst", USAGE, &["--split", "unknown part 'tst'", "mean 'test'?"]),
@@ -164,12 +175,20 @@ fn flags_that_need_another() {
             USAGE,
             &["--from_checkpoint_run_dir <DIR>", "--from_checkpoint_step <N>"],
         ),
-        ("train --from_checkpoint --from_checkpoint_run_dir run", USAGE, &["--from_checkpoint_step <N>"]),
-        ("train --from_checkpoint --from_checkpoint_step 1", USAGE, &["--from_checkpoint_run_dir <DIR>"]),
-        ("train --from_checkpoint_run_dir run", USAGE, &["--from_checkpoint"]),
-        ("train --restart_schedule", USAGE, &["--from_checkpoint"]),
-        ("train --run_dir", USAGE, &["--run_dir <DIR>", "value is required"]),
-        ("train --seed 1 --seed 2", USAGE, &["--seed", "multiple times"]),
+        (
+            "train {DATA} --from_checkpoint --from_checkpoint_run_dir run",
+            USAGE,
+            &["--from_checkpoint_step <N>"],
+        ),
+        (
+            "train {DATA} --from_checkpoint --from_checkpoint_step 1",
+            USAGE,
+            &["--from_checkpoint_run_dir <DIR>"],
+        ),
+        ("train {DATA} --from_checkpoint_run_dir run", USAGE, &["--from_checkpoint"]),
+        ("train {DATA} --restart_schedule", USAGE, &["--from_checkpoint"]),
+        ("train {DATA} --run_dir", USAGE, &["--run_dir <DIR>", "value is required"]),
+        ("train {DATA} --seed 1 --seed 2", USAGE, &["--seed", "multiple times"]),
     ];
     check_all(&Place::new(), mistakes);
 }
@@ -355,7 +374,7 @@ fn a_cause_is_told_once() {
         let told = place.run(&line).stderr;
         assert_eq!(told.matches("Not a directory").count(), 1, "{told}");
     }
-    let told = place.run("train --n_emb -3").stderr;
+    let told = place.run(&format!("train {DATA} --n_emb -3")).stderr;
     assert_eq!(told.matches("--help").count(), 1, "{told}");
 }
 
