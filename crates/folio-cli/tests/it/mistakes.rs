@@ -386,7 +386,7 @@ fn a_loss_that_is_not_finite_ends_the_run_with_advice() {
     let ran = place.run(&format!("train {line} --learning_rates 1e30"));
     assert_eq!(ran.code, Some(FAILURE), "{}", ran.stderr);
     let last = ran.stderr.lines().last().expect("a message");
-    for part in ["error: the loss is NaN at step 2", "1.000e30", "lower --learning_rates", "--grad_clip"] {
+    for part in ["error: the loss is ", "at step 2", "1.000e30", "lower --learning_rates", "--grad_clip"] {
         assert!(last.contains(part), "lacks '{part}': {last}");
     }
 }
