@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use clap::{Args, Subcommand};
-use folio::model::{Batch, Gpt2, ModelConfig};
+use folio::model::{Batch, Gpt2, ModelConfig, PrecisionChoice};
 use folio::optim::{AdamW, AdamWConfig};
 use folio::rng::{Rng, Stream};
 
@@ -51,6 +51,9 @@ struct StepArgs {
     /// Share that dropout drops
     #[arg(long, default_value_t = 0.2, value_parser = real::<f32>)]
     dropout: f32,
+    /// Numbers to compute in
+    #[arg(long, default_value = "auto")]
+    precision: PrecisionChoice,
     /// Steps to time, after two that are not
     #[arg(long, default_value_t = 5, value_parser = whole::<usize>)]
     steps: usize,
@@ -75,12 +78,14 @@ fn step(args: &StepArgs) -> anyhow::Result<()> {
         dropout: args.dropout,
     };
     config.validate()?;
+    let precision = args.precision.resolve(args.emb, args.heads);
+    precision.check(&config)?;
     if args.batch == 0 || args.steps == 0 {
         return Err(Usage("--batch and --steps must be at least 1".into()).into());
     }
     set_threads(args.threads)?;
     let mut rng = Rng::new(0, Stream::Init);
-    let mut model = Gpt2::new(config, &mut rng);
+    let mut model = Gpt2::new(config, precision, &mut rng);
     let adamw = AdamWConfig {
         beta1: 0.9,
         beta2: 0.999,
@@ -110,7 +115,7 @@ fn step(args: &StepArgs) -> anyhow::Result<()> {
         serde_json::json!({
             "what": "step", "batch": args.batch, "block": args.block, "vocab": args.vocab, "emb": args.emb,
             "blocks": args.blocks, "heads": args.heads, "dropout": args.dropout, "steps": args.steps,
-            "threads": rayon::current_num_threads(), "isa": folio_kernels::isa::Isa::detected().name(),
+            "precision": precision.name(), "threads": rayon::current_num_threads(), "isa": folio_kernels::isa::Isa::detected().name(),
             "step_s": median, "step_s_min": times[0], "tokens_per_s": tokens as f64 / median,
             "gflop_per_s": flop(&config, tokens) / median / 1e9, "peak_mib": peak_mib(),
         })

@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::Args;
 use folio::checkpoint::load_parameters;
 use folio::generate::{Sampling, generate};
-use folio::model::Gpt2;
+use folio::model::{Gpt2, Precision};
 use folio::rng::{Rng, Stream};
 use folio::run_dir::RunDir;
 use folio::tokenizer::Tokenizer;
@@ -101,7 +101,7 @@ impl WhichModel {
 pub(crate) fn load_model(run: &RunDir, number: u64) -> anyhow::Result<Gpt2> {
     let config = run.model_config()?;
     let parameters = load_parameters(&run.existing_checkpoint(number)?, &config)?;
-    Ok(Gpt2::from_parameters(config, parameters))
+    Ok(Gpt2::from_parameters(config, Precision::F32, parameters))
 }
 
 pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {

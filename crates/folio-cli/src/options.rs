@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use clap::Args;
 use folio::data::SplitKind;
+use folio::model::PrecisionChoice;
 use folio::schedule::{ScheduleKind, Unit};
 use folio::settings::Settings;
 use folio::sweep::Grid;
@@ -46,6 +47,9 @@ pub(crate) struct Options {
     #[serde(default, deserialize_with = "one_or_many")]
     pub(crate) dropouts: Option<Vec<f64>>,
 
+    /// Numbers to compute in: f32, bf16, or auto for the faster on this machine [default: auto]
+    #[arg(long, value_name = "NAME", help_heading = "Training")]
+    pub(crate) precision: Option<PrecisionChoice>,
     /// Epochs to train; from a checkpoint, further epochs [default: 10]
     #[arg(long, value_name = "N", help_heading = "Training", value_parser = whole::<u64>)]
     pub(crate) num_epochs: Option<u64>,
@@ -149,6 +153,7 @@ impl Options {
             n_blocks: Some(settings.n_blocks),
             block_sizes: Some(vec![settings.block_size]),
             dropouts: Some(vec![settings.dropout]),
+            precision: Some(settings.precision.into()),
             batch_sizes: Some(vec![settings.batch_size]),
             learning_rates: Some(vec![settings.learning_rate]),
             weight_decays: Some(vec![settings.weight_decay]),
@@ -172,12 +177,14 @@ impl Options {
     /// The settings that all runs share, and the values that the sweep goes through.
     pub(crate) fn settings(&self) -> (Settings, Grid) {
         let default = Settings::default();
+        let (n_emb, n_heads) = (self.n_emb.unwrap_or(default.n_emb), self.n_heads.unwrap_or(default.n_heads));
         let base = Settings {
             tokenizer_type: self.tokenizer_type.unwrap_or(default.tokenizer_type),
             split: self.split.unwrap_or(default.split),
             seed: self.seed.unwrap_or(default.seed),
-            n_emb: self.n_emb.unwrap_or(default.n_emb),
-            n_heads: self.n_heads.unwrap_or(default.n_heads),
+            n_emb,
+            n_heads,
+            precision: self.precision.unwrap_or_default().resolve(n_emb, n_heads),
             n_blocks: self.n_blocks.unwrap_or(default.n_blocks),
             num_epochs: self.num_epochs.unwrap_or(default.num_epochs),
             max_steps: self.max_steps,

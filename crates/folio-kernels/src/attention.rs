@@ -9,111 +9,160 @@
 //! half of the square is never computed. The forward pass keeps, besides Y, the log-sum-exp of every row of S;
 //! the backward pass recomputes P from it (Dao et al. 2022, "FlashAttention", algorithm 4).
 
-use gemm::Parallelism;
-use rayon::prelude::*;
-
+use crate::buffer::Buffer;
 use crate::dims::AttentionDims;
 use crate::dropout::Dropout;
+use crate::element::{Element, convert};
 use crate::isa::Isa;
-use crate::linear::{Into, ProductDims, View, product, product_strided};
-use crate::vector::{dot, exp, exp_minus_max};
+use crate::matmul::{Lhs, product, product_into};
+use crate::panels::{PanelDims, Panels, pack_columns, pack_rows};
+use crate::vector::{exp, max, sum, sum_by};
 
 /// Queries of one tile: enough rows for a product to run well, few enough that a tile of scores at T = 1,024
 /// (256 KiB) stays in the second-level cache.
 pub const TILE: usize = 64;
 
-/// `y = drop(softmax(q kᵀ / sqrt(D))) v` for every head of every sequence, causally.
+/// What the passes write on the side, for one thread.
+#[derive(Debug)]
+pub struct AttentionScratch<E> {
+    dims: AttentionDims,
+    /// (TILE, T): scores, then weights.
+    scores: Buffer<f32>,
+    /// (TILE, T): gradients of the weights, then of the scores.
+    dscores: Buffer<f32>,
+    /// (TILE, T): the weights, or the gradients of the scores, as a left operand.
+    rows: Buffer<E>,
+    /// Panels (depth TILE, T): the weights as a left operand of a sum over queries.
+    weight_panels: Buffer<E>,
+    /// Panels (depth TILE, T): the gradients of the scores as one.
+    dscore_panels: Buffer<E>,
+    /// Panels (depth D, T): Kᵀ.
+    keys_t: Buffer<E>,
+    /// Panels (depth D, T): Vᵀ.
+    values_t: Buffer<E>,
+    /// Panels (depth T, D): K going back, V going forward.
+    rows_panels: Buffer<E>,
+    /// Panels (depth TILE, D): a tile of dY, then of Q.
+    tile_panels: Buffer<E>,
+    /// (T, D): the gradients of one head's keys.
+    dkeys: Buffer<f32>,
+    /// (T, D): the gradients of one head's values.
+    dvalues: Buffer<f32>,
+    /// (TILE): what a tile's rows are divided by.
+    totals: [f32; TILE],
+}
+
+impl<E: Element> AttentionScratch<E> {
+    /// Scratch for sequences of up to `dims.time` tokens.
+    pub fn new(dims: AttentionDims) -> Self {
+        let AttentionDims { time, head_size, .. } = dims;
+        let stride = score_stride(time);
+        let panels = |depth, cols| Buffer::zeroed(PanelDims { depth, cols }.len::<E>());
+        Self {
+            dims,
+            scores: Buffer::zeroed(TILE * stride),
+            dscores: Buffer::zeroed(TILE * stride),
+            rows: Buffer::zeroed(TILE * stride),
+            weight_panels: panels(TILE, time),
+            dscore_panels: panels(TILE, time),
+            keys_t: panels(head_size, time),
+            values_t: panels(head_size, time),
+            rows_panels: panels(time, head_size),
+            tile_panels: panels(TILE, head_size),
+            dkeys: Buffer::zeroed(time * head_size),
+            dvalues: Buffer::zeroed(time * head_size),
+            totals: [0.0; TILE],
+        }
+    }
+}
+
+/// From one row of a tile of scores to the next.
+const fn score_stride(time: usize) -> usize {
+    time.next_multiple_of(TILE)
+}
+
+/// `y = drop(softmax(q kᵀ / sqrt(D))) v` for every head, causally.
 ///
 /// `y` (B, T, C) and `lse` (B, H, T), the log-sum-exp of the scaled scores, are overwritten; `qkv` (B, T, 3C)
-/// holds q, k and v side by side, each with its heads side by side; `scratch` is at least
-/// [`forward_scratch`]`(dims)` long. The mask's row is `(b H + h) T + i` for query i, its column is the key.
-pub fn attention_forward(
+/// holds q, k and v side by side, each with its heads side by side. The mask's row is `(b H + h) T + i` for query
+/// i, its column is the key.
+pub fn attention_forward<E: Element>(
     dims: AttentionDims,
-    y: &mut [f32],
+    y: &mut [E],
     lse: &mut [f32],
-    qkv: &[f32],
+    qkv: &[E],
     dropout: Dropout,
-    scratch: &mut [f32],
+    scratch: &mut AttentionScratch<E>,
 ) {
-    check(dims, y.len(), lse.len(), qkv.len());
-    let AttentionDims { time, heads, .. } = dims;
-    let channels = dims.channels();
-    let scratch = scratch.par_chunks_mut(TILE * time);
-    let sequences = y.par_chunks_mut(time * channels).zip(lse.par_chunks_mut(heads * time));
-    let inputs = qkv.par_chunks(time * 3 * channels).zip(scratch).enumerate();
-    sequences.zip(inputs).for_each(|((y, lse), (b, (qkv, scores)))| {
-        for (h, lse) in lse.chunks_exact_mut(time).enumerate() {
-            let head = Head { dims, h, first_mask_row: (b * heads + h) * time };
-            for start in (0..time).step_by(TILE) {
-                let tile = Tile { start, end: (start + TILE).min(time) };
-                head.forward_tile(tile, y, lse, qkv, dropout, scores);
-            }
-        }
-    });
+    check(dims, y.len(), lse.len(), qkv.len(), scratch);
+    let isa = Isa::detected();
+    for (head, b) in heads(dims, dropout) {
+        let y = &mut y[b * dims.time * dims.channels()..][..dims.time * dims.channels()];
+        let qkv = &qkv[b * dims.time * 3 * dims.channels()..][..dims.time * 3 * dims.channels()];
+        let lse = &mut lse[(b * dims.heads + head.h) * dims.time..][..dims.time];
+        isa.run(
+            #[inline(always)]
+            || head.forward(isa, y, lse, qkv, scratch),
+        );
+    }
 }
 
 /// The backward pass, math.md (24) to (29), from `y = drop(p) v`, `p = softmax(s)`, `s = q kᵀ / sqrt(D)`.
 ///
-/// `dqkv` (B, T, 3C) is overwritten; `dy`, `y` (B, T, C); `qkv` (B, T, 3C); `lse` (B, H, T); `dropout` as in
-/// the forward pass; `scratch` is at least [`backward_scratch`]`(dims)` long.
-pub fn attention_backward(
+/// `dqkv` (B, T, 3C) is overwritten; `dy` (B, T, C); `dropout` as in the forward pass.
+pub fn attention_backward<E: Element>(
     dims: AttentionDims,
-    dqkv: &mut [f32],
-    dy: &[f32],
-    forward: Forward,
+    dqkv: &mut [E],
+    dy: &[E],
+    forward: Forward<E>,
     dropout: Dropout,
-    scratch: &mut [f32],
+    scratch: &mut AttentionScratch<E>,
 ) {
-    let Forward { y, qkv, lse } = forward;
-    check(dims, y.len(), lse.len(), qkv.len());
-    assert_eq!((dqkv.len(), dy.len()), (qkv.len(), y.len()), "{dims:?}");
-    let AttentionDims { time, heads, .. } = dims;
-    let channels = dims.channels();
-    let outputs = dqkv.par_chunks_mut(time * 3 * channels).zip(scratch.par_chunks_mut(2 * TILE * time));
-    let activations = y.par_chunks(time * channels).zip(dy.par_chunks(time * channels));
-    let inputs = qkv.par_chunks(time * 3 * channels).zip(lse.par_chunks(heads * time));
-    outputs.zip(activations).zip(inputs).enumerate().for_each(
-        |(b, (((dqkv, scratch), (y, dy)), (qkv, lse)))| {
-            dqkv.fill(0.0);
-            for (h, lse) in lse.chunks_exact(time).enumerate() {
-                let head = Head { dims, h, first_mask_row: (b * heads + h) * time };
-                for start in (0..time).step_by(TILE) {
-                    let tile = Tile { start, end: (start + TILE).min(time) };
-                    head.backward_tile(tile, dqkv, dy, Forward { y, qkv, lse }, dropout, scratch);
-                }
-            }
-        },
-    );
+    check(dims, forward.y.len(), forward.lse.len(), forward.qkv.len(), scratch);
+    assert_eq!((dqkv.len(), dy.len()), (forward.qkv.len(), forward.y.len()), "{dims:?}");
+    let isa = Isa::detected();
+    for (head, b) in heads(dims, dropout) {
+        let (stream, wide) = (dims.time * dims.channels(), dims.time * 3 * dims.channels());
+        let dqkv = &mut dqkv[b * wide..][..wide];
+        let dy = &dy[b * stream..][..stream];
+        let forward = Forward {
+            y: &forward.y[b * stream..][..stream],
+            qkv: &forward.qkv[b * wide..][..wide],
+            lse: &forward.lse[(b * dims.heads + head.h) * dims.time..][..dims.time],
+        };
+        isa.run(
+            #[inline(always)]
+            || head.backward(isa, dqkv, dy, forward, scratch),
+        );
+    }
 }
 
-/// The scratch, in elements, that [`attention_forward`] needs.
-pub const fn forward_scratch(dims: AttentionDims) -> usize {
-    dims.batch * TILE * dims.time
-}
-
-/// The scratch, in elements, that [`attention_backward`] needs.
-pub const fn backward_scratch(dims: AttentionDims) -> usize {
-    2 * forward_scratch(dims)
+/// Every head of every sequence, with the sequence.
+fn heads(dims: AttentionDims, dropout: Dropout) -> impl Iterator<Item = (Head, usize)> {
+    (0..dims.batch * dims.heads).map(move |row| {
+        let head = Head { dims, h: row % dims.heads, dropout: dropout.skip_rows(row * dims.time) };
+        (head, row / dims.heads)
+    })
 }
 
 /// What the forward pass read and wrote.
 #[derive(Clone, Copy, Debug)]
-pub struct Forward<'a> {
+pub struct Forward<'a, E> {
     /// (B, T, C): the output.
-    pub y: &'a [f32],
+    pub y: &'a [E],
     /// (B, T, 3C): queries, keys and values.
-    pub qkv: &'a [f32],
+    pub qkv: &'a [E],
     /// (B, H, T): the log-sum-exp of each row of scaled scores.
     pub lse: &'a [f32],
 }
 
-/// One head of one sequence.
+/// One head of one sequence; the arrays that its methods take are that sequence's, lse that head's.
 #[derive(Clone, Copy)]
 struct Head {
     dims: AttentionDims,
     h: usize,
-    /// The mask's row of query 0.
-    first_mask_row: usize,
+    /// Its mask: row i is query i.
+    dropout: Dropout,
 }
 
 /// The queries `start..end`, which see the keys `0..end`.
@@ -134,85 +183,193 @@ impl Head {
         [first, first + self.dims.channels(), first + 2 * self.dims.channels()]
     }
 
-    /// Writes `y` (T, C) and `lse` (T) in the tile's rows; `qkv` (T, 3C); `scores` holds (tile, end).
-    fn forward_tile(
+    /// The sizes of keys or values as a right operand that sums over tokens.
+    fn token_panels(self) -> PanelDims {
+        PanelDims { depth: self.dims.time, cols: self.dims.head_size }
+    }
+
+    /// The sizes of keys or values, transposed.
+    fn channel_panels(self) -> PanelDims {
+        PanelDims { depth: self.dims.head_size, cols: self.dims.time }
+    }
+
+    fn tiles(self) -> impl Iterator<Item = Tile> {
+        let time = self.dims.time;
+        (0..time).step_by(TILE).map(move |start| Tile { start, end: (start + TILE).min(time) })
+    }
+
+    #[inline(always)]
+    fn forward<E: Element>(
         self,
-        tile: Tile,
-        y: &mut [f32],
+        isa: Isa,
+        y: &mut [E],
         lse: &mut [f32],
-        qkv: &[f32],
-        dropout: Dropout,
-        scores: &mut [f32],
+        qkv: &[E],
+        scratch: &mut AttentionScratch<E>,
     ) {
+        let AttentionScratch { scores, rows, keys_t, rows_panels, totals, .. } = scratch;
         let channels = self.dims.channels();
-        let [_, _, v] = self.columns();
-        let Tile { start, end } = tile;
-        let scores = &mut scores[..(end - start) * end];
-        self.scores(tile, scores, qkv);
-        let scale = self.scale();
-        Isa::detected().run(
-            #[inline(always)]
-            || {
-                for (row, i) in scores.chunks_exact_mut(end).zip(start..end) {
-                    let (row, future) = row.split_at_mut(i + 1);
-                    future.fill(0.0);
-                    row.iter_mut().for_each(|score| *score *= scale);
-                    let (greatest, total) = exp_minus_max(row);
-                    lse[i] = greatest + total.ln();
-                    let normaliser = 1.0 / total;
-                    row.iter_mut().for_each(|weight| *weight *= normaliser);
-                    if !dropout.is_identity() {
-                        let mask = dropout.row(self.first_mask_row + i);
-                        for (j, weight) in row.iter_mut().enumerate() {
-                            *weight *= mask.factor(j as u32);
+        let head_size = self.dims.head_size;
+        let [_, k, v] = self.columns();
+        pack_columns(self.channel_panels(), keys_t, &qkv[k..], 3 * channels);
+        pack_rows(self.token_panels(), rows_panels, &qkv[v..], 3 * channels);
+        let keys_t = Panels::new(self.channel_panels(), keys_t);
+        let values = Panels::new(self.token_panels(), rows_panels);
+        let stride = score_stride(self.dims.time);
+        for tile @ Tile { start, end } in self.tiles() {
+            self.scores(isa, tile, scores, qkv, keys_t);
+            self.softmax(tile, scores, rows, &mut lse[start..end], totals);
+            // The weights are not divided by their sum; the output is.
+            let lhs = Lhs::Rows { data: rows, stride };
+            product(
+                isa,
+                0..end - start,
+                lhs,
+                values.corner(end, head_size),
+                #[inline(always)]
+                |at, tile| {
+                    for (r, sums) in tile[..at.rows].iter().enumerate() {
+                        let normaliser = 1.0 / totals[at.row + r];
+                        let place = (start + at.row + r) * channels + self.h * head_size + at.col;
+                        for (y, sum) in y[place..][..at.cols].iter_mut().zip(sums) {
+                            *y = E::from_f32(sum * normaliser);
                         }
                     }
+                },
+            );
+        }
+    }
+
+    /// Raw scores of a tile to `drop(exp(S - max))` in `rows`, with their sums (before dropout) and log-sum-exp.
+    #[inline(always)]
+    fn softmax<E: Element>(
+        self,
+        tile: Tile,
+        scores: &mut [f32],
+        rows: &mut [E],
+        lse: &mut [f32],
+        totals: &mut [f32; TILE],
+    ) {
+        let stride = score_stride(self.dims.time);
+        let scale = self.scale();
+        let scores = scores.chunks_exact_mut(stride).zip(rows.chunks_exact_mut(stride));
+        let outputs = lse.iter_mut().zip(totals);
+        for (i, ((scores, weights), (lse, total))) in (tile.start..tile.end).zip(scores.zip(outputs)) {
+            let scores = &mut scores[..=i];
+            let greatest = max(scores) * scale;
+            for score in scores.iter_mut() {
+                *score = exp(score.mul_add(scale, -greatest));
+            }
+            *total = sum(scores);
+            *lse = greatest + total.ln();
+            let (weights, future) = weights.split_at_mut(i + 1);
+            if self.dropout.is_identity() {
+                for (weight, score) in weights.iter_mut().zip(scores) {
+                    *weight = E::from_f32(*score);
+                }
+            } else {
+                let mask = self.dropout.row(i);
+                for (j, (weight, score)) in weights.iter_mut().zip(scores).enumerate() {
+                    *weight = E::from_f32(*score * mask.factor(j as u32));
+                }
+            }
+            let unseen = tile.end.next_multiple_of(E::PAIR) - (i + 1);
+            future[..unseen].fill(E::default());
+        }
+    }
+
+    #[inline(always)]
+    fn backward<E: Element>(
+        self,
+        isa: Isa,
+        dqkv: &mut [E],
+        dy: &[E],
+        forward: Forward<E>,
+        scratch: &mut AttentionScratch<E>,
+    ) {
+        let channels = self.dims.channels();
+        let (head_size, stride) = (self.dims.head_size, 3 * channels);
+        let [_, k, v] = self.columns();
+        let qkv = forward.qkv;
+        pack_columns(self.channel_panels(), &mut scratch.keys_t, &qkv[k..], stride);
+        pack_columns(self.channel_panels(), &mut scratch.values_t, &qkv[v..], stride);
+        pack_rows(self.token_panels(), &mut scratch.rows_panels, &qkv[k..], stride);
+        let gradient = self.dims.time * head_size;
+        scratch.dkeys[..gradient].fill(0.0);
+        scratch.dvalues[..gradient].fill(0.0);
+        for tile in self.tiles() {
+            self.backward_tile(isa, tile, dqkv, dy, forward, scratch);
+        }
+        let rows = dqkv.chunks_exact_mut(stride);
+        let gradients = scratch.dkeys.chunks_exact(head_size).zip(scratch.dvalues.chunks_exact(head_size));
+        for (row, (dkeys, dvalues)) in rows.zip(gradients) {
+            convert(&mut row[k..][..head_size], dkeys);
+            convert(&mut row[v..][..head_size], dvalues);
+        }
+    }
+
+    /// Overwrites q's gradient in the tile's rows of `dqkv` and adds to the gradients of the keys and values that
+    /// it saw.
+    #[inline(always)]
+    fn backward_tile<E: Element>(
+        self,
+        isa: Isa,
+        tile: Tile,
+        dqkv: &mut [E],
+        dy: &[E],
+        forward: Forward<E>,
+        scratch: &mut AttentionScratch<E>,
+    ) {
+        let AttentionScratch { scores, dscores, rows, weight_panels, dscore_panels, .. } = scratch;
+        let AttentionScratch { keys_t, values_t, rows_panels, tile_panels, dkeys, dvalues, .. } = scratch;
+        let channels = self.dims.channels();
+        let head_size = self.dims.head_size;
+        let [q, _, _] = self.columns();
+        let Forward { qkv, .. } = forward;
+        let Tile { start, end } = tile;
+        let (queries, stride) = (end - start, score_stride(self.dims.time));
+
+        // dP = dY Vᵀ
+        self.scores(isa, tile, scores, qkv, Panels::new(self.channel_panels(), keys_t));
+        let dy_tile = &dy[start * channels + q..];
+        let values_t = Panels::new(self.channel_panels(), values_t).corner(head_size, end);
+        let lhs = Lhs::Rows { data: dy_tile, stride: channels };
+        product_into(isa, 0..queries, lhs, values_t, dscores, stride, false);
+        self.backward_softmax(tile, (scores, dscores), dy, forward);
+
+        // dV += drop(P)ᵀ dY;  dK += dSᵀ Q
+        let (over_queries, tile_dims) =
+            (PanelDims { depth: queries, cols: end }, PanelDims { depth: queries, cols: head_size });
+        pack_rows(over_queries, weight_panels, scores, stride);
+        pack_rows(over_queries, dscore_panels, dscores, stride);
+        for (left, right, from, out) in [
+            (&*weight_panels, dy_tile, channels, dvalues),
+            (&*dscore_panels, &qkv[start * 3 * channels + q..], 3 * channels, dkeys),
+        ] {
+            pack_rows(tile_dims, tile_panels, right, from);
+            let lhs = Lhs::Columns(Panels::new(over_queries, left));
+            product_into(isa, 0..end, lhs, Panels::new(tile_dims, tile_panels), out, head_size, true);
+        }
+
+        // dQ = dS K
+        for (row, dscores) in rows.chunks_exact_mut(stride).zip(dscores.chunks_exact(stride)).take(queries) {
+            let seen = end.next_multiple_of(E::PAIR);
+            convert(&mut row[..seen], &dscores[..seen]);
+        }
+        let keys = Panels::new(self.token_panels(), rows_panels).corner(end, head_size);
+        product(
+            isa,
+            0..queries,
+            Lhs::Rows { data: rows, stride },
+            keys,
+            #[inline(always)]
+            |at, tile| {
+                for (r, sums) in tile[..at.rows].iter().enumerate() {
+                    let place = (start + at.row + r) * 3 * channels + q + at.col;
+                    convert(&mut dqkv[place..][..at.cols], sums);
                 }
             },
         );
-        let dims = ProductDims { rows: end - start, cols: self.dims.head_size, depth: end };
-        let y = &mut y[start * channels + self.h * self.dims.head_size..];
-        let (weights, v) = (View::rows(scores, end), View::rows(&qkv[v..], 3 * channels));
-        product_strided(dims, y, channels, weights, v, Into::Overwrite, Parallelism::None);
-    }
-
-    /// Overwrites q's gradient in the tile's rows and adds to the gradients of the keys and values it saw.
-    /// `dqkv` (T, 3C); `dy`, `y` (T, C); `qkv` (T, 3C); `lse` (T); `scratch` holds two of (tile, end).
-    fn backward_tile(
-        self,
-        tile: Tile,
-        dqkv: &mut [f32],
-        dy: &[f32],
-        forward: Forward,
-        dropout: Dropout,
-        scratch: &mut [f32],
-    ) {
-        let channels = self.dims.channels();
-        let head_size = self.dims.head_size;
-        let [q, k, v] = self.columns();
-        let Forward { qkv, .. } = forward;
-        let Tile { start, end } = tile;
-        let (weights, dscores) = scratch.split_at_mut((end - start) * end);
-        let dscores = &mut dscores[..weights.len()];
-        self.scores(tile, weights, qkv);
-        let dy_tile = View::rows(&dy[start * channels + q..], channels);
-        let v_all = View::transposed(&qkv[v..], 3 * channels);
-        let dims = ProductDims { rows: end - start, cols: end, depth: head_size };
-        product(dims, dscores, dy_tile, v_all, Into::Overwrite, Parallelism::None);
-        self.backward_softmax(tile, weights, dscores, dy, forward, dropout);
-
-        // dV += drop(P)ᵀ dY;  dQ = dS K;  dK += dSᵀ Q
-        let stride = 3 * channels;
-        let dims = ProductDims { rows: end, cols: head_size, depth: end - start };
-        let weights = View::transposed(weights, end);
-        product_strided(dims, &mut dqkv[v..], stride, weights, dy_tile, Into::Add, Parallelism::None);
-        let q_tile = View::rows(&qkv[start * stride + q..], stride);
-        let dscores_t = View::transposed(dscores, end);
-        product_strided(dims, &mut dqkv[k..], stride, dscores_t, q_tile, Into::Add, Parallelism::None);
-        let dims = ProductDims { rows: end - start, cols: head_size, depth: end };
-        let dq = &mut dqkv[start * stride + q..];
-        let (dscores, k_all) = (View::rows(dscores, end), View::rows(&qkv[k..], stride));
-        product_strided(dims, dq, stride, dscores, k_all, Into::Overwrite, Parallelism::None);
     }
 
     /// Turns raw scores into `drop(P)` and the gradient of `drop(P)` into that of the raw scores, in place.
@@ -220,67 +377,72 @@ impl Head {
     /// ```text
     /// P = exp(S - lse);  dS = P (mask dP - dot(dy_i, y_i)) / sqrt(D)
     /// ```
-    fn backward_softmax(
+    #[inline(always)]
+    fn backward_softmax<E: Element>(
         self,
         tile: Tile,
-        weights: &mut [f32],
-        dscores: &mut [f32],
-        dy: &[f32],
-        forward: Forward,
-        dropout: Dropout,
+        (scores, dscores): (&mut [f32], &mut [f32]),
+        dy: &[E],
+        forward: Forward<E>,
     ) {
-        let Tile { start, end } = tile;
+        let stride = score_stride(self.dims.time);
         let scale = self.scale();
-        let columns = |i: usize| {
+        let rows = scores.chunks_exact_mut(stride).zip(dscores.chunks_exact_mut(stride));
+        for (i, (weights, dscores)) in (tile.start..tile.end).zip(rows) {
+            let unseen = i + 1..tile.end.next_multiple_of(E::PAIR);
+            weights[unseen.clone()].fill(0.0);
+            dscores[unseen].fill(0.0);
+            let row = weights[..=i].iter_mut().zip(&mut dscores[..=i]);
             let first = i * self.dims.channels() + self.h * self.dims.head_size;
-            first..first + self.dims.head_size
-        };
-        Isa::detected().run(
-            #[inline(always)]
-            || {
-                let rows = weights.chunks_exact_mut(end).zip(dscores.chunks_exact_mut(end));
-                for ((weights, dscores), i) in rows.zip(start..end) {
-                    let (weights, future) = weights.split_at_mut(i + 1);
-                    future.fill(0.0);
-                    let (dscores, future) = dscores.split_at_mut(i + 1);
-                    future.fill(0.0);
-                    let mean = dot(&dy[columns(i)], &forward.y[columns(i)]);
-                    let lse = forward.lse[i];
-                    let row = weights.iter_mut().zip(dscores);
-                    if dropout.is_identity() {
-                        for (weight, dscore) in row {
-                            *weight = exp(weight.mul_add(scale, -lse));
-                            *dscore = *weight * (*dscore - mean) * scale;
-                        }
-                    } else {
-                        let mask = dropout.row(self.first_mask_row + i);
-                        for (j, (weight, dscore)) in row.enumerate() {
-                            let factor = mask.factor(j as u32);
-                            let p = exp(weight.mul_add(scale, -lse));
-                            *dscore = p * (factor * *dscore - mean) * scale;
-                            *weight = p * factor;
-                        }
-                    }
+            let dy = &dy[first..][..self.dims.head_size];
+            let y = &forward.y[first..][..self.dims.head_size];
+            let mean = sum_by(dy.len(), |c| dy[c].to_f32() * y[c].to_f32());
+            let lse = forward.lse[i];
+            if self.dropout.is_identity() {
+                for (weight, dscore) in row {
+                    *weight = exp(weight.mul_add(scale, -lse));
+                    *dscore = *weight * (*dscore - mean) * scale;
                 }
-            },
-        );
+            } else {
+                let mask = self.dropout.row(i);
+                for (j, (weight, dscore)) in row.enumerate() {
+                    let factor = mask.factor(j as u32);
+                    let p = exp(weight.mul_add(scale, -lse));
+                    *dscore = p * (factor * *dscore - mean) * scale;
+                    *weight = p * factor;
+                }
+            }
+        }
     }
 
-    /// `scores = q kᵀ` for the tile's queries and the keys up to its end: (tile, end), overwritten.
-    fn scores(self, tile: Tile, scores: &mut [f32], qkv: &[f32]) {
-        let stride = 3 * self.dims.channels();
-        let [q, k, _] = self.columns();
-        let Tile { start, end } = tile;
-        let dims = ProductDims { rows: end - start, cols: end, depth: self.dims.head_size };
-        let queries = View::rows(&qkv[start * stride + q..], stride);
-        let keys = View::transposed(&qkv[k..], stride);
-        product(dims, scores, queries, keys, Into::Overwrite, Parallelism::None);
+    /// `scores = q kᵀ` for the tile's queries and the keys up to its end: (TILE, T), overwritten.
+    #[inline(always)]
+    fn scores<E: Element>(
+        self,
+        isa: Isa,
+        Tile { start, end }: Tile,
+        scores: &mut [f32],
+        qkv: &[E],
+        keys_t: Panels<E>,
+    ) {
+        let [q, _, _] = self.columns();
+        let lhs = Lhs::Rows { data: &qkv[q..], stride: 3 * self.dims.channels() };
+        let keys_t = keys_t.corner(self.dims.head_size, end);
+        product_into(isa, start..end, lhs, keys_t, scores, score_stride(self.dims.time), false);
     }
 }
 
-fn check(dims: AttentionDims, y_len: usize, lse_len: usize, qkv_len: usize) {
-    let AttentionDims { batch, time, heads, .. } = dims;
+fn check<E>(
+    dims: AttentionDims,
+    y_len: usize,
+    lse_len: usize,
+    qkv_len: usize,
+    scratch: &AttentionScratch<E>,
+) {
+    let AttentionDims { batch, time, heads, head_size } = dims;
     let tokens = batch * time;
     let expected = (tokens * dims.channels(), tokens * heads, tokens * 3 * dims.channels());
     assert_eq!((y_len, lse_len, qkv_len), expected, "{dims:?}");
+    let AttentionDims { time: longest, head_size: widest, .. } = scratch.dims;
+    assert!(time <= longest && head_size <= widest, "{dims:?} in scratch for {:?}", scratch.dims);
 }

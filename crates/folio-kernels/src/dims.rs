@@ -22,7 +22,7 @@ pub struct LinearDims {
     pub outputs: usize,
 }
 
-/// An operation that treats the rows of a (rows, cols) matrix alike: LayerNorm, cross-entropy, dropout.
+/// An operation that treats the rows of a (rows, cols) matrix alike: LayerNorm, dropout, sums of columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowDims {
     /// The rows: B * T, one for each token.
@@ -49,6 +49,17 @@ impl AttentionDims {
     pub fn channels(self) -> usize {
         self.heads * self.head_size
     }
+}
+
+/// The head: M tokens with C channels, each given one logit for each of V tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadDims {
+    /// M, the tokens.
+    pub rows: usize,
+    /// C, the channels of a token.
+    pub channels: usize,
+    /// V, the vocabulary: targets are below this.
+    pub vocab: usize,
 }
 
 /// The lookup of token and position embeddings.

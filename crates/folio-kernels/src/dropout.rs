@@ -5,13 +5,9 @@
 //! A mask depends on its key, its row and its column alone: never on the number of threads, the order of
 //! the work or the instruction set.
 
-use rayon::prelude::*;
-
 use crate::dims::RowDims;
+use crate::element::{Element, convert};
 use crate::isa::Isa;
-
-/// Rows of one parallel piece.
-const ROWS: usize = 64;
 
 /// The mask of one tensor in one step: how much to drop, and which draw of the generator says what.
 ///
@@ -26,6 +22,8 @@ const ROWS: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dropout {
     key: u64,
+    /// The row of the whole tensor that is row 0 here.
+    first_row: usize,
     /// An element is dropped when its 32 random bits are below this.
     threshold: u32,
     /// `1 / (1 - rate)`, the factor on what is kept.
@@ -39,7 +37,12 @@ impl Dropout {
     /// If `rate` is outside `[0, 1)`.
     pub fn new(rate: f32, key: u64) -> Self {
         assert!((0.0..1.0).contains(&rate), "dropout rate {rate} is outside [0, 1)");
-        Self { key, threshold: (f64::from(rate) * 4_294_967_296.0) as u32, scale: 1.0 / (1.0 - rate) }
+        Self {
+            key,
+            first_row: 0,
+            threshold: (f64::from(rate) * 4_294_967_296.0) as u32,
+            scale: 1.0 / (1.0 - rate),
+        }
     }
 
     /// The mask that drops nothing.
@@ -52,10 +55,15 @@ impl Dropout {
         self.threshold == 0
     }
 
+    /// The mask of the part of a tensor that starts `rows` further down.
+    pub fn skip_rows(self, rows: usize) -> Self {
+        Self { first_row: self.first_row + rows, ..self }
+    }
+
     /// The mask's row `row`: for a (B, T, C) tensor the token's index in B * T.
     #[inline(always)]
     pub fn row(self, row: usize) -> DropoutRow {
-        let mixed = mix64(self.key ^ mix64(row as u64));
+        let mixed = mix64(self.key ^ mix64((self.first_row + row) as u64));
         DropoutRow {
             low: mixed as u32,
             high: (mixed >> 32) as u32,
@@ -110,46 +118,13 @@ pub fn dropout_in_place(dims: RowDims, y: &mut [f32], dropout: Dropout) {
     if dropout.is_identity() {
         return;
     }
-    for_each_row(
-        dims,
-        y,
+    Isa::detected().run(
         #[inline(always)]
-        |row_idx, y: &mut [f32]| {
-            let row = dropout.row(row_idx);
-            for (col, y) in y.iter_mut().enumerate() {
-                *y *= row.factor(col as u32);
-            }
-        },
-    );
-}
-
-/// `y = residual + drop(branch)`: the end of both halves of a block.
-///
-/// `y` (rows, cols) is overwritten; `residual`, `branch` (rows, cols).
-pub fn dropout_residual_forward(
-    dims: RowDims,
-    y: &mut [f32],
-    residual: &[f32],
-    branch: &[f32],
-    dropout: Dropout,
-) {
-    let len = dims.rows * dims.cols;
-    assert_eq!((y.len(), residual.len(), branch.len()), (len, len, len), "residual of {dims:?}");
-    let cols = dims.cols;
-    for_each_row(
-        dims,
-        y,
-        #[inline(always)]
-        |row_idx, y: &mut [f32]| {
-            let residual = &residual[row_idx * cols..][..y.len()];
-            let branch = &branch[row_idx * cols..][..y.len()];
-            let inputs = residual.iter().zip(branch);
-            if dropout.is_identity() {
-                y.iter_mut().zip(inputs).for_each(|(y, (&residual, &branch))| *y = residual + branch);
-            } else {
+        || {
+            for (row_idx, y) in y.chunks_exact_mut(dims.cols).enumerate() {
                 let row = dropout.row(row_idx);
-                for (col, (y, (&residual, &branch))) in y.iter_mut().zip(inputs).enumerate() {
-                    *y = residual + branch * row.factor(col as u32);
+                for (col, y) in y.iter_mut().enumerate() {
+                    *y *= row.factor(col as u32);
                 }
             }
         },
@@ -159,39 +134,22 @@ pub fn dropout_residual_forward(
 /// `dx = dy * mask`, math.md (18), from `y = drop(x)`, with the mask drawn again.
 ///
 /// `dx` (rows, cols) is overwritten; `dy` (rows, cols).
-pub fn dropout_backward(dims: RowDims, dx: &mut [f32], dy: &[f32], dropout: Dropout) {
+pub fn dropout_backward<E: Element>(dims: RowDims, dx: &mut [E], dy: &[f32], dropout: Dropout) {
     let len = dims.rows * dims.cols;
     assert_eq!((dx.len(), dy.len()), (len, len), "dropout backward of {dims:?}");
-    for_each_row(
-        dims,
-        dx,
+    Isa::detected().run(
         #[inline(always)]
-        |row_idx, dx: &mut [f32]| {
-            let dy = &dy[row_idx * dims.cols..][..dx.len()];
+        || {
             if dropout.is_identity() {
-                dx.copy_from_slice(dy);
-            } else {
+                return convert(dx, dy);
+            }
+            let rows = dx.chunks_exact_mut(dims.cols).zip(dy.chunks_exact(dims.cols));
+            for (row_idx, (dx, dy)) in rows.enumerate() {
                 let row = dropout.row(row_idx);
                 for (col, (dx, &dy)) in dx.iter_mut().zip(dy).enumerate() {
-                    *dx = dy * row.factor(col as u32);
+                    *dx = E::from_f32(dy * row.factor(col as u32));
                 }
             }
         },
     );
-}
-
-/// Calls `f(row_idx, row)` for every row of `out`, in parallel pieces of [`ROWS`] rows.
-#[inline(always)]
-fn for_each_row(dims: RowDims, out: &mut [f32], f: impl Fn(usize, &mut [f32]) + Sync) {
-    let isa = Isa::detected();
-    out.par_chunks_mut(ROWS * dims.cols).enumerate().for_each(|(piece, out)| {
-        isa.run(
-            #[inline(always)]
-            || {
-                for (row, out) in out.chunks_exact_mut(dims.cols).enumerate() {
-                    f(piece * ROWS + row, out);
-                }
-            },
-        );
-    });
 }

@@ -18,17 +18,15 @@ const VOCAB_PIECES: usize = 32;
 pub fn embedding_forward(dims: EmbeddingDims, y: &mut [f32], wte: &[f32], wpe: &[f32], tokens: &[u32]) {
     let EmbeddingDims { time, channels, vocab, .. } = dims;
     check(dims, y.len(), wte.len(), wpe.len(), tokens.len());
-    y.par_chunks_mut(time * channels).zip(tokens.par_chunks(time)).for_each(|(y, tokens)| {
-        let rows = y.chunks_exact_mut(channels).zip(wpe.chunks_exact(channels));
-        for ((y, position), &token) in rows.zip(tokens) {
-            let token = token as usize;
-            assert!(token < vocab, "token {token} is outside the vocabulary of {vocab}");
-            let embedding = &wte[token * channels..][..channels];
-            for ((y, &embedding), &position) in y.iter_mut().zip(embedding).zip(position) {
-                *y = embedding + position;
-            }
+    for (position, (y, &token)) in y.chunks_exact_mut(channels).zip(tokens).enumerate() {
+        let token = token as usize;
+        assert!(token < vocab, "token {token} is outside the vocabulary of {vocab}");
+        let embedding = &wte[token * channels..][..channels];
+        let position = &wpe[position % time * channels..][..channels];
+        for ((y, &embedding), &position) in y.iter_mut().zip(embedding).zip(position) {
+            *y = embedding + position;
         }
-    });
+    }
 }
 
 /// The backward pass, math.md (8) and (9), from `y[b, t] = wte[token[b, t]] + wpe[t]`.

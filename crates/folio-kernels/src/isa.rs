@@ -19,6 +19,8 @@ enum Set {
     Avx2,
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
     #[cfg(target_arch = "aarch64")]
     Neon,
 }
@@ -43,6 +45,9 @@ impl Isa {
                 && is_x86_feature_detected!("fma")
             {
                 sets.push(Isa(Set::Avx512));
+                if is_x86_feature_detected!("avx512bf16") {
+                    sets.push(Isa(Set::Avx512Bf16));
+                }
             }
         }
         #[cfg(target_arch = "aarch64")]
@@ -72,7 +77,7 @@ impl Isa {
         FORCED.store(index, Ordering::Relaxed);
     }
 
-    /// A short name: `portable`, `avx2`, `avx512` or `neon`.
+    /// A short name: `portable`, `avx2`, `avx512`, `avx512-bf16` or `neon`.
     pub fn name(self) -> &'static str {
         match self.0 {
             Set::Portable => "portable",
@@ -80,9 +85,37 @@ impl Isa {
             Set::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
             Set::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512Bf16 => "avx512-bf16",
             #[cfg(target_arch = "aarch64")]
             Set::Neon => "neon",
         }
+    }
+
+    /// Whether products of bfloat16 are faster than those of f32.
+    pub fn multiplies_bf16(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.has_avx512_bf16();
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
+    /// Whether AVX2 and FMA may be used.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn has_avx2(self) -> bool {
+        matches!(self.0, Set::Avx2 | Set::Avx512 | Set::Avx512Bf16)
+    }
+
+    /// Whether AVX-512 may be used.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn has_avx512(self) -> bool {
+        matches!(self.0, Set::Avx512 | Set::Avx512Bf16)
+    }
+
+    /// Whether the dot product of bfloat16 pairs may be used.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn has_avx512_bf16(self) -> bool {
+        self.0 == Set::Avx512Bf16
     }
 
     /// Runs `body` compiled for this set. For that the closure, and every function it calls in its loops,
@@ -96,7 +129,7 @@ impl Isa {
             Set::Avx2 => unsafe { run_avx2(body) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Set::Avx512 => unsafe { run_avx512(body) },
+            Set::Avx512 | Set::Avx512Bf16 => unsafe { run_avx512(body) },
             // SAFETY: as above.
             #[cfg(target_arch = "aarch64")]
             Set::Neon => unsafe { run_neon(body) },

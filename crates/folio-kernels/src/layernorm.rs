@@ -5,49 +5,63 @@
 //! ```
 //! Ba, Kiros and Hinton 2016, "Layer Normalization", equations 3 and 4; eps as in PyTorch's `nn.LayerNorm`.
 
-use rayon::prelude::*;
-
 use crate::dims::RowDims;
+use crate::element::Element;
 use crate::isa::Isa;
-use crate::linear::PARTIALS;
 use crate::vector::{sum, sum_by};
 
 /// Added to the variance, so that a constant row does not divide by zero.
 pub const EPS: f32 = 1e-5;
-/// Rows of one parallel piece of the forward pass.
-const ROWS: usize = 64;
 
 /// `y = (x - mean) rstd * weight + bias`, row by row.
 ///
 /// `y` (rows, cols), `mean` (rows) and `rstd` (rows) are overwritten; `x` (rows, cols); `weight`, `bias` (cols).
-pub fn layernorm_forward(
+pub fn layernorm_forward<E: Element>(
     dims: RowDims,
-    y: &mut [f32],
-    mean: &mut [f32],
-    rstd: &mut [f32],
+    y: &mut [E],
+    (mean, rstd): (&mut [f32], &mut [f32]),
     x: &[f32],
-    weight: &[f32],
-    bias: &[f32],
+    (weight, bias): (&[f32], &[f32]),
 ) {
     let RowDims { rows, cols } = dims;
     assert_eq!((y.len(), x.len()), (rows * cols, rows * cols), "LayerNorm of {dims:?}");
     assert_eq!((mean.len(), rstd.len()), (rows, rows), "LayerNorm of {dims:?}");
     assert_eq!((weight.len(), bias.len()), (cols, cols), "LayerNorm of {dims:?}");
-    let isa = Isa::detected();
-    let rows_in = x.par_chunks(ROWS * cols);
-    let statistics = mean.par_chunks_mut(ROWS).zip(rstd.par_chunks_mut(ROWS));
-    y.par_chunks_mut(ROWS * cols).zip(rows_in).zip(statistics).for_each(|((y, x), (mean, rstd))| {
-        isa.run(
-            #[inline(always)]
-            || {
-                let rows = y.chunks_exact_mut(cols).zip(x.chunks_exact(cols));
-                for ((y, x), (mean, rstd)) in rows.zip(mean.iter_mut().zip(rstd)) {
-                    (*mean, *rstd) = statistics_of(x);
-                    normalise(y, x, *mean, *rstd, weight, bias);
-                }
-            },
-        );
-    });
+    Isa::detected().run(
+        #[inline(always)]
+        || {
+            let rows = y.chunks_exact_mut(cols).zip(x.chunks_exact(cols));
+            for ((y, x), (mean, rstd)) in rows.zip(mean.iter_mut().zip(rstd)) {
+                (*mean, *rstd) = statistics_of(x);
+                normalise(y, x, *mean, *rstd, weight, bias);
+            }
+        },
+    );
+}
+
+/// The output of [`layernorm_forward`] once more, from the statistics that it found: computing it again in the
+/// backward pass costs less than keeping it.
+///
+/// `y` (rows, cols) is overwritten; `x` (rows, cols); `weight`, `bias` (cols).
+pub fn layernorm_again<E: Element>(
+    dims: RowDims,
+    y: &mut [E],
+    x: &[f32],
+    statistics: Statistics,
+    (weight, bias): (&[f32], &[f32]),
+) {
+    let RowDims { rows, cols } = dims;
+    assert_eq!((y.len(), x.len()), (rows * cols, rows * cols), "LayerNorm of {dims:?}");
+    assert_eq!((weight.len(), bias.len()), (cols, cols), "LayerNorm of {dims:?}");
+    Isa::detected().run(
+        #[inline(always)]
+        || {
+            let rows = y.chunks_exact_mut(cols).zip(x.chunks_exact(cols));
+            for ((y, x), (&mean, &rstd)) in rows.zip(statistics.mean.iter().zip(statistics.rstd)) {
+                normalise(y, x, mean, rstd, weight, bias);
+            }
+        },
+    );
 }
 
 /// The mean of a row and the reciprocal of its standard deviation.
@@ -60,19 +74,18 @@ fn statistics_of(x: &[f32]) -> (f32, f32) {
 }
 
 #[inline(always)]
-fn normalise(y: &mut [f32], x: &[f32], mean: f32, rstd: f32, weight: &[f32], bias: &[f32]) {
+fn normalise<E: Element>(y: &mut [E], x: &[f32], mean: f32, rstd: f32, weight: &[f32], bias: &[f32]) {
     for (((y, &x), &weight), &bias) in y.iter_mut().zip(x).zip(weight).zip(bias) {
-        *y = ((x - mean) * rstd).mul_add(weight, bias);
+        *y = E::from_f32(((x - mean) * rstd).mul_add(weight, bias));
     }
 }
 
 /// The backward pass, math.md (11), (12) and (14), from `y = n * weight + bias` with `n = (x - mean) rstd`.
 ///
-/// `gradients` are accumulated into; `dy`, `x` (rows, cols); `statistics` from the forward pass; `weight` (cols);
-/// `scratch` at least [`layernorm_scratch`]`(cols)` long.
+/// `gradients` as they say; `dy`, `x` (rows, cols); `statistics` from the forward pass; `weight` (cols).
 ///
 /// ```text
-/// g = dy * weight;  dx += rstd (g - mean(g) - n mean(g n));  dweight += sum of dy n;  dbias += sum of dy
+/// g = dy * weight;  dx += rstd (g - mean(g) - n mean(g n));  dweight = sum of dy n;  dbias = sum of dy
 /// ```
 pub fn layernorm_backward(
     dims: RowDims,
@@ -81,53 +94,33 @@ pub fn layernorm_backward(
     x: &[f32],
     statistics: Statistics,
     weight: &[f32],
-    scratch: &mut [f32],
 ) {
     let RowDims { rows, cols } = dims;
     let LayerNormGradients { dx, dweight, dbias } = gradients;
     assert_eq!((dx.len(), dy.len(), x.len()), (rows * cols, rows * cols, rows * cols), "{dims:?}");
     assert_eq!((statistics.mean.len(), statistics.rstd.len()), (rows, rows), "{dims:?}");
     assert_eq!((dweight.len(), dbias.len(), weight.len()), (cols, cols, cols), "{dims:?}");
-    let isa = Isa::detected();
-    // As in `add_column_sums`: a fixed number of parts, whose sums are added in order.
-    let part = rows.div_ceil(PARTIALS).max(1);
-    let partials = &mut scratch[..rows.div_ceil(part) * 2 * cols];
-    let inputs = dy.par_chunks(part * cols).zip(x.par_chunks(part * cols));
-    let statistics = statistics.mean.par_chunks(part).zip(statistics.rstd.par_chunks(part));
-    let outputs = dx.par_chunks_mut(part * cols).zip(partials.par_chunks_mut(2 * cols));
-    outputs.zip(inputs).zip(statistics).for_each(|(((dx, partial), (dy, x)), (mean, rstd))| {
-        isa.run(
-            #[inline(always)]
-            || {
-                partial.fill(0.0);
-                let (dweight, dbias) = partial.split_at_mut(cols);
-                let rows = dx.chunks_exact_mut(cols).zip(dy.chunks_exact(cols)).zip(x.chunks_exact(cols));
-                for (((dx, dy), x), (&mean, &rstd)) in rows.zip(mean.iter().zip(rstd)) {
-                    backward_row(dx, dweight, dbias, dy, x, mean, rstd, weight);
-                }
-            },
-        );
-    });
-    for partial in partials.chunks_exact(2 * cols) {
-        let (partial_weight, partial_bias) = partial.split_at(cols);
-        dweight.iter_mut().zip(partial_weight).for_each(|(sum, &value)| *sum += value);
-        dbias.iter_mut().zip(partial_bias).for_each(|(sum, &value)| *sum += value);
-    }
+    Isa::detected().run(
+        #[inline(always)]
+        || {
+            dweight.fill(0.0);
+            dbias.fill(0.0);
+            let rows = dx.chunks_exact_mut(cols).zip(dy.chunks_exact(cols)).zip(x.chunks_exact(cols));
+            for (((dx, dy), x), (&mean, &rstd)) in rows.zip(statistics.mean.iter().zip(statistics.rstd)) {
+                backward_row(dx, dweight, dbias, dy, x, mean, rstd, weight);
+            }
+        },
+    );
 }
 
-/// The scratch, in elements, that [`layernorm_backward`] needs.
-pub const fn layernorm_scratch(cols: usize) -> usize {
-    PARTIALS * 2 * cols
-}
-
-/// Where the backward pass adds its results.
+/// Where the backward pass leaves its results.
 #[derive(Debug)]
 pub struct LayerNormGradients<'a> {
-    /// (rows, cols)
+    /// (rows, cols), accumulated into.
     pub dx: &'a mut [f32],
-    /// (cols)
+    /// (cols), overwritten.
     pub dweight: &'a mut [f32],
-    /// (cols)
+    /// (cols), overwritten.
     pub dbias: &'a mut [f32],
 }
 

@@ -22,12 +22,18 @@ pub mod dims;
 pub mod isa;
 pub mod vector;
 
+pub mod buffer;
+pub mod element;
+pub mod matmul;
+pub mod panels;
+mod tile;
+
 pub mod adamw;
 pub mod attention;
-pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
 pub mod gelu;
+pub mod head;
 pub mod layernorm;
 pub mod linear;
 

@@ -1,248 +1,291 @@
-//! Linear layers, and the head that is tied to the token embedding: the matrix products, where the time goes.
+//! Linear layers, forward and backward, with what comes next done while a tile of the result is in cache.
 //!
 //! `y = x w + b` with `w` of shape (inputs, outputs), the Conv1D layout of the published GPT-2 weights
-//! (Radford et al. 2019). The products themselves are the `gemm` crate's.
+//! (Radford et al. 2019). Rows are the tokens of one sequence; the weights are packed once a step, `w` in panels
+//! of outputs for the forward pass and `wᵀ` in panels of inputs for the backward pass.
 
-use gemm::{Parallelism, gemm};
-use rayon::prelude::*;
+use std::ops::Range;
 
 use crate::dims::{LinearDims, RowDims};
+use crate::dropout::Dropout;
+use crate::element::{Element, convert};
+use crate::gelu::{gelu, gelu_and_slope};
 use crate::isa::Isa;
+use crate::matmul::{At, Lhs, product, product_into};
+use crate::panels::{PANEL_COLS, PanelDims, Panels, store_unit};
 
 /// `y = x w + bias`.
 ///
-/// `y` (M, N) is overwritten; `x` (M, K); `w` (K, N); `bias` (N).
-pub fn linear_forward(dims: LinearDims, y: &mut [f32], x: &[f32], w: &[f32], bias: Option<&[f32]>) {
-    let LinearDims { inputs, outputs, .. } = dims;
-    check_linear(dims, y.len(), x.len(), w.len());
-    let chunk = row_chunk(dims.rows);
-    y.par_chunks_mut(chunk * outputs).zip(x.par_chunks(chunk * inputs)).for_each(|(y, x)| {
-        if let Some(bias) = bias {
-            y.chunks_exact_mut(outputs).for_each(|row| row.copy_from_slice(bias));
-        }
-        let dims = ProductDims { rows: y.len() / outputs, cols: outputs, depth: inputs };
-        let into = if bias.is_some() { Into::Add } else { Into::Overwrite };
-        product(dims, y, View::rows(x, inputs), View::rows(w, outputs), into, Parallelism::None);
-    });
-}
-
-/// `dx = dy wᵀ`, math.md (4), from `y = x w + bias`.
-///
-/// `dx` (M, K) is overwritten; `dy` (M, N); `w` (K, N).
-pub fn linear_backward_input(dims: LinearDims, dx: &mut [f32], dy: &[f32], w: &[f32]) {
-    let LinearDims { inputs, outputs, .. } = dims;
-    check_linear(dims, dy.len(), dx.len(), w.len());
-    let chunk = row_chunk(dims.rows);
-    dx.par_chunks_mut(chunk * inputs).zip(dy.par_chunks(chunk * outputs)).for_each(|(dx, dy)| {
-        let dims = ProductDims { rows: dx.len() / inputs, cols: inputs, depth: outputs };
-        let (dy, w) = (View::rows(dy, outputs), View::transposed(w, outputs));
-        product(dims, dx, dy, w, Into::Overwrite, Parallelism::None);
-    });
-}
-
-/// `dw += xᵀ dy` and `dbias += sum of dy over the rows`, math.md (5) and (6), from `y = x w + bias`.
-///
-/// `dw` (K, N) and `dbias` (N) are accumulated into; `dy` (M, N); `x` (M, K); `scratch` at least
-/// [`column_sums_scratch`]`(N)` long.
-pub fn linear_backward_parameters(
-    dims: LinearDims,
-    dw: &mut [f32],
-    dbias: Option<&mut [f32]>,
-    dy: &[f32],
-    x: &[f32],
-    scratch: &mut [f32],
-) {
-    let LinearDims { rows, inputs, outputs } = dims;
-    check_linear(dims, dy.len(), x.len(), dw.len());
-    let shape = ProductDims { rows: inputs, cols: outputs, depth: rows };
-    product(
-        shape,
-        dw,
-        View::transposed(x, inputs),
-        View::rows(dy, outputs),
-        Into::Add,
-        Parallelism::Rayon(0),
-    );
-    if let Some(dbias) = dbias {
-        add_column_sums(RowDims { rows, cols: outputs }, dbias, dy, scratch);
-    }
-}
-
-/// `logits = x wteᵀ`: the head shares the token embedding (Press and Wolf 2017, "Using the Output Embedding").
-///
-/// `dims.inputs` is C and `dims.outputs` is V. `logits` (M, V) is overwritten; `x` (M, C); `wte` (V, C).
-pub fn head_forward(dims: LinearDims, logits: &mut [f32], x: &[f32], wte: &[f32]) {
-    let LinearDims { rows, inputs, outputs } = dims;
-    check_linear(dims, logits.len(), x.len(), wte.len());
-    let shape = ProductDims { rows, cols: outputs, depth: inputs };
-    let (x, wte) = (View::rows(x, inputs), View::transposed(wte, inputs));
-    product(shape, logits, x, wte, Into::Overwrite, Parallelism::Rayon(0));
-}
-
-/// `dx = dlogits wte` and `dwte += dlogitsᵀ x`, math.md (33) and (34), from `logits = x wteᵀ`.
-///
-/// `dx` (M, C) is overwritten; `dwte` (V, C) is accumulated into; `dlogits` (M, V); `x` (M, C); `wte` (V, C).
-pub fn head_backward(
-    dims: LinearDims,
-    dx: &mut [f32],
-    dwte: &mut [f32],
-    dlogits: &[f32],
-    x: &[f32],
-    wte: &[f32],
-) {
-    let LinearDims { rows, inputs, outputs } = dims;
-    check_linear(dims, dlogits.len(), x.len(), wte.len());
-    let all = Parallelism::Rayon(0);
-    let shape = ProductDims { rows, cols: inputs, depth: outputs };
-    product(shape, dx, View::rows(dlogits, outputs), View::rows(wte, inputs), Into::Overwrite, all);
-    let shape = ProductDims { rows: outputs, cols: inputs, depth: rows };
-    product(shape, dwte, View::transposed(dlogits, outputs), View::rows(x, inputs), Into::Add, all);
-}
-
-/// Adds the sum of each column of `x` (rows, cols) to `sums` (cols).
-///
-/// The rows are cut into [`PARTIALS`] equal parts whatever the number of threads; the parts' sums go to
-/// `scratch`, at least [`column_sums_scratch`]`(cols)` long, and are added in order.
-pub fn add_column_sums(dims: RowDims, sums: &mut [f32], x: &[f32], scratch: &mut [f32]) {
-    let RowDims { rows, cols } = dims;
-    assert_eq!((x.len(), sums.len()), (rows * cols, cols), "column sums of {dims:?}");
+/// `y` (M, N) is overwritten; `x` (M, K); `w` (K, N) in panels; `bias` (N).
+pub fn linear_forward<E: Element>(dims: LinearDims, y: &mut [E], x: &[E], w: Panels<E>, bias: &[f32]) {
+    let LinearDims { rows, outputs, .. } = dims;
+    check(dims, y.len(), x.len(), bias.len());
     let isa = Isa::detected();
-    let part = rows.div_ceil(PARTIALS).max(1) * cols;
-    let partials = &mut scratch[..x.len().div_ceil(part) * cols];
-    partials.par_chunks_mut(cols).zip(x.par_chunks(part)).for_each(|(partial, x)| {
-        isa.run(
-            #[inline(always)]
-            || {
-                partial.fill(0.0);
-                x.chunks_exact(cols).for_each(|row| add_row(partial, row));
-            },
-        );
-    });
-    partials.chunks_exact(cols).for_each(|partial| add_row(sums, partial));
+    isa.run(
+        #[inline(always)]
+        || {
+            product(
+                isa,
+                0..rows,
+                lhs(x, dims.inputs),
+                w,
+                #[inline(always)]
+                |at, tile| {
+                    for (r, sums) in tile[..at.rows].iter().enumerate() {
+                        let bias = &bias[at.col..][..at.cols];
+                        let y = &mut y[(at.row + r) * outputs + at.col..][..at.cols];
+                        for ((y, sum), bias) in y.iter_mut().zip(sums).zip(bias) {
+                            *y = E::from_f32(sum + bias);
+                        }
+                    }
+                },
+            );
+        },
+    );
 }
 
-/// The parts that a sum over rows is cut into: enough for the threads of a large machine.
-pub const PARTIALS: usize = 32;
-
-/// The scratch, in elements, that [`add_column_sums`] needs.
-pub const fn column_sums_scratch(cols: usize) -> usize {
-    PARTIALS * cols
-}
-
-/// `sums += row`, element by element.
-#[inline(always)]
-fn add_row(sums: &mut [f32], row: &[f32]) {
-    for (sum, &value) in sums.iter_mut().zip(row) {
-        *sum += value;
-    }
-}
-
-/// Rows of one parallel piece of a product. Its boundaries depend on the sizes alone. Measured with the
-/// `gemm` crate at M = 16,384 on two cores: 1,024 rows lose 4 % to a single call and keep the piece in cache
-/// between the bias and the product, 256 rows lose 12 % to packing `w` again.
-fn row_chunk(rows: usize) -> usize {
-    rows.div_ceil(16).next_multiple_of(64).clamp(192, 1024)
-}
-
-/// The sizes of `out (rows, cols) = lhs (rows, depth) rhs (depth, cols)`.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ProductDims {
-    pub(crate) rows: usize,
-    pub(crate) cols: usize,
-    pub(crate) depth: usize,
-}
-
-/// What a product does with what `out` held.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Into {
-    Overwrite,
-    Add,
-}
-
-/// A matrix inside a slice: element (row, col) stands at `row * row_stride + col * col_stride`.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct View<'a> {
-    data: &'a [f32],
-    row_stride: usize,
-    col_stride: usize,
-}
-
-impl<'a> View<'a> {
-    /// A row-major matrix whose rows start `stride` apart.
-    pub(crate) fn rows(data: &'a [f32], stride: usize) -> Self {
-        Self { data, row_stride: stride, col_stride: 1 }
-    }
-
-    /// The transpose of a row-major matrix whose rows start `stride` apart.
-    pub(crate) fn transposed(data: &'a [f32], stride: usize) -> Self {
-        Self { data, row_stride: 1, col_stride: stride }
-    }
-
-    /// Whether a matrix of `rows` by `cols` lies inside the slice.
-    fn holds(self, rows: usize, cols: usize) -> bool {
-        rows == 0
-            || cols == 0
-            || (rows - 1) * self.row_stride + (cols - 1) * self.col_stride < self.data.len()
-    }
-}
-
-/// `out = lhs rhs` or `out += lhs rhs`, `out` row-major with rows `dims.cols` apart.
-pub(crate) fn product(
-    dims: ProductDims,
-    out: &mut [f32],
-    lhs: View,
-    rhs: View,
-    into: Into,
-    threads: Parallelism,
+/// `y = residual + drop(x w + bias)`: the end of both halves of a block.
+///
+/// `y` (M, N) is overwritten; `residual` (M, N); `x` (M, K); `w` (K, N) in panels; `bias` (N).
+pub fn linear_residual_forward<E: Element>(
+    dims: LinearDims,
+    y: &mut [f32],
+    residual: &[f32],
+    x: &[E],
+    (w, bias): (Panels<E>, &[f32]),
+    dropout: Dropout,
 ) {
-    let stride = dims.cols;
-    product_strided(dims, out, stride, lhs, rhs, into, threads);
+    let LinearDims { rows, outputs, .. } = dims;
+    check(dims, y.len(), x.len(), bias.len());
+    assert_eq!(residual.len(), y.len(), "residual of {dims:?}");
+    let isa = Isa::detected();
+    isa.run(
+        #[inline(always)]
+        || {
+            product(
+                isa,
+                0..rows,
+                lhs(x, dims.inputs),
+                w,
+                #[inline(always)]
+                |at, tile| {
+                    for (r, sums) in tile[..at.rows].iter().enumerate() {
+                        let place = (at.row + r) * outputs + at.col;
+                        let bias = &bias[at.col..][..at.cols];
+                        let residual = &residual[place..][..at.cols];
+                        let outputs = y[place..][..at.cols].iter_mut().zip(sums).zip(bias).zip(residual);
+                        if dropout.is_identity() {
+                            outputs.for_each(|(((y, sum), bias), residual)| *y = residual + (sum + bias));
+                        } else {
+                            let mask = dropout.row(at.row + r);
+                            for (c, (((y, sum), bias), residual)) in outputs.enumerate() {
+                                *y = residual + (sum + bias) * mask.factor((at.col + c) as u32);
+                            }
+                        }
+                    }
+                },
+            );
+        },
+    );
 }
 
-/// [`product`] into rows that start `out_stride` apart.
-pub(crate) fn product_strided(
-    dims: ProductDims,
-    out: &mut [f32],
-    out_stride: usize,
-    lhs: View,
-    rhs: View,
-    into: Into,
-    threads: Parallelism,
+/// `fc = x w + bias` and `y = gelu(fc)`.
+///
+/// `fc` and `y` (M, N) are overwritten; `x` (M, K); `w` (K, N) in panels; `bias` (N).
+pub fn linear_gelu_forward<E: Element>(
+    dims: LinearDims,
+    fc: &mut [E],
+    y: &mut [E],
+    x: &[E],
+    (w, bias): (Panels<E>, &[f32]),
 ) {
-    let ProductDims { rows, cols, depth } = dims;
-    assert!(lhs.holds(rows, depth), "left operand too short for {dims:?}: {}", lhs.data.len());
-    assert!(rhs.holds(depth, cols), "right operand too short for {dims:?}: {}", rhs.data.len());
-    assert!(View::rows(out, out_stride).holds(rows, cols), "result too short for {dims:?}: {}", out.len());
-    assert!(out_stride >= cols, "rows of the result overlap: stride {out_stride}, {dims:?}");
-    let add = into == Into::Add;
-    // SAFETY: the asserts above keep every element that the strides reach inside its slice, `out` is borrowed
-    // exclusively and its rows do not overlap, and the operands are only read. C <- alpha C + beta A B.
-    unsafe {
-        gemm(
-            rows,
-            cols,
-            depth,
-            out.as_mut_ptr(),
-            1,
-            out_stride as isize,
-            add,
-            lhs.data.as_ptr(),
-            lhs.col_stride as isize,
-            lhs.row_stride as isize,
-            rhs.data.as_ptr(),
-            rhs.col_stride as isize,
-            rhs.row_stride as isize,
-            if add { 1.0 } else { 0.0 },
-            1.0,
-            false,
-            false,
-            false,
-            threads,
-        );
-    }
+    let LinearDims { rows, outputs, .. } = dims;
+    check(dims, y.len(), x.len(), bias.len());
+    assert_eq!(fc.len(), y.len(), "GELU's input and output");
+    let isa = Isa::detected();
+    isa.run(
+        #[inline(always)]
+        || {
+            product(
+                isa,
+                0..rows,
+                lhs(x, dims.inputs),
+                w,
+                #[inline(always)]
+                |at, tile| {
+                    for (r, sums) in tile[..at.rows].iter().enumerate() {
+                        let place = (at.row + r) * outputs + at.col;
+                        let inputs = sums.iter().zip(&bias[at.col..][..at.cols]);
+                        let outputs = fc[place..][..at.cols].iter_mut().zip(&mut y[place..][..at.cols]);
+                        for ((fc, y), (sum, bias)) in outputs.zip(inputs) {
+                            // The backward pass sees the rounded value, so the forward pass takes it as well.
+                            *fc = E::from_f32(sum + bias);
+                            *y = E::from_f32(gelu(fc.to_f32()));
+                        }
+                    }
+                },
+            );
+        },
+    );
 }
 
-fn check_linear(dims: LinearDims, y_len: usize, x_len: usize, w_len: usize) {
+/// `dx = dy wᵀ`, math.md (4), from `y = x w + b`.
+///
+/// `dx` (M, K) is overwritten; `dy` (M, N); `w_t` is wᵀ (N, K) in panels.
+pub fn linear_backward_input<E: Element, O: Element>(
+    dims: LinearDims,
+    dx: &mut [O],
+    dy: &[E],
+    w_t: Panels<E>,
+) {
     let LinearDims { rows, inputs, outputs } = dims;
-    assert_eq!((y_len, x_len, w_len), (rows * outputs, rows * inputs, inputs * outputs), "{dims:?}");
+    check(dims, dy.len(), dx.len(), outputs);
+    let isa = Isa::detected();
+    isa.run(
+        #[inline(always)]
+        || {
+            product(
+                isa,
+                0..rows,
+                lhs(dy, outputs),
+                w_t,
+                #[inline(always)]
+                |at, tile| {
+                    for (r, sums) in tile[..at.rows].iter().enumerate() {
+                        let dx = &mut dx[(at.row + r) * inputs + at.col..][..at.cols];
+                        for (dx, sum) in dx.iter_mut().zip(sums) {
+                            *dx = O::from_f32(*sum);
+                        }
+                    }
+                },
+            );
+        },
+    );
+}
+
+/// Where [`linear_gelu_backward`] writes.
+#[derive(Debug)]
+pub struct GeluGradients<'a, E> {
+    /// (M, K): the gradient of GELU's input.
+    pub dfc: &'a mut [E],
+    /// The same in panels (depth M, K).
+    pub dfc_panels: &'a mut [E],
+    /// GELU's output once more, in panels (depth M, K).
+    pub gelu_panels: &'a mut [E],
+}
+
+/// `dfc = (dy wᵀ) gelu'(fc)`, math.md (4) and (16), from `y = gelu(fc) w + b`.
+///
+/// `gradients` are overwritten; `fc` (M, K) as the forward pass left it; `dy` (M, N); `w_t` is wᵀ (N, K) in
+/// panels.
+pub fn linear_gelu_backward<E: Element>(
+    dims: LinearDims,
+    gradients: GeluGradients<E>,
+    fc: &[E],
+    dy: &[E],
+    w_t: Panels<E>,
+) {
+    let LinearDims { rows, inputs, outputs } = dims;
+    let GeluGradients { dfc, dfc_panels, gelu_panels } = gradients;
+    check(dims, dy.len(), fc.len(), outputs);
+    assert_eq!(dfc.len(), fc.len(), "{dims:?}");
+    let panels = PanelDims { depth: rows, cols: inputs };
+    let isa = Isa::detected();
+    isa.run(
+        #[inline(always)]
+        || {
+            product(
+                isa,
+                0..rows,
+                lhs(dy, outputs),
+                w_t,
+                #[inline(always)]
+                |at, tile| {
+                    let mut activation = [[0.0f32; PANEL_COLS]; 6];
+                    for (r, sums) in tile[..at.rows].iter_mut().enumerate() {
+                        let place = (at.row + r) * inputs + at.col;
+                        let fc = &fc[place..][..at.cols];
+                        let values = sums.iter_mut().zip(&mut activation[r]);
+                        for ((sum, activation), fc) in values.zip(fc) {
+                            let (value, slope) = gelu_and_slope(fc.to_f32());
+                            *activation = value;
+                            *sum *= slope;
+                        }
+                        convert(&mut dfc[place..][..at.cols], sums);
+                    }
+                    store_tile(panels, dfc_panels, at, tile);
+                    store_tile(panels, gelu_panels, at, &activation);
+                },
+            );
+        },
+    );
+}
+
+/// Writes a tile into panels whose depth is the tile's rows.
+#[inline(always)]
+fn store_tile<E: Element>(dims: PanelDims, out: &mut [E], at: At, tile: &[[f32; PANEL_COLS]]) {
+    let zeros = [0.0; PANEL_COLS];
+    for r in (0..at.rows).step_by(E::PAIR) {
+        let unit = (at.row + r) / E::PAIR;
+        let place = at.col / PANEL_COLS * dims.panel_len::<E>() + unit * PANEL_COLS * E::PAIR;
+        let high = if r + E::PAIR <= at.rows { &tile[r + E::PAIR - 1] } else { &zeros };
+        store_unit(&mut out[place..][..PANEL_COLS * E::PAIR], &tile[r][..at.cols], &high[..at.cols]);
+    }
+}
+
+/// Rows `rows` of `dw = xᵀ dy`, or `dw += xᵀ dy` if `add`, math.md (5), from `y = x w + b`.
+///
+/// `dw` holds these rows of (K, N); `x` (depth M, K) and `dy` (depth M, N) in panels. The sum runs over the tokens
+/// in their order, whatever the rows of one call.
+pub fn linear_backward_weight<E: Element>(
+    rows: Range<usize>,
+    dw: &mut [f32],
+    x: Panels<E>,
+    dy: Panels<E>,
+    add: bool,
+) {
+    /// Units of depth that are taken at once: enough to make the coming and going of the sums cheap, few
+    /// enough that the operands' panels stay in the second-level cache. Measured on Zen 5: docs/log.md.
+    const UNITS: usize = 256;
+    assert_eq!(dw.len(), rows.len() * dy.cols, "rows {rows:?} of {}", dy.cols);
+    let isa = Isa::detected();
+    let group = (UNITS / x.units.max(1)).max(1);
+    isa.run(
+        #[inline(always)]
+        || {
+            for first in (0..x.segments).step_by(group) {
+                let count = group.min(x.segments - first);
+                let (x, dy) = (x.part(first, count), dy.part(first, count));
+                product_into(isa, rows.clone(), Lhs::Columns(x), dy, dw, dy.cols, add || first > 0);
+            }
+        },
+    );
+}
+
+/// `sums = the sum of each column of x`, math.md (6): the gradient of a bias, given `dy` as `x`.
+///
+/// `sums` (cols) is overwritten; `x` (rows, cols).
+pub fn column_sums<E: Element>(dims: RowDims, sums: &mut [f32], x: &[E]) {
+    assert_eq!((x.len(), sums.len()), (dims.rows * dims.cols, dims.cols), "column sums of {dims:?}");
+    Isa::detected().run(
+        #[inline(always)]
+        || {
+            sums.fill(0.0);
+            for row in x.chunks_exact(dims.cols) {
+                for (sum, value) in sums.iter_mut().zip(row) {
+                    *sum += value.to_f32();
+                }
+            }
+        },
+    );
+}
+
+#[inline(always)]
+fn lhs<E>(data: &[E], stride: usize) -> Lhs<'_, E> {
+    Lhs::Rows { data, stride }
+}
+
+fn check(dims: LinearDims, y_len: usize, x_len: usize, bias_len: usize) {
+    let LinearDims { rows, inputs, outputs } = dims;
+    assert_eq!((y_len, x_len, bias_len), (rows * outputs, rows * inputs, outputs), "{dims:?}");
 }

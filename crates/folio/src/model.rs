@@ -5,11 +5,11 @@
 //! the token embedding.
 //!
 //! ```
-//! use folio::model::{Batch, Gpt2, ModelConfig};
+//! use folio::model::{Batch, Gpt2, ModelConfig, Precision};
 //! use folio::rng::{Rng, Stream};
 //!
 //! let config = ModelConfig { vocab_size: 5, n_blocks: 1, n_emb: 8, n_heads: 2, block_size: 4, dropout: 0.0 };
-//! let mut model = Gpt2::new(config, &mut Rng::new(1, Stream::Init));
+//! let mut model = Gpt2::new(config, Precision::F32, &mut Rng::new(1, Stream::Init));
 //! let batch = Batch { inputs: &[0, 1, 2], targets: &[1, 2, 3], time: 3 };
 //! let loss = model.train_step(batch, 0);
 //! // An untrained model guesses evenly.
@@ -19,8 +19,12 @@
 mod activations;
 mod config;
 mod gpt2;
+mod packed;
 mod parameters;
+mod pass;
+mod precision;
 
 pub use config::ModelConfig;
 pub use gpt2::{Batch, Gpt2};
 pub use parameters::{ParameterSpec, Parameters};
+pub use precision::{Precision, PrecisionChoice};

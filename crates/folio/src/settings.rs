@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::SplitKind;
 use crate::error::{Error, Result};
-use crate::model::ModelConfig;
+use crate::model::{ModelConfig, Precision};
 use crate::optim::AdamWConfig;
 use crate::schedule::{Schedule, ScheduleKind, Unit};
 use crate::tokenizer::TokenizerKind;
@@ -36,6 +36,8 @@ pub struct Settings {
     pub batch_size: usize,
     /// The share that dropout drops.
     pub dropout: f64,
+    /// In what numbers the model computes.
+    pub precision: Precision,
     /// Epochs to train; from a checkpoint, further epochs.
     pub num_epochs: u64,
     /// Stops after so many optimizer steps in all, if epochs have not ended it before.
@@ -92,6 +94,7 @@ impl Default for Settings {
             block_size: 256,
             batch_size: 64,
             dropout: 0.2,
+            precision: Precision::F32,
             num_epochs: 10,
             max_steps: None,
             learning_rate: 1e-3,
@@ -118,7 +121,9 @@ impl Settings {
     /// Checks every setting by itself and against the others.
     pub fn validate(&self) -> Result<()> {
         // The vocabulary's size is known only with the text; any size stands for it here.
-        self.model_config(1).validate()?;
+        let model = self.model_config(1);
+        model.validate()?;
+        self.precision.check(&model)?;
         let counts = [
             ("--batch_sizes", self.batch_size as u64),
             ("--num_epochs", self.num_epochs),

@@ -102,7 +102,7 @@ impl Trainer {
         let config = settings.model_config(tokenizer.vocab_size());
         let (model, optimizer, state) = match start {
             Start::Fresh => {
-                let model = Gpt2::new(config, &mut Rng::new(settings.seed, Stream::Init));
+                let model = Gpt2::new(config, settings.precision, &mut Rng::new(settings.seed, Stream::Init));
                 let optimizer = AdamW::new(settings.adamw(), model.parameters().values().len());
                 (model, optimizer, TrainingState::new(settings.seed))
             }
@@ -116,7 +116,7 @@ impl Trainer {
                 if *restart_schedule {
                     state.schedule_start = ScheduleStart { epoch: state.epoch, step: state.global_step };
                 }
-                (Gpt2::from_parameters(config, parameters), optimizer, state)
+                (Gpt2::from_parameters(config, settings.precision, parameters), optimizer, state)
             }
         };
         Ok(Self { settings, dataset, tokenizer, model, optimizer, state })

@@ -119,6 +119,55 @@ pub(super) struct Block<S> {
     pub(super) mlp_proj_bias: S,
 }
 
+/// The lengths of a block's vectors in multiples of C, in the order of [`BlockVectors`].
+pub(super) const VECTOR_WIDTHS: [usize; 8] = [1, 1, 3, 1, 1, 1, 4, 1];
+
+/// The vectors of one block: its biases and LayerNorms, in the order of [`specs`].
+pub(super) struct BlockVectors<'a> {
+    /// (C)
+    pub(super) ln_1_weight: &'a mut [f32],
+    /// (C)
+    pub(super) ln_1_bias: &'a mut [f32],
+    /// (3C)
+    pub(super) c_attn_bias: &'a mut [f32],
+    /// (C)
+    pub(super) attn_proj_bias: &'a mut [f32],
+    /// (C)
+    pub(super) ln_2_weight: &'a mut [f32],
+    /// (C)
+    pub(super) ln_2_bias: &'a mut [f32],
+    /// (4C)
+    pub(super) c_fc_bias: &'a mut [f32],
+    /// (C)
+    pub(super) mlp_proj_bias: &'a mut [f32],
+}
+
+impl<'a> BlockVectors<'a> {
+    /// Names the parts of an array that holds them side by side.
+    pub(super) fn split(mut values: &'a mut [f32], c: usize) -> Self {
+        let [
+            ln_1_weight,
+            ln_1_bias,
+            c_attn_bias,
+            attn_proj_bias,
+            ln_2_weight,
+            ln_2_bias,
+            c_fc_bias,
+            mlp_proj_bias,
+        ] = VECTOR_WIDTHS.map(|width| values.split_off_mut(..width * c).expect("as long as its parts"));
+        Self {
+            ln_1_weight,
+            ln_1_bias,
+            c_attn_bias,
+            attn_proj_bias,
+            ln_2_weight,
+            ln_2_bias,
+            c_fc_bias,
+            mlp_proj_bias,
+        }
+    }
+}
+
 impl Parameters {
     /// All zeros.
     pub fn zeros(config: &ModelConfig) -> Self {

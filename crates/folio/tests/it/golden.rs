@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use folio::model::{Batch, Gpt2, ModelConfig, Parameters};
+use folio::model::{Batch, Gpt2, ModelConfig, Parameters, Precision};
 use folio::optim::{AdamW, AdamWConfig};
 use folio::schedule::{Schedule, ScheduleKind, warmup_factor};
 use safetensors::SafeTensors;
@@ -115,7 +115,7 @@ fn initial_weights_are_golden_py_s() {
 #[test]
 fn logits_loss_and_gradients_equal_pytorch_s() {
     let (golden, config) = tiny();
-    let mut model = Gpt2::from_parameters(config, initial_parameters(&config));
+    let mut model = Gpt2::from_parameters(config, Precision::F32, initial_parameters(&config));
     let (inputs, targets) = (&golden.integers["tokens"], &golden.integers["targets"]);
     let logits = &golden.floats["logits"];
     let v = config.vocab_size;
@@ -155,7 +155,7 @@ fn logits_loss_and_gradients_equal_pytorch_s() {
 #[test]
 fn ten_steps_of_adamw_with_clipping_and_a_schedule_equal_pytorch_s() {
     let (golden, config) = tiny();
-    let mut model = Gpt2::from_parameters(config, initial_parameters(&config));
+    let mut model = Gpt2::from_parameters(config, Precision::F32, initial_parameters(&config));
     let mut optimizer = AdamW::new(
         AdamWConfig {
             beta1: golden.number("beta1"),
@@ -221,7 +221,7 @@ fn two_hundred_steps_on_shakespeare_follow_pytorch_s_losses() {
     let parameters = initial_parameters(&config);
     assert_eq!(u64::from(fingerprint(&parameters)), golden["fingerprint"].as_u64().expect("a number"));
     let tokens = shakespeare_tokens();
-    let mut model = Gpt2::from_parameters(config, parameters);
+    let mut model = Gpt2::from_parameters(config, Precision::F32, parameters);
     let adamw = AdamWConfig {
         beta1: real("beta1"),
         beta2: real("beta2"),

@@ -1,0 +1,164 @@
+//! Matrix products: `out = lhs rhs`, tile by tile, each tile handed on while it is in the first-level cache.
+//!
+//! The right operand is in panels ([`crate::panels`]). The left one is read where it stands, either row by row
+//! ([`Lhs::rows`]) or, for a sum over tokens, from panels of its own ([`Lhs::panels`]). The sum is never split:
+//! a panel streams through the caches while six rows of sums stay in registers, so that every element is added up
+//! in one order whatever the sizes of the pieces and the number of threads.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use crate::element::Element;
+use crate::isa::Isa;
+use crate::panels::Panels;
+use crate::tile::{self, COLS, ROWS, Tile, Walk};
+
+/// A left operand.
+#[derive(Clone, Copy, Debug)]
+pub enum Lhs<'a, E> {
+    /// A row-major matrix (rows, depth).
+    Rows {
+        /// Its elements.
+        data: &'a [E],
+        /// From the start of a row to that of the next; at least the depth, rounded up to whole units.
+        stride: usize,
+    },
+    /// The transpose of a matrix in panels: its columns are the rows here.
+    Columns(Panels<'a, E>),
+}
+
+/// Which part of the result a tile is.
+#[derive(Clone, Copy, Debug)]
+pub struct At {
+    /// The first row.
+    pub row: usize,
+    /// The first column.
+    pub col: usize,
+    /// Rows of the tile, up to 6; the first row is even.
+    pub rows: usize,
+    /// Columns of the tile, up to 64.
+    pub cols: usize,
+}
+
+/// Rows `rows` of `out = lhs rhs`: calls `finish` with every tile of sums, panel after panel, downwards.
+///
+/// A row of the tile is 64 long; its elements beyond `At::cols` mean nothing.
+#[inline(always)]
+pub fn product<E: Element>(
+    isa: Isa,
+    rows: Range<usize>,
+    lhs: Lhs<E>,
+    rhs: Panels<E>,
+    mut finish: impl FnMut(At, &mut [[f32; COLS]; ROWS]),
+) {
+    for_each_tile(
+        isa,
+        rows,
+        lhs,
+        rhs,
+        #[inline(always)]
+        |_, _| false,
+        #[inline(always)]
+        |at, tile| finish(at, &mut tile.0),
+    );
+}
+
+/// Rows `rows` of `out = lhs rhs`, or `out += lhs rhs` if `add`, where row `rows.start` stands at the head of `out`
+/// and rows start `stride` apart.
+#[inline(always)]
+pub fn product_into<E: Element>(
+    isa: Isa,
+    rows: Range<usize>,
+    lhs: Lhs<E>,
+    rhs: Panels<E>,
+    out: &mut [f32],
+    stride: usize,
+    add: bool,
+) {
+    let first = rows.start;
+    let out = RefCell::new(out);
+    let place = |at: At, r: usize| (at.row - first + r) * stride + at.col;
+    for_each_tile(
+        isa,
+        rows,
+        lhs,
+        rhs,
+        #[inline(always)]
+        |at, tile| {
+            if add {
+                let out = out.borrow();
+                for r in 0..at.rows {
+                    tile.0[r][..at.cols].copy_from_slice(&out[place(at, r)..][..at.cols]);
+                }
+            }
+            add
+        },
+        #[inline(always)]
+        |at, tile| {
+            let mut out = out.borrow_mut();
+            for r in 0..at.rows {
+                out[place(at, r)..][..at.cols].copy_from_slice(&tile.0[r][..at.cols]);
+            }
+        },
+    );
+}
+
+#[inline(always)]
+fn for_each_tile<E: Element>(
+    isa: Isa,
+    rows: Range<usize>,
+    lhs: Lhs<E>,
+    rhs: Panels<E>,
+    mut begin: impl FnMut(At, &mut Tile) -> bool,
+    mut finish: impl FnMut(At, &mut Tile),
+) {
+    let (lhs_step, lhs_segment) = check(lhs, &rows, rhs);
+    let Panels { units, segments, .. } = rhs;
+    let rhs_segment = rhs.segment_stride / E::PAIR;
+    let mut tile = Tile([[0.0; COLS]; ROWS]);
+    for col in (0..rhs.cols).step_by(COLS) {
+        let cols = (rhs.cols - col).min(COLS);
+        let right = rhs.data[col / COLS * rhs.panel_stride..].as_ptr();
+        for row in rows.clone().step_by(ROWS) {
+            let at = At { row, col, rows: (rows.end - row).min(ROWS), cols };
+            let add = begin(at, &mut tile);
+            let left = std::array::from_fn(|r| row_start(lhs, row + r.min(at.rows - 1)));
+            let walk = Walk { rows: at.rows, cols, add, segments, units, lhs_step, lhs_segment, rhs_segment };
+            // SAFETY: `check` made sure that the walk stays inside both operands for every row of `rows`, and
+            // the panel is one of the right operand's.
+            unsafe { tile::multiply(isa, &mut tile, &left, right, &walk) };
+            finish(at, &mut tile);
+        }
+    }
+}
+
+/// Where row `row` of the left operand begins.
+#[inline(always)]
+fn row_start<E: Element>(lhs: Lhs<E>, row: usize) -> *const E {
+    match lhs {
+        Lhs::Rows { data, stride } => data[row * stride..].as_ptr(),
+        Lhs::Columns(panels) => {
+            panels.data[row / COLS * panels.panel_stride + row % COLS * E::PAIR..].as_ptr()
+        }
+    }
+}
+
+/// Asserts that the operands fit each other, and returns the left one's step and segment in units.
+fn check<E: Element>(lhs: Lhs<E>, rows: &Range<usize>, rhs: Panels<E>) -> (usize, usize) {
+    assert!(rhs.is_inside(), "right operand: {} columns outside their {}", rhs.cols, rhs.data.len());
+    match lhs {
+        Lhs::Rows { data, stride } => {
+            assert_eq!(rhs.segments, 1, "segments beside a row-major operand");
+            let depth = rhs.units * E::PAIR;
+            let needed = if rows.is_empty() { 0 } else { (rows.end - 1) * stride + depth };
+            assert!(data.len() >= needed, "left operand: {rows:?} rows of {depth} outside {}", data.len());
+            (1, 0)
+        }
+        Lhs::Columns(left) => {
+            let (ours, theirs) = ((left.segments, left.units), (rhs.segments, rhs.units));
+            assert_eq!(ours, theirs, "segments and units of the two operands");
+            assert!(left.is_inside() && rows.end <= left.cols, "left operand: {rows:?} of {}", left.cols);
+            (COLS, left.segment_stride / E::PAIR)
+        }
+    }
+}

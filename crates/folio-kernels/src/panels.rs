@@ -1,0 +1,265 @@
+//! Operands laid out for products: panels of 64 columns, units along the sum.
+//!
+//! A matrix (depth, cols) that is summed over its depth is cut into panels of [`PANEL_COLS`] columns; a panel
+//! holds, for one unit of depth after another, the unit of each of its columns. With bfloat16 a unit is two
+//! neighbours along the depth, so that two rows are zipped together. What is missing to a whole panel or unit is
+//! zero.
+//!
+//! ```text
+//! rows k, k + 1 of bfloat16:  a0 a1 a2 ...        one unit of 64 columns:  a0 b0 a1 b1 a2 b2 ...
+//!                             b0 b1 b2 ...
+//! ```
+
+use crate::element::Element;
+use crate::tile::COLS;
+
+/// Columns of a panel.
+pub const PANEL_COLS: usize = COLS;
+
+/// The sizes of a matrix in panels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PanelDims {
+    /// Rows, along which products sum.
+    pub depth: usize,
+    /// Columns.
+    pub cols: usize,
+}
+
+impl PanelDims {
+    /// Units of depth.
+    pub const fn units<E: Element>(self) -> usize {
+        self.depth.div_ceil(E::PAIR)
+    }
+
+    /// Panels side by side.
+    pub const fn panels(self) -> usize {
+        self.cols.div_ceil(COLS)
+    }
+
+    /// Elements of one panel.
+    pub const fn panel_len<E: Element>(self) -> usize {
+        self.units::<E>() * COLS * E::PAIR
+    }
+
+    /// Elements in all.
+    pub const fn len<E: Element>(self) -> usize {
+        self.panels() * self.panel_len::<E>()
+    }
+}
+
+/// A matrix in panels, to be read. Its depth may come in several equal segments that lie apart: the tokens of one
+/// sequence, then those of the next.
+#[derive(Clone, Copy, Debug)]
+pub struct Panels<'a, E> {
+    pub(crate) data: &'a [E],
+    pub(crate) cols: usize,
+    /// Units of depth of one segment.
+    pub(crate) units: usize,
+    /// Elements from one panel to the next.
+    pub(crate) panel_stride: usize,
+    pub(crate) segments: usize,
+    /// Elements from one segment to the next.
+    pub(crate) segment_stride: usize,
+}
+
+impl<'a, E: Element> Panels<'a, E> {
+    /// A matrix that [`pack_rows`] or [`pack_columns`] wrote at the head of `data`.
+    pub fn new(dims: PanelDims, data: &'a [E]) -> Self {
+        Self::segmented(dims, data, 1, 0)
+    }
+
+    /// A matrix in `segments` of `dims` each, the first at the head of `data`, each `stride` elements after the
+    /// one before it.
+    ///
+    /// # Panics
+    /// If `data` is too short.
+    pub fn segmented(dims: PanelDims, data: &'a [E], segments: usize, stride: usize) -> Self {
+        let needed = if segments == 0 { 0 } else { (segments - 1) * stride + dims.len::<E>() };
+        assert!(data.len() >= needed, "{segments} segments of {dims:?}, {stride} apart, in {}", data.len());
+        let (cols, units, panel_stride) = (dims.cols, dims.units::<E>(), dims.panel_len::<E>());
+        Self { data, cols, units, panel_stride, segments, segment_stride: stride }
+    }
+
+    /// The first `depth` rows and `cols` columns of one segment. A unit that `depth` cuts is kept whole.
+    pub fn corner(self, depth: usize, cols: usize) -> Self {
+        let units = depth.div_ceil(E::PAIR);
+        assert!(units <= self.units && cols <= self.cols, "({depth}, {cols}) of {}", self.cols);
+        Self { cols, units, ..self }
+    }
+
+    /// Columns.
+    pub fn cols(self) -> usize {
+        self.cols
+    }
+
+    /// Some of the segments.
+    pub(crate) fn part(self, first: usize, count: usize) -> Self {
+        Self { data: &self.data[first * self.segment_stride..], segments: count, ..self }
+    }
+
+    /// Whether every unit that a walk through the columns `0..cols` reaches is inside the data.
+    pub(crate) fn is_inside(self) -> bool {
+        let panels = self.cols.div_ceil(COLS);
+        if panels == 0 || self.segments == 0 || self.units == 0 {
+            return true;
+        }
+        let last = (self.segments - 1) * self.segment_stride + (panels - 1) * self.panel_stride;
+        last + self.units * COLS * E::PAIR <= self.data.len()
+    }
+}
+
+/// Packs `out = src`, whose rows (depth of them, `cols` long) start `stride` apart; `out` is overwritten.
+#[inline(always)]
+pub fn pack_rows<S: Element, E: Element>(dims: PanelDims, out: &mut [E], src: &[S], stride: usize) {
+    if dims.depth == 0 {
+        return;
+    }
+    let out = &mut out[..dims.len::<E>()];
+    for (panel, out) in out.chunks_exact_mut(dims.panel_len::<E>()).enumerate() {
+        pack_rows_panel(dims, panel, out, src, stride);
+    }
+}
+
+/// One panel of [`pack_rows`].
+#[inline(always)]
+pub fn pack_rows_panel<S: Element, E: Element>(
+    dims: PanelDims,
+    panel: usize,
+    out: &mut [E],
+    src: &[S],
+    stride: usize,
+) {
+    let zeros = [S::default(); COLS];
+    let first = panel * COLS;
+    let width = (dims.cols - first).min(COLS);
+    for (unit, out) in out.chunks_exact_mut(COLS * E::PAIR).enumerate() {
+        let row = |half: usize| {
+            let row = unit * E::PAIR + half;
+            if row < dims.depth { &src[row * stride + first..][..width] } else { &zeros[..width] }
+        };
+        store_unit(out, row(0), row(E::PAIR - 1));
+    }
+}
+
+/// Writes one unit of up to 64 columns: `low` and, for pairs, `high` zipped with it; zeros behind.
+#[inline(always)]
+pub(crate) fn store_unit<S: Element, E: Element>(out: &mut [E], low: &[S], high: &[S]) {
+    let width = low.len();
+    if width == COLS {
+        // The length as a constant lets the compiler unroll and shuffle.
+        zip::<S, E>(&mut out[..COLS * E::PAIR], &low[..COLS], &high[..COLS]);
+    } else {
+        let (used, unused) = out.split_at_mut(width * E::PAIR);
+        zip(used, low, high);
+        unused.fill(E::default());
+    }
+}
+
+#[inline(always)]
+fn zip<S: Element, E: Element>(out: &mut [E], low: &[S], high: &[S]) {
+    if E::PAIR == 1 {
+        for (out, low) in out.iter_mut().zip(low) {
+            *out = E::from_f32(low.to_f32());
+        }
+    } else {
+        for (out, (low, high)) in out.chunks_exact_mut(2).zip(low.iter().zip(high)) {
+            out[0] = E::from_f32(low.to_f32());
+            out[1] = E::from_f32(high.to_f32());
+        }
+    }
+}
+
+/// Packs a transpose: `out = srcᵀ`, where `src` has `cols` rows of `depth` elements that start `stride` apart;
+/// `out` is overwritten.
+#[inline(always)]
+pub fn pack_columns<S: Element, E: Element>(dims: PanelDims, out: &mut [E], src: &[S], stride: usize) {
+    if dims.depth == 0 {
+        return;
+    }
+    let out = &mut out[..dims.len::<E>()];
+    for (panel, out) in out.chunks_exact_mut(dims.panel_len::<E>()).enumerate() {
+        pack_columns_panel(dims, panel, out, src, stride);
+    }
+}
+
+/// One panel of [`pack_columns`].
+#[inline(always)]
+pub fn pack_columns_panel<S: Element, E: Element>(
+    dims: PanelDims,
+    panel: usize,
+    out: &mut [E],
+    src: &[S],
+    stride: usize,
+) {
+    /// Rows of `src` that are transposed together: one register of units.
+    const SIDE: usize = 16;
+    let first = panel * COLS;
+    let width = (dims.cols - first).min(COLS);
+    if width < COLS || !dims.depth.is_multiple_of(E::PAIR) {
+        out.fill(E::default());
+    }
+    let step = SIDE * E::PAIR;
+    for depth in (0..dims.depth).step_by(step) {
+        let depths = (dims.depth - depth).min(step);
+        for col in (0..width).step_by(SIDE) {
+            let cols = (width - col).min(SIDE);
+            let corner = &src[(first + col) * stride + depth..];
+            let out = &mut out[(depth / E::PAIR * COLS + col) * E::PAIR..];
+            if depths == step && cols == SIDE {
+                transpose(out, corner, stride);
+            } else {
+                for (c, row) in corner.chunks(stride).take(cols).enumerate() {
+                    for (at, value) in row[..depths].iter().enumerate() {
+                        let (unit, half) = (at / E::PAIR, at % E::PAIR);
+                        out[(unit * COLS + c) * E::PAIR + half] = E::from_f32(value.to_f32());
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Sixteen columns and sixteen units: `out` unit u, column c is unit u of row c of `src`.
+#[inline(always)]
+fn transpose<S: Element, E: Element>(out: &mut [E], src: &[S], stride: usize) {
+    const SIDE: usize = 16;
+    let mut square = [[0u32; SIDE]; SIDE];
+    for (c, square) in square.iter_mut().enumerate() {
+        let row = &src[c * stride..][..SIDE * E::PAIR];
+        for (u, square) in square.iter_mut().enumerate() {
+            let mut unit = E::from_f32(row[u * E::PAIR].to_f32()).to_bits();
+            if E::PAIR == 2 {
+                unit |= E::from_f32(row[u * E::PAIR + 1].to_f32()).to_bits() << 16;
+            }
+            *square = unit;
+        }
+    }
+    // Four rounds of swapping the halves of ever larger blocks (Eklundh 1972, "A Fast Computer Method for Matrix
+    // Transposing"), each a shuffle of whole registers.
+    let mut half = 1;
+    while half < SIDE {
+        let mut next = [[0u32; SIDE]; SIDE];
+        for (c, next) in next.iter_mut().enumerate() {
+            let (lower, upper) = (square[c & !half], square[c | half]);
+            for (u, next) in next.iter_mut().enumerate() {
+                *next = match (c & half == 0, u & half == 0) {
+                    (true, true) => lower[u],
+                    (true, false) => upper[u - half],
+                    (false, true) => lower[u + half],
+                    (false, false) => upper[u],
+                };
+            }
+        }
+        square = next;
+        half *= 2;
+    }
+    for (u, square) in square.iter().enumerate() {
+        let out = &mut out[u * COLS * E::PAIR..][..SIDE * E::PAIR];
+        for (c, unit) in square.iter().enumerate() {
+            out[c * E::PAIR] = E::from_bits(*unit);
+            if E::PAIR == 2 {
+                out[c * E::PAIR + 1] = E::from_bits(*unit >> 16);
+            }
+        }
+    }
+}

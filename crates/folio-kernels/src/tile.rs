@@ -1,0 +1,305 @@
+//! The innermost loop of every matrix product: one tile of the result, kept in registers.
+//!
+//! A tile is [`ROWS`] rows by [`COLS`] columns: with AVX-512 six times four registers of sums, which with four of
+//! the right operand and one of the left fill 29 of the 32. Measured on Zen 5 (2 threads): see docs/log.md.
+
+use crate::element::Element;
+use crate::isa::Isa;
+
+/// Rows of a tile.
+pub(crate) const ROWS: usize = 6;
+/// Columns of a tile, and of a panel of the right operand.
+pub(crate) const COLS: usize = 64;
+/// Columns that one step of every instruction set handles together.
+const GROUP: usize = 16;
+
+/// A tile of sums.
+#[repr(align(64))]
+pub(crate) struct Tile(pub(crate) [[f32; COLS]; ROWS]);
+
+/// How a product walks through its operands to fill one tile. Lengths are in units of 32 bits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Walk {
+    /// Rows of the tile that are wanted, 1 to [`ROWS`].
+    pub(crate) rows: usize,
+    /// Columns of the tile that are wanted, 1 to [`COLS`].
+    pub(crate) cols: usize,
+    /// Whether the sums start with what the tile holds rather than with zero.
+    pub(crate) add: bool,
+    /// Stretches of the sum that lie apart in memory.
+    pub(crate) segments: usize,
+    /// Units of one stretch.
+    pub(crate) units: usize,
+    /// From one unit of a row of the left operand to the next.
+    pub(crate) lhs_step: usize,
+    /// From one stretch of the left operand to the next.
+    pub(crate) lhs_segment: usize,
+    /// From one stretch of the right operand to the next.
+    pub(crate) rhs_segment: usize,
+}
+
+/// `tile = lhs rhs` or `tile += lhs rhs` for the rows and columns that are wanted; columns up to the next multiple
+/// of 16 are overwritten too.
+///
+/// # Safety
+/// For every row `r` below `walk.rows`, segment `s` and unit `u`, the unit at `lhs[r] + s * lhs_segment + u *
+/// lhs_step` must be readable; so must the [`COLS`] units from `rhs + s * rhs_segment + u * COLS`.
+pub(crate) unsafe fn multiply<E: Element>(
+    isa: Isa,
+    tile: &mut Tile,
+    lhs: &[*const E; ROWS],
+    rhs: *const E,
+    walk: &Walk,
+) {
+    // SAFETY: passed on to the caller; `Isa::multiply` calls only what the processor has.
+    unsafe {
+        match walk.rows {
+            1 => rows::<E, 1>(isa, tile, lhs, rhs, walk),
+            2 => rows::<E, 2>(isa, tile, lhs, rhs, walk),
+            3 => rows::<E, 3>(isa, tile, lhs, rhs, walk),
+            4 => rows::<E, 4>(isa, tile, lhs, rhs, walk),
+            5 => rows::<E, 5>(isa, tile, lhs, rhs, walk),
+            _ => rows::<E, 6>(isa, tile, lhs, rhs, walk),
+        }
+    }
+}
+
+/// [`multiply`] for `R` rows.
+///
+/// # Safety
+/// As [`multiply`].
+#[inline]
+unsafe fn rows<E: Element, const R: usize>(
+    isa: Isa,
+    tile: &mut Tile,
+    lhs: &[*const E; ROWS],
+    rhs: *const E,
+    walk: &Walk,
+) {
+    // SAFETY: passed on to the caller; an `Isa` exists only if the processor has it.
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if isa.has_avx512() && E::PAIR == 1 {
+                return x86::avx512_f32::<R>(tile, lhs.each_ref().map(|&row| row.cast()), rhs.cast(), walk);
+            }
+            if isa.has_avx512_bf16() && E::PAIR == 2 {
+                return x86::avx512_bf16::<R>(tile, lhs.each_ref().map(|&row| row.cast()), rhs.cast(), walk);
+            }
+            if isa.has_avx2() {
+                return x86::avx2::<E, R>(tile, lhs, rhs, walk);
+            }
+        }
+        let _ = isa;
+        groups::<E, R>(tile, lhs, rhs, walk);
+    }
+}
+
+/// The tile in plain Rust, [`GROUP`] columns at a time; compiled for the caller's instruction set.
+///
+/// # Safety
+/// As [`multiply`].
+#[inline(always)]
+unsafe fn groups<E: Element, const R: usize>(
+    tile: &mut Tile,
+    lhs: &[*const E; ROWS],
+    rhs: *const E,
+    walk: &Walk,
+) {
+    for first in (0..walk.cols).step_by(GROUP) {
+        let mut sums = [[0.0f32; GROUP]; R];
+        if walk.add {
+            for (sums, row) in sums.iter_mut().zip(&tile.0) {
+                sums.copy_from_slice(&row[first..first + GROUP]);
+            }
+        }
+        for segment in 0..walk.segments {
+            for unit in 0..walk.units {
+                // SAFETY: the caller vouches for every unit of the walk; a unit is `E::PAIR` elements.
+                let rhs = unsafe {
+                    let start = segment * walk.rhs_segment + unit * COLS + first;
+                    std::slice::from_raw_parts(rhs.add(start * E::PAIR), GROUP * E::PAIR)
+                };
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let start = (segment * walk.lhs_segment + unit * walk.lhs_step) * E::PAIR;
+                    for half in 0..E::PAIR {
+                        // SAFETY: as above.
+                        let a = unsafe { *lhs[r].add(start + half) }.to_f32();
+                        for (c, sum) in sums.iter_mut().enumerate() {
+                            *sum = multiply_add(a, rhs[c * E::PAIR + half].to_f32(), *sum);
+                        }
+                    }
+                }
+            }
+        }
+        for (sums, row) in sums.iter().zip(&mut tile.0) {
+            row[first..first + GROUP].copy_from_slice(sums);
+        }
+    }
+}
+
+/// `a b + c`, in one rounding where that is one instruction.
+#[inline(always)]
+fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
+    if cfg!(any(target_feature = "fma", target_arch = "aarch64")) { a.mul_add(b, c) } else { a * b + c }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+    use std::array::from_fn;
+
+    use super::{COLS, Element, ROWS, Tile, Walk};
+
+    /// # Safety
+    /// As [`super::multiply`]; the processor must have AVX-512 F.
+    #[target_feature(enable = "avx512f,fma")]
+    pub(super) unsafe fn avx512_f32<const R: usize>(
+        tile: &mut Tile,
+        lhs: [*const f32; ROWS],
+        rhs: *const f32,
+        walk: &Walk,
+    ) {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            vectors::<R>(tile, lhs, rhs, walk, |sum, a, b| _mm512_fmadd_ps(a, b, sum));
+        }
+    }
+
+    /// # Safety
+    /// As [`super::multiply`]; the processor must have AVX-512 F and BF16.
+    #[target_feature(enable = "avx512f,avx512bf16,fma")]
+    pub(super) unsafe fn avx512_bf16<const R: usize>(
+        tile: &mut Tile,
+        lhs: [*const f32; ROWS],
+        rhs: *const f32,
+        walk: &Walk,
+    ) {
+        // SAFETY: passed on to the caller; a register of units is one of pairs.
+        unsafe {
+            vectors::<R>(tile, lhs, rhs, walk, |sum, a, b| {
+                _mm512_dpbf16_ps(sum, std::mem::transmute(a), std::mem::transmute(b))
+            });
+        }
+    }
+
+    /// # Safety
+    /// As [`super::multiply`]; the caller is compiled for AVX-512 F and what `multiply_add` needs.
+    #[inline(always)]
+    unsafe fn vectors<const R: usize>(
+        tile: &mut Tile,
+        lhs: [*const f32; ROWS],
+        rhs: *const f32,
+        walk: &Walk,
+        multiply_add: impl Fn(__m512, __m512, __m512) -> __m512 + Copy,
+    ) {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            match walk.cols.div_ceil(16) {
+                1 => fixed::<R, 1>(tile, lhs, rhs, walk, multiply_add),
+                2 => fixed::<R, 2>(tile, lhs, rhs, walk, multiply_add),
+                3 => fixed::<R, 3>(tile, lhs, rhs, walk, multiply_add),
+                _ => fixed::<R, 4>(tile, lhs, rhs, walk, multiply_add),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`vectors`].
+    #[inline(always)]
+    unsafe fn fixed<const R: usize, const V: usize>(
+        tile: &mut Tile,
+        lhs: [*const f32; ROWS],
+        rhs: *const f32,
+        walk: &Walk,
+        multiply_add: impl Fn(__m512, __m512, __m512) -> __m512 + Copy,
+    ) {
+        // SAFETY: rows and columns are those of the tile; the operands are the caller's promise.
+        unsafe {
+            let mut sums = [[_mm512_setzero_ps(); V]; R];
+            if walk.add {
+                sums = from_fn(|r| from_fn(|v| _mm512_load_ps(tile.0[r].as_ptr().add(16 * v))));
+            }
+            for segment in 0..walk.segments {
+                let mut rhs = rhs.add(segment * walk.rhs_segment);
+                let mut offset = segment * walk.lhs_segment;
+                for _ in 0..walk.units {
+                    let b: [__m512; V] = from_fn(|v| _mm512_loadu_ps(rhs.add(16 * v)));
+                    for r in 0..R {
+                        let a = _mm512_set1_ps(*lhs[r].add(offset));
+                        for v in 0..V {
+                            sums[r][v] = multiply_add(sums[r][v], a, b[v]);
+                        }
+                    }
+                    rhs = rhs.add(COLS);
+                    offset += walk.lhs_step;
+                }
+            }
+            for r in 0..R {
+                for v in 0..V {
+                    _mm512_store_ps(tile.0[r].as_mut_ptr().add(16 * v), sums[r][v]);
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`super::multiply`]; the processor must have AVX2 and FMA.
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) unsafe fn avx2<E: Element, const R: usize>(
+        tile: &mut Tile,
+        lhs: &[*const E; ROWS],
+        rhs: *const E,
+        walk: &Walk,
+    ) {
+        // SAFETY: rows and columns are those of the tile; the operands are the caller's promise.
+        unsafe {
+            for first in (0..walk.cols).step_by(16) {
+                let mut sums = [[_mm256_setzero_ps(); 2]; R];
+                if walk.add {
+                    sums = from_fn(|r| from_fn(|v| _mm256_loadu_ps(tile.0[r].as_ptr().add(first + 8 * v))));
+                }
+                for segment in 0..walk.segments {
+                    let mut rhs = rhs.cast::<f32>().add(segment * walk.rhs_segment + first);
+                    let mut offset = segment * walk.lhs_segment;
+                    for _ in 0..walk.units {
+                        let b: [__m256; 2] = from_fn(|v| _mm256_loadu_ps(rhs.add(8 * v)));
+                        for r in 0..R {
+                            let a = _mm256_set1_ps(*lhs[r].cast::<f32>().add(offset));
+                            for v in 0..2 {
+                                sums[r][v] = if E::PAIR == 1 {
+                                    _mm256_fmadd_ps(a, b[v], sums[r][v])
+                                } else {
+                                    let sum = _mm256_fmadd_ps(low(a), low(b[v]), sums[r][v]);
+                                    _mm256_fmadd_ps(high(a), high(b[v]), sum)
+                                };
+                            }
+                        }
+                        rhs = rhs.add(COLS);
+                        offset += walk.lhs_step;
+                    }
+                }
+                for r in 0..R {
+                    for v in 0..2 {
+                        _mm256_storeu_ps(tile.0[r].as_mut_ptr().add(first + 8 * v), sums[r][v]);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The first bfloat16 of each unit, as f32.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn low(units: __m256) -> __m256 {
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(units)))
+    }
+
+    /// The second bfloat16 of each unit, as f32.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn high(units: __m256) -> __m256 {
+        let mask = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+        _mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(units), mask))
+    }
+}

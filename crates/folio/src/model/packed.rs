@@ -1,0 +1,176 @@
+//! The weights in the layout of the products, made anew from the f32 masters after every optimizer step.
+
+use folio_kernels::buffer::Buffer;
+use folio_kernels::element::Element;
+use folio_kernels::head::VOCAB_SEGMENT;
+use folio_kernels::isa::Isa;
+use folio_kernels::panels::{PanelDims, Panels, pack_columns_panel, pack_rows_panel};
+use rayon::prelude::*;
+
+use super::{ModelConfig, Parameters};
+
+/// Every matrix of a model in panels, for the forward and for the backward pass.
+pub(super) struct PackedWeights<E> {
+    pub(super) blocks: Vec<PackedBlock<E>>,
+    /// wteᵀ (C, V)
+    head: PackedMatrix<E>,
+    /// wte (V, C) in segments of the vocabulary.
+    head_backward: Vec<PackedMatrix<E>>,
+    /// What is packed of the weights as they are.
+    current: Current,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd)]
+enum Current {
+    Nothing,
+    Forward,
+    Both,
+}
+
+/// The four linear layers of a block.
+pub(super) struct PackedBlock<E> {
+    pub(super) c_attn: PackedLinear<E>,
+    pub(super) attn_proj: PackedLinear<E>,
+    pub(super) c_fc: PackedLinear<E>,
+    pub(super) mlp_proj: PackedLinear<E>,
+}
+
+/// A linear layer's w (K, N), and its transpose.
+pub(super) struct PackedLinear<E> {
+    inputs: usize,
+    outputs: usize,
+    forward: PackedMatrix<E>,
+    backward: PackedMatrix<E>,
+}
+
+/// A matrix in panels; without memory until it is first packed.
+struct PackedMatrix<E> {
+    dims: PanelDims,
+    data: Buffer<E>,
+}
+
+impl<E: Element> PackedWeights<E> {
+    pub(super) fn new(config: &ModelConfig) -> Self {
+        let ModelConfig { vocab_size, n_blocks, n_emb: c, .. } = *config;
+        let block = |_| PackedBlock {
+            c_attn: PackedLinear::new(c, 3 * c),
+            attn_proj: PackedLinear::new(c, c),
+            c_fc: PackedLinear::new(c, 4 * c),
+            mlp_proj: PackedLinear::new(4 * c, c),
+        };
+        let segments = (0..vocab_size).step_by(VOCAB_SEGMENT);
+        let segment = |first: usize| PackedMatrix::new((vocab_size - first).min(VOCAB_SEGMENT), c);
+        Self {
+            blocks: (0..n_blocks).map(block).collect(),
+            head: PackedMatrix::new(c, vocab_size),
+            head_backward: segments.map(segment).collect(),
+            current: Current::Nothing,
+        }
+    }
+
+    /// The weights have changed: what is packed is out of date.
+    pub(super) fn invalidate(&mut self) {
+        self.current = Current::Nothing;
+    }
+
+    /// Packs what is out of date: for the forward pass, and for the backward pass if `training`.
+    pub(super) fn update(&mut self, parameters: &Parameters, training: bool) {
+        let c = parameters.ln_f().0.len();
+        if self.current < Current::Forward {
+            self.head.pack_columns(parameters.wte(), c);
+        }
+        if training && self.current < Current::Both {
+            let segments = parameters.wte().chunks(VOCAB_SEGMENT * c);
+            self.head_backward.iter_mut().zip(segments).for_each(|(packed, wte)| packed.pack_rows(wte, c));
+        }
+        for (idx, packed) in self.blocks.iter_mut().enumerate() {
+            let w = parameters.block(idx);
+            for (packed, w) in [
+                (&mut packed.c_attn, w.c_attn_weight),
+                (&mut packed.attn_proj, w.attn_proj_weight),
+                (&mut packed.c_fc, w.c_fc_weight),
+                (&mut packed.mlp_proj, w.mlp_proj_weight),
+            ] {
+                if self.current < Current::Forward {
+                    packed.forward.pack_rows(w, packed.outputs);
+                }
+                if training && self.current < Current::Both {
+                    packed.backward.pack_columns(w, packed.outputs);
+                }
+            }
+        }
+        self.current = if training { Current::Both } else { Current::Forward };
+    }
+
+    /// wteᵀ (C, V).
+    pub(super) fn head(&self) -> Panels<'_, E> {
+        self.head.panels()
+    }
+
+    /// wte (V, C) in segments of the vocabulary.
+    pub(super) fn head_backward(&self) -> impl Iterator<Item = Panels<'_, E>> {
+        self.head_backward.iter().map(PackedMatrix::panels)
+    }
+}
+
+impl<E: Element> PackedLinear<E> {
+    fn new(inputs: usize, outputs: usize) -> Self {
+        let (forward, backward) = (PackedMatrix::new(inputs, outputs), PackedMatrix::new(outputs, inputs));
+        Self { inputs, outputs, forward, backward }
+    }
+
+    /// w (K, N).
+    pub(super) fn forward(&self) -> Panels<'_, E> {
+        self.forward.panels()
+    }
+
+    /// wᵀ (N, K).
+    pub(super) fn backward(&self) -> Panels<'_, E> {
+        self.backward.panels()
+    }
+
+    /// K and N.
+    pub(super) fn shape(&self) -> (usize, usize) {
+        (self.inputs, self.outputs)
+    }
+}
+
+impl<E: Element> PackedMatrix<E> {
+    fn new(depth: usize, cols: usize) -> Self {
+        Self { dims: PanelDims { depth, cols }, data: Buffer::default() }
+    }
+
+    fn panels(&self) -> Panels<'_, E> {
+        Panels::new(self.dims, &self.data)
+    }
+
+    /// Packs a matrix whose rows are `stride` long.
+    fn pack_rows(&mut self, src: &[f32], stride: usize) {
+        let dims = self.dims;
+        self.for_each_panel(|panel, out| {
+            Isa::detected().run(
+                #[inline(always)]
+                || pack_rows_panel(dims, panel, out, src, stride),
+            );
+        });
+    }
+
+    /// Packs the transpose of a matrix whose rows are `stride` long.
+    fn pack_columns(&mut self, src: &[f32], stride: usize) {
+        let dims = self.dims;
+        self.for_each_panel(|panel, out| {
+            Isa::detected().run(
+                #[inline(always)]
+                || pack_columns_panel(dims, panel, out, src, stride),
+            );
+        });
+    }
+
+    fn for_each_panel(&mut self, pack: impl Fn(usize, &mut [E]) + Sync) {
+        if self.data.is_empty() {
+            self.data = Buffer::zeroed(self.dims.len::<E>());
+        }
+        let panel_len = self.dims.panel_len::<E>();
+        self.data.par_chunks_exact_mut(panel_len).enumerate().for_each(|(panel, out)| pack(panel, out));
+    }
+}
