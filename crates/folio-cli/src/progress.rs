@@ -43,12 +43,13 @@ impl Progress {
         let elapsed = now - self.last_event;
         self.last_event = now;
         match event {
-            Event::Started { steps, parameters } => {
+            Event::Started { steps, parameters, precision } => {
                 self.bar.set_length(steps);
                 self.bar.println(format!(
-                    "{} parameters, {} steps",
+                    "{} parameters, {} steps in {}",
                     HumanCount(parameters),
-                    HumanCount(steps)
+                    HumanCount(steps),
+                    precision.name()
                 ));
             }
             Event::EpochStarted { epoch, last_epoch, .. } => {

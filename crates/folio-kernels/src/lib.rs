@@ -37,4 +37,5 @@ pub mod head;
 pub mod layernorm;
 pub mod linear;
 
+pub mod peak;
 pub mod reference;

@@ -10,7 +10,7 @@ use crate::data::{BatchBuffer, Dataset, Part, TokenStream};
 use crate::error::{Error, Result};
 use crate::evaluate::mean_batch_loss;
 use crate::history::{EpochReport, History};
-use crate::model::{Gpt2, ModelConfig};
+use crate::model::{Gpt2, ModelConfig, Precision};
 use crate::optim::AdamW;
 use crate::rng::{Rng, Stream};
 use crate::run_dir::RunDir;
@@ -27,6 +27,8 @@ pub enum Event {
         steps: u64,
         /// Parameters of the model.
         parameters: u64,
+        /// In what numbers it computes.
+        precision: Precision,
     },
     /// An epoch begins.
     EpochStarted {
@@ -158,7 +160,7 @@ impl Trainer {
         let last_epoch = self.state.epoch.saturating_add(epochs);
         let parameters = self.model.parameters().values().len() as u64;
         let steps = steps_left.min(epochs.saturating_mul(steps_per_epoch));
-        on_event(Event::Started { steps, parameters });
+        on_event(Event::Started { precision: self.settings.precision, steps, parameters });
         let mut buffer = BatchBuffer::default();
         while self.state.epoch < last_epoch {
             let epoch = self.state.epoch + 1;

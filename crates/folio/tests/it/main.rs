@@ -1,5 +1,6 @@
 //! The library against PyTorch, and against itself.
 
 mod golden;
+mod precision;
 mod resume;
 mod split;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use folio::checkpoint::load_training;
 use folio::data::{Part, SplitKind, TokenStream};
-use folio::model::Parameters;
+use folio::model::{Parameters, Precision};
 use folio::rng::{Rng, Stream};
 use folio::run_dir::RunDir;
 use folio::schedule::{ScheduleKind, Unit};
@@ -22,9 +22,8 @@ const STOPS: [u64; 2] = [1, 4];
 /// Threads before the stop and after it.
 const THREADS: [(usize, usize); 5] = [(1, 1), (2, 2), (3, 3), (1, 3), (3, 2)];
 
-/// Sizes at which every kernel has work for several threads: a batch of 13 by 16 tokens is 208 rows, more than a
-/// product's piece of 192, and its hidden layer 26,624 numbers, more than a piece of 16,384; see the constants
-/// of folio-kernels.
+/// Sizes at which every parallel part has work for several threads: 13 sequences; weights of 32 rows, more than
+/// the smallest piece of 24; a vocabulary of several panels and of more than AdamW's piece of 16,384 numbers.
 fn settings() -> Settings {
     Settings {
         n_emb: 32,
@@ -117,6 +116,16 @@ fn warm_restarts_go_on_to_the_bit() {
         cosine_t_max: 2,
         cosine_t_mult: 2,
         cosine_lr_restart_decay: 0.5,
+        ..settings()
+    });
+}
+
+#[test]
+fn a_run_in_bf16_goes_on_to_the_bit() {
+    check_resumes(Settings {
+        precision: Precision::Bf16,
+        lr_schedule: ScheduleKind::Cosine,
+        cosine_t_max: EPOCHS,
         ..settings()
     });
 }

@@ -166,7 +166,8 @@ fn frozen(batch_size: usize, split: SplitKind) -> (Settings, Trainer) {
 
 /// The loss of each training block by itself, as the frozen model has it.
 fn block_losses(settings: &Settings, dataset: &Dataset) -> Vec<f64> {
-    let mut model = Gpt2::new(settings.model_config(330), &mut Rng::new(settings.seed, Stream::Init));
+    let config = settings.model_config(330);
+    let mut model = Gpt2::new(config, settings.precision, &mut Rng::new(settings.seed, Stream::Init));
     let mut buffer = BatchBuffer::default();
     let loss = |&start: &usize| {
         let losses = model.losses(buffer.fill(dataset, &[start], dataset.block_size()));

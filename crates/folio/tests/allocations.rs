@@ -1,0 +1,47 @@
+//! A training step allocates nothing: a binary of its own, since an allocator is one for the whole process.
+
+use folio::model::{Batch, Gpt2, ModelConfig, Precision};
+use folio::optim::{AdamW, AdamWConfig};
+use folio::rng::{Rng, Stream};
+use rayon::ThreadPoolBuilder;
+
+#[global_allocator]
+static ALLOCATOR: dhat::Alloc = dhat::Alloc;
+
+#[test]
+fn a_training_step_allocates_nothing() {
+    let config =
+        ModelConfig { vocab_size: 65, n_blocks: 2, n_emb: 64, n_heads: 2, block_size: 32, dropout: 0.1 };
+    let adamw = AdamWConfig {
+        beta1: 0.9,
+        beta2: 0.99,
+        eps: 1e-8,
+        weight_decay: 0.1,
+        decay_all_parameters: false,
+        grad_clip: 1.0,
+    };
+    let tokens: Vec<u32> = (0..5 * 32).map(|i| i % 65).collect();
+    let batch = Batch { inputs: &tokens, targets: &tokens, time: 32 };
+    let profiler = dhat::Profiler::builder().testing().build();
+    for precision in [Precision::F32, Precision::Bf16] {
+        ThreadPoolBuilder::new().num_threads(2).build().expect("threads").install(|| {
+            let mut model = Gpt2::new(config, precision, &mut Rng::new(1, Stream::Init));
+            let mut optimizer = AdamW::new(adamw, model.parameters().values().len());
+            let mut step = |number| {
+                let before = dhat::HeapStats::get().total_blocks;
+                model.train_step(batch, number);
+                let (parameters, gradients) = model.parameters_and_gradients();
+                optimizer.step(parameters, gradients, 1e-3);
+                dhat::HeapStats::get().total_blocks - before
+            };
+            assert!(step(0) > 0, "the first step allocates its buffers");
+            // The threads' own bookkeeping may still grow in the first steps.
+            (1..20).for_each(|number| {
+                step(number);
+            });
+            let blocks: u64 = (20..40).map(step).sum();
+            assert_eq!(blocks, 0, "blocks allocated by 20 steps in {precision:?}");
+        });
+    }
+    drop(profiler);
+}

@@ -1,0 +1,118 @@
+//! bfloat16 beside f32, which golden.rs holds to PyTorch with errors a thousand times below those allowed here.
+
+use folio::model::{Batch, Gpt2, ModelConfig, Parameters, Precision};
+use folio::optim::{AdamW, AdamWConfig};
+use folio::rng::{Rng, Stream};
+use rayon::ThreadPoolBuilder;
+
+/// bfloat16 has 8 significant bits: rounding to the nearest is off by at most 2^-9 of the value's power of two.
+const ROUNDOFF: f64 = 1.0 / 512.0;
+
+/// Odd sizes: a vocabulary over one panel, heads of 10, widths that are no multiple of a tile.
+fn config(dropout: f32) -> ModelConfig {
+    ModelConfig { vocab_size: 77, n_blocks: 2, n_emb: 70, n_heads: 7, block_size: 67, dropout }
+}
+
+fn model(config: ModelConfig, precision: Precision) -> Gpt2 {
+    Gpt2::new(config, precision, &mut Rng::new(5, Stream::Init))
+}
+
+/// A batch of 3 sequences of 67 tokens: more than one tile of attention, and an odd number.
+fn batch() -> (Vec<u32>, Vec<u32>) {
+    let mut rng = Rng::new(9, Stream::Sampling);
+    let mut draw = || (0..3 * 67).map(|_| rng.below(77) as u32).collect();
+    (draw(), draw())
+}
+
+fn norm(x: impl Iterator<Item = f32>) -> f64 {
+    x.map(|x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt()
+}
+
+/// The loss, and every gradient.
+fn gradients(precision: Precision, dropout: f32) -> (f32, Parameters) {
+    let mut model = model(config(dropout), precision);
+    let (inputs, targets) = batch();
+    let loss = model.train_step(Batch { inputs: &inputs, targets: &targets, time: 67 }, 3);
+    (loss, model.parameters_and_gradients().1.clone())
+}
+
+/// Between the loss and a gradient of the first block lie, of each of 2 blocks, 8 roundings to bfloat16 going forward
+/// (weights, ln_1, qkv, weights of attention, heads, ln_2, fc, GELU) and 7 going back (the branch, fc, its operand,
+/// the branch, the heads, scores, qkv), and 3 in the head: 33 in all, each of at most `ROUNDOFF` of the tensor's
+/// norm. Worst case they all add up; a tensor that is off by more is wrong.
+#[test]
+fn gradients_in_bf16_are_those_in_f32_but_for_its_roundings() {
+    const ROUNDINGS: f64 = 33.0;
+    for dropout in [0.0, 0.3] {
+        let (loss, reference) = gradients(Precision::F32, dropout);
+        let (loss_bf16, got) = gradients(Precision::Bf16, dropout);
+        // The logits are sums of products of rounded numbers, whose errors are as likely up as down.
+        let tolerance = ROUNDINGS * ROUNDOFF * 0.02 * f64::from(loss);
+        assert!(f64::from(loss - loss_bf16).abs() <= tolerance, "loss {loss_bf16}, want {loss}");
+        for spec in reference.specs() {
+            let (got, want) = (got.tensor(spec), reference.tensor(spec));
+            let error = norm(got.iter().zip(want).map(|(got, want)| got - want)) / norm(want.iter().copied());
+            println!("{} {error:.4}", spec.name);
+            assert!(error <= ROUNDINGS * ROUNDOFF, "{} is off by {error:.4} of its norm", spec.name);
+        }
+    }
+}
+
+/// Weights after 3 steps of AdamW in so many threads.
+fn trained(precision: Precision, threads: usize) -> Vec<u32> {
+    let adamw = AdamWConfig {
+        beta1: 0.9,
+        beta2: 0.99,
+        eps: 1e-8,
+        weight_decay: 0.1,
+        decay_all_parameters: false,
+        grad_clip: 1.0,
+    };
+    ThreadPoolBuilder::new().num_threads(threads).build().expect("threads").install(|| {
+        let mut model = model(config(0.2), precision);
+        let mut optimizer = AdamW::new(adamw, model.parameters().values().len());
+        let (inputs, targets) = batch();
+        for step in 0..3 {
+            model.train_step(Batch { inputs: &inputs, targets: &targets, time: 67 }, step);
+            let (parameters, gradients) = model.parameters_and_gradients();
+            optimizer.step(parameters, gradients, 1e-3);
+        }
+        model.parameters().values().iter().map(|value| value.to_bits()).collect()
+    })
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        let one = trained(precision, 1);
+        for threads in [2, 3, 5] {
+            assert!(trained(precision, threads) == one, "{threads} threads in {precision:?}");
+        }
+    }
+}
+
+#[test]
+fn a_smaller_batch_in_the_buffers_of_a_larger_one_gives_the_same_bits() {
+    let (inputs, targets) = batch();
+    for precision in [Precision::F32, Precision::Bf16] {
+        let small = Batch { inputs: &inputs[..2 * 30], targets: &targets[..2 * 30], time: 30 };
+        let mut fresh = model(config(0.2), precision);
+        let mut used = model(config(0.2), precision);
+        used.train_step(Batch { inputs: &inputs, targets: &targets, time: 67 }, 1);
+        assert_eq!(fresh.train_step(small, 2).to_bits(), used.train_step(small, 2).to_bits());
+        let bits = |model: &mut Gpt2| -> Vec<u32> {
+            model.parameters_and_gradients().1.values().iter().map(|value| value.to_bits()).collect()
+        };
+        assert!(bits(&mut fresh) == bits(&mut used), "gradients in {precision:?}");
+        let losses = |model: &mut Gpt2| model.losses(small).to_vec();
+        assert_eq!(losses(&mut fresh), losses(&mut used));
+    }
+}
+
+#[test]
+fn heads_of_odd_size_are_refused_in_bf16() {
+    let odd = ModelConfig { n_emb: 63, ..config(0.0) };
+    let error = Precision::Bf16.check(&odd).expect_err("heads of 9").to_string();
+    assert!(error.contains("--precision") && error.contains("even"), "{error}");
+    Precision::F32.check(&odd).expect("f32 takes any");
+}
