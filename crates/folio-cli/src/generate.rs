@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::Args;
 use folio::checkpoint::load_parameters;
 use folio::generate::{Sampling, generate};
-use folio::model::{Gpt2, Precision};
+use folio::model::Gpt2;
 use folio::rng::{Rng, Stream};
 use folio::run_dir::RunDir;
 use folio::tokenizer::Tokenizer;
@@ -97,11 +97,11 @@ impl WhichModel {
     }
 }
 
-/// Reads a model from a checkpoint of a run.
+/// Reads a model from a checkpoint of a run; it computes in the numbers that it was trained in.
 pub(crate) fn load_model(run: &RunDir, number: u64) -> anyhow::Result<Gpt2> {
     let config = run.model_config()?;
     let parameters = load_parameters(&run.existing_checkpoint(number)?, &config)?;
-    Ok(Gpt2::from_parameters(config, Precision::F32, parameters))
+    Ok(Gpt2::from_parameters(config, run.settings()?.precision, parameters))
 }
 
 pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {

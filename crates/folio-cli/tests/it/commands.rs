@@ -16,7 +16,7 @@ fn place_with_run() -> Place {
 /// A place with a sweep of three runs, of which the second learns best and the third hardly at all.
 fn place_with_sweep() -> Place {
     let place = Place::new();
-    place.ok(&format!("train {TINY} {SAVED} --learning_rates 1e-4 3e-3 1e-9 --run_dir search"));
+    place.ok(&format!("train {TINY} {SAVED} --learning_rates 1e-4 3e-3 1e-6 --run_dir search"));
     place
 }
 
@@ -43,7 +43,7 @@ fn generate_repeats_itself_only_with_the_same_seed() {
     assert_ne!(seeded(1), seeded(2));
     let greedy = place.ok("generate run --temperature 0 --seed 1").stdout;
     assert_eq!(greedy, place.ok("generate run --top_k 1 --seed 2").stdout);
-    assert_eq!(greedy, place.ok("generate run --top-p 1e-9 --seed 3").stdout);
+    assert_eq!(greedy, place.ok("generate run --top-p 1e-6 --seed 3").stdout);
 }
 
 #[test]
@@ -162,7 +162,7 @@ fn runs_ranks_a_sweep_by_its_best_loss() {
     let table = place.ok("runs search").stdout;
     let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(rows[0], "rank run best eval loss at epoch learning_rate".split(' ').collect::<Vec<_>>());
-    let ranked = [("run_2", "0.003"), ("run_1", "0.0001"), ("run_3", "1e-9")];
+    let ranked = [("run_2", "0.003"), ("run_1", "0.0001"), ("run_3", "1e-6")];
     for (rank, (run, learning_rate)) in (1..).zip(ranked) {
         let loss = place.numbers(&format!("search/{run}/losses.json"), "/best_eval_loss")[0];
         let rank_text = rank.to_string();

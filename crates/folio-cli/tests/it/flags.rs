@@ -67,13 +67,16 @@ fn a_capital_in_a_flag_may_be_small() {
 #[test]
 fn a_flag_wins_over_a_config_file_over_a_preset_over_the_default() {
     let place = Place::new();
-    place.write("mine.toml", "n_emb = 24\nn_heads = 2\nn_blocks = 1\nbatch_sizes = 5\ncosine_T_max = 7\n");
+    place.write(
+        "mine.toml",
+        "n_emb = 24\nn_heads = 2\nn_blocks = 1\nbatch_sizes = 5\nblock_sizes = 16\ncosine_T_max = 7\n",
+    );
     let flags = "--n_emb 16 --data plays.txt --max_steps 1 --run_dir run";
     place.ok(&format!("train --preset quick --config mine.toml {flags}"));
     let settings = place.json("run/hyperparameters.json");
     let expected = json!({
         "n_emb": 16,                                                    // the flag's, before 24 and 128
-        "n_heads": 2, "n_blocks": 1, "batch_size": 5, "cosine_T_max": 7, // the file's, before 4, 4, 12 and 6500
+        "n_heads": 2, "n_blocks": 1, "batch_size": 5, "cosine_T_max": 7, // the file's, before the preset's
         "split": "contiguous", "weight_decay": 0.1, "warmup_steps": 100, // the preset's
         "beta1": 0.9, "tokenizer_type": "chrs", "max_steps": 1,          // the default, and a flag of neither
     });
