@@ -5,8 +5,8 @@
     python3 -m venv /tmp/rival && /tmp/rival/bin/pip install torch numpy
     python3 bench/compare.py --rival-python /tmp/rival/bin/python char nanogpt-cpu
 
-For each setting the two programs take turns, so that a drift of the machine meets both. Prints a table of
-medians and ratios and appends a record to bench/record/<cpu>/<date>.csv.
+For each setting and precision the two programs take turns, so that a drift of the machine meets both. Prints the
+rows of a table of medians and ratios, and writes bench/record/<cpu>/<date>.csv and a bar chart beside it.
 """
 import argparse, csv, datetime, json, os, pathlib, platform, re, statistics, subprocess
 
@@ -42,40 +42,62 @@ def step(command, setting, threads):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def chart(rows):
+    """The ratios as bars, in SVG."""
+    height = 24 * len(rows) + 40
+    scale = 420 / max(row["ratio"] for row in rows)
+    lines = [f'<svg xmlns="http://www.w3.org/2000/svg" width="680" height="{height}" font-family="sans-serif" font-size="13">',
+             '<rect width="100%" height="100%" fill="white"/>',
+             '<text x="10" y="20">tokens a second, folio over PyTorch (line: equal)</text>']
+    for i, row in enumerate(rows):
+        y = 34 + 24 * i
+        name = f"{row['setting']} {row['precision']}"
+        lines.append(f'<text x="160" y="{y + 13}" text-anchor="end">{name}</text>')
+        lines.append(f'<rect x="170" y="{y}" width="{row["ratio"] * scale:.0f}" height="17" fill="#3b6ea5"/>')
+        lines.append(f'<text x="{176 + row["ratio"] * scale:.0f}" y="{y + 13}">{row["ratio"]:.2f}</text>')
+    x = 170 + scale
+    lines.append(f'<line x1="{x:.0f}" x2="{x:.0f}" y1="28" y2="{height - 6}" stroke="#c0392b"/>')
+    return "\n".join([*lines, "</svg>", ""])
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("settings", nargs="+", choices=list(SETTINGS))
     p.add_argument("--rival-python", default="python3", help="a Python with torch")
     p.add_argument("--folio", default=str(HERE.parent / "target/release/folio"))
+    p.add_argument("--precisions", nargs="+", choices=["f32", "bf16"], default=["f32", "bf16"])
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--threads", type=int, default=2)
     a = p.parse_args()
-    programs = {
-        "folio": [a.folio, "bench", "step"],
-        "pytorch": [a.rival_python, str(HERE / "torch_gpt2.py"), "train"],
-    }
     rows = []
     for name in a.settings:
-        results = {program: [] for program in programs}
-        for _ in range(a.rounds):
-            for program, command in programs.items():
-                results[program].append(step(command, SETTINGS[name], a.threads))
-        speed = {k: statistics.median(r["tokens_per_s"] for r in v) for k, v in results.items()}
-        memory = {k: max(r["peak_mib"] for r in v) for k, v in results.items()}
-        rows.append([name, a.threads, round(speed["folio"]), round(speed["pytorch"]),
-                     round(speed["folio"] / speed["pytorch"], 2), memory["folio"], memory["pytorch"]])
-        print("{:16} {} threads: folio {:,} tokens/s, PyTorch {:,}, ratio {}; peak MiB {:,} and {:,}".format(*rows[-1]),
-              flush=True)
+        for precision in a.precisions:
+            programs = {
+                "folio": [a.folio, "bench", "step", f"--precision={precision}"],
+                "pytorch": [a.rival_python, str(HERE / "torch_gpt2.py"), "train",
+                            *(["--bf16"] if precision == "bf16" else [])],
+            }
+            results = {program: [] for program in programs}
+            for _ in range(a.rounds):
+                for program, command in programs.items():
+                    results[program].append(step(command, SETTINGS[name], a.threads))
+            speed = {k: statistics.median(r["tokens_per_s"] for r in v) for k, v in results.items()}
+            memory = {k: max(r["peak_mib"] for r in v) for k, v in results.items()}
+            row = dict(setting=name, precision=precision, threads=a.threads,
+                       folio_tokens_per_s=round(speed["folio"]), pytorch_tokens_per_s=round(speed["pytorch"]),
+                       ratio=round(speed["folio"] / speed["pytorch"], 2),
+                       folio_peak_mib=memory["folio"], pytorch_peak_mib=memory["pytorch"])
+            rows.append(row)
+            print("| {setting} | {precision} | {folio_tokens_per_s:,} | {pytorch_tokens_per_s:,} | {ratio:.2f} | "
+                  "{folio_peak_mib:,} | {pytorch_peak_mib:,} |".format(**row), flush=True)
     path = HERE / "record" / cpu_name() / f"{datetime.date.today()}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(["setting", "threads", "folio_tokens_per_s", "pytorch_tokens_per_s", "ratio",
-                             "folio_peak_mib", "pytorch_peak_mib"])
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
         writer.writerows(rows)
-    print(f"recorded in {path}")
+    path.with_suffix(".svg").write_text(chart(rows))
+    print(f"recorded in {path} and, as a chart, beside it")
 
 
 main()

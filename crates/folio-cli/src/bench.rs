@@ -1,15 +1,21 @@
-//! `folio bench`: how fast this machine trains.
+//! `folio bench`: how fast this machine trains, and why.
+
+mod kernels;
+mod peak;
 
 use std::time::Instant;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use folio::model::{Batch, Gpt2, ModelConfig, PrecisionChoice};
 use folio::optim::{AdamW, AdamWConfig};
 use folio::rng::{Rng, Stream};
+use folio_kernels::isa::Isa;
 
 use crate::options::{real, whole};
 use crate::train::set_threads;
 use crate::usage::Usage;
+use kernels::Sizes;
+use peak::Peak;
 
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
@@ -22,6 +28,71 @@ pub(crate) struct BenchArgs {
 enum What {
     /// Time training steps of any size on random tokens; one JSON line
     Step(StepArgs),
+    /// Time every operation of a step by itself, beside what the machine can do
+    Kernels(KernelsArgs),
+    /// Measure what the machine can do: arithmetic in registers, copying in memory
+    Peak(PeakArgs),
+}
+
+#[derive(Args)]
+#[command(rename_all = "snake_case")]
+#[command(after_help = "\
+Settings: char (batch 64, block 256, vocab 65, emb 384), bpe (32, 128, 50257, 384), nanogpt-cpu (12, 64, 65, 128),
+gpt2-124m (4, 64, 50257, 768).
+
+Example:
+  folio bench kernels char bpe --precision bf16")]
+struct KernelsArgs {
+    /// Sizes to time
+    #[arg(value_enum, default_value = "char")]
+    settings: Vec<Setting>,
+    /// Numbers to compute in
+    #[arg(long, default_value = "auto")]
+    precision: PrecisionChoice,
+    /// Threads to compute with [default: all cores]
+    #[arg(long, value_parser = whole::<usize>)]
+    threads: Option<usize>,
+    /// One JSON object a kernel
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+#[command(rename_all = "snake_case")]
+struct PeakArgs {
+    /// Threads to compute with [default: all cores]
+    #[arg(long, value_parser = whole::<usize>)]
+    threads: Option<usize>,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Sizes that have a name.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Setting {
+    Char,
+    Bpe,
+    NanogptCpu,
+    #[value(name = "gpt2-124m")]
+    Gpt2Small,
+}
+
+impl Setting {
+    fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    fn sizes(self) -> Sizes {
+        let [batch, time, vocab, channels, heads] = match self {
+            Self::Char => [64, 256, 65, 384, 6],
+            Self::Bpe => [32, 128, 50_257, 384, 6],
+            Self::NanogptCpu => [12, 64, 65, 128, 4],
+            Self::Gpt2Small => [4, 64, 50_257, 768, 12],
+        };
+        let dropout = if matches!(self, Self::Char | Self::Bpe) { 0.2 } else { 0.0 };
+        Sizes { batch, time, vocab, channels, heads, dropout }
+    }
 }
 
 #[derive(Args)]
@@ -65,7 +136,72 @@ struct StepArgs {
 pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     match &args.what {
         What::Step(args) => step(args),
+        What::Kernels(args) => kernels(args),
+        What::Peak(args) => peak(args),
     }
+}
+
+fn peak(args: &PeakArgs) -> anyhow::Result<()> {
+    set_threads(args.threads)?;
+    let peak = Peak::measure();
+    if args.json {
+        println!("{}", serde_json::to_string(&peak)?);
+    } else {
+        print_peak(peak);
+    }
+    Ok(())
+}
+
+fn print_peak(peak: Peak) {
+    println!(
+        "{} threads, {}: {:.0} GFLOP/s in f32, {:.0} in bf16; copies {:.1} GB/s",
+        rayon::current_num_threads(),
+        Isa::detected().name(),
+        peak.f32_gflop_per_s,
+        peak.bf16_gflop_per_s,
+        peak.copy_gb_per_s,
+    );
+}
+
+fn kernels(args: &KernelsArgs) -> anyhow::Result<()> {
+    set_threads(args.threads)?;
+    let peak = Peak::measure();
+    if !args.json {
+        print_peak(peak);
+    }
+    for setting in &args.settings {
+        let sizes = setting.sizes();
+        let precision = args.precision.resolve(sizes.channels, sizes.heads);
+        let rows = kernels::measure(sizes, precision, peak);
+        if args.json {
+            for row in rows {
+                let mut value = serde_json::to_value(row)?;
+                value["setting"] = setting.name().into();
+                value["precision"] = precision.name().into();
+                println!("{value}");
+            }
+            continue;
+        }
+        println!("\n{} in {}", setting.name(), precision.name());
+        let mut table = comfy_table::Table::new();
+        table.load_style(comfy_table::presets::NOTHING);
+        table.set_header(["kernel", "shape", "ms", "GFLOP/s", "GB/s", "% of the peak"]);
+        for row in rows {
+            table.add_row([
+                row.kernel.to_owned(),
+                row.shape,
+                format!("{:.2}", row.ms),
+                row.gflop_per_s.map_or_else(String::new, |value| format!("{value:.0}")),
+                format!("{:.1}", row.gb_per_s),
+                format!("{:.0}", row.share_of_peak),
+            ]);
+        }
+        for column in table.column_iter_mut().skip(2) {
+            column.set_cell_alignment(comfy_table::CellAlignment::Right);
+        }
+        println!("{table}");
+    }
+    Ok(())
 }
 
 fn step(args: &StepArgs) -> anyhow::Result<()> {
@@ -115,7 +251,7 @@ fn step(args: &StepArgs) -> anyhow::Result<()> {
         serde_json::json!({
             "what": "step", "batch": args.batch, "block": args.block, "vocab": args.vocab, "emb": args.emb,
             "blocks": args.blocks, "heads": args.heads, "dropout": args.dropout, "steps": args.steps,
-            "precision": precision.name(), "threads": rayon::current_num_threads(), "isa": folio_kernels::isa::Isa::detected().name(),
+            "precision": precision.name(), "threads": rayon::current_num_threads(), "isa": Isa::detected().name(),
             "step_s": median, "step_s_min": times[0], "tokens_per_s": tokens as f64 / median,
             "gflop_per_s": flop(&config, tokens) / median / 1e9, "peak_mib": peak_mib(),
         })

@@ -11,7 +11,7 @@ use crate::dropout::Dropout;
 use crate::element::{Element, convert};
 use crate::gelu::{gelu, gelu_and_slope};
 use crate::isa::Isa;
-use crate::matmul::{At, Lhs, product, product_into};
+use crate::matmul::{At, Fetch, Lhs, product, product_ahead, product_into};
 use crate::panels::{PANEL_COLS, PanelDims, Panels, store_unit};
 
 /// `y = x w + bias`.
@@ -24,11 +24,12 @@ pub fn linear_forward<E: Element>(dims: LinearDims, y: &mut [E], x: &[E], w: Pan
     isa.run(
         #[inline(always)]
         || {
-            product(
+            product_ahead(
                 isa,
                 0..rows,
                 lhs(x, dims.inputs),
                 w,
+                [Fetch::to_write(y, outputs)],
                 #[inline(always)]
                 |at, tile| {
                     for (r, sums) in tile[..at.rows].iter().enumerate() {
@@ -62,11 +63,12 @@ pub fn linear_residual_forward<E: Element>(
     isa.run(
         #[inline(always)]
         || {
-            product(
+            product_ahead(
                 isa,
                 0..rows,
                 lhs(x, dims.inputs),
                 w,
+                [Fetch::to_read(residual, outputs), Fetch::to_write(y, outputs)],
                 #[inline(always)]
                 |at, tile| {
                     for (r, sums) in tile[..at.rows].iter().enumerate() {
@@ -106,11 +108,12 @@ pub fn linear_gelu_forward<E: Element>(
     isa.run(
         #[inline(always)]
         || {
-            product(
+            product_ahead(
                 isa,
                 0..rows,
                 lhs(x, dims.inputs),
                 w,
+                [Fetch::to_write(fc, outputs)],
                 #[inline(always)]
                 |at, tile| {
                     for (r, sums) in tile[..at.rows].iter().enumerate() {
@@ -194,11 +197,12 @@ pub fn linear_gelu_backward<E: Element>(
     isa.run(
         #[inline(always)]
         || {
-            product(
+            product_ahead(
                 isa,
                 0..rows,
                 lhs(dy, outputs),
                 w_t,
+                [Fetch::to_read(fc, inputs)],
                 #[inline(always)]
                 |at, tile| {
                     let mut activation = [[0.0f32; PANEL_COLS]; 6];
@@ -260,6 +264,13 @@ pub fn linear_backward_weight<E: Element>(
             }
         },
     );
+}
+
+/// Rows of a weight (K, N) that one call of [`linear_backward_weight`] should take in so many threads: many enough
+/// that the reading of `dy` does not count, few enough that every thread has some and the sums stay in the
+/// second-level cache; whole tiles.
+pub fn weight_piece(inputs: usize, threads: usize) -> usize {
+    inputs.div_ceil(threads).next_multiple_of(6).clamp(24, 192)
 }
 
 /// `sums = the sum of each column of x`, math.md (6): the gradient of a bias, given `dy` as `x`.

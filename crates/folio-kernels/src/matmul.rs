@@ -49,6 +49,20 @@ pub fn product<E: Element>(
     rows: Range<usize>,
     lhs: Lhs<E>,
     rhs: Panels<E>,
+    finish: impl FnMut(At, &mut [[f32; COLS]; ROWS]),
+) {
+    product_ahead(isa, rows, lhs, rhs, [], finish);
+}
+
+/// [`product`] that asks for the memory which `finish` will read and write before a tile is computed, so that it comes
+/// meanwhile. Processors do not foresee it, for a tile is a narrow column of a wide array.
+#[inline(always)]
+pub fn product_ahead<E: Element, const N: usize>(
+    isa: Isa,
+    rows: Range<usize>,
+    lhs: Lhs<E>,
+    rhs: Panels<E>,
+    fetches: [Fetch; N],
     mut finish: impl FnMut(At, &mut [[f32; COLS]; ROWS]),
 ) {
     for_each_tile(
@@ -57,10 +71,47 @@ pub fn product<E: Element>(
         lhs,
         rhs,
         #[inline(always)]
-        |_, _| false,
+        |at, _| {
+            fetches.iter().for_each(|fetch| fetch.tile(at));
+            false
+        },
         #[inline(always)]
         |at, tile| finish(at, &mut tile.0),
     );
+}
+
+/// A row-major array that a product's tiles are matched with.
+#[derive(Clone, Copy, Debug)]
+pub struct Fetch {
+    start: *const u8,
+    element_size: usize,
+    /// From one row to the next, in elements.
+    stride: usize,
+    write: bool,
+}
+
+impl Fetch {
+    /// An array that will be read.
+    pub fn to_read<T>(array: &[T], stride: usize) -> Self {
+        Self { start: array.as_ptr().cast(), element_size: size_of::<T>(), stride, write: false }
+    }
+
+    /// An array that will be overwritten.
+    pub fn to_write<T>(array: &[T], stride: usize) -> Self {
+        Self { write: true, ..Self::to_read(array, stride) }
+    }
+
+    /// Asks for one tile.
+    #[inline(always)]
+    fn tile(&self, at: At) {
+        const LINE: usize = 64;
+        for row in at.row..at.row + at.rows {
+            let start = self.start.wrapping_add((row * self.stride + at.col) * self.element_size);
+            for line in (0..at.cols * self.element_size).step_by(LINE) {
+                tile::prefetch(start.wrapping_add(line), self.write);
+            }
+        }
+    }
 }
 
 /// Rows `rows` of `out = lhs rhs`, or `out += lhs rhs` if `add`, where row `rows.start` stands at the head of `out`

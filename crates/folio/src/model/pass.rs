@@ -15,7 +15,7 @@ use folio_kernels::layernorm::{
 };
 use folio_kernels::linear::{
     GeluGradients, column_sums, linear_backward_input, linear_backward_weight, linear_forward,
-    linear_gelu_backward, linear_gelu_forward, linear_residual_forward,
+    linear_gelu_backward, linear_gelu_forward, linear_residual_forward, weight_piece,
 };
 use folio_kernels::panels::{PanelDims, Panels, pack_rows};
 use rayon::prelude::*;
@@ -435,12 +435,8 @@ fn pack<E: Element>(dims: PanelDims, out: &mut [E], x: &[E]) {
 
 /// `dw = xᵀ dy`, or `dw += xᵀ dy` if `add`, for a whole weight: threads take rows of it.
 fn weight_gradient<E: Element>(dw: &mut [f32], x: Panels<E>, dy: Panels<E>, add: bool) {
-    /// Rows of one piece: many enough that the reading of `dy` does not count, few enough that the sums stay in
-    /// the second-level cache. Multiples of a tile's 6.
-    const ROWS: std::ops::RangeInclusive<usize> = 24..=192;
     let outputs = dy.cols();
-    let rows = (dw.len() / outputs).div_ceil(rayon::current_num_threads()).next_multiple_of(6);
-    let rows = rows.clamp(*ROWS.start(), *ROWS.end());
+    let rows = weight_piece(dw.len() / outputs, rayon::current_num_threads());
     dw.par_chunks_mut(rows * outputs).enumerate().with_max_len(1).for_each(|(piece, dw)| {
         let first = piece * rows;
         linear_backward_weight(first..first + dw.len() / outputs, dw, x, dy, add);

@@ -1,0 +1,356 @@
+//! `folio bench kernels`: every operation of a step by itself, beside what the machine can do.
+
+use std::time::Instant;
+
+use folio::model::Precision;
+use folio_kernels::adamw::{AdamwStep, adamw};
+use folio_kernels::attention::{AttentionScratch, Forward, attention_backward, attention_forward};
+use folio_kernels::buffer::Buffer;
+use folio_kernels::dims::{AttentionDims, HeadDims, LinearDims, RowDims};
+use folio_kernels::dropout::{Dropout, dropout_backward};
+use folio_kernels::element::{Bf16, Element};
+use folio_kernels::head::{HeadScratch, VOCAB_SEGMENT, head_backward, head_forward};
+use folio_kernels::isa::Isa;
+use folio_kernels::layernorm::{LayerNormGradients, Statistics, layernorm_backward, layernorm_forward};
+use folio_kernels::linear::{
+    GeluGradients, linear_backward_input, linear_backward_weight, linear_forward, linear_gelu_backward,
+    linear_gelu_forward, linear_residual_forward, weight_piece,
+};
+use folio_kernels::panels::{PanelDims, Panels, pack_rows};
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::peak::Peak;
+
+/// The sizes of one setting.
+#[derive(Clone, Copy)]
+pub(super) struct Sizes {
+    pub(super) batch: usize,
+    pub(super) time: usize,
+    pub(super) vocab: usize,
+    pub(super) channels: usize,
+    pub(super) heads: usize,
+    pub(super) dropout: f32,
+}
+
+/// One operation's figures.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Row {
+    /// What was run.
+    pub(super) kernel: &'static str,
+    /// On what sizes.
+    pub(super) shape: String,
+    /// Milliseconds for a whole batch.
+    pub(super) ms: f64,
+    /// Arithmetic of products, where there is any.
+    pub(super) gflop_per_s: Option<f64>,
+    /// Bytes that have to come from or go to memory.
+    pub(super) gb_per_s: f64,
+    /// The greater share of the two limits, arithmetic and memory, in percent.
+    pub(super) share_of_peak: f64,
+}
+
+/// Measures all kernels.
+pub(super) fn measure(sizes: Sizes, precision: Precision, peak: Peak) -> Vec<Row> {
+    match precision {
+        Precision::F32 => Bench::<f32>::new(sizes, peak.f32_gflop_per_s, peak).all(),
+        Precision::Bf16 => Bench::<Bf16>::new(sizes, peak.bf16_gflop_per_s, peak).all(),
+    }
+}
+
+struct Bench<E> {
+    sizes: Sizes,
+    /// The limit of the arithmetic.
+    gflop_per_s: f64,
+    peak: Peak,
+    rows: Vec<Row>,
+    /// A seed of values and an element type.
+    values: Vec<E>,
+}
+
+/// What a kernel costs at least, over the whole batch.
+struct Cost {
+    flop: usize,
+    bytes: usize,
+}
+
+impl<E: Element> Bench<E> {
+    fn new(sizes: Sizes, gflop_per_s: f64, peak: Peak) -> Self {
+        let values = (0..997).map(|i| E::from_f32(i as f32 / 500.0 - 1.0)).collect();
+        Self { sizes, gflop_per_s, peak, rows: Vec::new(), values }
+    }
+
+    fn all(mut self) -> Vec<Row> {
+        let c = self.sizes.channels;
+        for (inputs, outputs) in [(c, 3 * c), (c, c), (c, 4 * c), (4 * c, c)] {
+            self.linear(inputs, outputs);
+        }
+        self.attention();
+        self.head();
+        self.rowwise();
+        self.optimizer();
+        self.rows
+    }
+
+    /// `len` elements of no particular values.
+    fn elements(&self, len: usize) -> Buffer<E> {
+        let mut buffer = Buffer::zeroed(len);
+        buffer.iter_mut().zip(self.values.iter().cycle()).for_each(|(to, from)| *to = *from);
+        buffer
+    }
+
+    fn floats(&self, len: usize) -> Buffer<f32> {
+        let mut buffer = Buffer::zeroed(len);
+        buffer.iter_mut().zip(self.values.iter().cycle()).for_each(|(to, from)| *to = from.to_f32());
+        buffer
+    }
+
+    /// Times `work` on all `states`, the threads taking one after the other; the median of several runs.
+    fn time<S: Send>(
+        &mut self,
+        (kernel, shape): (&'static str, String),
+        cost: Cost,
+        states: &mut [S],
+        work: impl Fn(usize, &mut S) + Sync,
+    ) {
+        let mut run = || {
+            let start = Instant::now();
+            let states = states.par_iter_mut().with_max_len(1).enumerate();
+            states.for_each(|(index, state)| work(index, state));
+            start.elapsed().as_secs_f64()
+        };
+        run();
+        let mut times: Vec<f64> = (0..7).map(|_| run()).collect();
+        times.sort_by(f64::total_cmp);
+        let seconds = times[times.len() / 2];
+        let gflop_per_s = cost.flop as f64 / seconds / 1e9;
+        let gb_per_s = cost.bytes as f64 / seconds / 1e9;
+        let share = (gflop_per_s / self.gflop_per_s).max(gb_per_s / self.peak.copy_gb_per_s);
+        self.rows.push(Row {
+            kernel,
+            shape,
+            ms: seconds * 1e3,
+            gflop_per_s: (cost.flop > 0).then_some(gflop_per_s),
+            gb_per_s,
+            share_of_peak: 100.0 * share,
+        });
+    }
+
+    fn linear(&mut self, inputs: usize, outputs: usize) {
+        let Sizes { batch, time, dropout, .. } = self.sizes;
+        let (tokens, element) = (batch * time, size_of::<E>());
+        let dims = LinearDims { rows: time, inputs, outputs };
+        let forward = PanelDims { depth: inputs, cols: outputs };
+        let backward = PanelDims { depth: outputs, cols: inputs };
+        let (w, w_t) = (self.elements(forward.len::<E>()), self.elements(backward.len::<E>()));
+        let (w, w_t) = (Panels::new(forward, &w), Panels::new(backward, &w_t));
+        let (bias, dropout) = (self.floats(outputs), Dropout::new(dropout, 1));
+        let flop = 2 * tokens * inputs * outputs;
+        let shape = |rows, depth, cols| format!("{rows} x {depth} x {cols}");
+        let forward_shape = shape(tokens, inputs, outputs);
+        let backward_shape = shape(tokens, outputs, inputs);
+        let activations = element * tokens * (inputs + outputs);
+
+        type State<E> = (Buffer<E>, Buffer<E>, Buffer<f32>, Buffer<f32>, Buffer<E>, Buffer<E>);
+        let x_panels = PanelDims { depth: time, cols: inputs };
+        let dy_panels = PanelDims { depth: time, cols: outputs };
+        let mut states: Vec<State<E>> = (0..batch)
+            .map(|_| {
+                let (x, y) = (self.elements(time * inputs), self.elements(time * outputs));
+                let (wide, residual) = (self.floats(time * inputs.max(outputs)), self.floats(time * outputs));
+                let (again, panels) = (self.elements(time * inputs.max(outputs)), x_panels.len::<E>());
+                (x, y, wide, residual, again, self.elements(panels))
+            })
+            .collect();
+        // Which operations follow depends on the layer, as in the model.
+        let c = self.sizes.channels;
+        let cost = Cost { flop, bytes: activations };
+        if outputs == 3 * c {
+            self.time(("linear_forward", forward_shape), cost, &mut states, |_, (x, y, ..)| {
+                linear_forward(dims, y, x, w, &bias);
+            });
+        } else if outputs == 4 * c {
+            let bytes = element * tokens * (inputs + 2 * outputs);
+            let cost = Cost { flop, bytes };
+            self.time(
+                ("linear_gelu_forward", forward_shape),
+                cost,
+                &mut states,
+                |_, (x, y, .., again, _)| {
+                    linear_gelu_forward(dims, y, again, x, (w, &bias));
+                },
+            );
+        } else {
+            let bytes = element * tokens * inputs + 8 * tokens * outputs;
+            let cost = Cost { flop, bytes };
+            let name = ("linear_residual_forward", forward_shape);
+            self.time(name, cost, &mut states, |_, (x, _, y, residual, ..)| {
+                let y = &mut y[..time * outputs];
+                linear_residual_forward(dims, y, residual, x, (w, &bias), dropout);
+            });
+        }
+        if inputs == 4 * c {
+            let bytes = element * tokens * (outputs + 3 * inputs);
+            let mut states: Vec<_> =
+                states.iter_mut().map(|state| (state, self.elements(x_panels.len::<E>()))).collect();
+            let name = ("linear_gelu_backward", backward_shape);
+            self.time(name, Cost { flop, bytes }, &mut states, |_, ((x, dy, _, _, dfc, gelu), panels)| {
+                let gradients = GeluGradients { dfc, dfc_panels: panels, gelu_panels: gelu };
+                linear_gelu_backward(dims, gradients, x, dy, w_t);
+            });
+        } else {
+            let bytes = element * tokens * outputs + 4 * tokens * inputs;
+            let name = ("linear_backward_input", backward_shape);
+            self.time(name, Cost { flop, bytes }, &mut states, |_, (_, dy, dx, ..)| {
+                linear_backward_input(dims, &mut dx[..time * inputs], dy, w_t);
+            });
+        }
+        drop(states);
+
+        let x = self.elements(batch * x_panels.len::<E>());
+        let dy = self.elements(batch * dy_panels.len::<E>());
+        let x = Panels::segmented(x_panels, &x, batch, x_panels.len::<E>());
+        let dy = Panels::segmented(dy_panels, &dy, batch, dy_panels.len::<E>());
+        let rows = weight_piece(inputs, rayon::current_num_threads());
+        let mut dw = self.floats(inputs * outputs);
+        let mut states: Vec<&mut [f32]> = dw.chunks_mut(rows * outputs).collect();
+        let name = ("linear_backward_weight", shape(inputs, tokens, outputs));
+        self.time(name, Cost { flop, bytes: activations }, &mut states, |piece, dw| {
+            let first = piece * rows;
+            linear_backward_weight(first..first + dw.len() / outputs, dw, x, dy, false);
+        });
+    }
+
+    fn attention(&mut self) {
+        let Sizes { batch, time, channels: c, heads, dropout, .. } = self.sizes;
+        let dims = AttentionDims { batch: 1, time, heads, head_size: c / heads };
+        let dropout = Dropout::new(dropout, 1);
+        let mut states: Vec<_> = (0..batch)
+            .map(|_| {
+                let (y, qkv) = (self.elements(time * c), self.elements(time * 3 * c));
+                (
+                    y,
+                    vec![0.0f32; heads * time],
+                    qkv,
+                    self.elements(time * 3 * c),
+                    AttentionScratch::<E>::new(dims),
+                )
+            })
+            .collect();
+        let shape = format!("{batch} x {heads} heads x {time} x {}", c / heads);
+        // Half of the square of scores, twice going forward and five times going back.
+        let (product, bytes) = (batch * time * time * c, size_of::<E>() * batch * time * c);
+        let cost = Cost { flop: 2 * product, bytes: 4 * bytes };
+        self.time(("attention_forward", shape.clone()), cost, &mut states, |_, (y, lse, qkv, _, scratch)| {
+            attention_forward(dims, y, lse, qkv, dropout, scratch);
+        });
+        let cost = Cost { flop: 5 * product, bytes: 8 * bytes };
+        self.time(("attention_backward", shape), cost, &mut states, |_, (y, lse, qkv, dqkv, scratch)| {
+            let forward = Forward { y, qkv, lse };
+            attention_backward(dims, dqkv, y, forward, dropout, scratch);
+        });
+    }
+
+    fn head(&mut self) {
+        let Sizes { batch, time, vocab, channels, .. } = self.sizes;
+        let dims = HeadDims { rows: time, channels, vocab };
+        let forward = PanelDims { depth: channels, cols: vocab };
+        let wte_t = self.elements(forward.len::<E>());
+        let segment = PanelDims { depth: VOCAB_SEGMENT, cols: channels };
+        let wte = self.elements(segment.len::<E>());
+        let targets: Vec<u32> = (0..time).map(|t| (t % vocab) as u32).collect();
+        let panels = PanelDims { depth: time, cols: vocab };
+        // A turn of the head: as many sequences as threads have scratch for a while.
+        let batch = batch.min(8 * rayon::current_num_threads());
+        let mut states: Vec<_> = (0..batch)
+            .map(|_| {
+                let (x, dlogits) = (self.elements(time * channels), self.elements(panels.len::<E>()));
+                (
+                    x,
+                    vec![0.0f32; time],
+                    self.floats(time * channels),
+                    dlogits,
+                    HeadScratch::<E>::new(dims, true),
+                )
+            })
+            .collect();
+        let flop = 2 * batch * time * channels * vocab;
+        let bytes = size_of::<E>() * batch * time * (channels + vocab);
+        let shape = format!("{} x {channels} x {vocab}", batch * time);
+        let cost = Cost { flop, bytes };
+        self.time(("head_forward", shape.clone()), cost, &mut states, |_, (x, losses, _, _, scratch)| {
+            head_forward(dims, losses, x, Panels::new(forward, &wte_t), &targets, scratch);
+        });
+        let cost = Cost { flop, bytes: 2 * bytes };
+        self.time(("head_backward", shape), cost, &mut states, |_, (_, _, dx, dlogits, scratch)| {
+            let segments = (0..vocab).step_by(VOCAB_SEGMENT).map(|first| {
+                let dims = PanelDims { depth: (vocab - first).min(VOCAB_SEGMENT), cols: channels };
+                Panels::new(dims, &wte)
+            });
+            head_backward(dims, dx, dlogits, segments, &targets, 1e-4, scratch);
+        });
+    }
+
+    fn rowwise(&mut self) {
+        let Sizes { batch, time, channels: c, dropout, .. } = self.sizes;
+        let (dims, element) = (RowDims { rows: time, cols: c }, size_of::<E>());
+        let (weight, bias) = (self.floats(c), self.floats(c));
+        let shape = format!("{} x {c}", batch * time);
+        let mut states: Vec<_> = (0..batch)
+            .map(|_| {
+                let (mean, rstd) = (vec![0.0f32; time], vec![1.0f32; time]);
+                let (x, dx, vectors) = (self.floats(time * c), self.floats(time * c), self.floats(2 * c));
+                (x, dx, vectors, mean, rstd, self.elements(time * c))
+            })
+            .collect();
+        let stream = batch * time * c;
+        let cost = Cost { flop: 0, bytes: (4 + element) * stream };
+        self.time(("layernorm_forward", shape.clone()), cost, &mut states, |_, (x, _, _, mean, rstd, y)| {
+            layernorm_forward(dims, y, (mean, rstd), x, (&weight, &bias));
+        });
+        let cost = Cost { flop: 0, bytes: 16 * stream };
+        self.time(
+            ("layernorm_backward", shape.clone()),
+            cost,
+            &mut states,
+            |_, (x, dx, sums, mean, rstd, _)| {
+                let (dweight, dbias) = sums.split_at_mut(c);
+                let gradients = LayerNormGradients { dx, dweight, dbias };
+                layernorm_backward(dims, gradients, x, x, Statistics { mean, rstd }, &weight);
+            },
+        );
+        let dropout = Dropout::new(dropout, 1);
+        let cost = Cost { flop: 0, bytes: (4 + element) * stream };
+        self.time(("dropout_backward", shape.clone()), cost, &mut states, |_, (x, .., y)| {
+            dropout_backward(dims, y, x, dropout);
+        });
+        let panels = PanelDims { depth: time, cols: c };
+        let mut states: Vec<_> =
+            states.iter().map(|state| (&state.5, self.elements(panels.len::<E>()))).collect();
+        let cost = Cost { flop: 0, bytes: 2 * element * stream };
+        self.time(("pack_rows", shape), cost, &mut states, |_, (x, out)| {
+            Isa::detected().run(
+                #[inline(always)]
+                || pack_rows(panels, out, x, c),
+            );
+        });
+    }
+
+    fn optimizer(&mut self) {
+        let Sizes { channels: c, .. } = self.sizes;
+        let len = 12 * c * c;
+        let step = AdamwStep {
+            learning_rate: 1e-3,
+            beta1: 0.9,
+            beta2: 0.99,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            gradient_scale: 1.0,
+            bias_correction1: 0.1,
+            bias_correction2: 0.01,
+        };
+        let mut states = [(self.floats(len), self.floats(len), self.floats(len), vec![1.0f32; len])];
+        let cost = Cost { flop: 0, bytes: 28 * len };
+        self.time(("adamw", format!("{len}")), cost, &mut states, |_, (p, g, m, v)| adamw(p, g, m, v, step));
+    }
+}

@@ -1,0 +1,61 @@
+//! `folio bench peak`: what this machine can do at best.
+
+use std::time::Instant;
+
+use folio_kernels::element::{Bf16, Element};
+use folio_kernels::peak::multiply_add;
+use rayon::prelude::*;
+use serde::Serialize;
+
+/// The machine's limits, over all threads.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Peak {
+    /// Multiply-adds in registers, f32.
+    pub(super) f32_gflop_per_s: f64,
+    /// The same with bfloat16 operands, where the processor multiplies them.
+    pub(super) bf16_gflop_per_s: f64,
+    /// Copying from memory to memory, read and written bytes together.
+    pub(super) copy_gb_per_s: f64,
+}
+
+impl Peak {
+    pub(super) fn measure() -> Self {
+        Self {
+            f32_gflop_per_s: arithmetic::<f32>(),
+            bf16_gflop_per_s: arithmetic::<Bf16>(),
+            copy_gb_per_s: copying(),
+        }
+    }
+}
+
+/// The best of several short runs of every thread at once.
+fn arithmetic<E: Element>() -> f64 {
+    const ROUNDS: usize = 4_000_000;
+    let threads = rayon::current_num_threads();
+    let run = |_| {
+        let start = Instant::now();
+        let done = (0..threads).into_par_iter().with_max_len(1).map(|_| {
+            let (flop, sum) = multiply_add::<E>(ROUNDS);
+            std::hint::black_box(sum);
+            flop
+        });
+        done.sum::<f64>() / start.elapsed().as_secs_f64() / 1e9
+    };
+    (0..8).map(run).fold(0.0, f64::max)
+}
+
+/// Copies 64 MiB a thread, which no cache holds.
+fn copying() -> f64 {
+    const BYTES: usize = 64 << 20;
+    let mut arrays: Vec<(Vec<u8>, Vec<u8>)> =
+        (0..rayon::current_num_threads()).map(|_| (vec![1; BYTES], vec![2; BYTES])).collect();
+    let mut run = || {
+        let start = Instant::now();
+        arrays.par_iter_mut().with_max_len(1).for_each(|(from, to)| {
+            to.copy_from_slice(from);
+            std::mem::swap(from, to);
+        });
+        (2 * BYTES * arrays.len()) as f64 / start.elapsed().as_secs_f64() / 1e9
+    };
+    (0..8).map(|_| run()).fold(0.0, f64::max)
+}
