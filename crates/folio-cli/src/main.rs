@@ -1,5 +1,7 @@
 //! The command line of folio: arguments and printing, nothing else.
 
+#![forbid(unsafe_code)]
+
 mod bench;
 mod corpus;
 mod eval;

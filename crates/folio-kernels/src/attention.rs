@@ -16,7 +16,7 @@ use crate::element::{Element, convert};
 use crate::isa::Isa;
 use crate::matmul::{Lhs, product, product_into};
 use crate::panels::{PanelDims, Panels, pack_columns, pack_rows};
-use crate::vector::{exp, max, sum, sum_by};
+use crate::vector::{LANES, exp, max, sum, sum_by};
 
 /// Queries of one tile: enough rows for a product to run well, few enough that a tile of scores at T = 1,024
 /// (256 KiB) stays in the second-level cache.
@@ -74,6 +74,14 @@ impl<E: Element> AttentionScratch<E> {
             totals: [0.0; TILE],
         }
     }
+}
+
+/// The length that a row's loops run to: what they compute too much is overwritten, and it costs less than the
+/// elements that would not fill a register.
+#[inline(always)]
+fn whole_lanes(len: usize) -> usize {
+    const { assert!(TILE.is_multiple_of(LANES)) };
+    len.next_multiple_of(LANES)
 }
 
 /// From one row of a tile of scores to the next.
@@ -255,14 +263,17 @@ impl Head {
         let scores = scores.chunks_exact_mut(stride).zip(rows.chunks_exact_mut(stride));
         let outputs = lse.iter_mut().zip(totals);
         for (i, ((scores, weights), (lse, total))) in (tile.start..tile.end).zip(scores.zip(outputs)) {
-            let scores = &mut scores[..=i];
+            let width = whole_lanes(i + 1);
+            let scores = &mut scores[..width];
+            scores[i + 1..].fill(f32::NEG_INFINITY);
             let greatest = max(scores) * scale;
             for score in scores.iter_mut() {
                 *score = exp(score.mul_add(scale, -greatest));
             }
+            scores[i + 1..].fill(0.0);
             *total = sum(scores);
             *lse = greatest + total.ln();
-            let (weights, future) = weights.split_at_mut(i + 1);
+            let (weights, future) = weights.split_at_mut(width);
             if self.dropout.is_identity() {
                 for (weight, score) in weights.iter_mut().zip(scores) {
                     *weight = E::from_f32(*score);
@@ -273,8 +284,8 @@ impl Head {
                     *weight = E::from_f32(*score * mask.factor(j as u32));
                 }
             }
-            let unseen = tile.end.next_multiple_of(E::PAIR) - (i + 1);
-            future[..unseen].fill(E::default());
+            let read = tile.end.next_multiple_of(E::PAIR);
+            future[..read.saturating_sub(width)].fill(E::default());
         }
     }
 
@@ -389,10 +400,8 @@ impl Head {
         let scale = self.scale();
         let rows = scores.chunks_exact_mut(stride).zip(dscores.chunks_exact_mut(stride));
         for (i, (weights, dscores)) in (tile.start..tile.end).zip(rows) {
-            let unseen = i + 1..tile.end.next_multiple_of(E::PAIR);
-            weights[unseen.clone()].fill(0.0);
-            dscores[unseen].fill(0.0);
-            let row = weights[..=i].iter_mut().zip(&mut dscores[..=i]);
+            let width = whole_lanes(i + 1);
+            let row = weights[..width].iter_mut().zip(&mut dscores[..width]);
             let first = i * self.dims.channels() + self.h * self.dims.head_size;
             let dy = &dy[first..][..self.dims.head_size];
             let y = &forward.y[first..][..self.dims.head_size];
@@ -412,6 +421,9 @@ impl Head {
                     *weight = p * factor;
                 }
             }
+            let read = tile.end.next_multiple_of(E::PAIR).max(width);
+            weights[i + 1..read].fill(0.0);
+            dscores[i + 1..read].fill(0.0);
         }
     }
 

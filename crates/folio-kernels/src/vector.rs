@@ -3,7 +3,7 @@
 
 /// Lanes of a sum: enough independent chains to keep two 512-bit units busy. Sums run in this many lanes on
 /// every instruction set, so that all give the same bits.
-const LANES: usize = 32;
+pub const LANES: usize = 32;
 
 /// `exp(x)` in f32, to a relative error below 2 eps (eps = 2^-23) for x in [-87, 88].
 ///

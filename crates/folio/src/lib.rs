@@ -21,6 +21,8 @@
 //! # Ok::<(), folio::error::Error>(())
 //! ```
 
+#![forbid(unsafe_code)]
+
 pub mod error;
 pub mod rng;
 

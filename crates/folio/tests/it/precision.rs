@@ -5,8 +5,8 @@ use folio::optim::{AdamW, AdamWConfig};
 use folio::rng::{Rng, Stream};
 use rayon::ThreadPoolBuilder;
 
-/// bfloat16 has 8 significant bits: rounding to the nearest is off by at most 2^-9 of the value's power of two.
-const ROUNDOFF: f64 = 1.0 / 512.0;
+/// bfloat16 has 8 significant bits: rounding to the nearest is off by at most 2^-8 of the value.
+const ROUNDOFF: f64 = 1.0 / 256.0;
 
 /// Odd sizes: a vocabulary over one panel, heads of 10, widths that are no multiple of a tile.
 fn config(dropout: f32) -> ModelConfig {
