@@ -1,13 +1,18 @@
 //! Causal attention, with and without dropout. Tiles are 64 queries long.
 
-use folio_kernels::attention::{self, Forward};
+use folio_kernels::attention::{self, AttentionScratch, Forward};
 use folio_kernels::dims::AttentionDims;
 use folio_kernels::dropout::Dropout;
+use folio_kernels::element::{Bf16, Element};
 use folio_kernels::reference;
 
-use crate::support::{EXP_ROUNDINGS, Expected, LN_ROUNDINGS, Random, U, check, on_every_isa, wide};
+use crate::support::{
+    EXP_ROUNDINGS, Expected, LN_ROUNDINGS, Random, TINY, U, assert_same_bits, check, format, nans,
+    on_every_isa, rounded, singles, stored, sum_depth, wide,
+};
 
-const SIZES: [(usize, usize, usize, usize); 14] = [
+/// Batch, time, heads, head size.
+const SIZES: [(usize, usize, usize, usize); 17] = [
     (1, 1, 1, 16),
     (1, 2, 1, 1),
     (3, 1, 2, 16),
@@ -20,108 +25,197 @@ const SIZES: [(usize, usize, usize, usize); 14] = [
     (1, 66, 1, 128),
     (1, 100, 1, 80),
     (1, 127, 2, 16),
+    (1, 128, 1, 2),
     (1, 129, 1, 96),
+    (1, 130, 2, 66),
     (2, 193, 1, 20),
+    (1, 31, 2, 3),
 ];
 
-#[test]
-fn attention_equals_its_twin() {
-    for dropout in [Dropout::none(), Dropout::new(0.3, 51)] {
-        for (batch, time, heads, head_size) in SIZES {
-            compare(Attention::random(AttentionDims { batch, time, heads, head_size }, dropout));
-        }
+/// The heads of a size that the format can multiply: bfloat16 in pairs.
+fn even<E: Element>((batch, time, heads, head_size): (usize, usize, usize, usize)) -> AttentionDims {
+    AttentionDims { batch, time, heads, head_size: head_size.next_multiple_of(E::PAIR) }
+}
+
+fn compare_all<E: Element>(dropout: Dropout) {
+    for sizes in SIZES {
+        Attention::<E>::random(even::<E>(sizes), dropout).compare();
     }
 }
 
 #[test]
-fn scores_whose_exponentials_overflow_do_no_harm() {
+fn attention_equals_its_twin() {
+    compare_all::<f32>(Dropout::none());
+    compare_all::<Bf16>(Dropout::none());
+}
+
+#[test]
+fn attention_with_dropout_equals_its_twin() {
+    compare_all::<f32>(Dropout::new(0.3, 51));
+    compare_all::<Bf16>(Dropout::new(0.3, 51).skip_rows(77));
+}
+
+fn compare_large<E: Element>() {
     let dims = AttentionDims { batch: 1, time: 70, heads: 2, head_size: 16 };
     for sign in [1.0, -1.0] {
-        let mut attention = Attention::random(dims, Dropout::none());
+        let attention = Attention::<E>::random(dims, Dropout::none());
+        let mut qkv = singles(&attention.qkv);
         // Adds 40 * 40 / sqrt(16) = 400 to each score, plus or minus at most 40.
-        for row in attention.qkv.chunks_exact_mut(3 * dims.channels()) {
+        for row in qkv.chunks_exact_mut(3 * dims.channels()) {
             for head in 0..dims.heads {
                 row[head * dims.head_size] += 40.0;
                 row[dims.channels() + head * dims.head_size] += sign * 40.0;
             }
         }
-        compare(attention.with_twin_outputs());
+        Attention { qkv: rounded(&qkv), ..attention }.with_twin_outputs().compare();
     }
 }
 
 #[test]
-fn the_future_has_no_influence() {
+fn scores_whose_exponentials_overflow_do_no_harm() {
+    compare_large::<f32>();
+    compare_large::<Bf16>();
+}
+
+fn hide_the_future<E: Element>() {
     let dims = AttentionDims { batch: 1, time: 130, heads: 1, head_size: 16 };
-    let attention = Attention::random(dims, Dropout::new(0.2, 52));
-    let mut other = Attention::random(dims, attention.dropout);
-    other.qkv[100 * 48..].iter_mut().for_each(|value| *value = 1.0 - *value);
+    let attention = Attention::<E>::random(dims, Dropout::new(0.2, 52));
+    let mut other = Attention::<E>::random(dims, attention.dropout);
+    other.qkv[100 * 48..].iter_mut().for_each(|value| *value = E::from_f32(1.0 - value.to_f32()));
     on_every_isa(|isa| {
-        let (a, b) = (attention.forward(), other.forward());
-        assert_eq!(a[0][..100 * 16], b[0][..100 * 16], "{}: y before token 100", isa.name());
-        assert_eq!(a[1][..100], b[1][..100], "{}: lse before token 100", isa.name());
-        assert!(a[1][100..].iter().zip(&b[1][100..]).all(|(a, b)| a != b), "{}: lse behind", isa.name());
+        let mut scratch = used_scratch(dims);
+        let (y, lse) = attention.forward(&mut scratch);
+        let (other_y, other_lse) = other.forward(&mut scratch);
+        assert_same_bits(
+            &format!("y before token 100 on {}", isa.name()),
+            &other_y[..100 * 16],
+            &y[..100 * 16],
+        );
+        assert_same_bits(&format!("lse before token 100 on {}", isa.name()), &other_lse[..100], &lse[..100]);
+        assert!(lse[100..].iter().zip(&other_lse[100..]).all(|(a, b)| a != b), "{}: lse behind", isa.name());
     });
 }
 
-fn compare(attention: Attention) {
-    let (y, lse) = attention.twin_forward();
-    let (y_off, lse_off) = attention.forward_tolerances(&lse);
-    let expected = [
-        Expected { name: "y", want: y, tolerance: y_off },
-        Expected { name: "lse", want: lse, tolerance: lse_off },
-        Expected {
-            name: "dqkv",
-            want: attention.twin_backward(),
-            tolerance: attention.backward_tolerances(),
-        },
-    ];
-    check("attention", &(attention.dims, attention.dropout), &expected, || attention.run());
+#[test]
+fn the_future_has_no_influence() {
+    hide_the_future::<f32>();
+    hide_the_future::<Bf16>();
 }
 
-/// Inputs, and the twin's outputs rounded to f32 for the backward.
-pub(crate) struct Attention {
+fn compare_one_by_one<E: Element>() {
+    // The model's calls: one sequence each, with the mask of its rows.
+    let dims = AttentionDims { batch: 3, time: 67, heads: 2, head_size: 10 };
+    let one = AttentionDims { batch: 1, ..dims };
+    let all = Attention::<E>::random(dims, Dropout::new(0.25, 54));
+    let (stream, wide, rows) = (67 * 20, 67 * 60, 67 * 2);
+    on_every_isa(|isa| {
+        let mut scratch = used_scratch(dims);
+        let (y, lse) = all.forward(&mut scratch);
+        let dqkv = all.backward(&mut scratch);
+        for b in 0..dims.batch {
+            let part = Attention {
+                dims: one,
+                dropout: all.dropout.skip_rows(b * rows),
+                qkv: all.qkv[b * wide..][..wide].to_vec(),
+                dy: all.dy[b * stream..][..stream].to_vec(),
+                y: all.y[b * stream..][..stream].to_vec(),
+                lse: all.lse[b * rows..][..rows].to_vec(),
+            };
+            let (part_y, part_lse) = part.forward(&mut scratch);
+            assert_same_bits(isa.name(), &part_y, &y[b * stream..][..stream]);
+            assert_same_bits(isa.name(), &part_lse, &lse[b * rows..][..rows]);
+            assert_same_bits(isa.name(), &part.backward(&mut scratch), &dqkv[b * wide..][..wide]);
+        }
+    });
+}
+
+#[test]
+fn sequences_give_the_same_bits_alone_and_together() {
+    compare_one_by_one::<f32>();
+    compare_one_by_one::<Bf16>();
+}
+
+#[test]
+#[should_panic(expected = "in scratch for AttentionDims { batch: 1, time: 3, heads: 1, head_size: 2 }")]
+fn a_sequence_that_is_longer_than_the_scratch_is_refused() {
+    let dims = AttentionDims { batch: 1, time: 4, heads: 1, head_size: 2 };
+    let mut scratch = AttentionScratch::<f32>::new(AttentionDims { time: 3, ..dims });
+    let (mut y, mut lse) = ([0.0; 8], [0.0; 4]);
+    attention::attention_forward(dims, &mut y, &mut lse, &[0.0; 24], Dropout::none(), &mut scratch);
+}
+
+/// Scratch for longer sequences and wider heads, full of NaN.
+fn used_scratch<E: Element>(dims: AttentionDims) -> AttentionScratch<E> {
+    let (time, head_size) = (dims.time + 67, dims.head_size + 2);
+    let dims = AttentionDims { batch: 1, time, heads: 1, head_size };
+    let mut scratch = AttentionScratch::new(dims);
+    let (qkv, dy) = (nans::<E>(time * 3 * head_size), nans::<E>(time * head_size));
+    let (mut y, mut dqkv, mut lse) = (dy.clone(), qkv.clone(), vec![0.0; time]);
+    attention::attention_forward(dims, &mut y, &mut lse, &qkv, Dropout::none(), &mut scratch);
+    assert!(lse.iter().all(|lse| lse.is_nan()));
+    let forward = Forward { y: &y, qkv: &qkv, lse: &lse };
+    attention::attention_backward(dims, &mut dqkv, &dy, forward, Dropout::none(), &mut scratch);
+    scratch
+}
+
+/// Inputs, and the twin's outputs rounded for the backward.
+struct Attention<E> {
     dims: AttentionDims,
     dropout: Dropout,
-    qkv: Vec<f32>,
-    dy: Vec<f32>,
-    y: Vec<f32>,
+    qkv: Vec<E>,
+    dy: Vec<E>,
+    y: Vec<E>,
     lse: Vec<f32>,
 }
 
-impl Attention {
-    pub(crate) fn random(dims: AttentionDims, dropout: Dropout) -> Self {
+impl<E: Element> Attention<E> {
+    fn random(dims: AttentionDims, dropout: Dropout) -> Self {
         let tokens = dims.batch * dims.time;
         let mut random = Random(53);
-        let qkv = random.singles(tokens * 3 * dims.channels(), 2.0);
-        let dy = random.singles(tokens * dims.channels(), 1.0);
+        let qkv = random.elements(tokens * 3 * dims.channels(), 2.0);
+        let dy = random.elements(tokens * dims.channels(), 1.0);
         Self { dims, dropout, qkv, dy, y: vec![], lse: vec![] }.with_twin_outputs()
     }
 
     fn with_twin_outputs(mut self) -> Self {
         let (y, lse) = self.twin_forward();
-        self.y = y.iter().map(|&y| y as f32).collect();
+        self.y = y.iter().map(|&y| E::from_f32(y as f32)).collect();
         self.lse = lse.iter().map(|&lse| lse as f32).collect();
         self
     }
 
-    /// `y`, `lse` and `dqkv`.
-    pub(crate) fn run(&self) -> Vec<Vec<f32>> {
-        let Self { dims, dropout, qkv, dy, y, lse } = self;
-        let mut outputs = Vec::from(self.forward());
-        let mut dqkv = vec![f32::NAN; qkv.len()];
-        // Longer than it must be, as where one scratch serves several operations.
-        let mut scratch = vec![f32::NAN; attention::backward_scratch(*dims) + 7];
-        attention::attention_backward(*dims, &mut dqkv, dy, Forward { y, qkv, lse }, *dropout, &mut scratch);
-        outputs.push(dqkv);
-        outputs
+    /// Panics unless all outputs are what the twin's are.
+    fn compare(&self) {
+        let (y, lse) = self.twin_forward();
+        let (y_off, lse_off) = self.forward_tolerances(&y, &lse);
+        let dqkv = self.twin_backward();
+        let dqkv_off = self.backward_tolerances(&dqkv);
+        let expected = [
+            Expected { name: "y", want: y, tolerance: y_off },
+            Expected { name: "lse", want: lse, tolerance: lse_off },
+            Expected { name: "dqkv", want: dqkv, tolerance: dqkv_off },
+        ];
+        check("attention", &(format::<E>(), self.dims, self.dropout), &expected, || {
+            let mut scratch = used_scratch(self.dims);
+            let (y, lse) = self.forward(&mut scratch);
+            vec![singles(&y), lse, singles(&self.backward(&mut scratch))]
+        });
     }
 
-    fn forward(&self) -> [Vec<f32>; 2] {
+    /// `y` and `lse`.
+    fn forward(&self, scratch: &mut AttentionScratch<E>) -> (Vec<E>, Vec<f32>) {
         let Self { dims, dropout, qkv, .. } = self;
-        let (mut y, mut lse) = (vec![f32::NAN; self.y.len()], vec![f32::NAN; self.lse.len()]);
-        let mut scratch = vec![f32::NAN; attention::forward_scratch(*dims) + 7];
-        attention::attention_forward(*dims, &mut y, &mut lse, qkv, *dropout, &mut scratch);
-        [y, lse]
+        let (mut y, mut lse) = (nans(self.y.len()), vec![f32::NAN; self.lse.len()]);
+        attention::attention_forward(*dims, &mut y, &mut lse, qkv, *dropout, scratch);
+        (y, lse)
+    }
+
+    /// `dqkv`.
+    fn backward(&self, scratch: &mut AttentionScratch<E>) -> Vec<E> {
+        let Self { dims, dropout, qkv, dy, y, lse } = self;
+        let mut dqkv = nans(qkv.len());
+        attention::attention_backward(*dims, &mut dqkv, dy, Forward { y, qkv, lse }, *dropout, scratch);
+        dqkv
     }
 
     fn twin_forward(&self) -> (Vec<f64>, Vec<f64>) {
@@ -143,14 +237,18 @@ impl Attention {
 
     /// For query i with its n = i + 1 keys, in units of U:
     ///
-    /// - A score is off by `s = (D + 3) sum|q k| / sqrt(D)`: D + 1 roundings of the product, 2 of the factor.
+    /// - A score is off by `s = (D + 4) sum|q k| / sqrt(D)`: D + 1 roundings of the product, 2 of the factor, one of
+    ///   the greatest score's product with it.
     /// - An exponential has s twice, from score and maximum, the rounding of their difference, at most
     ///   `range`, and its own.
-    /// - lse moves by at most s with its scores; the sum adds the rest of an exponential and n additions;
+    /// - lse moves by at most s with its scores; the sum adds the rest of an exponential and its additions;
     ///   then come the logarithm of at most n and the last sum.
-    /// - A weight has the errors of an exponential and of their sum, n additions, a reciprocal and 2
-    ///   products; the sum of its product with v has n + 1.
-    fn forward_tolerances(&self, lse: &[f64]) -> (Vec<f64>, Vec<f64>) {
+    /// - A weight has the error of an exponential, and the product with the mask's factor; then it is stored. Its
+    ///   product with v has n + 1, their sum is divided by that of the exponentials, with its additions, a
+    ///   reciprocal and a product; then it is stored.
+    ///
+    /// `exp` ends at e^-87, and what is below the least normal number may be taken for zero.
+    fn forward_tolerances(&self, y: &[f64], lse: &[f64]) -> (Vec<f64>, Vec<f64>) {
         let AttentionDims { batch, time, heads, head_size } = self.dims;
         let mut y_off = vec![0.0; self.y.len()];
         let mut lse_off = vec![0.0; lse.len()];
@@ -162,15 +260,20 @@ impl Attention {
             let lowest = scores.iter().map(|score| score.value).fold(f64::INFINITY, f64::min);
             let (range, n) = (highest - lowest, (i + 1) as f64);
             let exp_off = range + EXP_ROUNDINGS;
-            lse_off[row] = U * (score_off + exp_off + n + LN_ROUNDINGS * n.ln() + lse[row].abs());
-            let weight_off = 2.0 * (2.0 * score_off + exp_off) + n + 3.0;
+            let depth = sum_depth(i + 1);
+            lse_off[row] = U * (score_off + exp_off + depth + LN_ROUNDINGS * n.ln() + lse[row].abs());
+            let weight_off = U * (2.0 * score_off + exp_off + 1.0);
+            let sum_off = U * (2.0 * score_off + exp_off + depth + 2.0 + n + 1.0);
             for (j, score) in scores.iter().enumerate() {
                 let weight = self.factor(row, j) * (score.value - lse[row]).exp();
+                let off = stored::<E>(weight, weight * weight_off) + weight * sum_off + 4.0 * TINY;
                 for d in 0..head_size {
-                    let size = weight * self.qkv_at(2, b, h, j, d).abs();
-                    y_off[self.y_index(b, h, i, d)] += U * (weight_off + n + 1.0) * size;
+                    y_off[self.y_index(b, h, i, d)] += off * self.qkv_at(2, b, h, j, d).abs();
                 }
             }
+        }
+        for (off, y) in y_off.iter_mut().zip(y) {
+            *off = stored::<E>(*y, *off);
         }
         (y_off, lse_off)
     }
@@ -180,33 +283,39 @@ impl Attention {
     /// - `P = exp(s - lse)` has the error of the score, the rounding of the difference, and its own.
     /// - `ds = P (f dy.v - dy.y) / sqrt(D)` has those of P, D + 1 of the products and 6 more: f, the
     ///   difference, two factors, the second with 2 of its own.
-    /// - The sums for dq, dk and dv add at most T + 1, and f one.
-    fn backward_tolerances(&self) -> Vec<f64> {
+    /// - `f P` and `ds` are stored; the sums for dq, dk and dv add at most T + 1, and f one. Then they are stored.
+    fn backward_tolerances(&self, dqkv: &[f64]) -> Vec<f64> {
         let AttentionDims { batch, time, heads, head_size } = self.dims;
         let scale = 1.0 / (head_size as f64).sqrt();
         let mut off = vec![0.0; self.qkv.len()];
-        let dy = |b, h, i, d| f64::from(self.dy[self.y_index(b, h, i, d)]);
-        let y = |b, h, i, d| f64::from(self.y[self.y_index(b, h, i, d)]);
+        let dy = |b, h, i, d| f64::from(self.dy[self.y_index(b, h, i, d)].to_f32());
+        let y = |b, h, i, d| f64::from(self.y[self.y_index(b, h, i, d)].to_f32());
         for (b, h, i) in indices(&[batch, heads, time]) {
             let row = (b * heads + h) * time + i;
             let lse = f64::from(self.lse[row]);
-            let mean: f64 = (0..head_size).map(|d| (dy(b, h, i, d) * y(b, h, i, d)).abs()).sum();
+            let mean = (0..head_size).map(|d| dy(b, h, i, d) * y(b, h, i, d));
+            let (mean, mean_size) = (mean.clone().sum::<f64>(), mean.map(f64::abs).sum::<f64>());
             for j in 0..=i {
                 let score = self.score(b, h, i, j);
                 let p = (score.value - lse).exp();
                 let f = self.factor(row, j);
                 let p_off = score.off + (score.value - lse).abs() + EXP_ROUNDINGS;
-                let all_off = U * (p_off + (head_size + 7 + time + 2) as f64);
-                let dp = (0..head_size).map(|d| (dy(b, h, i, d) * self.qkv_at(2, b, h, j, d)).abs());
-                let ds = p * scale * (f * dp.sum::<f64>() + mean);
+                let element_off = U * (p_off + (head_size + 7) as f64);
+                let sum_off = U * (time + 2) as f64;
+                let dp = (0..head_size).map(|d| dy(b, h, i, d) * self.qkv_at(2, b, h, j, d));
+                let (dp, dp_size) = (dp.clone().sum::<f64>(), dp.map(f64::abs).sum::<f64>());
+                let (ds, ds_size) = (p * scale * (f * dp - mean), p * scale * (f * dp_size + mean_size));
+                let ds_off = stored::<E>(ds, element_off * ds_size) + sum_off * ds_size + 4.0 * TINY;
+                let weight = f * p;
+                let weight_off = stored::<E>(weight, element_off * weight) + sum_off * weight + 4.0 * TINY;
                 for d in 0..head_size {
-                    off[self.qkv_index(0, b, h, i, d)] += all_off * ds * self.qkv_at(1, b, h, j, d).abs();
-                    off[self.qkv_index(1, b, h, j, d)] += all_off * ds * self.qkv_at(0, b, h, i, d).abs();
-                    off[self.qkv_index(2, b, h, j, d)] += all_off * f * p * dy(b, h, i, d).abs();
+                    off[self.qkv_index(0, b, h, i, d)] += ds_off * self.qkv_at(1, b, h, j, d).abs();
+                    off[self.qkv_index(1, b, h, j, d)] += ds_off * self.qkv_at(0, b, h, i, d).abs();
+                    off[self.qkv_index(2, b, h, j, d)] += weight_off * dy(b, h, i, d).abs();
                 }
             }
         }
-        off
+        off.iter().zip(dqkv).map(|(off, dqkv)| stored::<E>(*dqkv, *off)).collect()
     }
 
     fn score(&self, b: usize, h: usize, i: usize, j: usize) -> Score {
@@ -214,7 +323,7 @@ impl Attention {
         let scale = 1.0 / (head_size as f64).sqrt();
         let terms = (0..head_size).map(|d| self.qkv_at(0, b, h, i, d) * self.qkv_at(1, b, h, j, d));
         let size: f64 = terms.clone().map(f64::abs).sum();
-        Score { value: scale * terms.sum::<f64>(), off: (head_size + 3) as f64 * scale * size }
+        Score { value: scale * terms.sum::<f64>(), off: (head_size + 4) as f64 * scale * size }
     }
 
     fn factor(&self, row: usize, j: usize) -> f64 {
@@ -228,7 +337,7 @@ impl Attention {
     }
 
     fn qkv_at(&self, which: usize, b: usize, h: usize, t: usize, d: usize) -> f64 {
-        f64::from(self.qkv[self.qkv_index(which, b, h, t, d)])
+        f64::from(self.qkv[self.qkv_index(which, b, h, t, d)].to_f32())
     }
 
     fn y_index(&self, b: usize, h: usize, t: usize, d: usize) -> usize {

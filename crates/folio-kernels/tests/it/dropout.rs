@@ -2,12 +2,18 @@
 
 use std::collections::HashMap;
 
-use folio_kernels::attention::{self, Forward};
-use folio_kernels::dims::{AttentionDims, RowDims};
+use folio_kernels::attention::{self, AttentionScratch, Forward};
+use folio_kernels::dims::{AttentionDims, LinearDims, RowDims};
 use folio_kernels::dropout::{self, Dropout};
+use folio_kernels::element::{Bf16, Element};
+use folio_kernels::linear;
+use folio_kernels::panels::{PanelDims, Panels};
 use folio_kernels::reference;
 
-use crate::support::{Expected, Random, check, on_every_isa, sizes, wide};
+use crate::support::{
+    Expected, Random, assert_same_bits, check, format, in_panels, nans, on_every_isa, rounded, singles,
+    sizes, wide,
+};
 
 const RATES: [f32; 7] = [0.01, 0.1, 0.2, 0.5, 0.75, 0.9, 0.999];
 
@@ -15,58 +21,105 @@ const RATES: [f32; 7] = [0.01, 0.1, 0.2, 0.5, 0.75, 0.9, 0.999];
 /// there are about a thousand statistics below.
 const Z_MAX: f64 = 6.0;
 
-/// Pieces are 64 rows.
 const SIZES: [(usize, usize); 8] =
     [(1, 1), (1, 7), (3, 16), (5, 33), (63, 17), (64, 31), (65, 65), (130, 100)];
 
-#[test]
-fn dropout_equals_its_twin() {
-    for dropout in [Dropout::none(), Dropout::new(0.1, 81), Dropout::new(0.6, 82)] {
+fn compare_all<E: Element>() {
+    for dropout in [Dropout::none(), Dropout::new(0.1, 81), Dropout::new(0.6, 82).skip_rows(12)] {
         for (rows, cols) in SIZES {
-            let branch = Branch::random(RowDims { rows, cols }, dropout);
-            // One product each, by zero without any error; then one sum.
-            let outputs = branch.twin(wide).into_iter().zip(branch.twin(sizes));
-            let expected: Vec<_> = outputs
-                .zip([("y", 1), ("dx", 1), ("residual", 2)])
-                .map(|((want, sizes), (name, roundings))| Expected::from_sizes(name, roundings, want, sizes))
-                .collect();
-            check("dropout", &(branch.dims, dropout), &expected, || branch.run());
+            let dims = RowDims { rows, cols };
+            let mut random = Random(87);
+            let (x, dy) = (random.singles(rows * cols, 1.0), random.singles(rows * cols, 1.0));
+            let twin = |of: fn(&[f32]) -> Vec<f64>| {
+                let (mut y, mut dx) = (vec![f64::NAN; x.len()], vec![f64::NAN; x.len()]);
+                reference::dropout_forward(dims, &mut y, &of(&x), dropout);
+                reference::dropout_backward(dims, &mut dx, &of(&dy), dropout);
+                (y, dx)
+            };
+            let ((y, dx), (y_size, dx_size)) = (twin(wide), twin(sizes));
+            // One product each, by zero without any error; the gradient is stored.
+            let expected = [
+                Expected::from_sizes("y", 1, y, y_size),
+                Expected::from_sizes("dx", 1, dx, dx_size).stored::<E>(),
+            ];
+            check("dropout", &(format::<E>(), dims, dropout), &expected, || {
+                let (mut y, mut dx) = (x.clone(), nans::<E>(x.len()));
+                dropout::dropout_in_place(dims, &mut y, dropout);
+                dropout::dropout_backward(dims, &mut dx, &dy, dropout);
+                vec![y, singles(&dx)]
+            });
         }
     }
 }
 
 #[test]
-fn every_kernel_draws_the_mask_that_its_rows_say() {
-    let dims = RowDims { rows: 70, cols: 45 };
+fn dropout_equals_its_twin() {
+    compare_all::<f32>();
+    compare_all::<Bf16>();
+}
+
+/// What the mask's rows say, element by element.
+fn mask(dims: RowDims, dropout: Dropout) -> Vec<f32> {
+    let rows = (0..dims.rows).map(|row| dropout.row(row));
+    rows.flat_map(|row| (0..dims.cols as u32).map(move |col| row.factor(col))).collect()
+}
+
+fn draw_by_every_kernel<E: Element>() {
+    let dims = RowDims { rows: 70, cols: 145 };
     let ones = vec![1.0; dims.rows * dims.cols];
     for rate in RATES {
-        let dropout = Dropout::new(rate, 83);
-        let rows = (0..dims.rows).map(|row| dropout.row(row));
-        let mask: Vec<f32> =
-            rows.flat_map(|row| (0..dims.cols as u32).map(move |col| row.factor(col))).collect();
+        let dropout = Dropout::new(rate, 83).skip_rows(5);
+        let mask = mask(dims, dropout);
         assert!(mask.iter().all(|&factor| factor == 0.0 || factor == 1.0 / (1.0 - rate)), "rate {rate}");
         on_every_isa(|isa| {
+            let case = format!("{} at rate {rate} on {}", format::<E>(), isa.name());
             let mut forward = ones.clone();
             dropout::dropout_in_place(dims, &mut forward, dropout);
-            assert_eq!(forward, mask, "in place, rate {rate}, {}", isa.name());
-            let mut backward = vec![f32::NAN; ones.len()];
+            assert_same_bits(&format!("in place, {case}"), &forward, &mask);
+            let mut backward = nans::<E>(ones.len());
             dropout::dropout_backward(dims, &mut backward, &ones, dropout);
-            assert_eq!(backward, mask, "backward, rate {rate}, {}", isa.name());
-            let mut residual = vec![f32::NAN; ones.len()];
-            dropout::dropout_residual_forward(dims, &mut residual, &vec![0.0; ones.len()], &ones, dropout);
-            assert_eq!(residual, mask, "residual, rate {rate}, {}", isa.name());
+            assert_same_bits(&format!("backward, {case}"), &backward, &rounded(&mask));
+            // Branches whose elements are all one: x = (1, 1), w = (1, 0), no bias and no residual.
+            let linear = LinearDims { rows: dims.rows, inputs: 2, outputs: dims.cols };
+            let panels = PanelDims { depth: 2, cols: dims.cols };
+            let row = vec![1.0; dims.cols];
+            let w = in_panels(panels, &rounded::<E>(&[row.clone(), vec![0.0; dims.cols]].concat()));
+            let (mut y, zeros) = (vec![f32::NAN; ones.len()], vec![0.0; ones.len()]);
+            let w = (Panels::new(panels, &w), &zeros[..dims.cols]);
+            let x = rounded::<E>(&vec![1.0; 2 * dims.rows]);
+            linear::linear_residual_forward(linear, &mut y, &zeros, &x, w, dropout);
+            assert_same_bits(&format!("residual, {case}"), &y, &mask);
         });
     }
 }
 
 #[test]
-fn attention_draws_the_same_mask_going_back() {
+fn every_kernel_draws_the_mask_that_its_rows_say() {
+    draw_by_every_kernel::<f32>();
+    draw_by_every_kernel::<Bf16>();
+}
+
+#[test]
+fn rows_that_are_skipped_are_those_further_down() {
+    let dropout = Dropout::new(0.5, 88);
+    let whole = mask(RowDims { rows: 100, cols: 64 }, dropout);
+    for rows in [0, 1, 7, 63, 90] {
+        let part = mask(RowDims { rows: 10, cols: 64 }, dropout.skip_rows(rows));
+        assert_eq!(part, whole[rows * 64..][..640], "{rows} rows");
+        let twice = dropout.skip_rows(rows / 2).skip_rows(rows - rows / 2);
+        assert_eq!(twice, dropout.skip_rows(rows));
+    }
+    assert_eq!(dropout.skip_rows(0), dropout);
+    assert!(Dropout::none().skip_rows(3).is_identity());
+}
+
+fn draw_in_attention<E: Element>() {
     // With q = k = 0 all weights of query i are 1 / (i + 1). With one-hot v and dy each is read off: y_ij and
     // dv_ji.
     let dims = AttentionDims { batch: 2, time: 70, heads: 2, head_size: 70 };
     let AttentionDims { batch, time, heads, .. } = dims;
     let channels = dims.channels();
-    let dropout = Dropout::new(0.4, 84);
+    let dropout = Dropout::new(0.4, 84).skip_rows(11);
     let mut dy = vec![0.0; batch * time * channels];
     let mut qkv = vec![0.0; 3 * dy.len()];
     for (token, (qkv, dy)) in
@@ -77,13 +130,15 @@ fn attention_draws_the_same_mask_going_back() {
             dy[h * time + token % time] = 1.0;
         }
     }
+    let (qkv, dy) = (rounded::<E>(&qkv), rounded::<E>(&dy));
     on_every_isa(|isa| {
-        let (mut y, mut lse) = (vec![f32::NAN; dy.len()], vec![f32::NAN; batch * heads * time]);
-        let mut scratch = vec![f32::NAN; attention::backward_scratch(dims)];
+        let (mut y, mut lse) = (nans::<E>(dy.len()), vec![f32::NAN; batch * heads * time]);
+        let mut scratch = AttentionScratch::new(dims);
         attention::attention_forward(dims, &mut y, &mut lse, &qkv, dropout, &mut scratch);
-        let mut dqkv = vec![f32::NAN; qkv.len()];
+        let mut dqkv = nans::<E>(qkv.len());
         let forward = Forward { y: &y, qkv: &qkv, lse: &lse };
         attention::attention_backward(dims, &mut dqkv, &dy, forward, dropout, &mut scratch);
+        let (y, dqkv) = (singles(&y), singles(&dqkv));
         for index in 0..batch * heads * time * time {
             let (row, i, j) = (index / time, index / time % time, index % time);
             let (b, h) = (row / time / heads, row / time % heads);
@@ -93,6 +148,12 @@ fn attention_draws_the_same_mask_going_back() {
             assert_eq!((there != 0.0, back != 0.0), (kept, kept), "{b} {h} {i} {j} on {}", isa.name());
         }
     });
+}
+
+#[test]
+fn attention_draws_the_same_mask_going_back() {
+    draw_in_attention::<f32>();
+    draw_in_attention::<Bf16>();
 }
 
 #[test]
@@ -240,46 +301,5 @@ impl Mask {
             counts.iter_mut().zip(row).for_each(|(count, &kept)| *count += f64::from(u8::from(kept)));
         }
         counts
-    }
-}
-
-/// The end of a branch, and the residual stream that it joins.
-pub(crate) struct Branch {
-    dims: RowDims,
-    dropout: Dropout,
-    branch: Vec<f32>,
-    residual: Vec<f32>,
-    dy: Vec<f32>,
-}
-
-impl Branch {
-    pub(crate) fn random(dims: RowDims, dropout: Dropout) -> Self {
-        let len = dims.rows * dims.cols;
-        let mut random = Random(87);
-        let (branch, residual) = (random.singles(len, 1.0), random.singles(len, 1.0));
-        Self { dims, dropout, branch, residual, dy: random.singles(len, 1.0) }
-    }
-
-    /// `y` of the branch alone, `dx`, and `y` of the branch on its residual.
-    pub(crate) fn run(&self) -> Vec<Vec<f32>> {
-        let Self { dims, dropout, branch, residual, dy } = self;
-        let mut y = branch.clone();
-        dropout::dropout_in_place(*dims, &mut y, *dropout);
-        let (mut dx, mut sum) = (vec![f32::NAN; dy.len()], vec![f32::NAN; dy.len()]);
-        dropout::dropout_backward(*dims, &mut dx, dy, *dropout);
-        dropout::dropout_residual_forward(*dims, &mut sum, residual, branch, *dropout);
-        vec![y, dx, sum]
-    }
-
-    /// The same by the twin, with every input taken through `of`.
-    fn twin(&self, of: impl Fn(&[f32]) -> Vec<f64>) -> Vec<Vec<f64>> {
-        let Self { dims, dropout, .. } = self;
-        let (branch, residual, dy) = (of(&self.branch), of(&self.residual), of(&self.dy));
-        let (mut y, mut dx, mut sum) =
-            (vec![f64::NAN; dy.len()], vec![f64::NAN; dy.len()], vec![f64::NAN; dy.len()]);
-        reference::dropout_forward(*dims, &mut y, &branch, *dropout);
-        reference::dropout_backward(*dims, &mut dx, &dy, *dropout);
-        reference::dropout_residual_forward(*dims, &mut sum, &residual, &branch, *dropout);
-        vec![y, dx, sum]
     }
 }

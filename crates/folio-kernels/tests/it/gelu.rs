@@ -1,88 +1,148 @@
 //! GELU, near zero, where it bends, and far out, where the logistic function is 0 or 1.
 
-use folio_kernels::{gelu, reference};
+use folio_kernels::gelu::{gelu, gelu_and_slope};
+use folio_kernels::isa::Isa;
+use folio_kernels::reference;
 
-use crate::support::{EXP_ROUNDINGS, Expected, Random, U, check, wide};
-
-/// Pieces are 16,384 long.
-const SIZES: [usize; 10] = [0, 1, 7, 15, 16, 17, 33, 100, 16_384, 16_385];
+use crate::support::{EXP_ROUNDINGS, Expected, Random, TINY, U, check, on_every_isa, wide};
 
 #[test]
 fn gelu_equals_its_twin() {
-    for len in SIZES {
-        for reach in [1.0, 6.0, 40.0] {
-            compare(Activation::random(len, reach));
+    for len in [0, 1, 7, 15, 16, 17, 33, 100, 20_000] {
+        for reach in [1.0, 6.0, 12.0, 40.0] {
+            compare(&Random(41).singles(len, reach));
         }
     }
 }
 
 #[test]
 fn gelu_holds_at_the_extremes() {
-    let x = [0.0, -0.0, 1e-38, -1e-38, 1e-10, -1e-10, 10.5, -10.5, 11.0, -11.0, 1e4, -1e4, 1e8, -1e8];
-    compare(Activation { x: x.to_vec(), dy: vec![1.0; x.len()] });
+    let near = [0.0, 1e-45, 1e-38, 1e-10, 9.999_999, 10.0, 10.000_001, 10.5, 11.0];
+    let far = (1..=38).map(|exponent| 10.0f32.powi(exponent)).chain([f32::MAX]);
+    let x: Vec<f32> = near.into_iter().chain(far).flat_map(|x| [x, -x]).collect();
+    compare(&x);
 }
 
-fn compare(activation: Activation) {
-    let expected = activation.expected();
-    check("gelu", &activation.x.len(), &expected, || activation.run());
+#[test]
+fn gelu_is_zero_on_the_left_and_its_argument_on_the_right() {
+    let far: Vec<f32> = (0..=30).map(|exponent| 10.0 * 10.0f32.powi(exponent)).collect();
+    let negative: Vec<f32> = far.iter().map(|x| -x).collect();
+    on_every_isa(|isa| {
+        let [value, again, slope] = apply(&far);
+        assert_eq!((&value, &again), (&far, &far), "{}", isa.name());
+        assert!(slope.iter().all(|&slope| slope == 1.0), "{}: {slope:?}", isa.name());
+        for all in apply(&negative) {
+            // What f32 can hold of gelu(-10) and of its slope, 5 and 240 times the least normal number.
+            assert!(
+                all.iter().all(|x| (-256.0 * TINY..=0.0).contains(&f64::from(*x))),
+                "{}: {all:?}",
+                isa.name()
+            );
+        }
+    });
 }
 
-pub(crate) struct Activation {
-    x: Vec<f32>,
-    dy: Vec<f32>,
+#[test]
+fn infinities_have_their_limits_and_nan_stays() {
+    on_every_isa(|isa| {
+        let [value, again, slope] = apply(&[f32::INFINITY, f32::NEG_INFINITY, f32::NAN]);
+        for value in [&value, &again] {
+            assert_eq!(value[0], f32::INFINITY, "{}", isa.name());
+            assert!(value[1].abs() < 1e-36 && value[2].is_nan(), "{}: {value:?}", isa.name());
+        }
+        assert_eq!(slope[0], 1.0, "{}", isa.name());
+        assert!(slope[1].abs() < 1e-35 && slope[2].is_nan(), "{}: {slope:?}", isa.name());
+    });
 }
 
-impl Activation {
-    pub(crate) fn random(len: usize, reach: f32) -> Self {
-        let mut random = Random(41);
-        Self { x: random.singles(len, reach), dy: random.singles(len, 1.0) }
-    }
-
-    /// `y`, `dx`, and `y` computed again going back.
-    pub(crate) fn run(&self) -> Vec<Vec<f32>> {
-        let mut y = vec![f32::NAN; self.x.len()];
-        gelu::gelu_forward(&mut y, &self.x);
-        let (mut grad, mut activation) = (self.dy.clone(), self.x.clone());
-        gelu::gelu_backward(&mut grad, &mut activation);
-        vec![y, grad, activation]
-    }
-
-    fn expected(&self) -> [Expected; 3] {
-        let (x, dy) = (wide(&self.x), wide(&self.dy));
-        let (mut y, mut dx) = (vec![f64::NAN; x.len()], vec![f64::NAN; x.len()]);
-        reference::gelu_forward(&mut y, &x);
-        reference::gelu_backward(&mut dx, &dy, &x);
-        let (y_off, slope_off): (Vec<_>, Vec<_>) = x.iter().map(|&x| tolerances(x)).unzip();
-        let dx_off = slope_off.iter().zip(&dy).map(|(off, dy)| off * dy.abs()).collect();
-        let again = Expected { name: "y again", want: y.clone(), tolerance: y_off.clone() };
-        let y = Expected { name: "y", want: y, tolerance: y_off };
-        [y, Expected { name: "dx", want: dx, tolerance: dx_off }, again]
-    }
+#[test]
+fn the_lower_tail_has_its_relative_precision() {
+    // The logistic form does not cancel where the tanh is nearly -1, as the twin does.
+    let x: Vec<f32> = (0..=10_000).map(|i| -(i as f32) / 1000.0).collect();
+    let want: Vec<f64> = wide(&x).iter().map(|&x| x * logistic(argument(x))).collect();
+    let tolerance = wide(&x).iter().map(|&x| tolerances(x).0).collect();
+    check("gelu", &"lower tail", &[Expected { name: "y", want, tolerance }], || {
+        let [value, ..] = apply(&x);
+        vec![value]
+    });
 }
 
-/// How far `y = x s` and its slope `s + x s (1 - s) 2 u'` may be off, with `s = 1 / (1 + exp(-z))`, `z = 2
-/// u`:
+/// GELU of `x`.
+pub(crate) fn expected_values(x: &[f32]) -> Expected {
+    let x = wide(x);
+    let mut want = vec![f64::NAN; x.len()];
+    reference::gelu_forward(&mut want, &x);
+    let tolerance = x.iter().map(|&x| tolerances(x).0 + twin_off(x)).collect();
+    Expected { name: "gelu", want, tolerance }
+}
+
+/// The slope of GELU at `x`.
+pub(crate) fn expected_slopes(x: &[f32]) -> Expected {
+    let x = wide(x);
+    let mut want = vec![f64::NAN; x.len()];
+    reference::gelu_backward(&mut want, &vec![1.0; x.len()], &x);
+    let tolerance = x.iter().map(|&x| tolerances(x).1 + twin_off(x) * (1.0 + slope_of_argument(x))).collect();
+    Expected { name: "slope", want, tolerance }
+}
+
+fn compare(x: &[f32]) {
+    let again = Expected { name: "gelu with slope", ..expected_values(x) };
+    let expected = [expected_values(x), again, expected_slopes(x)];
+    check("gelu", &x.len(), &expected, || apply(x).into());
+}
+
+/// GELU of each element; the same with its slope.
+fn apply(x: &[f32]) -> [Vec<f32>; 3] {
+    let [mut value, mut again, mut slope] = [(); 3].map(|()| vec![f32::NAN; x.len()]);
+    Isa::detected().run(
+        #[inline(always)]
+        || {
+            value.iter_mut().zip(x).for_each(|(y, &x)| *y = gelu(x));
+            for ((y, slope), &x) in again.iter_mut().zip(&mut slope).zip(x) {
+                (*y, *slope) = gelu_and_slope(x);
+            }
+        },
+    );
+    [value, again, slope]
+}
+
+/// `z = 2 u`, of which GELU takes the logistic function.
+fn argument(x: f64) -> f64 {
+    2.0 * (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))
+}
+
+fn slope_of_argument(x: f64) -> f64 {
+    2.0 * (2.0 / std::f64::consts::PI).sqrt() * (1.0 + 3.0 * 0.044715 * x * x)
+}
+
+fn logistic(z: f64) -> f64 {
+    1.0 / (1.0 + (-z).exp())
+}
+
+/// Where its tanh is nearly -1 and `1 + tanh` and `1 - tanh^2` cancel, the twin is off by an eps of f64, and twice
+/// that, times `x` (of the slope, times its slope too). From 20 on the tanh is exactly 1.
+fn twin_off(x: f64) -> f64 {
+    if x.abs() > 20.0 { 0.0 } else { f64::EPSILON * x.abs() }
+}
+
+/// How far `y = x s` and its slope `s + x s (1 - s) 2 u'` may be off, with `s = 1 / (1 + exp(-z))`, `z = 2 u`:
 ///
 /// - `z` has 6 roundings: the constant of the cube, two products, a sum, the constant in front, its product.
 /// - `exp(-z)` turns them into `6 |z|` and adds its own.
 /// - `s` takes them times the share of the exponential in the denominator, which is `1 - s`, and adds 2.
 /// - `1 - s` is off by as much as `s` is, and has a rounding.
-/// - `2 u'` has 5 roundings: as `z`, without a product. The three products, the sum and `dy` add 5.
+/// - `2 u'` has 5 roundings: as `z`, without a product. The three products, the sum and one more add 5.
 ///
-/// `exp` ends at e^88, where s is subnormal: below e^-87 s may be off by e^-87 itself. The twin has an error
-/// too, where its tanh is nearly -1 and `1 + tanh` and `1 - tanh^2` cancel: of an eps of f64, and twice that.
+/// Below -10 the functions stay what they are there; both have fallen to where f32 ends.
 fn tolerances(x: f64) -> (f64, f64) {
-    let root = (2.0 / std::f64::consts::PI).sqrt();
-    let z = 2.0 * root * (x + 0.044715 * x.powi(3));
-    let slope = (2.0 * root * (1.0 + 3.0 * 0.044715 * x * x)).abs();
-    let exponential = (-z).exp();
-    let s = 1.0 / (1.0 + exponential);
-    let rest = 1.0 / (1.0 + z.exp());
+    let near = x.clamp(-10.0, 10.0);
+    let (z, slope) = (argument(near), slope_of_argument(near));
+    let (s, rest) = (logistic(z), logistic(-z));
     let s_roundings = 2.0 + rest * (6.0 * z.abs() + EXP_ROUNDINGS);
-    let floor = f64::EPSILON + if z < -87.0 { (-87.0f64).exp() } else { 0.0 };
-    let size = x.abs() * s;
-    let y = U * (s_roundings + 1.0) * size + floor * x.abs();
-    let product = size * slope * (rest * (s_roundings + 1.0 + 5.0 + 5.0) + s * s_roundings);
-    let sum = s * (s_roundings + 2.0);
-    (y, U * (product + sum) + floor * (1.0 + x.abs() * slope))
+    let size = x.abs().min(if x < 0.0 { 10.0 } else { f64::INFINITY }) * s;
+    let product = near.abs() * s * slope * (rest * (s_roundings + 1.0 + 5.0 + 5.0) + s * s_roundings);
+    let (left, left_slope) = if x < -10.0 { (10.0 * s, 10.0 * s * slope) } else { (0.0, 0.0) };
+    let subnormal = TINY * f64::from(f32::EPSILON);
+    let y = U * (s_roundings + 1.0) * size + left + subnormal;
+    (y, U * (product + s * (s_roundings + 2.0)) + left_slope + subnormal)
 }

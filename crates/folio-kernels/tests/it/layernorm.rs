@@ -1,12 +1,16 @@
 //! LayerNorm. The bounds follow the formulas from the mean to the output; C is the length of a row.
 
 use folio_kernels::dims::RowDims;
+use folio_kernels::element::{Bf16, Element};
 use folio_kernels::layernorm::{self, LayerNormGradients, Statistics};
 use folio_kernels::reference;
 
-use crate::support::{Expected, Random, U, check, sizes, sum_depth, wide};
+use crate::support::{
+    Expected, Random, U, assert_same_bits, check, format, nans, on_every_isa, singles, sizes, stored,
+    sum_depth, wide,
+};
 
-/// The lanes of a sum are 32, the pieces of rows 64 and the parts of the sums over rows 32.
+/// The lanes of a sum are 32.
 const SIZES: [(usize, usize); 15] = [
     (1, 1),
     (1, 2),
@@ -25,18 +29,32 @@ const SIZES: [(usize, usize); 15] = [
     (4, 1025),
 ];
 
-#[test]
-fn layernorm_equals_its_twin() {
-    for (rows, cols) in SIZES {
-        compare(Norm::random(RowDims { rows, cols }, 0.0));
+fn compare_all<E: Element>(sizes: &[(usize, usize)], center: f32) {
+    for &(rows, cols) in sizes {
+        let dims = RowDims { rows, cols };
+        let norm = Norm::random(dims, center);
+        let mut expected = Vec::from(norm.forward_expected::<E>());
+        expected.extend(norm.backward_expected());
+        check("layernorm", &(format::<E>(), dims), &expected, || {
+            let (y, mean, rstd) = norm.forward::<E>();
+            let mut outputs = vec![singles(&y), mean, rstd];
+            outputs.extend(norm.backward());
+            outputs
+        });
     }
 }
 
 #[test]
+fn layernorm_equals_its_twin() {
+    compare_all::<f32>(&SIZES, 0.0);
+    compare_all::<Bf16>(&SIZES, 0.0);
+}
+
+#[test]
 fn layernorm_keeps_its_precision_far_from_zero() {
-    for (rows, cols) in [(1, 1), (3, 33), (5, 100), (2, 768)] {
-        compare(Norm::random(RowDims { rows, cols }, 20.0));
-    }
+    let sizes = [(1, 1), (3, 33), (5, 100), (2, 768)];
+    compare_all::<f32>(&sizes, 20.0);
+    compare_all::<Bf16>(&sizes, 20.0);
 }
 
 #[test]
@@ -46,22 +64,43 @@ fn a_constant_row_gives_the_bias() {
         let mut norm = Norm::random(dims, 0.0);
         norm.x.fill(0.5);
         // Sums of halves are exact, so that the mean is 0.5 and what is left of each element zero.
-        let [y, mean, rstd] = norm.forward(&norm.x);
+        let (y, mean, rstd) = norm.forward::<f32>();
         assert_eq!(y, [&norm.bias[..], &norm.bias[..]].concat(), "{dims:?}");
         assert_eq!(mean, [0.5; 2], "{dims:?}");
         assert_eq!(rstd, [1.0 / layernorm::EPS.sqrt(); 2], "{dims:?}");
     }
 }
 
-fn compare(norm: Norm) {
-    let mut expected = Vec::from(norm.forward_expected());
-    expected.extend(norm.backward_expected());
-    check("layernorm", &norm.dims, &expected, || norm.run());
+fn again<E: Element>() {
+    for (rows, cols) in SIZES {
+        let norm = Norm::random(RowDims { rows, cols }, 1.0);
+        on_every_isa(|isa| {
+            let (want, mean, rstd) = norm.forward::<E>();
+            let statistics = Statistics { mean: &mean, rstd: &rstd };
+            let mut y = nans::<E>(want.len());
+            layernorm::layernorm_again(norm.dims, &mut y, &norm.x, statistics, (&norm.weight, &norm.bias));
+            assert_same_bits(&format!("{rows} {cols} on {}", isa.name()), &y, &want);
+        });
+    }
 }
 
-/// A layer, gradients that hold something before they are added to, and the twin's statistics for the
+#[test]
+fn the_output_is_the_same_when_it_is_computed_again() {
+    again::<f32>();
+    again::<Bf16>();
+}
+
+#[test]
+#[should_panic(expected = "LayerNorm of RowDims { rows: 2, cols: 1 }")]
+fn statistics_of_another_number_of_rows_are_refused() {
+    let statistics = Statistics { mean: &[0.0], rstd: &[1.0] };
+    let dims = RowDims { rows: 2, cols: 1 };
+    layernorm::layernorm_again(dims, &mut [0.0f32; 2], &[0.0; 2], statistics, (&[1.0], &[0.0]));
+}
+
+/// A layer, a gradient of its input that holds something before it is added to, and the twin's statistics for the
 /// backward.
-pub(crate) struct Norm {
+struct Norm {
     dims: RowDims,
     x: Vec<f32>,
     weight: Vec<f32>,
@@ -70,13 +109,10 @@ pub(crate) struct Norm {
     rstd: Vec<f32>,
     dy: Vec<f32>,
     dx: Vec<f32>,
-    dweight: Vec<f32>,
-    dbias: Vec<f32>,
 }
 
 impl Norm {
-    /// Rows of deviates around `center`.
-    pub(crate) fn random(dims: RowDims, center: f32) -> Self {
+    fn random(dims: RowDims, center: f32) -> Self {
         let RowDims { rows, cols } = dims;
         let mut random = Random(31);
         let mut norm = Self {
@@ -88,8 +124,6 @@ impl Norm {
             rstd: vec![],
             dy: random.singles(rows * cols, 1.0),
             dx: random.singles(rows * cols, 1.0),
-            dweight: random.singles(cols, 1.0),
-            dbias: random.singles(cols, 1.0),
         };
         let [_, mean, rstd] = norm.twin_forward();
         norm.mean = mean.iter().map(|&mean| mean as f32).collect();
@@ -97,25 +131,24 @@ impl Norm {
         norm
     }
 
-    /// `y`, `mean`, `rstd`, `dx`, `dweight` and `dbias`.
-    pub(crate) fn run(&self) -> Vec<Vec<f32>> {
-        let Self { dims, x, weight, dy, .. } = self;
-        let mut outputs = Vec::from(self.forward(x));
-        let (mut dx, mut dweight, mut dbias) = (self.dx.clone(), self.dweight.clone(), self.dbias.clone());
-        let gradients = LayerNormGradients { dx: &mut dx, dweight: &mut dweight, dbias: &mut dbias };
-        let statistics = Statistics { mean: &self.mean, rstd: &self.rstd };
-        let mut scratch = vec![f32::NAN; layernorm::layernorm_scratch(dims.cols)];
-        layernorm::layernorm_backward(*dims, gradients, dy, x, statistics, weight, &mut scratch);
-        outputs.extend([dx, dweight, dbias]);
-        outputs
+    /// `y`, `mean` and `rstd`.
+    fn forward<E: Element>(&self) -> (Vec<E>, Vec<f32>, Vec<f32>) {
+        let Self { dims, x, weight, bias, .. } = self;
+        let mut y = nans(x.len());
+        let (mut mean, mut rstd) = (vec![f32::NAN; dims.rows], vec![f32::NAN; dims.rows]);
+        layernorm::layernorm_forward(*dims, &mut y, (&mut mean, &mut rstd), x, (weight, bias));
+        (y, mean, rstd)
     }
 
-    fn forward(&self, x: &[f32]) -> [Vec<f32>; 3] {
-        let Self { dims, weight, bias, .. } = self;
-        let mut y = vec![f32::NAN; x.len()];
-        let (mut mean, mut rstd) = (vec![f32::NAN; dims.rows], vec![f32::NAN; dims.rows]);
-        layernorm::layernorm_forward(*dims, &mut y, &mut mean, &mut rstd, x, weight, bias);
-        [y, mean, rstd]
+    /// `dx`, `dweight` and `dbias`.
+    fn backward(&self) -> [Vec<f32>; 3] {
+        let Self { dims, x, weight, dy, .. } = self;
+        let mut dx = self.dx.clone();
+        let (mut dweight, mut dbias) = (vec![f32::NAN; dims.cols], vec![f32::NAN; dims.cols]);
+        let gradients = LayerNormGradients { dx: &mut dx, dweight: &mut dweight, dbias: &mut dbias };
+        let statistics = Statistics { mean: &self.mean, rstd: &self.rstd };
+        layernorm::layernorm_backward(*dims, gradients, dy, x, statistics, weight);
+        [dx, dweight, dbias]
     }
 
     fn twin_forward(&self) -> [Vec<f64>; 3] {
@@ -135,8 +168,8 @@ impl Norm {
     ///   additions, a square, a division and twice the rounding of `x - mean` make `(S + 4) U` of that sum.
     /// - rstd: how far `1 / sqrt(variance + eps)` moves with the variance, and 3 roundings: half of those of
     ///   eps and its addition, the root and the reciprocal.
-    /// - y: both errors of `(x - mean) rstd`, a rounding of it, and one of y.
-    fn forward_expected(&self) -> [Expected; 3] {
+    /// - y: both errors of `(x - mean) rstd`, a rounding of it, and one of y, which is then stored.
+    fn forward_expected<E: Element>(&self) -> [Expected; 3] {
         let RowDims { cols, .. } = self.dims;
         let [y, mean, rstd] = self.twin_forward();
         let (mut dy, mut dmean, mut drstd) = (vec![], vec![], vec![]);
@@ -151,7 +184,8 @@ impl Norm {
             for c in 0..cols {
                 let deviation = (x[c] - mean[row]).abs();
                 let normal = (dmean[row] + 2.0 * U * deviation) * rstd[row] + deviation * drstd[row];
-                dy.push(normal * f64::from(self.weight[c]).abs() + U * y[row * cols + c].abs());
+                let y = y[row * cols + c];
+                dy.push(stored::<E>(y, normal * f64::from(self.weight[c]).abs() + U * y.abs()));
             }
         }
         let expected = |name, want, tolerance| Expected { name, want, tolerance };
@@ -167,7 +201,7 @@ impl Norm {
         let RowDims { rows, cols } = *dims;
         let (x, weight, dy) = (wide(&self.x), wide(&self.weight), wide(&self.dy));
         let (mean, rstd) = (wide(&self.mean), wide(&self.rstd));
-        let (mut dx, mut dweight, mut dbias) = (wide(&self.dx), wide(&self.dweight), wide(&self.dbias));
+        let (mut dx, mut dweight, mut dbias) = (wide(&self.dx), vec![0.0; cols], vec![0.0; cols]);
         reference::layernorm_backward(
             *dims,
             &mut dx,
@@ -180,7 +214,7 @@ impl Norm {
             &weight,
         );
         let mut dx_size = sizes(&self.dx);
-        let (mut dweight_size, mut dbias_size) = (sizes(&self.dweight), sizes(&self.dbias));
+        let (mut dweight_size, mut dbias_size) = (vec![0.0; cols], vec![0.0; cols]);
         for row in 0..rows {
             let at = |c: usize| row * cols + c;
             let n = |c: usize| ((x[at(c)] - mean[row]) * rstd[row]).abs();

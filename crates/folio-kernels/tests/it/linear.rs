@@ -1,186 +1,382 @@
-//! The matrix products. Each term passes through its own rounding and at most one addition for every term.
+//! Linear layers with what comes after them. Each term passes through its own rounding and at most one addition for
+//! every term.
 
 use folio_kernels::dims::{LinearDims, RowDims};
-use folio_kernels::{linear, reference};
+use folio_kernels::dropout::Dropout;
+use folio_kernels::element::{Bf16, Element};
+use folio_kernels::linear::{self, GeluGradients};
+use folio_kernels::panels::{PanelDims, Panels};
+use folio_kernels::reference;
 
-use crate::support::{Expected, Random, check, sizes, transposed, wide};
+use crate::gelu;
+use crate::support::{
+    Expected, Random, U, assert_same_bits, check, format, from_panels, in_panels, nans, on_every_isa,
+    singles, sizes, transposed, wide,
+};
 
-/// Tiles of the products are up to 96 rows and 48 columns, depths 512 and 1,024. Pieces of rows are 192 for
-/// up to 3,072 rows, then a sixteenth, and at most 1,024.
+/// Rows, inputs, outputs. Tiles are 6 rows and up to 64 columns, in steps of 16.
 const SIZES: [(usize, usize, usize); 17] = [
     (1, 1, 1),
     (1, 5, 3),
     (7, 1, 4),
     (4, 6, 1),
     (3, 17, 33),
-    (16, 64, 48),
-    (17, 65, 49),
-    (33, 31, 97),
-    (64, 64, 64),
+    (6, 16, 64),
+    (5, 65, 49),
+    (13, 31, 97),
+    (12, 64, 64),
     (65, 127, 67),
-    (97, 96, 25),
-    (192, 40, 41),
-    (193, 33, 34),
-    (385, 20, 65),
+    (37, 96, 130),
+    (64, 40, 41),
+    (63, 33, 15),
     (66, 1030, 9),
-    (3100, 9, 8),
-    (16_500, 3, 2),
+    (130, 20, 65),
+    (2, 7, 193),
+    (17, 130, 128),
 ];
+
+/// The sizes, with whole units along the sum over `inputs` or `outputs`: bfloat16 is multiplied in pairs.
+fn even_inputs<E: Element>() -> impl Iterator<Item = LinearDims> {
+    SIZES.into_iter().map(|(rows, inputs, outputs)| LinearDims {
+        rows,
+        inputs: inputs.next_multiple_of(E::PAIR),
+        outputs,
+    })
+}
+
+fn even_outputs<E: Element>() -> impl Iterator<Item = LinearDims> {
+    SIZES.into_iter().map(|(rows, inputs, outputs)| LinearDims {
+        rows,
+        inputs,
+        outputs: outputs.next_multiple_of(E::PAIR),
+    })
+}
+
+/// A linear layer, the residual stream that its output joins, and gradients that hold something before.
+struct Layer<E> {
+    dims: LinearDims,
+    x: Vec<E>,
+    w: Vec<E>,
+    bias: Vec<f32>,
+    residual: Vec<f32>,
+    dy: Vec<E>,
+    dw: Vec<f32>,
+}
+
+impl<E: Element> Layer<E> {
+    fn random(dims: LinearDims) -> Self {
+        let LinearDims { rows, inputs, outputs } = dims;
+        let mut random = Random(11);
+        Self {
+            dims,
+            x: random.elements(rows * inputs, 1.0),
+            w: random.elements(inputs * outputs, 1.0),
+            bias: random.singles(outputs, 1.0),
+            residual: random.singles(rows * outputs, 1.0),
+            dy: random.elements(rows * outputs, 1.0),
+            dw: random.singles(inputs * outputs, 1.0),
+        }
+    }
+
+    /// w in panels of outputs.
+    fn w(&self) -> (PanelDims, Vec<E>) {
+        let dims = PanelDims { depth: self.dims.inputs, cols: self.dims.outputs };
+        (dims, in_panels(dims, &self.w))
+    }
+
+    /// wᵀ in panels of inputs.
+    fn w_t(&self) -> (PanelDims, Vec<E>) {
+        let LinearDims { inputs, outputs, .. } = self.dims;
+        let dims = PanelDims { depth: outputs, cols: inputs };
+        (dims, in_panels(dims, &transposed(&self.w, inputs, outputs)))
+    }
+
+    fn shape(&self) -> (&'static str, LinearDims) {
+        (format::<E>(), self.dims)
+    }
+
+    /// `y` of the twin, and its size: of the products' sums and the bias.
+    fn twin_forward(&self) -> [Vec<f64>; 2] {
+        let run = |x: Vec<f64>, w: Vec<f64>, bias: Vec<f64>| {
+            let mut y = vec![f64::NAN; self.dy.len()];
+            reference::linear_forward(self.dims, &mut y, &x, &w, Some(&bias));
+            y
+        };
+        let Self { x, w, bias, .. } = self;
+        [run(wide(x), wide(w), wide(bias)), run(sizes(x), sizes(w), sizes(bias))]
+    }
+
+    /// `dx` of the twin, and its size.
+    fn twin_backward_input(&self) -> [Vec<f64>; 2] {
+        let run = |dy: Vec<f64>, w: Vec<f64>| {
+            let mut dx = vec![f64::NAN; self.x.len()];
+            reference::linear_backward_input(self.dims, &mut dx, &dy, &w);
+            dx
+        };
+        [run(wide(&self.dy), wide(&self.w)), run(sizes(&self.dy), sizes(&self.w))]
+    }
+}
+
+fn forward<E: Element>() {
+    for dims in even_inputs::<E>() {
+        let layer = Layer::<E>::random(dims);
+        let [want, size] = layer.twin_forward();
+        let expected = Expected::from_sizes("y", dims.inputs + 1, want, size).stored::<E>();
+        let (w_dims, w) = layer.w();
+        check("linear_forward", &layer.shape(), &[expected], || {
+            let mut y = nans::<E>(layer.dy.len());
+            linear::linear_forward(dims, &mut y, &layer.x, Panels::new(w_dims, &w), &layer.bias);
+            vec![singles(&y)]
+        });
+    }
+}
 
 #[test]
 fn linear_layers_equal_their_twin() {
-    for (rows, inputs, outputs) in SIZES {
-        let dims = LinearDims { rows, inputs, outputs };
-        let layer = Layer::random(dims);
-        let roundings = [inputs + 1, inputs + 1, outputs + 1, rows + 1, rows + 1, rows + 1];
-        let names = ["y", "y without bias", "dx", "dw", "dbias", "dw without dbias"];
-        let outputs = layer.twin(wide).into_iter().zip(layer.twin(sizes));
-        let expected: Vec<_> = outputs
-            .zip(names.into_iter().zip(roundings))
-            .map(|((want, sizes), (name, roundings))| Expected::from_sizes(name, roundings, want, sizes))
-            .collect();
-        check("linear", &dims, &expected, || layer.run());
+    forward::<f32>();
+    forward::<Bf16>();
+}
+
+fn residual_forward<E: Element>() {
+    for dims in even_inputs::<E>() {
+        for dropout in [Dropout::none(), Dropout::new(0.3, 14), Dropout::new(0.5, 15).skip_rows(1000)] {
+            let layer = Layer::<E>::random(dims);
+            let rows = RowDims { rows: dims.rows, cols: dims.outputs };
+            let [branch, size] = layer.twin_forward();
+            let join = |residual: Vec<f64>, branch: Vec<f64>| {
+                let mut y = vec![f64::NAN; branch.len()];
+                reference::dropout_residual_forward(rows, &mut y, &residual, &branch, dropout);
+                y
+            };
+            let (want, size) = (join(wide(&layer.residual), branch), join(sizes(&layer.residual), size));
+            // Besides those of the branch the product with the mask's factor, and the last sum.
+            let expected = Expected::from_sizes("y", dims.inputs + 3, want, size);
+            let (w_dims, w) = layer.w();
+            check("linear_residual_forward", &(layer.shape(), dropout), &[expected], || {
+                let mut y = vec![f32::NAN; layer.dy.len()];
+                let w = (Panels::new(w_dims, &w), &layer.bias[..]);
+                linear::linear_residual_forward(dims, &mut y, &layer.residual, &layer.x, w, dropout);
+                vec![y]
+            });
+        }
     }
 }
 
 #[test]
-fn the_tied_head_equals_a_linear_layer_with_the_transposed_embedding() {
-    for (rows, inputs, outputs) in SIZES {
-        let dims = LinearDims { rows, inputs, outputs };
-        let head = Head::random(dims);
-        let roundings = [inputs + 1, outputs + 1, rows + 1];
-        let outputs = head.twin(wide).into_iter().zip(head.twin(sizes));
-        let expected: Vec<_> = outputs
-            .zip(["logits", "dx", "dwte"].into_iter().zip(roundings))
-            .map(|((want, sizes), (name, roundings))| Expected::from_sizes(name, roundings, want, sizes))
-            .collect();
-        check("head", &dims, &expected, || head.run());
+fn branches_join_the_residual_stream_as_in_their_twin() {
+    residual_forward::<f32>();
+    residual_forward::<Bf16>();
+}
+
+fn gelu_forward<E: Element>() {
+    for dims in even_inputs::<E>() {
+        let layer = Layer::<E>::random(dims);
+        let [want, size] = layer.twin_forward();
+        let expected = Expected::from_sizes("fc", dims.inputs + 1, want, size).stored::<E>();
+        let (w_dims, w) = layer.w();
+        on_every_isa(|isa| {
+            let case = format!("linear_gelu_forward {:?} on {}", layer.shape(), isa.name());
+            let (mut fc, mut y) = (nans::<E>(layer.dy.len()), nans::<E>(layer.dy.len()));
+            let w = (Panels::new(w_dims, &w), &layer.bias[..]);
+            linear::linear_gelu_forward(dims, &mut fc, &mut y, &layer.x, w);
+            expected.compare(&case, &singles(&fc));
+            // GELU is taken of what was stored, exactly.
+            gelu::expected_values(&singles(&fc)).stored::<E>().compare(&case, &singles(&y));
+        });
     }
 }
 
 #[test]
-fn column_sums_are_added_to_what_is_there() {
-    for (rows, cols) in [(0, 3), (1, 1), (31, 5), (32, 17), (33, 64), (65, 33), (1000, 7)] {
+fn linear_layers_with_gelu_equal_their_twins() {
+    gelu_forward::<f32>();
+    gelu_forward::<Bf16>();
+}
+
+fn backward_input<E: Element, O: Element>() {
+    for dims in even_outputs::<E>() {
+        let layer = Layer::<E>::random(dims);
+        let [want, size] = layer.twin_backward_input();
+        let expected = Expected::from_sizes("dx", dims.outputs, want, size).stored::<O>();
+        let (w_dims, w_t) = layer.w_t();
+        check("linear_backward_input", &(layer.shape(), format::<O>()), &[expected], || {
+            let mut dx = nans::<O>(layer.x.len());
+            linear::linear_backward_input(dims, &mut dx, &layer.dy, Panels::new(w_dims, &w_t));
+            vec![singles(&dx)]
+        });
+    }
+}
+
+#[test]
+fn gradients_of_inputs_equal_their_twin() {
+    backward_input::<f32, f32>();
+    backward_input::<Bf16, f32>();
+    backward_input::<Bf16, Bf16>();
+}
+
+fn gelu_backward<E: Element>() {
+    for dims in even_outputs::<E>() {
+        let layer = Layer::<E>::random(dims);
+        // Both tails of GELU, and what is near zero.
+        let fc = Random(16).elements::<E>(layer.x.len(), 6.0);
+        let [dx, size] = layer.twin_backward_input();
+        let mut dfc = vec![f64::NAN; fc.len()];
+        reference::gelu_backward(&mut dfc, &dx, &wide(&fc));
+        let slope = gelu::expected_slopes(&singles(&fc));
+        // The product's error, the slope's, and the rounding of their product.
+        let tolerance = (0..fc.len()).map(|i| {
+            let product_off = dims.outputs as f64 * U * size[i];
+            product_off * (slope.want[i].abs() + slope.tolerance[i])
+                + slope.tolerance[i] * dx[i].abs()
+                + U * dfc[i].abs()
+        });
+        let tolerance = tolerance.collect();
+        let expected = Expected { name: "dfc", want: dfc, tolerance }.stored::<E>();
+        let values = gelu::expected_values(&singles(&fc)).stored::<E>();
+        let (w_dims, w_t) = layer.w_t();
+        let panels = PanelDims { depth: dims.rows, cols: dims.inputs };
+        on_every_isa(|isa| {
+            let case = format!("linear_gelu_backward {:?} on {}", layer.shape(), isa.name());
+            let mut dfc = nans::<E>(fc.len());
+            let (mut dfc_panels, mut gelu_panels) =
+                (nans::<E>(panels.len::<E>()), nans::<E>(panels.len::<E>()));
+            let gradients =
+                GeluGradients { dfc: &mut dfc, dfc_panels: &mut dfc_panels, gelu_panels: &mut gelu_panels };
+            linear::linear_gelu_backward(dims, gradients, &fc, &layer.dy, Panels::new(w_dims, &w_t));
+            expected.compare(&case, &singles(&dfc));
+            assert_same_bits(&case, &from_panels(&case, panels, &dfc_panels), &dfc);
+            values.compare(&case, &singles(&from_panels(&case, panels, &gelu_panels)));
+        });
+    }
+}
+
+#[test]
+fn gradients_through_gelu_equal_their_twins() {
+    gelu_backward::<f32>();
+    gelu_backward::<Bf16>();
+}
+
+fn gelu_again<E: Element>() {
+    // The identity as weights: the layer's output is its input.
+    let dims = LinearDims { rows: 23, inputs: 70, outputs: 70 };
+    let x = Random(17).elements::<E>(23 * 70, 7.0);
+    let identity: Vec<E> = (0..70 * 70).map(|i| E::from_f32(f32::from(u8::from(i % 71 == 0)))).collect();
+    let panels = PanelDims { depth: 70, cols: 70 };
+    let w = in_panels(panels, &identity);
+    let out = PanelDims { depth: 23, cols: 70 };
+    on_every_isa(|isa| {
+        let (mut fc, mut y, mut dfc) = (nans::<E>(x.len()), nans::<E>(x.len()), nans::<E>(x.len()));
+        let w = Panels::new(panels, &w);
+        linear::linear_gelu_forward(dims, &mut fc, &mut y, &x, (w, &[0.0; 70]));
+        assert_eq!(wide(&fc), wide(&x));
+        let (mut dfc_panels, mut gelu_panels) = (nans::<E>(out.len::<E>()), nans::<E>(out.len::<E>()));
+        let gradients =
+            GeluGradients { dfc: &mut dfc, dfc_panels: &mut dfc_panels, gelu_panels: &mut gelu_panels };
+        linear::linear_gelu_backward(dims, gradients, &fc, &x, w);
+        assert_same_bits(isa.name(), &from_panels(isa.name(), out, &gelu_panels), &y);
+    });
+}
+
+#[test]
+fn the_backward_pass_computes_the_same_activations_again() {
+    gelu_again::<f32>();
+    gelu_again::<Bf16>();
+}
+
+/// `matrix` (segments * tokens, cols) in `segments` of panels, each followed by a NaN of one unit.
+pub(crate) fn in_segments<E: Element>(
+    segments: usize,
+    cols: usize,
+    matrix: &[E],
+) -> (PanelDims, usize, Vec<E>) {
+    let part = matrix.len() / segments;
+    let dims = PanelDims { depth: part / cols, cols };
+    let of = |part| [in_panels(dims, part), nans(E::PAIR)].concat();
+    (dims, dims.len::<E>() + E::PAIR, matrix.chunks_exact(part).flat_map(of).collect())
+}
+
+fn backward_weight<E: Element>() {
+    // Few long segments, of which each is taken alone, and many short ones, of which several are taken at once.
+    let lengths = [(1, 1), (1, 2), (1, 13), (2, 7), (3, 300), (5, 65), (9, 31), (300, 1), (2, 512)];
+    for (sizes_of, (segments, time)) in
+        SIZES.into_iter().cycle().skip(4).step_by(3).zip(lengths.iter().cycle()).take(27)
+    {
+        let (_, inputs, outputs) = sizes_of;
+        let dims = LinearDims { rows: segments * time, inputs, outputs };
+        let layer = Layer::<E>::random(dims);
+        let (x_dims, x_stride, x) = in_segments(*segments, inputs, &layer.x);
+        let (dy_dims, dy_stride, dy) = in_segments(*segments, outputs, &layer.dy);
+        let expected = [false, true].map(|add| {
+            let run = |x: Vec<f64>, dy: Vec<f64>, mut dw: Vec<f64>| {
+                if !add {
+                    dw.fill(0.0);
+                }
+                reference::linear_backward_parameters(dims, &mut dw, None, &dy, &x);
+                dw
+            };
+            let want = run(wide(&layer.x), wide(&layer.dy), wide(&layer.dw));
+            let size = run(sizes(&layer.x), sizes(&layer.dy), sizes(&layer.dw));
+            Expected::from_sizes(if add { "dw, added to" } else { "dw" }, dims.rows + 1, want, size)
+        });
+        check("linear_backward_weight", &(layer.shape(), segments), &expected, || {
+            let x = Panels::segmented(x_dims, &x, *segments, x_stride);
+            let dy = Panels::segmented(dy_dims, &dy, *segments, dy_stride);
+            let (mut dw, mut added) = (vec![f32::NAN; layer.dw.len()], layer.dw.clone());
+            linear::linear_backward_weight(0..inputs, &mut dw, x, dy, false);
+            linear::linear_backward_weight(0..inputs, &mut added, x, dy, true);
+            vec![dw, added]
+        });
+    }
+}
+
+#[test]
+fn gradients_of_weights_equal_their_twin() {
+    backward_weight::<f32>();
+    backward_weight::<Bf16>();
+}
+
+fn sums_of_columns<E: Element>() {
+    for (rows, cols) in [(0, 3), (1, 1), (31, 5), (32, 17), (33, 64), (65, 33), (1000, 7), (3, 130)] {
         let dims = RowDims { rows, cols };
-        let mut random = Random(13);
-        let (x, before) = (random.singles(rows * cols, 1.0), random.singles(cols, 1.0));
-        let add = |to: &mut [f64], values: &[f64]| {
-            values.chunks_exact(cols).for_each(|row| to.iter_mut().zip(row).for_each(|(to, x)| *to += x));
+        let x = Random(13).elements::<E>(rows * cols, 1.0);
+        let add = |values: Vec<f64>| {
+            let mut sums = vec![0.0; cols];
+            values.chunks_exact(cols).for_each(|row| sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x));
+            sums
         };
-        let (mut want, mut size) = (wide(&before), sizes(&before));
-        add(&mut want, &wide(&x));
-        add(&mut size, &sizes(&x));
-        // A sum of n + 1 numbers in any order.
-        let expected = Expected::from_sizes("sums", rows, want, size);
-        check("add_column_sums", &dims, &[expected], || {
-            let (mut sums, mut scratch) = (before.clone(), vec![f32::NAN; linear::column_sums_scratch(cols)]);
-            linear::add_column_sums(dims, &mut sums, &x, &mut scratch);
+        let expected = Expected::from_sizes("sums", rows, add(wide(&x)), add(sizes(&x)));
+        check("column_sums", &(format::<E>(), dims), &[expected], || {
+            let mut sums = vec![f32::NAN; cols];
+            linear::column_sums(dims, &mut sums, &x);
             vec![sums]
         });
     }
 }
 
-/// A linear layer with gradients that hold something before they are added to.
-pub(crate) struct Layer {
-    dims: LinearDims,
-    x: Vec<f32>,
-    w: Vec<f32>,
-    bias: Vec<f32>,
-    dy: Vec<f32>,
-    dw: Vec<f32>,
-    dbias: Vec<f32>,
+#[test]
+fn sums_of_columns_equal_their_twin() {
+    sums_of_columns::<f32>();
+    sums_of_columns::<Bf16>();
 }
 
-impl Layer {
-    pub(crate) fn random(dims: LinearDims) -> Self {
-        let LinearDims { rows, inputs, outputs } = dims;
-        let mut random = Random(11);
-        Self {
-            dims,
-            x: random.singles(rows * inputs, 1.0),
-            w: random.singles(inputs * outputs, 1.0),
-            bias: random.singles(outputs, 1.0),
-            dy: random.singles(rows * outputs, 1.0),
-            dw: random.singles(inputs * outputs, 1.0),
-            dbias: random.singles(outputs, 1.0),
-        }
-    }
-
-    /// `y` with and without bias, `dx`, `dw`, `dbias`, and `dw` where there is no bias.
-    pub(crate) fn run(&self) -> Vec<Vec<f32>> {
-        let Self { dims, x, w, bias, dy, .. } = self;
-        let (mut y, mut y_alone) = (vec![f32::NAN; dy.len()], vec![f32::NAN; dy.len()]);
-        linear::linear_forward(*dims, &mut y, x, w, Some(bias));
-        linear::linear_forward(*dims, &mut y_alone, x, w, None);
-        let mut dx = vec![f32::NAN; x.len()];
-        linear::linear_backward_input(*dims, &mut dx, dy, w);
-        let (mut dw, mut dbias, mut dw_alone) = (self.dw.clone(), self.dbias.clone(), self.dw.clone());
-        let mut scratch = vec![f32::NAN; linear::column_sums_scratch(dims.outputs)];
-        linear::linear_backward_parameters(*dims, &mut dw, Some(&mut dbias), dy, x, &mut scratch);
-        linear::linear_backward_parameters(*dims, &mut dw_alone, None, dy, x, &mut []);
-        vec![y, y_alone, dx, dw, dbias, dw_alone]
-    }
-
-    /// The same by the twin, with every input taken through `of`.
-    fn twin(&self, of: impl Fn(&[f32]) -> Vec<f64>) -> Vec<Vec<f64>> {
-        let dims = self.dims;
-        let (x, w, bias, dy) = (of(&self.x), of(&self.w), of(&self.bias), of(&self.dy));
-        let (mut y, mut y_alone) = (vec![f64::NAN; dy.len()], vec![f64::NAN; dy.len()]);
-        reference::linear_forward(dims, &mut y, &x, &w, Some(&bias));
-        reference::linear_forward(dims, &mut y_alone, &x, &w, None);
-        let mut dx = vec![f64::NAN; x.len()];
-        reference::linear_backward_input(dims, &mut dx, &dy, &w);
-        let (mut dw, mut dbias) = (of(&self.dw), of(&self.dbias));
-        reference::linear_backward_parameters(dims, &mut dw, Some(&mut dbias), &dy, &x);
-        let dw_alone = dw.clone();
-        vec![y, y_alone, dx, dw, dbias, dw_alone]
-    }
+#[test]
+#[should_panic(expected = "LinearDims { rows: 2, inputs: 2, outputs: 3 }")]
+fn an_output_of_the_wrong_length_is_refused() {
+    let dims = PanelDims { depth: 2, cols: 3 };
+    let w = in_panels(dims, &[0.0f32; 6]);
+    let sizes = LinearDims { rows: 2, inputs: 2, outputs: 3 };
+    linear::linear_forward(sizes, &mut [0.0; 5], &[0.0; 4], Panels::new(dims, &w), &[0.0; 3]);
 }
 
-/// The head, whose gradient of `wte` holds something before it is added to.
-pub(crate) struct Head {
-    dims: LinearDims,
-    x: Vec<f32>,
-    wte: Vec<f32>,
-    dlogits: Vec<f32>,
-    dwte: Vec<f32>,
-}
-
-impl Head {
-    pub(crate) fn random(dims: LinearDims) -> Self {
-        let LinearDims { rows, inputs, outputs } = dims;
-        let mut random = Random(12);
-        Self {
-            dims,
-            x: random.singles(rows * inputs, 1.0),
-            wte: random.singles(outputs * inputs, 1.0),
-            dlogits: random.singles(rows * outputs, 1.0),
-            dwte: random.singles(outputs * inputs, 1.0),
-        }
-    }
-
-    /// `logits`, `dx` and `dwte`.
-    pub(crate) fn run(&self) -> Vec<Vec<f32>> {
-        let Self { dims, x, wte, dlogits, dwte } = self;
-        let mut logits = vec![f32::NAN; dlogits.len()];
-        linear::head_forward(*dims, &mut logits, x, wte);
-        let (mut dx, mut dwte) = (vec![f32::NAN; x.len()], dwte.clone());
-        linear::head_backward(*dims, &mut dx, &mut dwte, dlogits, x, wte);
-        vec![logits, dx, dwte]
-    }
-
-    /// The same by the twin of the linear layer, with every input taken through `of`.
-    fn twin(&self, of: impl Fn(&[f32]) -> Vec<f64>) -> Vec<Vec<f64>> {
-        let dims = self.dims;
-        let LinearDims { inputs, outputs, .. } = dims;
-        let (x, dlogits) = (of(&self.x), of(&self.dlogits));
-        let w = transposed(&of(&self.wte), outputs, inputs);
-        let mut logits = vec![f64::NAN; dlogits.len()];
-        reference::linear_forward(dims, &mut logits, &x, &w, None);
-        let mut dx = vec![f64::NAN; x.len()];
-        reference::linear_backward_input(dims, &mut dx, &dlogits, &w);
-        let mut dw = transposed(&of(&self.dwte), outputs, inputs);
-        reference::linear_backward_parameters(dims, &mut dw, None, &dlogits, &x);
-        vec![logits, dx, transposed(&dw, inputs, outputs)]
-    }
+#[test]
+#[should_panic(expected = "rows 2..5 of 3")]
+fn a_gradient_of_the_wrong_length_is_refused() {
+    let (x, dy) = (PanelDims { depth: 1, cols: 8 }, PanelDims { depth: 1, cols: 3 });
+    let zeros = [0.0f32; 64];
+    linear::linear_backward_weight(
+        2..5,
+        &mut [0.0; 8],
+        Panels::new(x, &zeros),
+        Panels::new(dy, &zeros),
+        false,
+    );
 }

@@ -1,17 +1,23 @@
-//! The kernels against their naive twins, on every instruction set that this machine has; against themselves,
-//! on other numbers of threads; and the twins against difference quotients.
+//! The kernels against their naive twins, in both number formats and on every instruction set that this machine
+//! has; against themselves, on other numbers of threads and in other pieces; and the twins against difference
+//! quotients.
 
 mod support;
 
 mod finite_differences;
+
+mod buffer;
+mod element;
+mod matmul;
+mod panels;
 mod vector;
 
 mod adamw;
 mod attention;
-mod cross_entropy;
 mod dropout;
 mod embedding;
 mod gelu;
+mod head;
 mod layernorm;
 mod linear;
 

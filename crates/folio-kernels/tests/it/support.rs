@@ -3,7 +3,9 @@
 use std::fmt::Debug;
 use std::sync::{Mutex, PoisonError};
 
+use folio_kernels::element::Element;
 use folio_kernels::isa::Isa;
+use folio_kernels::panels::PanelDims;
 
 /// The unit roundoff of f32: an operation is off by at most this share of its result.
 pub(crate) const U: f64 = f32::EPSILON as f64 / 2.0;
@@ -14,9 +16,24 @@ pub(crate) const EXP_ROUNDINGS: f64 = 4.0;
 /// The roundings of `f32::ln`, which C libraries compute to within one ulp: eps = 2 U.
 pub(crate) const LN_ROUNDINGS: f64 = 2.0;
 
+/// The least normal number, which f32 and bfloat16 share. What is below has an absolute error rather than a
+/// relative one, and AVX512-BF16's dot product takes it for zero.
+pub(crate) const TINY: f64 = f32::MIN_POSITIVE as f64;
+
 /// The tolerances are sums of relative errors. Errors multiply: the factors `1 + error` make at most
-/// `exp(sum) - 1 <= sum (1 + sum)`, and no sum here exceeds 3e-3, wherefore one percent covers the rest.
+/// `exp(sum) - 1 <= sum (1 + sum)`, and no sum of errors of f32 here exceeds 3e-3, wherefore one percent covers the
+/// rest. Those of bfloat16 are multiplied with the others by [`stored`].
 const SECOND_ORDER: f64 = 1.01;
+
+/// The relative error of what is stored in the format `E`; sums are f32, so that in f32 it is none.
+pub(crate) fn storing<E: Element>() -> f64 {
+    if E::PAIR == 1 { 0.0 } else { f64::from(E::UNIT_ROUNDOFF) }
+}
+
+/// How far a number of the size `size`, off by `off`, is off after it was stored in the format `E`.
+pub(crate) fn stored<E: Element>(size: f64, off: f64) -> f64 {
+    off + storing::<E>() * (size.abs() + off)
+}
 
 /// What a kernel's output must be.
 pub(crate) struct Expected {
@@ -35,6 +52,14 @@ impl Expected {
     pub(crate) fn from_sizes(name: &'static str, roundings: usize, want: Vec<f64>, sizes: Vec<f64>) -> Self {
         let tolerance = sizes.iter().map(|size| roundings as f64 * U * size).collect();
         Self { name, want, tolerance }
+    }
+
+    /// The same after it was stored in the format `E`.
+    pub(crate) fn stored<E: Element>(mut self) -> Self {
+        for (tolerance, want) in self.tolerance.iter_mut().zip(&self.want) {
+            *tolerance = stored::<E>(*want, *tolerance);
+        }
+        self
     }
 
     /// Panics with the worst element unless all are within their tolerances.
@@ -91,25 +116,80 @@ pub(crate) fn on_every_isa(mut body: impl FnMut(Isa)) {
     }
 }
 
+/// Panics unless both are the same bits.
+#[track_caller]
+pub(crate) fn assert_same_bits<E: Element>(case: &str, got: &[E], want: &[E]) {
+    assert_eq!(got.len(), want.len(), "{case}: length");
+    if let Some(i) = (0..want.len()).find(|&i| got[i].to_bits() != want[i].to_bits()) {
+        panic!("{case}: element {i} of {} is {:?} and not {:?}", want.len(), got[i], want[i]);
+    }
+}
+
 /// The additions that a term of `vector::sum_by` passes through: one for each 32 elements, then five that
 /// halve the 32 lanes.
 pub(crate) fn sum_depth(len: usize) -> f64 {
     (len.div_ceil(32) + 5) as f64
 }
 
+/// The name of a number format.
+pub(crate) fn format<E: Element>() -> &'static str {
+    if E::PAIR == 1 { "f32" } else { "bf16" }
+}
+
 /// `x` in f64.
-pub(crate) fn wide(x: &[f32]) -> Vec<f64> {
-    x.iter().map(|&x| f64::from(x)).collect()
+pub(crate) fn wide<E: Element>(x: &[E]) -> Vec<f64> {
+    x.iter().map(|x| f64::from(x.to_f32())).collect()
 }
 
 /// The sizes of `x` in f64.
-pub(crate) fn sizes(x: &[f32]) -> Vec<f64> {
-    x.iter().map(|&x| f64::from(x.abs())).collect()
+pub(crate) fn sizes<E: Element>(x: &[E]) -> Vec<f64> {
+    x.iter().map(|x| f64::from(x.to_f32().abs())).collect()
+}
+
+/// `x` in f32.
+pub(crate) fn singles<E: Element>(x: &[E]) -> Vec<f32> {
+    x.iter().map(|x| x.to_f32()).collect()
+}
+
+/// `x` rounded to the format `E`.
+pub(crate) fn rounded<E: Element>(x: &[f32]) -> Vec<E> {
+    x.iter().map(|&x| E::from_f32(x)).collect()
+}
+
+/// What an output holds before it is overwritten.
+pub(crate) fn nans<E: Element>(len: usize) -> Vec<E> {
+    vec![E::from_f32(f32::NAN); len]
 }
 
 /// The transpose of `matrix` (rows, cols).
-pub(crate) fn transposed(matrix: &[f64], rows: usize, cols: usize) -> Vec<f64> {
+pub(crate) fn transposed<N: Copy>(matrix: &[N], rows: usize, cols: usize) -> Vec<N> {
     (0..rows * cols).map(|i| matrix[(i % rows) * cols + i / rows]).collect()
+}
+
+/// `matrix` (depth, cols) in panels, by the definition of their layout; what is missing to whole panels and units
+/// is zero.
+pub(crate) fn in_panels<E: Element>(dims: PanelDims, matrix: &[E]) -> Vec<E> {
+    let PanelDims { depth, cols } = dims;
+    assert_eq!(matrix.len(), depth * cols, "{dims:?}");
+    let mut panels = vec![E::default(); cols.div_ceil(64) * depth.div_ceil(E::PAIR) * 64 * E::PAIR];
+    for (i, &value) in matrix.iter().enumerate() {
+        panels[place::<E>(dims, i / cols, i % cols)] = value;
+    }
+    panels
+}
+
+/// The matrix (depth, cols) that stands in `panels`, all the rest of which must be zero.
+pub(crate) fn from_panels<E: Element>(case: &str, dims: PanelDims, panels: &[E]) -> Vec<E> {
+    let PanelDims { depth, cols } = dims;
+    let matrix: Vec<E> = (0..depth * cols).map(|i| panels[place::<E>(dims, i / cols, i % cols)]).collect();
+    assert_same_bits(&format!("{case}: {dims:?} in panels"), panels, &in_panels(dims, &matrix));
+    matrix
+}
+
+/// Where the element (row, col) stands among panels of 64 columns.
+fn place<E: Element>(dims: PanelDims, row: usize, col: usize) -> usize {
+    let unit = col / 64 * dims.depth.div_ceil(E::PAIR) + row / E::PAIR;
+    (unit * 64 + col % 64) * E::PAIR + row % E::PAIR
 }
 
 /// Random numbers for the inputs, the same in every run: a 64-bit linear congruence with Knuth's multiplier.
@@ -130,6 +210,11 @@ impl Random {
     /// `len` values in f32, uniform in [-reach, reach].
     pub(crate) fn singles(&mut self, len: usize, reach: f32) -> Vec<f32> {
         self.values(len).iter().map(|&value| reach * value as f32).collect()
+    }
+
+    /// `len` values in the format `E`, uniform in [-reach, reach].
+    pub(crate) fn elements<E: Element>(&mut self, len: usize, reach: f32) -> Vec<E> {
+        rounded(&self.singles(len, reach))
     }
 
     /// `len` tokens below `vocab`.

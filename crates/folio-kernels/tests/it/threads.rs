@@ -1,71 +1,22 @@
-//! The same bits from every number of threads, and from every instruction set: sums have a fixed number of
-//! lanes, and products choose their instructions themselves. The sizes give each thread several pieces.
+//! The same bits from every number of threads, where kernels use them, and from every instruction set; and from
+//! every way of cutting what the caller's threads share: the rows and the segments of a weight's gradient.
 
 use folio_kernels::adamw;
-use folio_kernels::dims::{AttentionDims, EmbeddingDims, LinearDims, RowDims};
-use folio_kernels::dropout::Dropout;
+use folio_kernels::dims::EmbeddingDims;
+use folio_kernels::element::{Bf16, Element};
+use folio_kernels::linear::linear_backward_weight;
+use folio_kernels::panels::Panels;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::adamw::{LATER_STEP, Tensor};
-use crate::attention::Attention;
-use crate::cross_entropy::Logits;
-use crate::dropout::Branch;
 use crate::embedding::Tables;
-use crate::gelu::Activation;
-use crate::layernorm::Norm;
-use crate::linear::{Head, Layer};
-use crate::support::{Random, on_every_isa};
-
-#[test]
-fn a_linear_layer_gives_the_same_bits() {
-    // Forward six pieces of 192 rows; the product of the weight gradient is divided by the product itself.
-    let layer = Layer::random(LinearDims { rows: 1100, inputs: 130, outputs: 97 });
-    check("linear", || layer.run());
-}
-
-#[test]
-fn the_head_gives_the_same_bits() {
-    let head = Head::random(LinearDims { rows: 301, inputs: 96, outputs: 1003 });
-    check("head", || head.run());
-}
+use crate::linear::in_segments;
+use crate::support::{Random, assert_same_bits, format, on_every_isa};
 
 #[test]
 fn embedding_gives_the_same_bits() {
     let tables = Tables::random(EmbeddingDims { batch: 16, time: 257, channels: 65, vocab: 1001 });
     check("embedding", || tables.run());
-}
-
-#[test]
-fn layernorm_gives_the_same_bits() {
-    let norm = Norm::random(RowDims { rows: 5000, cols: 97 }, 0.0);
-    check("layernorm", || norm.run());
-}
-
-#[test]
-fn gelu_gives_the_same_bits() {
-    let activation = Activation::random(300_003, 6.0);
-    check("gelu", || activation.run());
-}
-
-#[test]
-fn attention_gives_the_same_bits() {
-    for dropout in [Dropout::none(), Dropout::new(0.2, 101)] {
-        let dims = AttentionDims { batch: 7, time: 130, heads: 2, head_size: 24 };
-        let attention = Attention::random(dims, dropout);
-        check("attention", || attention.run());
-    }
-}
-
-#[test]
-fn dropout_gives_the_same_bits() {
-    let branch = Branch::random(RowDims { rows: 3000, cols: 65 }, Dropout::new(0.3, 102));
-    check("dropout", || branch.run());
-}
-
-#[test]
-fn cross_entropy_gives_the_same_bits() {
-    let logits = Logits::random(RowDims { rows: 210, cols: 1003 }, 0.0, 5.0);
-    check("cross_entropy", || logits.run());
 }
 
 #[test]
@@ -95,17 +46,9 @@ fn check(op: &str, run: impl Fn() -> Vec<Vec<f32>> + Sync) {
             let got = pool.install(&run);
             let first = first.get_or_insert_with(|| got.clone());
             for (output, (got, want)) in got.iter().zip(first.iter()).enumerate() {
-                let differs = |i: &usize| got[*i].to_bits() != want[*i].to_bits();
-                if let Some(i) = (0..want.len()).find(differs) {
-                    panic!(
-                        "{op}: element {i} of output {output} is {:e} on {} with {} threads, \
-                         and was {:e} at first",
-                        got[i],
-                        isa.name(),
-                        pool.current_num_threads(),
-                        want[i],
-                    );
-                }
+                let threads = pool.current_num_threads();
+                let case = format!("{op}, output {output}, on {} with {threads} threads", isa.name());
+                assert_same_bits(&case, got, want);
             }
         }
     });
@@ -113,4 +56,56 @@ fn check(op: &str, run: impl Fn() -> Vec<Vec<f32>> + Sync) {
 
 fn pool(threads: usize) -> ThreadPool {
     ThreadPoolBuilder::new().num_threads(threads).build().expect("a few threads")
+}
+
+/// A weight's gradient from all rows and segments in one call, and from every way of cutting them.
+fn cut_a_weight_gradient<E: Element>(segments: usize, time: usize, inputs: usize, outputs: usize) {
+    let mut random = Random(104);
+    let x = random.elements::<E>(segments * time * inputs, 1.0);
+    let dy = random.elements::<E>(segments * time * outputs, 1.0);
+    let (x_dims, x_stride, x) = in_segments(segments, inputs, &x);
+    let (dy_dims, dy_stride, dy) = in_segments(segments, outputs, &dy);
+    let part = |first: usize, count: usize| {
+        (
+            Panels::segmented(x_dims, &x[first * x_stride..], count, x_stride),
+            Panels::segmented(dy_dims, &dy[first * dy_stride..], count, dy_stride),
+        )
+    };
+    // `rows` of a piece, `count` segments of a call.
+    let run = |rows: usize, count: usize| {
+        let mut dw = vec![f32::NAN; inputs * outputs];
+        for first_segment in (0..segments).step_by(count) {
+            let (x, dy) = part(first_segment, count.min(segments - first_segment));
+            for (piece, dw) in dw.chunks_mut(rows * outputs).enumerate() {
+                let first = piece * rows;
+                let range = first..first + dw.len() / outputs;
+                linear_backward_weight(range, dw, x, dy, first_segment > 0);
+            }
+        }
+        dw
+    };
+    on_every_isa(|isa| {
+        let want = run(inputs, segments);
+        for rows in [1, 2, 5, 6, 7, 12, 24, 63, 64, 65, inputs] {
+            for count in [1, 2, 3, segments] {
+                let case = format!(
+                    "{rows} rows and {count} segments of {segments} * {time}, {} on {}",
+                    format::<E>(),
+                    isa.name()
+                );
+                assert_same_bits(&case, &run(rows, count), &want);
+            }
+        }
+    });
+}
+
+#[test]
+fn the_gradient_of_a_weight_does_not_depend_on_how_it_is_cut() {
+    // Segments so short that several are taken at once, and so long that none is; the last ones are one alone.
+    for (segments, time) in [(7, 67), (5, 128), (4, 300), (9, 33), (3, 600)] {
+        cut_a_weight_gradient::<f32>(segments, time, 71, 97);
+        cut_a_weight_gradient::<Bf16>(segments, time, 71, 97);
+    }
+    cut_a_weight_gradient::<f32>(3, 64, 130, 20);
+    cut_a_weight_gradient::<Bf16>(3, 64, 130, 20);
 }

@@ -1,0 +1,341 @@
+//! The head and its loss. Panels are 64 tokens of the vocabulary wide, segments 2,048.
+
+use folio_kernels::dims::{HeadDims, LinearDims, RowDims};
+use folio_kernels::element::{Bf16, Element};
+use folio_kernels::head::{self, HeadScratch, VOCAB_SEGMENT};
+use folio_kernels::panels::{PanelDims, Panels};
+use folio_kernels::reference;
+
+use crate::support::{
+    EXP_ROUNDINGS, Expected, LN_ROUNDINGS, Random, TINY, U, assert_same_bits, check, format, from_panels,
+    in_panels, nans, on_every_isa, rounded, singles, sizes, stored, sum_depth, transposed, wide,
+};
+
+/// Rows, channels, vocabulary.
+const SIZES: [(usize, usize, usize); 16] = [
+    (1, 2, 1),
+    (1, 1, 2),
+    (2, 3, 31),
+    (3, 8, 63),
+    (5, 6, 64),
+    (6, 16, 65),
+    (7, 64, 100),
+    (64, 10, 65),
+    (65, 66, 128),
+    (13, 130, 129),
+    (12, 5, 200),
+    (4, 12, 2047),
+    (5, 4, 2048),
+    (3, 18, 2049),
+    (9, 70, 2113),
+    (2, 2, 4161),
+];
+
+fn compare_all<E: Element>() {
+    for (rows, channels, vocab) in SIZES {
+        let dims = HeadDims { rows, channels: channels.next_multiple_of(E::PAIR), vocab };
+        Head::<E>::random(dims, 1.0).compare();
+    }
+}
+
+#[test]
+fn the_head_equals_its_twin() {
+    assert_eq!(VOCAB_SEGMENT, 2048);
+    compare_all::<f32>();
+    compare_all::<Bf16>();
+}
+
+fn compare_large<E: Element>() {
+    for (rows, vocab) in [(1, 1), (3, 33), (7, 300), (2, 2100)] {
+        for reach in [3.0, 20.0] {
+            let dims = HeadDims { rows, channels: 8, vocab };
+            // Logits from -8 reach^2 to 8 reach^2, in any order; then one that all rows have in common.
+            let head = Head::<E>::random(dims, reach);
+            head.compare();
+            for sign in [1.0, -1.0] {
+                let mut x = singles(&head.x);
+                let mut wte = singles(&head.wte);
+                x.iter_mut().step_by(8).for_each(|x| *x = sign * 30.0);
+                wte.iter_mut().step_by(8).for_each(|w| *w = 20.0);
+                Head { x: rounded::<E>(&x), wte: rounded(&wte), ..head.clone() }.compare();
+            }
+        }
+    }
+}
+
+#[test]
+fn logits_whose_exponentials_overflow_do_no_harm() {
+    compare_large::<f32>();
+    compare_large::<Bf16>();
+}
+
+fn compare_ordered<E: Element>() {
+    for vocab in [64, 130, 1000, 2500] {
+        for slope in [0.01, -0.01, 0.2, -0.2] {
+            // Logits that rise from panel to panel, so that each changes the maximum, or fall.
+            let dims = HeadDims { rows: 5, channels: 2, vocab };
+            let mut head = Head::<E>::random(dims, 1.0);
+            let wte: Vec<f32> = (0..2 * vocab).map(|i| slope * (i / 2) as f32).collect();
+            head.wte = rounded(&wte);
+            head.x.iter_mut().for_each(|x| *x = E::from_f32(x.to_f32().abs()));
+            head.compare();
+        }
+    }
+}
+
+#[test]
+fn a_maximum_that_changes_with_every_panel_does_no_harm() {
+    compare_ordered::<f32>();
+    compare_ordered::<Bf16>();
+}
+
+fn compare_certain<E: Element>() {
+    for (sharpness, vocab) in [(1.0, 70), (3.0, 70), (8.0, 70), (6.0, 2200)] {
+        // A vocabulary of one direction each, and rows that point to their targets.
+        let dims = HeadDims { rows: 40, channels: 64, vocab };
+        let mut head = Head::<E>::random(dims, 0.05);
+        for (row, x) in head.x.chunks_exact_mut(64).enumerate() {
+            head.targets[row] = (row * vocab / 40) as u32;
+            let certainty = sharpness * (row as f32 / 40.0);
+            let target = &head.wte[head.targets[row] as usize * 64..][..64];
+            for (x, w) in x.iter_mut().zip(target) {
+                *x = E::from_f32(certainty * 20.0 * w.to_f32());
+            }
+        }
+        head.wte.iter_mut().for_each(|w| *w = E::from_f32(20.0 * w.to_f32()));
+        head.compare();
+    }
+}
+
+#[test]
+fn the_gradient_of_what_is_nearly_certain_keeps_its_precision() {
+    compare_certain::<f32>();
+    compare_certain::<Bf16>();
+}
+
+fn losses_alone<E: Element>() {
+    for (rows, channels, vocab) in SIZES {
+        let dims = HeadDims { rows, channels: channels.next_multiple_of(E::PAIR), vocab };
+        let head = Head::<E>::random(dims, 1.0);
+        on_every_isa(|isa| {
+            let mut losses = vec![f32::NAN; rows];
+            let mut scratch = HeadScratch::new(dims, false);
+            let (panels, wte_t) = head.wte_t();
+            let wte_t = Panels::new(panels, &wte_t);
+            head::head_forward(dims, &mut losses, &head.x, wte_t, &head.targets, &mut scratch);
+            assert_same_bits(isa.name(), &losses, &head.run()[0]);
+        });
+    }
+}
+
+#[test]
+fn losses_are_the_same_without_room_for_gradients() {
+    losses_alone::<f32>();
+    losses_alone::<Bf16>();
+}
+
+fn logits<E: Element>() {
+    for (rows, channels, vocab) in SIZES {
+        let dims = HeadDims { rows, channels: channels.next_multiple_of(E::PAIR), vocab };
+        let head = Head::<E>::random(dims, 1.0);
+        let [want, size] = head.twin_logits();
+        let expected = Expected::from_sizes("logits", dims.channels, want, size);
+        let (panels, wte_t) = head.wte_t();
+        check("head_logits", &(format::<E>(), dims), &[expected], || {
+            let mut logits = vec![f32::NAN; rows * vocab];
+            head::head_logits(dims, &mut logits, &head.x, Panels::new(panels, &wte_t));
+            vec![logits]
+        });
+    }
+}
+
+#[test]
+fn logits_equal_their_twin() {
+    logits::<f32>();
+    logits::<Bf16>();
+}
+
+#[test]
+#[should_panic(expected = "target 4 is outside the vocabulary of 4")]
+fn a_target_outside_the_vocabulary_is_refused() {
+    let dims = HeadDims { rows: 2, channels: 2, vocab: 4 };
+    let mut head = Head::<f32>::random(dims, 1.0);
+    head.targets = vec![3, 4];
+    head.run();
+}
+
+#[derive(Clone)]
+struct Head<E> {
+    dims: HeadDims,
+    x: Vec<E>,
+    /// (V, C)
+    wte: Vec<E>,
+    targets: Vec<u32>,
+    scale: f32,
+}
+
+impl<E: Element> Head<E> {
+    /// Inputs and embeddings within `reach` of zero.
+    fn random(dims: HeadDims, reach: f32) -> Self {
+        let HeadDims { rows, channels, vocab } = dims;
+        let mut random = Random(61);
+        Self {
+            dims,
+            x: random.elements(rows * channels, reach),
+            wte: random.elements(vocab * channels, reach),
+            targets: random.tokens(rows, vocab),
+            scale: 1.0 / (3 * rows) as f32,
+        }
+    }
+
+    /// wteᵀ in panels.
+    fn wte_t(&self) -> (PanelDims, Vec<E>) {
+        let HeadDims { channels, vocab, .. } = self.dims;
+        let dims = PanelDims { depth: channels, cols: vocab };
+        (dims, in_panels(dims, &transposed(&self.wte, vocab, channels)))
+    }
+
+    /// wte in panels, segment by segment of the vocabulary.
+    fn wte(&self) -> Vec<(PanelDims, Vec<E>)> {
+        let channels = self.dims.channels;
+        let segments = self.wte.chunks(2048 * channels).map(|segment| {
+            let dims = PanelDims { depth: segment.len() / channels, cols: channels };
+            (dims, in_panels(dims, segment))
+        });
+        segments.collect()
+    }
+
+    /// `losses`, `dlogits` and `dx`.
+    fn run(&self) -> [Vec<f32>; 3] {
+        let Self { dims, x, targets, scale, .. } = self;
+        let HeadDims { rows, channels, vocab } = *dims;
+        let mut scratch = Self::used_scratch(*dims);
+        let (wte_t_dims, wte_t) = self.wte_t();
+        let mut losses = vec![f32::NAN; rows];
+        let wte_t = Panels::new(wte_t_dims, &wte_t);
+        head::head_forward(*dims, &mut losses, x, wte_t, targets, &mut scratch);
+
+        let panels = PanelDims { depth: rows, cols: vocab };
+        let (mut dx, mut dlogits) = (vec![f32::NAN; rows * channels], nans::<E>(panels.len::<E>()));
+        let wte = self.wte();
+        let wte = wte.iter().map(|(dims, wte)| Panels::new(*dims, wte));
+        head::head_backward(*dims, &mut dx, &mut dlogits, wte, targets, *scale, &mut scratch);
+        [losses, singles(&from_panels("dlogits", panels, &dlogits)), dx]
+    }
+
+    /// Scratch for more rows and a larger vocabulary, full of NaN.
+    fn used_scratch(dims: HeadDims) -> HeadScratch<E> {
+        let HeadDims { rows, channels, vocab } = dims;
+        let larger = HeadDims { rows: rows + 3, channels, vocab: vocab + 70 };
+        let mut scratch = HeadScratch::new(larger, true);
+        let panels = PanelDims { depth: channels, cols: larger.vocab };
+        let wte_t = nans::<E>(panels.len::<E>());
+        let (x, targets) = (nans::<E>(larger.rows * channels), vec![0; larger.rows]);
+        let mut losses = vec![0.0; larger.rows];
+        head::head_forward(larger, &mut losses, &x, Panels::new(panels, &wte_t), &targets, &mut scratch);
+        assert!(losses.iter().all(|loss| loss.is_nan()), "{losses:?}");
+        scratch
+    }
+
+    /// `logits` of the twin, and their size.
+    fn twin_logits(&self) -> [Vec<f64>; 2] {
+        let HeadDims { rows, channels, vocab } = self.dims;
+        let dims = LinearDims { rows, inputs: channels, outputs: vocab };
+        let run = |x: Vec<f64>, wte: Vec<f64>| {
+            let mut logits = vec![f64::NAN; rows * vocab];
+            reference::linear_forward(dims, &mut logits, &x, &transposed(&wte, vocab, channels), None);
+            logits
+        };
+        [run(wide(&self.x), wide(&self.wte)), run(sizes(&self.x), sizes(&self.wte))]
+    }
+
+    /// Panics unless all outputs are what the twin's are.
+    fn compare(&self) {
+        let [losses, dlogits] = self.expected();
+        on_every_isa(|isa| {
+            let case = format!("head {} {:?} on {}", format::<E>(), self.dims, isa.name());
+            let got = self.run();
+            losses.compare(&case, &got[0]);
+            dlogits.compare(&case, &got[1]);
+            self.expected_dx(&got[1]).compare(&case, &got[2]);
+        });
+    }
+
+    /// With S the additions of a sum of 64, in units of U:
+    ///
+    /// - A logit has as many roundings as the sum over the channels has terms.
+    /// - An exponential has that of its logit, the rounding of its argument, `gap = max - x`, be it subtracted at
+    ///   once or in parts as the maximum changes, and the roundings of `exp` at every change.
+    /// - The sum of the exponentials has their errors, each weighted with its share p; S of its panel, an addition
+    ///   for every panel, and a product for every change.
+    /// - The loss has those, as the logarithm turns relative errors to absolute ones, the logarithm's own, that of
+    ///   the target's logit, and the roundings of `max - x` at the target and of the last sum.
+    /// - The gradient has the errors of the logit, of the gap, of two exponentials and of the sum, a division and
+    ///   two products. What is kept in between, and the gradient, are stored.
+    /// - At the target it is nothing that was stored in between, but has the rounding of a difference.
+    ///
+    /// `exp` ends at e^-87 = 1.6e-38: where the gap is greater, a gradient may be off by two of the least normal
+    /// numbers.
+    fn expected(&self) -> [Expected; 2] {
+        let HeadDims { rows, channels, vocab } = self.dims;
+        let [logits, logit_sizes] = self.twin_logits();
+        let scale = f64::from(self.scale);
+        let (mut dlogits, mut losses) = (logits.clone(), vec![f64::NAN; rows]);
+        let dims = RowDims { rows, cols: vocab };
+        reference::cross_entropy(dims, &mut dlogits, &mut losses, &self.targets, scale);
+        let (mut dlogits_off, mut losses_off) = (vec![], vec![]);
+        let rows = logits.chunks_exact(vocab).zip(logit_sizes.chunks_exact(vocab));
+        for (m, (logits, logit_sizes)) in rows.enumerate() {
+            let target = self.targets[m] as usize;
+            let off = |v: usize| channels as f64 * U * logit_sizes[v];
+            let greatest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let total: f64 = logits.iter().map(|logit| (logit - greatest).exp()).sum();
+            let share = |v: usize| (logits[v] - greatest).exp() / total;
+            let gap = |v: usize| greatest - logits[v];
+            // A panel whose maximum comes near the greatest so far may count as a change.
+            let (mut changes, mut so_far) = (0.0, f64::NEG_INFINITY);
+            for panel in logits.chunks(64) {
+                let peak = panel.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                changes += f64::from(u8::from(peak > so_far - 1e-3));
+                so_far = so_far.max(peak);
+            }
+            let panels = vocab.div_ceil(64) as f64;
+            let mean_off: f64 = (0..vocab).map(|v| share(v) * (off(v) + U * gap(v))).sum();
+            let total_off =
+                mean_off + U * (EXP_ROUNDINGS * (1.0 + changes) + sum_depth(64) + panels + changes);
+            let loss = losses[m];
+            losses_off
+                .push(total_off + off(target) + U * (LN_ROUNDINGS * total.ln() + gap(target) + loss.abs()));
+            for v in 0..vocab {
+                let p = scale * share(v);
+                let roundings = gap(v) + 2.0 * EXP_ROUNDINGS + 4.0;
+                let p_off = p * (off(v) + total_off + U * roundings);
+                let gradient = dlogits[m * vocab + v];
+                let error = if v == target { p_off + U * gradient.abs() } else { stored::<E>(p, p_off) };
+                dlogits_off.push(stored::<E>(gradient, error) + 2.0 * TINY);
+            }
+        }
+        [
+            Expected { name: "losses", want: losses, tolerance: losses_off },
+            Expected { name: "dlogits", want: dlogits, tolerance: dlogits_off },
+        ]
+    }
+
+    /// The product of the gradients of the logits, as they were stored, with `wte`. What the dot product of bfloat16
+    /// takes for zero is no more than the least normal number.
+    fn expected_dx(&self, dlogits: &[f32]) -> Expected {
+        let HeadDims { rows, channels, vocab } = self.dims;
+        let dims = LinearDims { rows, inputs: channels, outputs: vocab };
+        let run = |dlogits: Vec<f64>, wte: Vec<f64>| {
+            let mut dx = vec![f64::NAN; rows * channels];
+            reference::linear_backward_input(dims, &mut dx, &dlogits, &transposed(&wte, vocab, channels));
+            dx
+        };
+        let (want, size) = (run(wide(dlogits), wide(&self.wte)), run(sizes(dlogits), sizes(&self.wte)));
+        let mut expected = Expected::from_sizes("dx", vocab, want, size);
+        let reach = sizes(&self.wte).into_iter().fold(1.0, f64::max);
+        let lost = vocab as f64 * TINY * reach;
+        expected.tolerance.iter_mut().for_each(|tolerance| *tolerance += lost);
+        expected
+    }
+}

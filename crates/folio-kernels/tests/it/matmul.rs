@@ -1,0 +1,396 @@
+//! Products of every size of tile, from both kinds of left operand.
+
+use folio_kernels::element::{Bf16, Element};
+use folio_kernels::isa::Isa;
+use folio_kernels::matmul::{At, Lhs, product, product_into};
+use folio_kernels::panels::{PanelDims, Panels};
+
+use crate::support::{Expected, Random, TINY, assert_same_bits, format, in_panels, nans, transposed, wide};
+
+/// Two tiles and one more row, of every remainder.
+const ROWS: std::ops::RangeInclusive<usize> = 1..=13;
+/// Two panels and a rest of every remainder.
+const COLS: std::ops::RangeInclusive<usize> = 1..=130;
+const DEPTHS: [usize; 5] = [1, 2, 3, 8, 33];
+
+/// A left and a right operand in f64, and how their product must be.
+struct Product<E> {
+    rows: usize,
+    depth: usize,
+    cols: usize,
+    /// (rows, depth)
+    lhs: Vec<E>,
+    /// (depth, cols)
+    rhs: Vec<E>,
+}
+
+impl<E: Element> Product<E> {
+    fn random(rows: usize, depth: usize, cols: usize) -> Self {
+        let mut random = Random(121);
+        let lhs = random.elements(rows * depth, 1.0);
+        Self { rows, depth, cols, lhs, rhs: random.elements(depth * cols, 1.0) }
+    }
+
+    /// The rows from `first` on, added to `before` (rows, cols): a term is rounded, and added as often as there are
+    /// terms.
+    fn expected(&self, before: &[f32], first: usize) -> Expected {
+        let Self { rows, depth, cols, .. } = *self;
+        let (lhs, rhs) = (wide(&self.lhs), wide(&self.rhs));
+        let (mut want, mut size) = (vec![], vec![]);
+        for (m, before) in (first..rows).zip(before.chunks_exact(cols)) {
+            let mut sums: Vec<(f64, f64)> =
+                before.iter().map(|&x| (f64::from(x), f64::from(x.abs()))).collect();
+            for k in 0..depth {
+                let a = lhs[m * depth + k];
+                for ((sum, size), b) in sums.iter_mut().zip(&rhs[k * cols..][..cols]) {
+                    *sum += a * b;
+                    *size += (a * b).abs();
+                }
+            }
+            want.extend(sums.iter().map(|sum| sum.0));
+            size.extend(sums.iter().map(|sum| sum.1));
+        }
+        Expected::from_sizes("out", depth + 1, want, size)
+    }
+
+    fn rhs_dims(&self) -> PanelDims {
+        PanelDims { depth: self.depth, cols: self.cols }
+    }
+
+    /// The left operand with its rows `stride` apart: what completes the last unit is finite, and meets a zero; what
+    /// is beyond is NaN.
+    fn strided(&self, stride: usize) -> Vec<E> {
+        let units = self.depth.next_multiple_of(E::PAIR);
+        let mut lhs = nans::<E>((self.rows - 1) * stride + units);
+        for (row, values) in self.lhs.chunks_exact(self.depth).enumerate() {
+            lhs[row * stride..][..self.depth].copy_from_slice(values);
+            lhs[row * stride + self.depth..][..units - self.depth].fill(E::from_f32(7.0));
+        }
+        lhs
+    }
+
+    /// A matrix (depth, cols) as `segments` panels of equal depth, `gap` units apart; NaN between them.
+    fn segmented(matrix: &[E], cols: usize, segments: usize, gap: usize) -> (PanelDims, Vec<E>, usize) {
+        let part = matrix.len() / segments;
+        let dims = PanelDims { depth: part / cols, cols };
+        let stride = dims.len::<E>() + gap * E::PAIR;
+        let mut data = nans(segments * stride);
+        for (to, part) in data.chunks_exact_mut(stride).zip(matrix.chunks_exact(part)) {
+            to[..dims.len::<E>()].copy_from_slice(&in_panels(dims, part));
+        }
+        data.truncate(data.len() - gap * E::PAIR);
+        (dims, data, stride)
+    }
+}
+
+/// Runs `product` and puts its tiles together, each of which must come once and in its place.
+fn collect<E: Element>(
+    isa: Isa,
+    rows: std::ops::Range<usize>,
+    lhs: Lhs<E>,
+    rhs: Panels<E>,
+    cols: usize,
+) -> Vec<f32> {
+    let mut out = vec![f32::NAN; rows.len() * cols];
+    let mut order = vec![];
+    let first = rows.start;
+    isa.run(
+        #[inline(always)]
+        || {
+            product(
+                isa,
+                rows.clone(),
+                lhs,
+                rhs,
+                #[inline(always)]
+                |at, tile| {
+                    let At { row, col, rows, cols: width } = at;
+                    order.push((col, row));
+                    assert!(rows <= 6 && width <= 64 && (row - first).is_multiple_of(6), "{at:?}");
+                    for (r, sums) in tile[..rows].iter().enumerate() {
+                        let out = &mut out[(row - first + r) * cols + col..][..width];
+                        assert!(out.iter().all(|x| x.is_nan()), "{at:?} comes twice");
+                        out.copy_from_slice(&sums[..width]);
+                    }
+                },
+            );
+        },
+    );
+    assert!(order.is_sorted(), "panel after panel, downwards: {order:?}");
+    out
+}
+
+fn from_rows<E: Element>() {
+    for depth in DEPTHS {
+        for cols in COLS {
+            for rows in ROWS {
+                let case = Product::<E>::random(rows, depth, cols);
+                // A range that does not begin with the first row, and strides of all remainders.
+                let first = if rows > 7 { 3 } else { 0 };
+                let stride = depth.next_multiple_of(E::PAIR) + (rows + cols) % 4;
+                let (lhs, rhs) = (case.strided(stride), in_panels(case.rhs_dims(), &case.rhs));
+                let expected = case.expected(&vec![0.0; (rows - first) * cols], first);
+                for isa in Isa::available() {
+                    let lhs = Lhs::Rows { data: &lhs, stride };
+                    let got = collect(isa, first..rows, lhs, Panels::new(case.rhs_dims(), &rhs), cols);
+                    let name = format!("{} {rows} {depth} {cols} on {}", format::<E>(), isa.name());
+                    expected.compare(&name, &got);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_with_rows_equal_their_twin() {
+    from_rows::<f32>();
+    from_rows::<Bf16>();
+}
+
+fn from_columns<E: Element>() {
+    for (segments, depth) in [(1, 1), (1, 2), (1, 7), (2, 3), (3, 6), (5, 1)] {
+        for cols in [1, 15, 16, 17, 33, 48, 63, 64, 65, 100, 128, 130] {
+            for (first, rows) in [(0, 1), (0, 13), (4, 9), (0, 64), (59, 70), (64, 70), (6, 131)] {
+                let case = Product::<E>::random(rows, segments * depth, cols);
+                let lhs = transposed(&case.lhs, rows, segments * depth);
+                let (left, lhs, left_stride) = Product::segmented(&lhs, rows, segments, 3);
+                let (right, rhs, right_stride) = Product::segmented(&case.rhs, cols, segments, 0);
+                let expected = case.expected(&vec![0.0; (rows - first) * cols], first);
+                for isa in Isa::available() {
+                    let lhs = Lhs::Columns(Panels::segmented(left, &lhs, segments, left_stride));
+                    let rhs = Panels::segmented(right, &rhs, segments, right_stride);
+                    let got = collect(isa, first..rows, lhs, rhs, cols);
+                    let name = format!(
+                        "{} {first}..{rows} {segments} * {depth} {cols} on {}",
+                        format::<E>(),
+                        isa.name()
+                    );
+                    expected.compare(&name, &got);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_with_columns_equal_their_twin() {
+    from_columns::<f32>();
+    from_columns::<Bf16>();
+}
+
+/// `product_into`, into rows `gap` further apart than they are long.
+fn into<E: Element>(
+    isa: Isa,
+    case: &Product<E>,
+    first: usize,
+    before: &[f32],
+    add: bool,
+    gap: usize,
+) -> Vec<f32> {
+    let stride = case.cols + gap;
+    let rows = case.rows - first;
+    let mut out = vec![-7.0; (rows - 1) * stride + case.cols];
+    for (out, before) in out.chunks_mut(stride).zip(before.chunks_exact(case.cols)) {
+        out[..case.cols].copy_from_slice(before);
+    }
+    let lhs_stride = case.depth.next_multiple_of(E::PAIR);
+    let (lhs, rhs) = (case.strided(lhs_stride), in_panels(case.rhs_dims(), &case.rhs));
+    let lhs = Lhs::Rows { data: &lhs, stride: lhs_stride };
+    let rhs = Panels::new(case.rhs_dims(), &rhs);
+    isa.run(
+        #[inline(always)]
+        || product_into(isa, first..case.rows, lhs, rhs, &mut out, stride, add),
+    );
+    for row in out.chunks(stride) {
+        assert!(row[case.cols..].iter().all(|&x| x == -7.0), "between the rows");
+    }
+    out.chunks(stride).flat_map(|row| &row[..case.cols]).copied().collect()
+}
+
+fn are_added_or_not<E: Element>() {
+    for (first, rows, depth, cols) in
+        [(0, 1, 1, 1), (0, 6, 5, 64), (2, 15, 8, 17), (1, 8, 31, 130), (0, 20, 2, 96)]
+    {
+        let case = Product::<E>::random(rows, depth, cols);
+        let before = Random(122).singles((rows - first) * cols, 3.0);
+        for isa in Isa::available() {
+            let name = |add: bool| {
+                format!("{} {first}..{rows} {depth} {cols}, add {add}, on {}", format::<E>(), isa.name())
+            };
+            let overwritten = into(isa, &case, first, &vec![f32::NAN; before.len()], false, cols % 3);
+            case.expected(&vec![0.0; before.len()], first).compare(&name(false), &overwritten);
+            let added = into(isa, &case, first, &before, true, cols % 3);
+            case.expected(&before, first).compare(&name(true), &added);
+        }
+    }
+}
+
+#[test]
+fn products_are_added_where_that_is_asked_for() {
+    are_added_or_not::<f32>();
+    are_added_or_not::<Bf16>();
+}
+
+fn of_integers<E: Element>() {
+    let mut case = Product::<E>::random(13, 70, 77);
+    let integers = |x: &mut E| *x = E::from_f32((x.to_f32() * 9.0).round());
+    case.lhs.iter_mut().chain(&mut case.rhs).for_each(integers);
+    let mut expected = case.expected(&[0.0; 13 * 77], 0);
+    expected.tolerance.fill(0.0);
+    for isa in Isa::available() {
+        expected.compare(isa.name(), &into(isa, &case, 0, &[0.0; 13 * 77], false, 0));
+    }
+}
+
+#[test]
+fn products_of_small_integers_are_exact() {
+    of_integers::<f32>();
+    of_integers::<Bf16>();
+}
+
+fn of_corners<E: Element>() {
+    for (depth, cols) in [(1, 1), (2, 64), (7, 65), (8, 20), (11, 150), (12, 128)] {
+        let all = Product::<E>::random(9, 12, 150);
+        let corner = Product::<E> {
+            depth,
+            cols,
+            lhs: all.lhs.chunks_exact(12).flat_map(|row| &row[..depth]).copied().collect(),
+            rhs: all.rhs.chunks_exact(150).take(depth).flat_map(|row| &row[..cols]).copied().collect(),
+            ..all
+        };
+        let expected = corner.expected(&vec![0.0; 9 * cols], 0);
+        // A unit that is cut is kept whole: the left operand has a zero there.
+        let mut lhs = nans::<E>(9 * 12);
+        for (to, row) in lhs.chunks_exact_mut(12).zip(corner.lhs.chunks_exact(depth)) {
+            to[..depth].copy_from_slice(row);
+            to[depth..depth.next_multiple_of(E::PAIR)].fill(E::default());
+        }
+        let dims = PanelDims { depth: 12, cols: 150 };
+        let panels = in_panels(dims, &all.rhs);
+        for isa in Isa::available() {
+            let lhs = Lhs::Rows { data: &lhs, stride: 12 };
+            let rhs = Panels::new(dims, &panels).corner(depth, cols);
+            assert_eq!(rhs.cols(), cols);
+            let name = format!("{} corner {depth} {cols} on {}", format::<E>(), isa.name());
+            expected.compare(&name, &collect(isa, 0..9, lhs, rhs, cols));
+        }
+    }
+}
+
+#[test]
+fn products_with_a_corner_are_those_of_the_smaller_matrix() {
+    of_corners::<f32>();
+    of_corners::<Bf16>();
+}
+
+#[test]
+fn units_may_stand_anywhere() {
+    // A row of bfloat16 that begins with an odd element is no aligned unit.
+    let mut random = Random(123);
+    let (row, rhs) = (random.elements::<Bf16>(7, 1.0), random.elements::<Bf16>(4, 1.0));
+    let dims = PanelDims { depth: 4, cols: 1 };
+    let panels = in_panels(dims, &rhs);
+    for isa in Isa::available() {
+        for first in 0..=3 {
+            let case =
+                Product { rows: 1, depth: 4, cols: 1, lhs: row[first..first + 4].to_vec(), rhs: rhs.clone() };
+            let lhs = Lhs::Rows { data: &row[first..], stride: 4 };
+            let got = collect(isa, 0..1, lhs, Panels::new(dims, &panels), 1);
+            case.expected(&[0.0], 0).compare(isa.name(), &got);
+        }
+    }
+}
+
+#[test]
+fn numbers_below_the_least_normal_one_are_kept_or_taken_for_zero() {
+    // As operands, and as products of operands.
+    for (a, b) in [(1e-39, 1.0), (1.0, 3e-40), (1e-20, 1e-19), (-1e-45, 1e3), (2e-38, 1.0)] {
+        let (rows, depth, cols) = (7, 10, 20);
+        let case = Product::<Bf16> {
+            rows,
+            depth,
+            cols,
+            lhs: vec![Bf16::from_f32(a); rows * depth],
+            rhs: vec![Bf16::from_f32(b); depth * cols],
+        };
+        let mut expected = case.expected(&[0.0; 140], 0);
+        let largest = f64::from(a.abs().max(b.abs()).max(1.0));
+        expected.tolerance.iter_mut().for_each(|tolerance| *tolerance += depth as f64 * TINY * largest);
+        for isa in Isa::available() {
+            expected.compare(isa.name(), &into(isa, &case, 0, &[0.0; 140], false, 0));
+        }
+    }
+}
+
+#[test]
+fn an_empty_product_is_nothing() {
+    let isa = Isa::detected();
+    let panels = Panels::<f32>::new(PanelDims { depth: 0, cols: 3 }, &[]);
+    // A sum of nothing is zero; a matrix without rows or columns has no tiles.
+    assert_eq!(collect(isa, 0..2, Lhs::Rows { data: &[], stride: 0 }, panels, 3), [0.0; 6]);
+    assert_eq!(collect(isa, 0..0, Lhs::Rows { data: &[], stride: 0 }, panels, 3), [0.0; 0]);
+    let panels = Panels::<f32>::new(PanelDims { depth: 2, cols: 0 }, &[]);
+    assert_eq!(collect(isa, 0..2, Lhs::Rows { data: &[1.0; 4], stride: 2 }, panels, 0), [0.0; 0]);
+}
+
+fn rows_of<E: Element>(rows: usize, len: usize, stride: usize, depth: usize) {
+    let dims = PanelDims { depth, cols: 3 };
+    let panels = vec![E::default(); dims.len::<E>()];
+    let data = vec![E::default(); len];
+    let lhs = Lhs::Rows { data: &data, stride };
+    collect(Isa::detected(), 0..rows, lhs, Panels::new(dims, &panels), 3);
+}
+
+#[test]
+#[should_panic(expected = "left operand: 0..3 rows of 5 outside 14")]
+fn a_left_operand_that_is_too_short_is_refused() {
+    rows_of::<f32>(3, 14, 5, 5);
+}
+
+#[test]
+fn a_left_operand_that_just_suffices_is_not() {
+    rows_of::<f32>(3, 15, 5, 5);
+    rows_of::<Bf16>(3, 16, 5, 5);
+}
+
+#[test]
+#[should_panic(expected = "left operand: 0..3 rows of 6 outside 15")]
+fn an_odd_row_of_bf16_that_nothing_completes_is_refused() {
+    rows_of::<Bf16>(3, 15, 5, 5);
+}
+
+fn columns_of(rows: usize, left: (usize, usize), right: (usize, usize)) {
+    let data = [0.0f32; 1000];
+    let panels = |(segments, depth): (usize, usize)| {
+        Panels::segmented(PanelDims { depth, cols: 5 }, &data, segments, depth * 64)
+    };
+    collect(Isa::detected(), 0..rows, Lhs::Columns(panels(left)), panels(right), 5);
+}
+
+#[test]
+#[should_panic(expected = "segments and units of the two operands")]
+fn operands_of_unlike_depth_are_refused() {
+    columns_of(5, (1, 2), (1, 3));
+}
+
+#[test]
+#[should_panic(expected = "segments and units of the two operands")]
+fn operands_of_unlike_segments_are_refused() {
+    columns_of(5, (2, 3), (1, 3));
+}
+
+#[test]
+#[should_panic(expected = "left operand: 0..6 of 5")]
+fn more_rows_than_the_left_operand_has_columns_are_refused() {
+    columns_of(6, (2, 3), (2, 3));
+}
+
+#[test]
+fn repeated_products_give_the_same_bits() {
+    let case = Product::<f32>::random(13, 33, 77);
+    for isa in Isa::available() {
+        let zeros = [0.0; 13 * 77];
+        let first = into(isa, &case, 0, &zeros, false, 0);
+        assert_same_bits("added to zero", &into(isa, &case, 0, &zeros, true, 2), &first);
+    }
+}

@@ -1,0 +1,150 @@
+//! Packing against the definition of the layout, for every remainder of columns and depth.
+
+use folio_kernels::element::{Bf16, Element};
+use folio_kernels::isa::Isa;
+use folio_kernels::panels::{
+    PANEL_COLS, PanelDims, Panels, pack_columns, pack_columns_panel, pack_rows, pack_rows_panel,
+};
+
+use crate::support::{Random, assert_same_bits, format, in_panels, nans, singles, transposed};
+
+/// One more than two registers of units, in pairs; and two panels with a rest.
+const DEPTHS: std::ops::RangeInclusive<usize> = 1..=65;
+const COLS: std::ops::RangeInclusive<usize> = 1..=130;
+
+fn sizes_are_those_of_whole_panels<E: Element>() {
+    for depth in 0..10 {
+        for cols in (0..=1).chain([63, 64, 65, 128, 129]) {
+            let dims = PanelDims { depth, cols };
+            let units = depth.div_ceil(E::PAIR);
+            let sizes = (dims.units::<E>(), dims.panels(), dims.panel_len::<E>(), dims.len::<E>());
+            let panel = units * 64 * E::PAIR;
+            assert_eq!(sizes, (units, cols.div_ceil(64), panel, cols.div_ceil(64) * panel), "{dims:?}");
+        }
+    }
+}
+
+#[test]
+fn sizes() {
+    assert_eq!(PANEL_COLS, 64);
+    sizes_are_those_of_whole_panels::<f32>();
+    sizes_are_those_of_whole_panels::<Bf16>();
+}
+
+/// `matrix` (rows, cols) with its rows `stride` apart; NaN between them, and nothing behind the last.
+fn strided<E: Element>(matrix: &[E], cols: usize, stride: usize) -> Vec<E> {
+    let mut strided = nans(matrix.len() / cols * stride);
+    for (to, row) in strided.chunks_exact_mut(stride).zip(matrix.chunks_exact(cols)) {
+        to[..cols].copy_from_slice(row);
+    }
+    strided.truncate(strided.len() - (stride - cols));
+    strided
+}
+
+fn pack_every_size<S: Element, E: Element>() {
+    let source = Random(111).elements::<S>(65 * 130, 3.0);
+    for isa in Isa::available() {
+        for depth in DEPTHS {
+            for cols in COLS.filter(|cols| depth <= 36 || cols % 7 == 1) {
+                let dims = PanelDims { depth, cols };
+                let case = format!("{} to {} {dims:?} on {}", format::<S>(), format::<E>(), isa.name());
+                let matrix = &source[..depth * cols];
+                let converted: Vec<E> = singles(matrix).iter().map(|&x| E::from_f32(x)).collect();
+                let want = in_panels(dims, &converted);
+                let gap = (depth + cols) % 3;
+                let rows = strided(matrix, cols, cols + gap);
+                let columns = strided(&transposed(matrix, depth, cols), depth, depth + gap);
+                // What is behind the panels stays as it is.
+                let mut out = nans::<E>(want.len() + 3);
+                isa.run(
+                    #[inline(always)]
+                    || pack_rows(dims, &mut out, &rows, cols + gap),
+                );
+                assert_same_bits(&format!("rows of {case}"), &out[..want.len()], &want);
+                assert!(out[want.len()..].iter().all(|x| x.to_f32().is_nan()), "{case}");
+                out = nans(want.len() + 3);
+                isa.run(
+                    #[inline(always)]
+                    || pack_columns(dims, &mut out, &columns, depth + gap),
+                );
+                assert_same_bits(&format!("columns of {case}"), &out[..want.len()], &want);
+                assert!(out[want.len()..].iter().all(|x| x.to_f32().is_nan()), "{case}");
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_and_columns_of_f32_are_packed() {
+    pack_every_size::<f32, f32>();
+}
+
+#[test]
+fn rows_and_columns_of_f32_are_packed_in_bf16() {
+    pack_every_size::<f32, Bf16>();
+}
+
+#[test]
+fn rows_and_columns_of_bf16_are_packed() {
+    pack_every_size::<Bf16, Bf16>();
+}
+
+fn pack_panel_by_panel<E: Element>() {
+    let dims = PanelDims { depth: 21, cols: 150 };
+    let matrix = Random(112).elements::<f32>(dims.depth * dims.cols, 1.0);
+    let columns = transposed(&matrix, dims.depth, dims.cols);
+    let (mut all, mut all_columns) = (nans::<E>(dims.len::<E>()), nans::<E>(dims.len::<E>()));
+    pack_rows(dims, &mut all, &matrix, dims.cols);
+    pack_columns(dims, &mut all_columns, &columns, dims.depth);
+    for (panel, want) in all.chunks_exact(dims.panel_len::<E>()).enumerate() {
+        let (mut rows, mut cols) = (nans::<E>(want.len()), nans::<E>(want.len()));
+        pack_rows_panel(dims, panel, &mut rows, &matrix, dims.cols);
+        pack_columns_panel(dims, panel, &mut cols, &columns, dims.depth);
+        assert_same_bits("a panel of rows", &rows, want);
+        assert_same_bits("a panel of columns", &cols, want);
+    }
+    assert_same_bits("rows and columns", &all_columns, &all);
+}
+
+#[test]
+fn panels_may_be_packed_one_by_one() {
+    pack_panel_by_panel::<f32>();
+    pack_panel_by_panel::<Bf16>();
+}
+
+#[test]
+fn an_empty_matrix_takes_no_room() {
+    let dims = PanelDims { depth: 0, cols: 70 };
+    pack_rows::<f32, f32>(dims, &mut [], &[], 70);
+    pack_columns::<f32, Bf16>(dims, &mut [], &[], 0);
+    assert_eq!(Panels::<f32>::new(dims, &[]).cols(), 70);
+}
+
+#[test]
+#[should_panic(expected = "2 segments of PanelDims { depth: 3, cols: 5 }, 200 apart, in 391")]
+fn segments_that_do_not_fit_are_refused() {
+    Panels::segmented(PanelDims { depth: 3, cols: 5 }, &[0.0f32; 391], 2, 200);
+}
+
+#[test]
+fn segments_that_just_fit_are_not() {
+    Panels::segmented(PanelDims { depth: 3, cols: 5 }, &[0.0f32; 392], 2, 200);
+}
+
+#[test]
+#[should_panic(expected = "segments 129 apart in units of 2")]
+fn segments_that_cut_units_are_refused() {
+    Panels::segmented(PanelDims { depth: 1, cols: 5 }, &[Bf16::default(); 400], 2, 129);
+}
+
+#[test]
+#[should_panic(expected = "(3, 9) of 8")]
+fn a_corner_that_is_wider_than_the_matrix_is_refused() {
+    Panels::new(PanelDims { depth: 3, cols: 8 }, &[0.0f32; 192]).corner(3, 9);
+}
+
+#[test]
+#[should_panic(expected = "(4, 8) of 8")]
+fn a_corner_that_is_deeper_than_the_matrix_is_refused() {
+    Panels::new(PanelDims { depth: 3, cols: 8 }, &[0.0f32; 192]).corner(4, 8);
+}
