@@ -8,12 +8,19 @@
 
 use std::fmt;
 
-/// A number format that products take as operands; sums are always f32. All bits zero must be the value zero.
-pub trait Element: Copy + Default + PartialEq + Send + Sync + fmt::Debug + 'static {
+mod sealed {
+    /// Products read units as raw memory, and buffers begin as zero bits: only formats that are known to bear it.
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for super::Bf16 {}
+}
+
+/// A number format that products take as operands; sums are always f32. All bits zero are the value zero.
+pub trait Element: sealed::Sealed + Copy + Default + PartialEq + Send + Sync + fmt::Debug + 'static {
     /// Elements of one 32-bit unit.
     const PAIR: usize;
-    /// The relative rounding error of a value that is stored in this format: half the distance of 1 to the
-    /// next greater value.
+    /// The greatest relative error of rounding a normal number to this format: half the distance of 1 to the
+    /// next greater value, 2^-24 and 2^-8.
     const UNIT_ROUNDOFF: f32;
 
     /// The value, exactly.
@@ -54,7 +61,7 @@ impl Element for f32 {
     }
 }
 
-/// A bfloat16 number, as its bits.
+/// A bfloat16 number, as its bits: two are equal if their bits are.
 ///
 /// ```
 /// use folio_kernels::element::{Bf16, Element};

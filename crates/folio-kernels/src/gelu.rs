@@ -14,9 +14,14 @@ const SQRT_2_OVER_PI: f32 = 0.797_884_6;
 /// The paper's fitted coefficient of the cube.
 const CUBE: f32 = 0.044715;
 
+/// Beyond this on either side nothing changes any more in f32: below, gelu(-10) = -1e-37 stands for zero; above,
+/// gelu(x) = x. Powers of what lies further out would overflow.
+const REACH: f32 = 10.0;
+
 /// `gelu(x)`.
 #[inline(always)]
 pub fn gelu(x: f32) -> f32 {
+    let x = not_below(x);
     x * sigmoid(2.0 * inner(x))
 }
 
@@ -27,9 +32,17 @@ pub fn gelu(x: f32) -> f32 {
 /// ```
 #[inline(always)]
 pub fn gelu_and_slope(x: f32) -> (f32, f32) {
-    let s = sigmoid(2.0 * inner(x));
-    let du = SQRT_2_OVER_PI * (3.0 * CUBE * x).mul_add(x, 1.0);
-    (x * s, (x * s * (1.0 - s)).mul_add(2.0 * du, s))
+    let x = not_below(x);
+    let near = if x > REACH { REACH } else { x };
+    let s = sigmoid(2.0 * inner(near));
+    let du = SQRT_2_OVER_PI * (3.0 * CUBE * near).mul_add(near, 1.0);
+    (x * s, (near * s * (1.0 - s)).mul_add(2.0 * du, s))
+}
+
+/// `x`, but not below minus [`REACH`]. A comparison rather than `max` lets NaN through.
+#[inline(always)]
+fn not_below(x: f32) -> f32 {
+    if x < -REACH { -REACH } else { x }
 }
 
 /// `u = sqrt(2 / pi) (x + 0.044715 x^3)`.

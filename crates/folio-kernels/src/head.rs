@@ -182,8 +182,10 @@ impl<E: Element> HeadScratch<E> {
             }
             let target = targets[row] as usize;
             if part.contains(&target) {
-                let gradient = &mut exps[target - part.start];
-                *gradient = E::from_f32(gradient.to_f32() - scale);
+                // Anew and in f32: next to a probability of one, the rounding of what was kept would drown the
+                // difference.
+                let kept = normaliser * exp(self.at_target[row] - greatest);
+                exps[target - part.start] = E::from_f32(kept - scale);
             }
         }
     }

@@ -52,6 +52,7 @@ pub fn layernorm_again<E: Element>(
 ) {
     let RowDims { rows, cols } = dims;
     assert_eq!((y.len(), x.len()), (rows * cols, rows * cols), "LayerNorm of {dims:?}");
+    assert_eq!((statistics.mean.len(), statistics.rstd.len()), (rows, rows), "LayerNorm of {dims:?}");
     assert_eq!((weight.len(), bias.len()), (cols, cols), "LayerNorm of {dims:?}");
     Isa::detected().run(
         #[inline(always)]

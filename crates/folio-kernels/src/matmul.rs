@@ -34,7 +34,7 @@ pub struct At {
     pub row: usize,
     /// The first column.
     pub col: usize,
-    /// Rows of the tile, up to 6; the first row is even.
+    /// Rows of the tile, up to 6; tiles start 6 rows apart.
     pub rows: usize,
     /// Columns of the tile, up to 64.
     pub cols: usize,

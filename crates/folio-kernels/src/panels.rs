@@ -72,8 +72,9 @@ impl<'a, E: Element> Panels<'a, E> {
     /// one before it.
     ///
     /// # Panics
-    /// If `data` is too short.
+    /// If `data` is too short, or `stride` not a number of whole units.
     pub fn segmented(dims: PanelDims, data: &'a [E], segments: usize, stride: usize) -> Self {
+        assert!(stride.is_multiple_of(E::PAIR), "segments {stride} apart in units of {}", E::PAIR);
         let needed = if segments == 0 { 0 } else { (segments - 1) * stride + dims.len::<E>() };
         assert!(data.len() >= needed, "{segments} segments of {dims:?}, {stride} apart, in {}", data.len());
         let (cols, units, panel_stride) = (dims.cols, dims.units::<E>(), dims.panel_len::<E>());

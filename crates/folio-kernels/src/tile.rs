@@ -51,7 +51,7 @@ pub(crate) unsafe fn multiply<E: Element>(
     rhs: *const E,
     walk: &Walk,
 ) {
-    // SAFETY: passed on to the caller; `Isa::multiply` calls only what the processor has.
+    // SAFETY: passed on to the caller.
     unsafe {
         match walk.rows {
             1 => rows::<E, 1>(isa, tile, lhs, rhs, walk),
@@ -244,7 +244,7 @@ mod x86 {
                 for _ in 0..walk.units {
                     let b: [__m512; V] = from_fn(|v| _mm512_loadu_ps(rhs.add(16 * v)));
                     for r in 0..R {
-                        let a = _mm512_set1_ps(*lhs[r].add(offset));
+                        let a = _mm512_set1_ps(lhs[r].add(offset).read_unaligned());
                         for v in 0..V {
                             sums[r][v] = multiply_add(sums[r][v], a, b[v]);
                         }
@@ -283,7 +283,7 @@ mod x86 {
                     for _ in 0..walk.units {
                         let b: [__m256; 2] = from_fn(|v| _mm256_loadu_ps(rhs.add(8 * v)));
                         for r in 0..R {
-                            let a = _mm256_set1_ps(*lhs[r].cast::<f32>().add(offset));
+                            let a = _mm256_set1_ps(lhs[r].cast::<f32>().add(offset).read_unaligned());
                             for v in 0..2 {
                                 sums[r][v] = if E::PAIR == 1 {
                                     _mm256_fmadd_ps(a, b[v], sums[r][v])

@@ -73,13 +73,6 @@ pub fn sum(x: &[f32]) -> f32 {
     sum_by(x.len(), |i| x[i])
 }
 
-/// The dot product of two rows of one length.
-#[inline(always)]
-pub fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let b = &b[..a.len()];
-    sum_by(a.len(), |i| a[i] * b[i])
-}
-
 /// The greatest element of a row; negative infinity for an empty one. NaN is passed over.
 #[inline(always)]
 pub fn max(x: &[f32]) -> f32 {
@@ -93,15 +86,4 @@ pub fn max(x: &[f32]) -> f32 {
     }
     let greatest = lanes.into_iter().fold(f32::NEG_INFINITY, f32::max);
     rest.iter().copied().fold(greatest, f32::max)
-}
-
-/// Replaces a row of scores by `exp(score - greatest)` and returns (greatest, sum of the exponentials).
-/// The maximum is subtracted first, so that no exponential overflows.
-#[inline(always)]
-pub fn exp_minus_max(row: &mut [f32]) -> (f32, f32) {
-    let greatest = max(row);
-    for value in row.iter_mut() {
-        *value = exp(*value - greatest);
-    }
-    (greatest, sum(row))
 }
