@@ -170,7 +170,7 @@ impl<E: Element> HeadScratch<E> {
     /// Turns the exponentials of a part of the vocabulary, which starts with a panel, into gradients.
     #[inline(always)]
     fn scale(&mut self, dims: HeadDims, part: std::ops::Range<usize>, targets: &[u32], scale: f32) {
-        for row in 0..dims.rows {
+        for (row, &target) in targets.iter().enumerate() {
             let exps = &mut self.exps[row * stride(dims.vocab)..][part.start..stride(part.end)];
             let greatest = self.greatest[row];
             let normaliser = scale / self.totals[row];
@@ -180,7 +180,7 @@ impl<E: Element> HeadScratch<E> {
                     *value = E::from_f32(value.to_f32() * factor);
                 }
             }
-            let target = targets[row] as usize;
+            let target = target as usize;
             if part.contains(&target) {
                 // Anew and in f32: next to a probability of one, the rounding of what was kept would drown the
                 // difference.

@@ -1,7 +1,7 @@
 //! Matrix products: `out = lhs rhs`, tile by tile, each tile handed on while it is in the first-level cache.
 //!
 //! The right operand is in panels ([`crate::panels`]). The left one is read where it stands, either row by row
-//! ([`Lhs::rows`]) or, for a sum over tokens, from panels of its own ([`Lhs::panels`]). The sum is never split:
+//! ([`Lhs::Rows`]) or, for a sum over tokens, from panels of its own ([`Lhs::Columns`]). The sum is never split:
 //! a panel streams through the caches while six rows of sums stay in registers, so that every element is added up
 //! in one order whatever the sizes of the pieces and the number of threads.
 

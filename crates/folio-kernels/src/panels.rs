@@ -42,6 +42,7 @@ impl PanelDims {
     }
 
     /// Elements in all.
+    #[expect(clippy::len_without_is_empty, reason = "the length of an array to come")]
     pub const fn len<E: Element>(self) -> usize {
         self.panels() * self.panel_len::<E>()
     }

@@ -164,6 +164,11 @@ pub(crate) fn prefetch(address: *const u8, write: bool) {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
+    #![expect(
+        clippy::needless_range_loop,
+        reason = "loops over registers, unrolled by their constant bounds"
+    )]
+
     use std::arch::x86_64::*;
     use std::array::from_fn;
 
@@ -193,11 +198,10 @@ mod x86 {
         rhs: *const f32,
         walk: &Walk,
     ) {
-        // SAFETY: passed on to the caller; a register of units is one of pairs.
+        // SAFETY: passed on to the caller; a register of units is one of pairs, of the same size.
         unsafe {
-            vectors::<R>(tile, lhs, rhs, walk, |sum, a, b| {
-                _mm512_dpbf16_ps(sum, std::mem::transmute(a), std::mem::transmute(b))
-            });
+            let pairs = |units| std::mem::transmute::<__m512, __m512bh>(units);
+            vectors::<R>(tile, lhs, rhs, walk, |sum, a, b| _mm512_dpbf16_ps(sum, pairs(a), pairs(b)));
         }
     }
 

@@ -42,7 +42,7 @@ pub fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-/// The sum of `f(i)` over `0..len`, in [`LANES`] lanes added up pairwise at the end.
+/// The sum of `f(i)` over `0..len`, in 32 lanes added up pairwise at the end.
 #[inline(always)]
 pub fn sum_by(len: usize, f: impl Fn(usize) -> f32) -> f32 {
     let mut lanes = [0.0f32; LANES];
