@@ -11,36 +11,27 @@ use crate::dropout::Dropout;
 use crate::element::{Element, convert};
 use crate::gelu::{gelu, gelu_and_slope};
 use crate::isa::Isa;
-use crate::matmul::{At, Fetch, Lhs, product, product_ahead, product_into};
+use crate::matmul::{At, Fetch, Lhs, product_ahead, product_into};
 use crate::panels::{PANEL_COLS, PanelDims, Panels, store_unit};
 
 /// `y = x w + bias`.
 ///
 /// `y` (M, N) is overwritten; `x` (M, K); `w` (K, N) in panels; `bias` (N).
 pub fn linear_forward<E: Element>(dims: LinearDims, y: &mut [E], x: &[E], w: Panels<E>, bias: &[f32]) {
-    let LinearDims { rows, outputs, .. } = dims;
+    let outputs = dims.outputs;
     check(dims, y.len(), x.len(), bias.len());
-    let isa = Isa::detected();
-    isa.run(
+    let fetches = [Fetch::to_write(y, outputs)];
+    for_each_row(
+        dims.rows,
+        rows_of(x, dims.inputs),
+        w,
+        fetches,
         #[inline(always)]
-        || {
-            product_ahead(
-                isa,
-                0..rows,
-                lhs(x, dims.inputs),
-                w,
-                [Fetch::to_write(y, outputs)],
-                #[inline(always)]
-                |at, tile| {
-                    for (r, sums) in tile[..at.rows].iter().enumerate() {
-                        let bias = &bias[at.col..][..at.cols];
-                        let y = &mut y[(at.row + r) * outputs + at.col..][..at.cols];
-                        for ((y, sum), bias) in y.iter_mut().zip(sums).zip(bias) {
-                            *y = E::from_f32(sum + bias);
-                        }
-                    }
-                },
-            );
+        |row, col, sums| {
+            let y = &mut y[row * outputs + col..][..sums.len()];
+            for ((y, sum), bias) in y.iter_mut().zip(sums).zip(&bias[col..]) {
+                *y = E::from_f32(*sum + bias);
+            }
         },
     );
 }
@@ -56,37 +47,28 @@ pub fn linear_residual_forward<E: Element>(
     (w, bias): (Panels<E>, &[f32]),
     dropout: Dropout,
 ) {
-    let LinearDims { rows, outputs, .. } = dims;
+    let outputs = dims.outputs;
     check(dims, y.len(), x.len(), bias.len());
     assert_eq!(residual.len(), y.len(), "residual of {dims:?}");
-    let isa = Isa::detected();
-    isa.run(
+    let fetches = [Fetch::to_read(residual, outputs), Fetch::to_write(y, outputs)];
+    for_each_row(
+        dims.rows,
+        rows_of(x, dims.inputs),
+        w,
+        fetches,
         #[inline(always)]
-        || {
-            product_ahead(
-                isa,
-                0..rows,
-                lhs(x, dims.inputs),
-                w,
-                [Fetch::to_read(residual, outputs), Fetch::to_write(y, outputs)],
-                #[inline(always)]
-                |at, tile| {
-                    for (r, sums) in tile[..at.rows].iter().enumerate() {
-                        let place = (at.row + r) * outputs + at.col;
-                        let bias = &bias[at.col..][..at.cols];
-                        let residual = &residual[place..][..at.cols];
-                        let outputs = y[place..][..at.cols].iter_mut().zip(sums).zip(bias).zip(residual);
-                        if dropout.is_identity() {
-                            outputs.for_each(|(((y, sum), bias), residual)| *y = residual + (sum + bias));
-                        } else {
-                            let mask = dropout.row(at.row + r);
-                            for (c, (((y, sum), bias), residual)) in outputs.enumerate() {
-                                *y = residual + (sum + bias) * mask.factor((at.col + c) as u32);
-                            }
-                        }
-                    }
-                },
-            );
+        |row, col, sums| {
+            let place = row * outputs + col;
+            let (y, residual) = (&mut y[place..][..sums.len()], &residual[place..][..sums.len()]);
+            let outputs = y.iter_mut().zip(sums).zip(&bias[col..]).zip(residual);
+            if dropout.is_identity() {
+                outputs.for_each(|(((y, sum), bias), residual)| *y = residual + (*sum + bias));
+            } else {
+                let mask = dropout.row(row);
+                for (c, (((y, sum), bias), residual)) in outputs.enumerate() {
+                    *y = residual + (*sum + bias) * mask.factor((col + c) as u32);
+                }
+            }
         },
     );
 }
@@ -101,33 +83,24 @@ pub fn linear_gelu_forward<E: Element>(
     x: &[E],
     (w, bias): (Panels<E>, &[f32]),
 ) {
-    let LinearDims { rows, outputs, .. } = dims;
+    let outputs = dims.outputs;
     check(dims, y.len(), x.len(), bias.len());
     assert_eq!(fc.len(), y.len(), "GELU's input and output");
-    let isa = Isa::detected();
-    isa.run(
+    let fetches = [Fetch::to_write(fc, outputs)];
+    for_each_row(
+        dims.rows,
+        rows_of(x, dims.inputs),
+        w,
+        fetches,
         #[inline(always)]
-        || {
-            product_ahead(
-                isa,
-                0..rows,
-                lhs(x, dims.inputs),
-                w,
-                [Fetch::to_write(fc, outputs)],
-                #[inline(always)]
-                |at, tile| {
-                    for (r, sums) in tile[..at.rows].iter().enumerate() {
-                        let place = (at.row + r) * outputs + at.col;
-                        let inputs = sums.iter().zip(&bias[at.col..][..at.cols]);
-                        let outputs = fc[place..][..at.cols].iter_mut().zip(&mut y[place..][..at.cols]);
-                        for ((fc, y), (sum, bias)) in outputs.zip(inputs) {
-                            // The backward pass sees the rounded value, so the forward pass takes it as well.
-                            *fc = E::from_f32(sum + bias);
-                            *y = E::from_f32(gelu(fc.to_f32()));
-                        }
-                    }
-                },
-            );
+        |row, col, sums| {
+            let place = row * outputs + col;
+            let (fc, y) = (&mut fc[place..][..sums.len()], &mut y[place..][..sums.len()]);
+            for ((fc, y), (sum, bias)) in fc.iter_mut().zip(y).zip(sums.iter().zip(&bias[col..])) {
+                // The backward pass sees the rounded value, so the forward pass takes it as well.
+                *fc = E::from_f32(sum + bias);
+                *y = E::from_f32(gelu(fc.to_f32()));
+            }
         },
     );
 }
@@ -141,24 +114,41 @@ pub fn linear_backward_input<E: Element, O: Element>(
     dy: &[E],
     w_t: Panels<E>,
 ) {
-    let LinearDims { rows, inputs, outputs } = dims;
-    check(dims, dy.len(), dx.len(), outputs);
+    let inputs = dims.inputs;
+    check(dims, dy.len(), dx.len(), dims.outputs);
+    for_each_row(
+        dims.rows,
+        rows_of(dy, dims.outputs),
+        w_t,
+        [],
+        #[inline(always)]
+        |row, col, sums| convert(&mut dx[row * inputs + col..][..sums.len()], sums),
+    );
+}
+
+/// Calls `finish(row, column, sums)` with every row of every tile of `lhs rhs`.
+#[inline(always)]
+fn for_each_row<E: Element, const N: usize>(
+    rows: usize,
+    lhs: Lhs<E>,
+    rhs: Panels<E>,
+    fetches: [Fetch; N],
+    mut finish: impl FnMut(usize, usize, &mut [f32]),
+) {
     let isa = Isa::detected();
     isa.run(
         #[inline(always)]
         || {
-            product(
+            product_ahead(
                 isa,
                 0..rows,
-                lhs(dy, outputs),
-                w_t,
+                lhs,
+                rhs,
+                fetches,
                 #[inline(always)]
                 |at, tile| {
-                    for (r, sums) in tile[..at.rows].iter().enumerate() {
-                        let dx = &mut dx[(at.row + r) * inputs + at.col..][..at.cols];
-                        for (dx, sum) in dx.iter_mut().zip(sums) {
-                            *dx = O::from_f32(*sum);
-                        }
+                    for (row, sums) in (at.row..).zip(&mut tile[..at.rows]) {
+                        finish(row, at.col, &mut sums[..at.cols]);
                     }
                 },
             );
@@ -200,7 +190,7 @@ pub fn linear_gelu_backward<E: Element>(
             product_ahead(
                 isa,
                 0..rows,
-                lhs(dy, outputs),
+                rows_of(dy, outputs),
                 w_t,
                 [Fetch::to_read(fc, inputs)],
                 #[inline(always)]
@@ -291,8 +281,7 @@ pub fn column_sums<E: Element>(dims: RowDims, sums: &mut [f32], x: &[E]) {
     );
 }
 
-#[inline(always)]
-fn lhs<E>(data: &[E], stride: usize) -> Lhs<'_, E> {
+fn rows_of<E>(data: &[E], stride: usize) -> Lhs<'_, E> {
     Lhs::Rows { data, stride }
 }
 
