@@ -59,6 +59,21 @@ fn the_sum_of_squares_is_that_of_f64() {
     }
 }
 
+#[test]
+fn chunks_are_added_up_in_f64() {
+    // One square of 2^24, beyond which f32 has even numbers only, and one of 1 in every other chunk; in pieces of
+    // one chunk and of several.
+    for chunks in [2, 5, 64, 65, 200, 1000] {
+        let mut x = vec![0.0; chunks * 1024];
+        x.iter_mut().step_by(1024).for_each(|x| *x = 1.0);
+        x[0] = 4096.0;
+        let want = 16_777_216.0 + (chunks - 1) as f64;
+        crate::support::on_every_isa(|isa| {
+            assert_eq!(adamw::sum_of_squares(&x), want, "{chunks} on {}", isa.name());
+        });
+    }
+}
+
 fn compare(tensor: Tensor, step: AdamwStep) {
     let expected = tensor.expected(step);
     check("adamw", &(tensor.parameter.len(), step), &expected, || tensor.run(step));
