@@ -6,15 +6,15 @@
     python3 bench/compare.py --rival-python /tmp/rival/bin/python char nanogpt-cpu
 
 For each setting and precision the two programs take turns, so that a drift of the machine meets both. Prints the
-rows of a table of medians and ratios, and writes bench/record/<cpu>/<date>.csv and a bar chart beside it.
+rows of a table of medians and ratios, and writes them to bench/record/<cpu>/<date>.csv, with a bar chart beside it.
 """
 import argparse, csv, datetime, json, os, pathlib, platform, re, statistics, subprocess
 
 HERE = pathlib.Path(__file__).parent
 SETTINGS = {
-    "char": dict(batch=64, block=256, vocab=65, emb=384, blocks=6, heads=6, dropout=0.2, steps=5),
-    "char-no-dropout": dict(batch=64, block=256, vocab=65, emb=384, blocks=6, heads=6, dropout=0.0, steps=5),
-    "bpe": dict(batch=32, block=128, vocab=50257, emb=384, blocks=6, heads=6, dropout=0.2, steps=4),
+    "char": dict(batch=64, block=256, vocab=65, emb=384, blocks=6, heads=6, dropout=0.2, steps=3),
+    "char-no-dropout": dict(batch=64, block=256, vocab=65, emb=384, blocks=6, heads=6, dropout=0.0, steps=3),
+    "bpe": dict(batch=32, block=128, vocab=50257, emb=384, blocks=6, heads=6, dropout=0.2, steps=3),
     "nanogpt-cpu": dict(batch=12, block=64, vocab=65, emb=128, blocks=4, heads=4, dropout=0.0, steps=40),
     "gpt2-124m": dict(batch=4, block=64, vocab=50257, emb=768, blocks=12, heads=12, dropout=0.0, steps=4),
 }
@@ -92,6 +92,13 @@ def main():
                   "{folio_peak_mib:,} | {pytorch_peak_mib:,} |".format(**row), flush=True)
     path = HERE / "record" / cpu_name() / f"{datetime.date.today()}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
+    # What was measured earlier this day and not now stays.
+    key = lambda row: (row["setting"], row["precision"], int(row["threads"]))
+    if path.exists():
+        with path.open(newline="") as file:
+            earlier = [{**row, "ratio": float(row["ratio"])} for row in csv.DictReader(file)]
+        rows = [row for row in earlier if key(row) not in {key(row) for row in rows}] + rows
+        rows.sort(key=lambda row: list(SETTINGS).index(row["setting"]))
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()

@@ -102,6 +102,13 @@ impl Element for Bf16 {
     }
 }
 
+/// A value in another format, rounded, or in the same one as it is.
+#[inline(always)]
+pub(crate) fn cast<S: Element, E: Element>(value: S) -> E {
+    // The two formats differ in this number.
+    if S::PAIR == E::PAIR { E::from_bits(value.to_bits()) } else { E::from_f32(value.to_f32()) }
+}
+
 /// `dst = src`, rounded.
 #[inline(always)]
 pub fn convert<E: Element>(dst: &mut [E], src: &[f32]) {

@@ -11,7 +11,7 @@ use std::ops::Range;
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::panels::Panels;
-use crate::tile::{self, COLS, ROWS, Tile, Walk};
+use crate::tile::{self, COLS, Intent, LINE, ROWS, Tile, Walk};
 
 /// A left operand.
 #[derive(Clone, Copy, Debug)]
@@ -87,28 +87,27 @@ pub struct Fetch {
     element_size: usize,
     /// From one row to the next, in elements.
     stride: usize,
-    write: bool,
+    intent: Intent,
 }
 
 impl Fetch {
     /// An array that will be read.
     pub fn to_read<T>(array: &[T], stride: usize) -> Self {
-        Self { start: array.as_ptr().cast(), element_size: size_of::<T>(), stride, write: false }
+        Self { start: array.as_ptr().cast(), element_size: size_of::<T>(), stride, intent: Intent::Read }
     }
 
     /// An array that will be overwritten.
     pub fn to_write<T>(array: &[T], stride: usize) -> Self {
-        Self { write: true, ..Self::to_read(array, stride) }
+        Self { intent: Intent::Write, ..Self::to_read(array, stride) }
     }
 
     /// Asks for one tile.
     #[inline(always)]
     fn tile(&self, at: At) {
-        const LINE: usize = 64;
         for row in at.row..at.row + at.rows {
             let start = self.start.wrapping_add((row * self.stride + at.col) * self.element_size);
             for line in (0..at.cols * self.element_size).step_by(LINE) {
-                tile::prefetch(start.wrapping_add(line), self.write);
+                tile::prefetch(start.wrapping_add(line), self.intent);
             }
         }
     }
@@ -127,6 +126,7 @@ pub fn product_into<E: Element>(
     add: bool,
 ) {
     let first = rows.start;
+    let fetch = Fetch::to_write(out, stride);
     let out = RefCell::new(out);
     let place = |at: At, r: usize| (at.row - first + r) * stride + at.col;
     for_each_tile(
@@ -136,10 +136,13 @@ pub fn product_into<E: Element>(
         rhs,
         #[inline(always)]
         |at, tile| {
+            // The tile itself comes while it is computed, unless it is read first: then the one below does.
+            let coming = if add { at.row + ROWS } else { at.row } - first;
+            fetch.tile(At { row: coming, ..at });
             if add {
                 let out = out.borrow();
                 for r in 0..at.rows {
-                    tile.0[r][..at.cols].copy_from_slice(&out[place(at, r)..][..at.cols]);
+                    copy(&mut tile.0[r], &out[place(at, r)..], at.cols);
                 }
             }
             add
@@ -148,10 +151,20 @@ pub fn product_into<E: Element>(
         |at, tile| {
             let mut out = out.borrow_mut();
             for r in 0..at.rows {
-                out[place(at, r)..][..at.cols].copy_from_slice(&tile.0[r][..at.cols]);
+                copy(&mut out[place(at, r)..], &tile.0[r], at.cols);
             }
         },
     );
+}
+
+/// Copies `cols` elements; a whole tile's width is a few registers, not a call of memcpy.
+#[inline(always)]
+fn copy(to: &mut [f32], from: &[f32], cols: usize) {
+    if cols == COLS {
+        to[..COLS].copy_from_slice(&from[..COLS]);
+    } else {
+        to[..cols].copy_from_slice(&from[..cols]);
+    }
 }
 
 #[inline(always)]
@@ -170,7 +183,9 @@ fn for_each_tile<E: Element>(
     for col in (0..rhs.cols).step_by(COLS) {
         let cols = (rhs.cols - col).min(COLS);
         let right = rhs.data[col / COLS * rhs.panel_stride..].as_ptr();
-        for row in rows.clone().step_by(ROWS) {
+        let ahead = NextPanel::new(rhs, col, rows.len());
+        for (index, row) in rows.clone().step_by(ROWS).enumerate() {
+            ahead.fetch(index);
             let at = At { row, col, rows: (rows.end - row).min(ROWS), cols };
             let add = begin(at, &mut tile);
             let left = std::array::from_fn(|r| row_start(lhs, row + r.min(at.rows - 1)));
@@ -179,6 +194,38 @@ fn for_each_tile<E: Element>(
             // the panel is one of the right operand's.
             unsafe { tile::multiply(isa, &mut tile, &left, right, &walk) };
             finish(at, &mut tile);
+        }
+    }
+}
+
+/// The panel to the right of the one at hand, which is brought near bit by bit: a panel of weights is read from memory
+/// once and from the second-level cache by every further tile, and without this the first tile would wait.
+struct NextPanel<'a, E> {
+    panels: Panels<'a, E>,
+    start: *const E,
+    /// Units that come with each tile; none if there is no panel to the right.
+    units: usize,
+}
+
+impl<'a, E: Element> NextPanel<'a, E> {
+    #[inline(always)]
+    fn new(panels: Panels<'a, E>, col: usize, rows: usize) -> Self {
+        let place = (col / COLS + 1) * panels.panel_stride;
+        let tiles = rows.div_ceil(ROWS).max(1);
+        let units = if col + COLS < panels.cols { panels.segments * panels.units } else { 0 };
+        Self { panels, start: panels.data.as_ptr().wrapping_add(place), units: units.div_ceil(tiles) }
+    }
+
+    /// Asks for the part that belongs to the tile with this index.
+    #[inline(always)]
+    fn fetch(&self, index: usize) {
+        let all = self.panels.segments * self.panels.units;
+        for unit in index * self.units..((index + 1) * self.units).min(all) {
+            let (segment, unit) = (unit / self.panels.units, unit % self.panels.units);
+            let unit = self.start.wrapping_add(segment * self.panels.segment_stride + unit * COLS * E::PAIR);
+            for line in (0..COLS * E::PAIR * size_of::<E>()).step_by(LINE) {
+                tile::prefetch(unit.cast::<u8>().wrapping_add(line), Intent::ReadLater);
+            }
         }
     }
 }

@@ -10,7 +10,7 @@
 //!                             b0 b1 b2 ...
 //! ```
 
-use crate::element::Element;
+use crate::element::{Element, cast};
 use crate::tile::COLS;
 
 /// Columns of a panel.
@@ -161,12 +161,12 @@ pub(crate) fn store_unit<S: Element, E: Element>(out: &mut [E], low: &[S], high:
 fn zip<S: Element, E: Element>(out: &mut [E], low: &[S], high: &[S]) {
     if E::PAIR == 1 {
         for (out, low) in out.iter_mut().zip(low) {
-            *out = E::from_f32(low.to_f32());
+            *out = cast(*low);
         }
     } else {
         for (out, (low, high)) in out.chunks_exact_mut(2).zip(low.iter().zip(high)) {
-            out[0] = E::from_f32(low.to_f32());
-            out[1] = E::from_f32(high.to_f32());
+            out[0] = cast(*low);
+            out[1] = cast(*high);
         }
     }
 }
@@ -213,7 +213,7 @@ pub fn pack_columns_panel<S: Element, E: Element>(
                 for (c, row) in corner.chunks(stride).take(cols).enumerate() {
                     for (at, value) in row[..depths].iter().enumerate() {
                         let (unit, half) = (at / E::PAIR, at % E::PAIR);
-                        out[(unit * COLS + c) * E::PAIR + half] = E::from_f32(value.to_f32());
+                        out[(unit * COLS + c) * E::PAIR + half] = cast(*value);
                     }
                 }
             }
@@ -228,39 +228,19 @@ fn transpose<S: Element, E: Element>(out: &mut [E], src: &[S], stride: usize) {
     let mut square = [[0u32; SIDE]; SIDE];
     for (c, square) in square.iter_mut().enumerate() {
         let row = &src[c * stride..][..SIDE * E::PAIR];
-        for (u, square) in square.iter_mut().enumerate() {
-            let mut unit = E::from_f32(row[u * E::PAIR].to_f32()).to_bits();
+        for (unit, values) in square.iter_mut().zip(row.chunks_exact(E::PAIR)) {
+            *unit = cast::<S, E>(values[0]).to_bits();
             if E::PAIR == 2 {
-                unit |= E::from_f32(row[u * E::PAIR + 1].to_f32()).to_bits() << 16;
-            }
-            *square = unit;
-        }
-    }
-    // Four rounds of swapping the halves of ever larger blocks (Eklundh 1972, "A Fast Computer Method for Matrix
-    // Transposing"), each a shuffle of whole registers.
-    let mut half = 1;
-    while half < SIDE {
-        let mut next = [[0u32; SIDE]; SIDE];
-        for (c, next) in next.iter_mut().enumerate() {
-            let (lower, upper) = (square[c & !half], square[c | half]);
-            for (u, next) in next.iter_mut().enumerate() {
-                *next = match (c & half == 0, u & half == 0) {
-                    (true, true) => lower[u],
-                    (true, false) => upper[u - half],
-                    (false, true) => lower[u + half],
-                    (false, false) => upper[u],
-                };
+                *unit |= cast::<S, E>(values[1]).to_bits() << 16;
             }
         }
-        square = next;
-        half *= 2;
     }
-    for (u, square) in square.iter().enumerate() {
+    for u in 0..SIDE {
         let out = &mut out[u * COLS * E::PAIR..][..SIDE * E::PAIR];
-        for (c, unit) in square.iter().enumerate() {
-            out[c * E::PAIR] = E::from_bits(*unit);
+        for (out, row) in out.chunks_exact_mut(E::PAIR).zip(&square) {
+            out[0] = E::from_bits(row[u]);
             if E::PAIR == 2 {
-                out[c * E::PAIR + 1] = E::from_bits(*unit >> 16);
+                out[1] = E::from_bits(row[u] >> 16);
             }
         }
     }

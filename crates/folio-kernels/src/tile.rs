@@ -144,22 +144,36 @@ fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
     if cfg!(any(target_feature = "fma", target_arch = "aarch64")) { a.mul_add(b, c) } else { a * b + c }
 }
 
+/// Bytes of a cache line.
+pub(crate) const LINE: usize = 64;
+
+/// What memory is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Intent {
+    /// To be read at once: into the first-level cache.
+    Read,
+    /// To be read some tiles later: into the second-level cache.
+    ReadLater,
+    /// To be overwritten at once.
+    Write,
+}
+
 /// Asks for the cache line at an address to be brought near, to be read or to be written; does nothing where it is
 /// not known how, and nothing bad where there is no memory.
 #[inline(always)]
-pub(crate) fn prefetch(address: *const u8, write: bool) {
+pub(crate) fn prefetch(address: *const u8, intent: Intent) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a hint that reads and writes nothing.
     unsafe {
-        use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T0, _mm_prefetch};
-        if write {
-            _mm_prefetch::<_MM_HINT_ET0>(address.cast());
-        } else {
-            _mm_prefetch::<_MM_HINT_T0>(address.cast());
+        use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+        match intent {
+            Intent::Read => _mm_prefetch::<_MM_HINT_T0>(address.cast()),
+            Intent::ReadLater => _mm_prefetch::<_MM_HINT_T1>(address.cast()),
+            Intent::Write => _mm_prefetch::<_MM_HINT_ET0>(address.cast()),
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (address, write);
+    let _ = (address, intent);
 }
 
 #[cfg(target_arch = "x86_64")]
