@@ -39,7 +39,7 @@ enum Command {
     Plot(plot::PlotArgs),
     /// List the runs of a sweep, the best first
     Runs(runs::RunsArgs),
-    /// Time training steps on random tokens
+    /// Time training steps, each of their operations, and the machine itself
     Bench(bench::BenchArgs),
     /// Print the embedded text, tiny Shakespeare
     Corpus,

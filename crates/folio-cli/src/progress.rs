@@ -45,12 +45,10 @@ impl Progress {
         match event {
             Event::Started { steps, parameters, precision } => {
                 self.bar.set_length(steps);
-                self.bar.println(format!(
-                    "{} parameters, {} steps in {}",
-                    HumanCount(parameters),
-                    HumanCount(steps),
-                    precision.name()
-                ));
+                // Not the bar's own printing, which is silent where stderr is a file.
+                let (parameters, steps) = (HumanCount(parameters), HumanCount(steps));
+                self.bar
+                    .suspend(|| eprintln!("{parameters} parameters, {steps} steps in {}", precision.name()));
             }
             Event::EpochStarted { epoch, last_epoch, .. } => {
                 self.epoch = format!("epoch {epoch}/{last_epoch}")

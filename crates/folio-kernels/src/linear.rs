@@ -13,6 +13,7 @@ use crate::gelu::{gelu, gelu_and_slope};
 use crate::isa::Isa;
 use crate::matmul::{At, Fetch, Lhs, product_ahead, product_into};
 use crate::panels::{PANEL_COLS, PanelDims, Panels, store_unit};
+use crate::tile::ROWS;
 
 /// `y = x w + bias`.
 ///
@@ -195,7 +196,7 @@ pub fn linear_gelu_backward<E: Element>(
                 [Fetch::to_read(fc, inputs)],
                 #[inline(always)]
                 |at, tile| {
-                    let mut activation = [[0.0f32; PANEL_COLS]; 6];
+                    let mut activation = [[0.0f32; PANEL_COLS]; ROWS];
                     for (r, sums) in tile[..at.rows].iter_mut().enumerate() {
                         let place = (at.row + r) * inputs + at.col;
                         let fc = &fc[place..][..at.cols];

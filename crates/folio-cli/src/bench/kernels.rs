@@ -64,7 +64,7 @@ struct Bench<E> {
     gflop_per_s: f64,
     peak: Peak,
     rows: Vec<Row>,
-    /// A seed of values and an element type.
+    /// What buffers are filled with, over and over.
     values: Vec<E>,
 }
 
@@ -260,7 +260,7 @@ impl<E: Element> Bench<E> {
         let wte = self.elements(segment.len::<E>());
         let targets: Vec<u32> = (0..time).map(|t| (t % vocab) as u32).collect();
         let panels = PanelDims { depth: time, cols: vocab };
-        // A turn of the head: as many sequences as threads have scratch for a while.
+        // Every sequence has scratch of its own here, which with a large vocabulary is too much for a whole batch.
         let batch = batch.min(8 * rayon::current_num_threads());
         let mut states: Vec<_> = (0..batch)
             .map(|_| {

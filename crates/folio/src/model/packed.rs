@@ -75,11 +75,15 @@ impl<E: Element> PackedWeights<E> {
 
     /// Packs what is out of date: for the forward pass, and for the backward pass if `training`.
     pub(super) fn update(&mut self, parameters: &Parameters, training: bool) {
+        let wanted = if training { Current::Both } else { Current::Forward };
+        if self.current >= wanted {
+            return;
+        }
         let c = parameters.ln_f().0.len();
         if self.current < Current::Forward {
             self.head.pack_columns(parameters.wte(), c);
         }
-        if training && self.current < Current::Both {
+        if training {
             let segments = parameters.wte().chunks(VOCAB_SEGMENT * c);
             self.head_backward.iter_mut().zip(segments).for_each(|(packed, wte)| packed.pack_rows(wte, c));
         }
@@ -94,12 +98,12 @@ impl<E: Element> PackedWeights<E> {
                 if self.current < Current::Forward {
                     packed.forward.pack_rows(w, packed.outputs);
                 }
-                if training && self.current < Current::Both {
+                if training {
                     packed.backward.pack_columns(w, packed.outputs);
                 }
             }
         }
-        self.current = if training { Current::Both } else { Current::Forward };
+        self.current = wanted;
     }
 
     /// wteᵀ (C, V).
