@@ -1,5 +1,6 @@
 //! A run as it is told to a person: one line an epoch on stdout, a bar on stderr.
 
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use folio::history::EpochReport;
@@ -47,8 +48,9 @@ impl Progress {
                 self.bar.set_length(steps);
                 // Not the bar's own printing, which is silent where stderr is a file.
                 let (parameters, steps) = (HumanCount(parameters), HumanCount(steps));
-                self.bar
-                    .suspend(|| eprintln!("{parameters} parameters, {steps} steps in {}", precision.name()));
+                let line = format!("{parameters} parameters, {steps} steps in {}", precision.name());
+                // If stderr is gone there is nobody left to tell.
+                self.bar.suspend(|| _ = writeln!(std::io::stderr(), "{line}"));
             }
             Event::EpochStarted { epoch, last_epoch, .. } => {
                 self.epoch = format!("epoch {epoch}/{last_epoch}")
