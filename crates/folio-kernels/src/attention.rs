@@ -12,10 +12,11 @@
 use crate::buffer::Buffer;
 use crate::dims::AttentionDims;
 use crate::dropout::Dropout;
-use crate::element::{Element, convert};
+use crate::element::Element;
 use crate::isa::Isa;
-use crate::matmul::{Lhs, product, product_into};
+use crate::matmul::{Lhs, Store, product, product_into};
 use crate::panels::{PanelDims, Panels, pack_columns, pack_rows};
+use crate::rounding::round;
 use crate::vector::{LANES, exp, max, sum, sum_by};
 
 /// Queries of one tile: enough rows for a product to run well, few enough that a tile of scores at T = 1,024
@@ -219,14 +220,14 @@ impl Head {
         let channels = self.dims.channels();
         let head_size = self.dims.head_size;
         let [_, k, v] = self.columns();
-        pack_columns(self.channel_panels(), keys_t, &qkv[k..], 3 * channels);
-        pack_rows(self.token_panels(), rows_panels, &qkv[v..], 3 * channels);
+        pack_columns(isa, self.channel_panels(), keys_t, &qkv[k..], 3 * channels);
+        pack_rows(isa, self.token_panels(), rows_panels, &qkv[v..], 3 * channels);
         let keys_t = Panels::new(self.channel_panels(), keys_t);
         let values = Panels::new(self.token_panels(), rows_panels);
         let stride = score_stride(self.dims.time);
         for tile @ Tile { start, end } in self.tiles() {
             self.scores(isa, tile, scores, qkv, keys_t);
-            self.softmax(tile, scores, rows, &mut lse[start..end], totals);
+            self.softmax(isa, tile, scores, rows, &mut lse[start..end], totals);
             // The weights are not divided by their sum; the output is.
             let lhs = Lhs::Rows { data: rows, stride };
             product(
@@ -236,12 +237,12 @@ impl Head {
                 values.corner(end, head_size),
                 #[inline(always)]
                 |at, tile| {
-                    for (r, sums) in tile[..at.rows].iter().enumerate() {
+                    for (r, sums) in tile[..at.rows].iter_mut().enumerate() {
                         let normaliser = 1.0 / totals[at.row + r];
                         let place = (start + at.row + r) * channels + self.h * head_size + at.col;
-                        for (y, sum) in y[place..][..at.cols].iter_mut().zip(sums) {
-                            *y = E::from_f32(sum * normaliser);
-                        }
+                        let sums = &mut sums[..at.cols];
+                        sums.iter_mut().for_each(|sum| *sum *= normaliser);
+                        round(isa, &mut y[place..][..at.cols], sums);
                     }
                 },
             );
@@ -252,6 +253,7 @@ impl Head {
     #[inline(always)]
     fn softmax<E: Element>(
         self,
+        isa: Isa,
         tile: Tile,
         scores: &mut [f32],
         rows: &mut [E],
@@ -274,16 +276,11 @@ impl Head {
             *total = sum(scores);
             *lse = greatest + total.ln();
             let (weights, future) = weights.split_at_mut(width);
-            if self.dropout.is_identity() {
-                for (weight, score) in weights.iter_mut().zip(scores) {
-                    *weight = E::from_f32(*score);
-                }
-            } else {
+            if !self.dropout.is_identity() {
                 let mask = self.dropout.row(i);
-                for (j, (weight, score)) in weights.iter_mut().zip(scores).enumerate() {
-                    *weight = E::from_f32(*score * mask.factor(j as u32));
-                }
+                (0..).zip(scores.iter_mut()).for_each(|(j, score)| *score *= mask.factor(j));
             }
+            round(isa, weights, scores);
             let read = tile.end.next_multiple_of(E::PAIR);
             future[..read.saturating_sub(width)].fill(E::default());
         }
@@ -302,9 +299,9 @@ impl Head {
         let (head_size, stride) = (self.dims.head_size, 3 * channels);
         let [_, k, v] = self.columns();
         let qkv = forward.qkv;
-        pack_columns(self.channel_panels(), &mut scratch.keys_t, &qkv[k..], stride);
-        pack_columns(self.channel_panels(), &mut scratch.values_t, &qkv[v..], stride);
-        pack_rows(self.token_panels(), &mut scratch.rows_panels, &qkv[k..], stride);
+        pack_columns(isa, self.channel_panels(), &mut scratch.keys_t, &qkv[k..], stride);
+        pack_columns(isa, self.channel_panels(), &mut scratch.values_t, &qkv[v..], stride);
+        pack_rows(isa, self.token_panels(), &mut scratch.rows_panels, &qkv[k..], stride);
         let gradient = self.dims.time * head_size;
         scratch.dkeys[..gradient].fill(0.0);
         scratch.dvalues[..gradient].fill(0.0);
@@ -314,8 +311,8 @@ impl Head {
         let rows = dqkv.chunks_exact_mut(stride);
         let gradients = scratch.dkeys.chunks_exact(head_size).zip(scratch.dvalues.chunks_exact(head_size));
         for (row, (dkeys, dvalues)) in rows.zip(gradients) {
-            convert(&mut row[k..][..head_size], dkeys);
-            convert(&mut row[v..][..head_size], dvalues);
+            round(isa, &mut row[k..][..head_size], dkeys);
+            round(isa, &mut row[v..][..head_size], dvalues);
         }
     }
 
@@ -345,27 +342,27 @@ impl Head {
         let dy_tile = &dy[start * channels + q..];
         let values_t = Panels::new(self.channel_panels(), values_t).corner(head_size, end);
         let lhs = Lhs::Rows { data: dy_tile, stride: channels };
-        product_into(isa, 0..queries, lhs, values_t, dscores, stride, false);
+        product_into(isa, 0..queries, lhs, values_t, dscores, stride, Store::Over);
         self.backward_softmax(tile, (scores, dscores), dy, forward);
 
         // dV += drop(P)ᵀ dY;  dK += dSᵀ Q
         let (over_queries, tile_dims) =
             (PanelDims { depth: queries, cols: end }, PanelDims { depth: queries, cols: head_size });
-        pack_rows(over_queries, weight_panels, scores, stride);
-        pack_rows(over_queries, dscore_panels, dscores, stride);
+        pack_rows(isa, over_queries, weight_panels, scores, stride);
+        pack_rows(isa, over_queries, dscore_panels, dscores, stride);
         for (left, right, from, out) in [
             (&*weight_panels, dy_tile, channels, dvalues),
             (&*dscore_panels, &qkv[start * 3 * channels + q..], 3 * channels, dkeys),
         ] {
-            pack_rows(tile_dims, tile_panels, right, from);
+            pack_rows(isa, tile_dims, tile_panels, right, from);
             let lhs = Lhs::Columns(Panels::new(over_queries, left));
-            product_into(isa, 0..end, lhs, Panels::new(tile_dims, tile_panels), out, head_size, true);
+            product_into(isa, 0..end, lhs, Panels::new(tile_dims, tile_panels), out, head_size, Store::Add);
         }
 
         // dQ = dS K
         for (row, dscores) in rows.chunks_exact_mut(stride).zip(dscores.chunks_exact(stride)).take(queries) {
             let seen = end.next_multiple_of(E::PAIR);
-            convert(&mut row[..seen], &dscores[..seen]);
+            round(isa, &mut row[..seen], &dscores[..seen]);
         }
         let keys = Panels::new(self.token_panels(), rows_panels).corner(end, head_size);
         product(
@@ -377,7 +374,7 @@ impl Head {
             |at, tile| {
                 for (r, sums) in tile[..at.rows].iter().enumerate() {
                     let place = (start + at.row + r) * 3 * channels + q + at.col;
-                    convert(&mut dqkv[place..][..at.cols], sums);
+                    round(isa, &mut dqkv[place..][..at.cols], &sums[..at.cols]);
                 }
             },
         );
@@ -440,7 +437,7 @@ impl Head {
         let [q, _, _] = self.columns();
         let lhs = Lhs::Rows { data: &qkv[q..], stride: 3 * self.dims.channels() };
         let keys_t = keys_t.corner(self.dims.head_size, end);
-        product_into(isa, start..end, lhs, keys_t, scores, score_stride(self.dims.time), false);
+        product_into(isa, start..end, lhs, keys_t, scores, score_stride(self.dims.time), Store::Over);
     }
 }
 

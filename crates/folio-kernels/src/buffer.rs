@@ -60,6 +60,14 @@ impl<E: Element> Default for Buffer<E> {
     }
 }
 
+impl<E: Element> Clone for Buffer<E> {
+    fn clone(&self) -> Self {
+        let mut copy = Self::zeroed(self.len);
+        copy.copy_from_slice(self);
+        copy
+    }
+}
+
 impl<E> Deref for Buffer<E> {
     type Target = [E];
 

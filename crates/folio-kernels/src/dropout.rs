@@ -6,8 +6,9 @@
 //! the work or the instruction set.
 
 use crate::dims::RowDims;
-use crate::element::{Element, convert};
+use crate::element::Element;
 use crate::isa::Isa;
+use crate::rounding::round;
 
 /// The mask of one tensor in one step: how much to drop, and which draw of the generator says what.
 ///
@@ -137,11 +138,12 @@ pub fn dropout_in_place(dims: RowDims, y: &mut [f32], dropout: Dropout) {
 pub fn dropout_backward<E: Element>(dims: RowDims, dx: &mut [E], dy: &[f32], dropout: Dropout) {
     let len = dims.rows * dims.cols;
     assert_eq!((dx.len(), dy.len()), (len, len), "dropout backward of {dims:?}");
-    Isa::detected().run(
+    let isa = Isa::detected();
+    isa.run(
         #[inline(always)]
         || {
             if dropout.is_identity() {
-                return convert(dx, dy);
+                return round(isa, dx, dy);
             }
             let rows = dx.chunks_exact_mut(dims.cols).zip(dy.chunks_exact(dims.cols));
             for (row_idx, (dx, dy)) in rows.enumerate() {

@@ -29,6 +29,9 @@ pub trait Element: sealed::Sealed + Copy + Default + PartialEq + Send + Sync + f
     /// The nearest value of this format, ties to even.
     fn from_f32(value: f32) -> Self;
 
+    /// The elements as f32, if that is what they are.
+    fn singles(elements: &[Self]) -> Option<&[f32]>;
+
     /// The value's bits, in the lower end of a unit.
     fn to_bits(self) -> u32;
 
@@ -48,6 +51,11 @@ impl Element for f32 {
     #[inline(always)]
     fn from_f32(value: f32) -> Self {
         value
+    }
+
+    #[inline(always)]
+    fn singles(elements: &[Self]) -> Option<&[f32]> {
+        Some(elements)
     }
 
     #[inline(always)]
@@ -92,6 +100,11 @@ impl Element for Bf16 {
     }
 
     #[inline(always)]
+    fn singles(_: &[Self]) -> Option<&[f32]> {
+        None
+    }
+
+    #[inline(always)]
     fn to_bits(self) -> u32 {
         u32::from(self.0)
     }
@@ -99,20 +112,5 @@ impl Element for Bf16 {
     #[inline(always)]
     fn from_bits(bits: u32) -> Self {
         Bf16(bits as u16)
-    }
-}
-
-/// A value in another format, rounded, or in the same one as it is.
-#[inline(always)]
-pub(crate) fn cast<S: Element, E: Element>(value: S) -> E {
-    // The two formats differ in this number.
-    if S::PAIR == E::PAIR { E::from_bits(value.to_bits()) } else { E::from_f32(value.to_f32()) }
-}
-
-/// `dst = src`, rounded.
-#[inline(always)]
-pub fn convert<E: Element>(dst: &mut [E], src: &[f32]) {
-    for (dst, &src) in dst.iter_mut().zip(src) {
-        *dst = E::from_f32(src);
     }
 }

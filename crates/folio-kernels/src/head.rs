@@ -11,10 +11,11 @@
 
 use crate::buffer::Buffer;
 use crate::dims::HeadDims;
-use crate::element::{Element, convert};
+use crate::element::Element;
 use crate::isa::Isa;
-use crate::matmul::{At, Lhs, product, product_into};
+use crate::matmul::{At, Lhs, Store, product, product_into};
 use crate::panels::{PANEL_COLS, PanelDims, Panels, pack_rows_panel};
+use crate::rounding::round;
 use crate::vector::{exp, max, sum};
 
 /// Rows of wte that the backward pass takes at once: whole panels, and few enough that the weights of one panel
@@ -88,7 +89,7 @@ pub fn head_forward<E: Element>(
                 wte_t,
                 #[inline(always)]
                 |at, tile| {
-                    scratch.take(dims, at, tile, targets);
+                    scratch.take(isa, dims, at, tile, targets);
                 },
             );
         },
@@ -101,7 +102,7 @@ pub fn head_forward<E: Element>(
 impl<E: Element> HeadScratch<E> {
     /// Takes in one tile of logits.
     #[inline(always)]
-    fn take(&mut self, dims: HeadDims, at: At, tile: &mut [[f32; PANEL_COLS]], targets: &[u32]) {
+    fn take(&mut self, isa: Isa, dims: HeadDims, at: At, tile: &mut [[f32; PANEL_COLS]], targets: &[u32]) {
         for (row, logits) in (at.row..).zip(&mut tile[..at.rows]) {
             // Columns beyond the vocabulary get a weight of exp(-inf) = 0.
             logits[at.cols..].fill(f32::NEG_INFINITY);
@@ -120,7 +121,7 @@ impl<E: Element> HeadScratch<E> {
             if !self.exps.is_empty() {
                 self.peaks[at.col / PANEL_COLS * dims.rows + row] = peak;
                 let exps = &mut self.exps[row * stride(dims.vocab) + at.col..][..PANEL_COLS];
-                convert(exps, logits);
+                round(isa, exps, logits);
             }
         }
     }
@@ -153,14 +154,15 @@ pub fn head_backward<'a, E: Element>(
         || {
             for (first, wte) in (0..vocab).step_by(VOCAB_SEGMENT).zip(wte) {
                 let segment = first..(first + VOCAB_SEGMENT).min(vocab);
-                scratch.scale(dims, segment.clone(), targets, scale);
+                scratch.scale(isa, dims, segment.clone(), targets, scale);
                 let (data, stride) = (&scratch.exps[first..], stride(vocab));
                 for panel in first / PANEL_COLS..segment.end.div_ceil(PANEL_COLS) {
                     let len = panel_dims.panel_len::<E>();
                     let out = &mut dlogits[panel * len..][..len];
-                    pack_rows_panel(panel_dims, panel, out, &scratch.exps, stride);
+                    pack_rows_panel(isa, panel_dims, panel, out, &scratch.exps, stride);
                 }
-                product_into(isa, 0..rows, Lhs::Rows { data, stride }, wte, dx, channels, first > 0);
+                let store = if first > 0 { Store::Add } else { Store::Over };
+                product_into(isa, 0..rows, Lhs::Rows { data, stride }, wte, dx, channels, store);
             }
         },
     );
@@ -169,16 +171,16 @@ pub fn head_backward<'a, E: Element>(
 impl<E: Element> HeadScratch<E> {
     /// Turns the exponentials of a part of the vocabulary, which starts with a panel, into gradients.
     #[inline(always)]
-    fn scale(&mut self, dims: HeadDims, part: std::ops::Range<usize>, targets: &[u32], scale: f32) {
+    fn scale(&mut self, isa: Isa, dims: HeadDims, part: std::ops::Range<usize>, targets: &[u32], scale: f32) {
         for (row, &target) in targets.iter().enumerate() {
             let exps = &mut self.exps[row * stride(dims.vocab)..][part.start..stride(part.end)];
             let greatest = self.greatest[row];
             let normaliser = scale / self.totals[row];
             for (exps, panel) in exps.chunks_exact_mut(PANEL_COLS).zip(part.start / PANEL_COLS..) {
                 let factor = normaliser * exp(self.peaks[panel * dims.rows + row] - greatest);
-                for value in exps.iter_mut() {
-                    *value = E::from_f32(value.to_f32() * factor);
-                }
+                let mut values = [0.0; PANEL_COLS];
+                values.iter_mut().zip(&*exps).for_each(|(value, exp)| *value = exp.to_f32() * factor);
+                round(isa, exps, &values);
             }
             let target = target as usize;
             if part.contains(&target) {
@@ -200,6 +202,6 @@ pub fn head_logits<E: Element>(dims: HeadDims, logits: &mut [f32], x: &[E], wte_
     let isa = Isa::detected();
     isa.run(
         #[inline(always)]
-        || product_into(isa, 0..rows, Lhs::Rows { data: x, stride: channels }, wte_t, logits, vocab, false),
+        || product_into(isa, 0..rows, Lhs::Rows { data: x, stride: channels }, wte_t, logits, vocab, Store::Over),
     );
 }

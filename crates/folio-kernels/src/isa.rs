@@ -129,7 +129,10 @@ impl Isa {
             Set::Avx2 => unsafe { run_avx2(body) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Set::Avx512 | Set::Avx512Bf16 => unsafe { run_avx512(body) },
+            Set::Avx512 => unsafe { run_avx512(body) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Set::Avx512Bf16 => unsafe { run_avx512_bf16(body) },
             // SAFETY: as above.
             #[cfg(target_arch = "aarch64")]
             Set::Neon => unsafe { run_neon(body) },
@@ -150,6 +153,14 @@ unsafe fn run_avx2<R>(body: impl FnOnce() -> R) -> R {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 unsafe fn run_avx512<R>(body: impl FnOnce() -> R) -> R {
+    body()
+}
+
+/// # Safety
+/// The processor must have AVX-512 F, BW, DQ, VL and BF16, and FMA.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+unsafe fn run_avx512_bf16<R>(body: impl FnOnce() -> R) -> R {
     body()
 }
 

@@ -47,3 +47,4 @@ pub mod linear;
 
 pub mod peak;
 pub mod reference;
+pub mod rounding;

@@ -8,11 +8,12 @@ use std::ops::Range;
 
 use crate::dims::{LinearDims, RowDims};
 use crate::dropout::Dropout;
-use crate::element::{Element, convert};
+use crate::element::Element;
 use crate::gelu::{gelu, gelu_and_slope};
 use crate::isa::Isa;
-use crate::matmul::{At, Fetch, Lhs, product_ahead, product_into};
+use crate::matmul::{At, Fetch, Lhs, Store, product_ahead, product_into};
 use crate::panels::{PANEL_COLS, PanelDims, Panels, store_unit};
+use crate::rounding::round;
 use crate::tile::ROWS;
 
 /// `y = x w + bias`.
@@ -22,7 +23,9 @@ pub fn linear_forward<E: Element>(dims: LinearDims, y: &mut [E], x: &[E], w: Pan
     let outputs = dims.outputs;
     check(dims, y.len(), x.len(), bias.len());
     let fetches = [Fetch::to_write(y, outputs)];
+    let isa = Isa::detected();
     for_each_row(
+        isa,
         dims.rows,
         rows_of(x, dims.inputs),
         w,
@@ -30,9 +33,8 @@ pub fn linear_forward<E: Element>(dims: LinearDims, y: &mut [E], x: &[E], w: Pan
         #[inline(always)]
         |row, col, sums| {
             let y = &mut y[row * outputs + col..][..sums.len()];
-            for ((y, sum), bias) in y.iter_mut().zip(sums).zip(&bias[col..]) {
-                *y = E::from_f32(*sum + bias);
-            }
+            sums.iter_mut().zip(&bias[col..]).for_each(|(sum, bias)| *sum += bias);
+            round(isa, y, sums);
         },
     );
 }
@@ -53,6 +55,7 @@ pub fn linear_residual_forward<E: Element>(
     assert_eq!(residual.len(), y.len(), "residual of {dims:?}");
     let fetches = [Fetch::to_read(residual, outputs), Fetch::to_write(y, outputs)];
     for_each_row(
+        Isa::detected(),
         dims.rows,
         rows_of(x, dims.inputs),
         w,
@@ -88,7 +91,9 @@ pub fn linear_gelu_forward<E: Element>(
     check(dims, y.len(), x.len(), bias.len());
     assert_eq!(fc.len(), y.len(), "GELU's input and output");
     let fetches = [Fetch::to_write(fc, outputs)];
+    let isa = Isa::detected();
     for_each_row(
+        isa,
         dims.rows,
         rows_of(x, dims.inputs),
         w,
@@ -97,11 +102,11 @@ pub fn linear_gelu_forward<E: Element>(
         |row, col, sums| {
             let place = row * outputs + col;
             let (fc, y) = (&mut fc[place..][..sums.len()], &mut y[place..][..sums.len()]);
-            for ((fc, y), (sum, bias)) in fc.iter_mut().zip(y).zip(sums.iter().zip(&bias[col..])) {
-                // The backward pass sees the rounded value, so the forward pass takes it as well.
-                *fc = E::from_f32(sum + bias);
-                *y = E::from_f32(gelu(fc.to_f32()));
-            }
+            sums.iter_mut().zip(&bias[col..]).for_each(|(sum, bias)| *sum += bias);
+            round(isa, fc, sums);
+            // The backward pass sees the rounded value, so the forward pass takes it as well.
+            sums.iter_mut().zip(fc).for_each(|(sum, fc)| *sum = gelu(fc.to_f32()));
+            round(isa, y, sums);
         },
     );
 }
@@ -117,26 +122,28 @@ pub fn linear_backward_input<E: Element, O: Element>(
 ) {
     let inputs = dims.inputs;
     check(dims, dy.len(), dx.len(), dims.outputs);
+    let isa = Isa::detected();
     for_each_row(
+        isa,
         dims.rows,
         rows_of(dy, dims.outputs),
         w_t,
         [],
         #[inline(always)]
-        |row, col, sums| convert(&mut dx[row * inputs + col..][..sums.len()], sums),
+        |row, col, sums| round(isa, &mut dx[row * inputs + col..][..sums.len()], sums),
     );
 }
 
 /// Calls `finish(row, column, sums)` with every row of every tile of `lhs rhs`.
 #[inline(always)]
 fn for_each_row<E: Element, const N: usize>(
+    isa: Isa,
     rows: usize,
     lhs: Lhs<E>,
     rhs: Panels<E>,
     fetches: [Fetch; N],
     mut finish: impl FnMut(usize, usize, &mut [f32]),
 ) {
-    let isa = Isa::detected();
     isa.run(
         #[inline(always)]
         || {
@@ -206,10 +213,10 @@ pub fn linear_gelu_backward<E: Element>(
                             *activation = value;
                             *sum *= slope;
                         }
-                        convert(&mut dfc[place..][..at.cols], sums);
+                        round(isa, &mut dfc[place..][..at.cols], &sums[..at.cols]);
                     }
-                    store_tile(panels, dfc_panels, at, tile);
-                    store_tile(panels, gelu_panels, at, &activation);
+                    store_tile(isa, panels, dfc_panels, at, tile);
+                    store_tile(isa, panels, gelu_panels, at, &activation);
                 },
             );
         },
@@ -218,13 +225,19 @@ pub fn linear_gelu_backward<E: Element>(
 
 /// Writes a tile into panels whose depth is the tile's rows.
 #[inline(always)]
-fn store_tile<E: Element>(dims: PanelDims, out: &mut [E], at: At, tile: &[[f32; PANEL_COLS]]) {
+fn store_tile<E: Element>(
+    isa: Isa,
+    dims: PanelDims,
+    out: &mut [E],
+    at: At,
+    tile: &[[f32; PANEL_COLS]],
+) {
     let zeros = [0.0; PANEL_COLS];
     for r in (0..at.rows).step_by(E::PAIR) {
         let unit = (at.row + r) / E::PAIR;
         let place = at.col / PANEL_COLS * dims.panel_len::<E>() + unit * PANEL_COLS * E::PAIR;
         let high = if r + E::PAIR <= at.rows { &tile[r + E::PAIR - 1] } else { &zeros };
-        store_unit(&mut out[place..][..PANEL_COLS * E::PAIR], &tile[r][..at.cols], &high[..at.cols]);
+        store_unit(isa, &mut out[place..][..PANEL_COLS * E::PAIR], &tile[r][..at.cols], &high[..at.cols]);
     }
 }
 
@@ -242,16 +255,21 @@ pub fn linear_backward_weight<E: Element>(
     /// Units of depth that are taken at once: enough to make the coming and going of the sums cheap, few
     /// enough that the operands' panels stay in the second-level cache. Measured on Zen 5: docs/log.md.
     const UNITS: usize = 256;
+    /// Bytes of a piece of the result that no second-level cache would hold until the optimizer comes to it.
+    const LARGE: usize = 512 * 1024;
     assert_eq!(dw.len(), rows.len() * dy.cols, "rows {rows:?} of {}", dy.cols);
     let isa = Isa::detected();
     let group = (UNITS / x.units.max(1)).max(1);
+    let is_large = size_of_val(dw) >= LARGE;
+    let over = if group >= x.segments && is_large { Store::PastCaches } else { Store::Over };
     isa.run(
         #[inline(always)]
         || {
             for first in (0..x.segments).step_by(group) {
                 let count = group.min(x.segments - first);
                 let (x, dy) = (x.part(first, count), dy.part(first, count));
-                product_into(isa, rows.clone(), Lhs::Columns(x), dy, dw, dy.cols, add || first > 0);
+                let store = if add || first > 0 { Store::Add } else { over };
+                product_into(isa, rows.clone(), Lhs::Columns(x), dy, dw, dy.cols, store);
             }
         },
     );

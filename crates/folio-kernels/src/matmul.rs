@@ -113,8 +113,20 @@ impl Fetch {
     }
 }
 
-/// Rows `rows` of `out = lhs rhs`, or `out += lhs rhs` if `add`, where row `rows.start` stands at the head of `out`
-/// and rows start `stride` apart.
+/// How a product is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// `out = lhs rhs`.
+    Over,
+    /// The same, past the caches: for results that are too large to be found there later, whose place would be read for
+    /// nothing before it is written. Rows that do not start on a cache line are written as by `Over`.
+    PastCaches,
+    /// `out += lhs rhs`.
+    Add,
+}
+
+/// Rows `rows` of `out = lhs rhs` or `out += lhs rhs`, where row `rows.start` stands at the head of `out` and rows
+/// start `stride` apart.
 #[inline(always)]
 pub fn product_into<E: Element>(
     isa: Isa,
@@ -123,8 +135,9 @@ pub fn product_into<E: Element>(
     rhs: Panels<E>,
     out: &mut [f32],
     stride: usize,
-    add: bool,
+    store: Store,
 ) {
+    let add = store == Store::Add;
     let first = rows.start;
     let fetch = Fetch::to_write(out, stride);
     let out = RefCell::new(out);
@@ -138,7 +151,9 @@ pub fn product_into<E: Element>(
         |at, tile| {
             // The tile itself comes while it is computed, unless it is read first: then the one below does.
             let coming = if add { at.row + ROWS } else { at.row } - first;
-            fetch.tile(At { row: coming, ..at });
+            if store != Store::PastCaches {
+                fetch.tile(At { row: coming, ..at });
+            }
             if add {
                 let out = out.borrow();
                 for r in 0..at.rows {
@@ -151,10 +166,18 @@ pub fn product_into<E: Element>(
         |at, tile| {
             let mut out = out.borrow_mut();
             for r in 0..at.rows {
-                copy(&mut out[place(at, r)..], &tile.0[r], at.cols);
+                let out = &mut out[place(at, r)..];
+                if store == Store::PastCaches {
+                    tile::store_past_caches(isa, &mut out[..at.cols], &tile.0[r]);
+                } else {
+                    copy(out, &tile.0[r], at.cols);
+                }
             }
         },
     );
+    if store == Store::PastCaches {
+        tile::wait_for_stores();
+    }
 }
 
 /// Copies `cols` elements; a whole tile's width is a few registers, not a call of memcpy.

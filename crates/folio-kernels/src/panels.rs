@@ -10,7 +10,9 @@
 //!                             b0 b1 b2 ...
 //! ```
 
-use crate::element::{Element, cast};
+use crate::element::Element;
+use crate::isa::Isa;
+use crate::rounding::{convert, convert_pairs};
 use crate::tile::COLS;
 
 /// Columns of a panel.
@@ -112,19 +114,26 @@ impl<'a, E: Element> Panels<'a, E> {
 
 /// Packs `out = src`, whose rows (depth of them, `cols` long) start `stride` apart; `out` is overwritten.
 #[inline(always)]
-pub fn pack_rows<S: Element, E: Element>(dims: PanelDims, out: &mut [E], src: &[S], stride: usize) {
+pub fn pack_rows<S: Element, E: Element>(
+    isa: Isa,
+    dims: PanelDims,
+    out: &mut [E],
+    src: &[S],
+    stride: usize,
+) {
     if dims.depth == 0 {
         return;
     }
     let out = &mut out[..dims.len::<E>()];
     for (panel, out) in out.chunks_exact_mut(dims.panel_len::<E>()).enumerate() {
-        pack_rows_panel(dims, panel, out, src, stride);
+        pack_rows_panel(isa, dims, panel, out, src, stride);
     }
 }
 
 /// One panel of [`pack_rows`].
 #[inline(always)]
 pub fn pack_rows_panel<S: Element, E: Element>(
+    isa: Isa,
     dims: PanelDims,
     panel: usize,
     out: &mut [E],
@@ -139,54 +148,52 @@ pub fn pack_rows_panel<S: Element, E: Element>(
             let row = unit * E::PAIR + half;
             if row < dims.depth { &src[row * stride + first..][..width] } else { &zeros[..width] }
         };
-        store_unit(out, row(0), row(E::PAIR - 1));
+        store_unit(isa, out, row(0), row(E::PAIR - 1));
     }
 }
 
 /// Writes one unit of up to 64 columns: `low` and, for pairs, `high` zipped with it; zeros behind.
 #[inline(always)]
-pub(crate) fn store_unit<S: Element, E: Element>(out: &mut [E], low: &[S], high: &[S]) {
+pub(crate) fn store_unit<S: Element, E: Element>(isa: Isa, out: &mut [E], low: &[S], high: &[S]) {
     let width = low.len();
     if width == COLS {
         // The length as a constant lets the compiler unroll and shuffle.
-        zip::<S, E>(&mut out[..COLS * E::PAIR], &low[..COLS], &high[..COLS]);
+        zip(isa, &mut out[..COLS * E::PAIR], &low[..COLS], &high[..COLS]);
     } else {
         let (used, unused) = out.split_at_mut(width * E::PAIR);
-        zip(used, low, high);
+        zip(isa, used, low, high);
         unused.fill(E::default());
     }
 }
 
 #[inline(always)]
-fn zip<S: Element, E: Element>(out: &mut [E], low: &[S], high: &[S]) {
-    if E::PAIR == 1 {
-        for (out, low) in out.iter_mut().zip(low) {
-            *out = cast(*low);
-        }
-    } else {
-        for (out, (low, high)) in out.chunks_exact_mut(2).zip(low.iter().zip(high)) {
-            out[0] = cast(*low);
-            out[1] = cast(*high);
-        }
-    }
+fn zip<S: Element, E: Element>(isa: Isa, out: &mut [E], low: &[S], high: &[S]) {
+    if E::PAIR == 1 { convert(isa, out, low) } else { convert_pairs(isa, out, low, high) }
 }
 
 /// Packs a transpose: `out = srcᵀ`, where `src` has `cols` rows of `depth` elements that start `stride` apart;
 /// `out` is overwritten.
 #[inline(always)]
-pub fn pack_columns<S: Element, E: Element>(dims: PanelDims, out: &mut [E], src: &[S], stride: usize) {
+pub fn pack_columns<S: Element, E: Element>(
+    isa: Isa,
+    dims: PanelDims,
+    out: &mut [E],
+    src: &[S],
+    stride: usize,
+) {
     if dims.depth == 0 {
         return;
     }
     let out = &mut out[..dims.len::<E>()];
     for (panel, out) in out.chunks_exact_mut(dims.panel_len::<E>()).enumerate() {
-        pack_columns_panel(dims, panel, out, src, stride);
+        pack_columns_panel(isa, dims, panel, out, src, stride);
     }
 }
 
 /// One panel of [`pack_columns`].
 #[inline(always)]
 pub fn pack_columns_panel<S: Element, E: Element>(
+    isa: Isa,
     dims: PanelDims,
     panel: usize,
     out: &mut [E],
@@ -208,12 +215,14 @@ pub fn pack_columns_panel<S: Element, E: Element>(
             let corner = &src[(first + col) * stride + depth..];
             let out = &mut out[(depth / E::PAIR * COLS + col) * E::PAIR..];
             if depths == step && cols == SIDE {
-                transpose(out, corner, stride);
+                transpose(isa, out, corner, stride);
             } else {
                 for (c, row) in corner.chunks(stride).take(cols).enumerate() {
-                    for (at, value) in row[..depths].iter().enumerate() {
+                    let values = &mut [E::default(); 2 * SIDE][..depths];
+                    convert(isa, values, &row[..depths]);
+                    for (at, &value) in values.iter().enumerate() {
                         let (unit, half) = (at / E::PAIR, at % E::PAIR);
-                        out[(unit * COLS + c) * E::PAIR + half] = cast(*value);
+                        out[(unit * COLS + c) * E::PAIR + half] = value;
                     }
                 }
             }
@@ -223,15 +232,16 @@ pub fn pack_columns_panel<S: Element, E: Element>(
 
 /// Sixteen columns and sixteen units: `out` unit u, column c is unit u of row c of `src`.
 #[inline(always)]
-fn transpose<S: Element, E: Element>(out: &mut [E], src: &[S], stride: usize) {
+fn transpose<S: Element, E: Element>(isa: Isa, out: &mut [E], src: &[S], stride: usize) {
     const SIDE: usize = 16;
     let mut square = [[0u32; SIDE]; SIDE];
     for (c, square) in square.iter_mut().enumerate() {
-        let row = &src[c * stride..][..SIDE * E::PAIR];
+        let row = &mut [E::default(); 2 * SIDE][..SIDE * E::PAIR];
+        convert(isa, row, &src[c * stride..][..SIDE * E::PAIR]);
         for (unit, values) in square.iter_mut().zip(row.chunks_exact(E::PAIR)) {
-            *unit = cast::<S, E>(values[0]).to_bits();
+            *unit = values[0].to_bits();
             if E::PAIR == 2 {
-                *unit |= cast::<S, E>(values[1]).to_bits() << 16;
+                *unit |= values[1].to_bits() << 16;
             }
         }
     }

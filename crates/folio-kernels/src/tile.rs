@@ -176,6 +176,29 @@ pub(crate) fn prefetch(address: *const u8, intent: Intent) {
     let _ = (address, intent);
 }
 
+/// Copies a row of a tile to where it will not be read for long: past the caches, if the processor can and the place
+/// is aligned, so that the lines there are not read before they are written.
+#[inline(always)]
+pub(crate) fn store_past_caches(isa: Isa, to: &mut [f32], from: &[f32; COLS]) {
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_avx512() && to.len() == COLS && to.as_ptr().addr().is_multiple_of(LINE) {
+        // SAFETY: an `Isa` exists only if the processor has it; `to` is as long as `from` and aligned.
+        return unsafe { x86::store_past_caches(to.as_mut_ptr(), from.as_ptr()) };
+    }
+    let _ = isa;
+    to.copy_from_slice(&from[..to.len()]);
+}
+
+/// Makes what [`store_past_caches`] wrote visible to other threads before anything that this one writes next.
+#[inline(always)]
+pub(crate) fn wait_for_stores() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE, which every x86-64 has.
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     #![expect(
@@ -275,6 +298,19 @@ mod x86 {
                 for v in 0..V {
                     _mm512_store_ps(tile.0[r].as_mut_ptr().add(16 * v), sums[r][v]);
                 }
+            }
+        }
+    }
+
+    /// # Safety
+    /// The processor must have AVX-512 F; both places must hold [`COLS`] elements, `to` on a cache line.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn store_past_caches(to: *mut f32, from: *const f32) {
+        // SAFETY: the caller vouches for both places.
+        unsafe {
+            for start in (0..COLS).step_by(16) {
+                _mm512_stream_ps(to.add(start), _mm512_loadu_ps(from.add(start)));
             }
         }
     }

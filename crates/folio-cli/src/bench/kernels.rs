@@ -329,9 +329,10 @@ impl<E: Element> Bench<E> {
             states.iter().map(|state| (&state.5, self.elements(panels.len::<E>()))).collect();
         let cost = Cost { flop: 0, bytes: 2 * element * stream };
         self.time(("pack_rows", shape), cost, &mut states, |_, (x, out)| {
-            Isa::detected().run(
+            let isa = Isa::detected();
+            isa.run(
                 #[inline(always)]
-                || pack_rows(panels, out, x, c),
+                || pack_rows(isa, panels, out, x, c),
             );
         });
     }

@@ -1,6 +1,7 @@
 //! bfloat16 against its definition: f32's upper half, rounded to nearest, ties to even.
 
-use folio_kernels::element::{Bf16, Element, convert};
+use folio_kernels::element::{Bf16, Element};
+use folio_kernels::rounding::round;
 
 use crate::support::{Random, on_every_isa, wide};
 
@@ -106,7 +107,7 @@ fn rows_are_rounded_alike_on_every_instruction_set() {
             let mut got = vec![Bf16::from_f32(7.0); len];
             isa.run(
                 #[inline(always)]
-                || convert(&mut got, &x),
+                || round(isa, &mut got, &x),
             );
             assert_eq!(got.iter().map(|x| Element::to_bits(*x)).collect::<Vec<_>>(), want, "{}", isa.name());
         });

@@ -298,8 +298,10 @@ fn backward_weight<E: Element>() {
     // Few long segments, of which each is taken alone, and many short ones, of which several are taken at once.
     let segments = [(1, 1), (1, 2), (1, 13), (2, 7), (3, 300), (5, 65), (9, 31), (300, 1), (2, 512)];
     let shapes = [(1, 1), (5, 3), (64, 128), (130, 49)];
+    // One result so large that it is written past the caches.
+    let large = [((3, 5), (190, 704))];
     for ((segments, time), (inputs, outputs)) in
-        segments.into_iter().flat_map(|segment| shapes.map(|shape| (segment, shape)))
+        segments.into_iter().flat_map(|segment| shapes.map(|shape| (segment, shape))).chain(large)
     {
         let dims = LinearDims { rows: segments * time, inputs, outputs };
         let layer = Layer::<E>::random(dims);

@@ -1,8 +1,9 @@
 //! Products of every size of tile, from both kinds of left operand.
 
+use folio_kernels::buffer::Buffer;
 use folio_kernels::element::{Bf16, Element};
 use folio_kernels::isa::Isa;
-use folio_kernels::matmul::{At, Lhs, product, product_into};
+use folio_kernels::matmul::{At, Lhs, Store, product, product_into};
 use folio_kernels::panels::{PanelDims, Panels};
 
 use crate::support::{Expected, Random, TINY, assert_same_bits, format, in_panels, nans, transposed, wide};
@@ -184,12 +185,14 @@ fn into<E: Element>(
     case: &Product<E>,
     first: usize,
     before: &[f32],
-    add: bool,
+    store: Store,
     gap: usize,
 ) -> Vec<f32> {
     let stride = case.cols + gap;
     let rows = case.rows - first;
-    let mut out = vec![-7.0; (rows - 1) * stride + case.cols];
+    // Its first row starts on a cache line.
+    let mut out = Buffer::zeroed((rows - 1) * stride + case.cols);
+    out.fill(-7.0);
     for (out, before) in out.chunks_mut(stride).zip(before.chunks_exact(case.cols)) {
         out[..case.cols].copy_from_slice(before);
     }
@@ -199,7 +202,7 @@ fn into<E: Element>(
     let rhs = Panels::new(case.rhs_dims(), &rhs);
     isa.run(
         #[inline(always)]
-        || product_into(isa, first..case.rows, lhs, rhs, &mut out, stride, add),
+        || product_into(isa, first..case.rows, lhs, rhs, &mut out, stride, store),
     );
     for row in out.chunks(stride) {
         assert!(row[case.cols..].iter().all(|&x| x == -7.0), "between the rows");
@@ -214,13 +217,16 @@ fn are_added_or_not<E: Element>() {
         let case = Product::<E>::random(rows, depth, cols);
         let before = Random(122).singles((rows - first) * cols, 3.0);
         for isa in Isa::available() {
-            let name = |add: bool| {
-                format!("{} {first}..{rows} {depth} {cols}, add {add}, on {}", format::<E>(), isa.name())
+            let name = |store: Store| {
+                format!("{} {first}..{rows} {depth} {cols}, {store:?}, on {}", format::<E>(), isa.name())
             };
-            let overwritten = into(isa, &case, first, &vec![f32::NAN; before.len()], false, cols % 3);
-            case.expected(&vec![0.0; before.len()], first).compare(&name(false), &overwritten);
-            let added = into(isa, &case, first, &before, true, cols % 3);
-            case.expected(&before, first).compare(&name(true), &added);
+            let nothing = vec![f32::NAN; before.len()];
+            for (store, gap) in [(Store::Over, cols % 3), (Store::PastCaches, cols % 3), (Store::PastCaches, 0)] {
+                let overwritten = into(isa, &case, first, &nothing, store, gap);
+                case.expected(&vec![0.0; before.len()], first).compare(&name(store), &overwritten);
+            }
+            let added = into(isa, &case, first, &before, Store::Add, cols % 3);
+            case.expected(&before, first).compare(&name(Store::Add), &added);
         }
     }
 }
@@ -238,7 +244,7 @@ fn of_integers<E: Element>() {
     let mut expected = case.expected(&[0.0; 13 * 77], 0);
     expected.tolerance.fill(0.0);
     for isa in Isa::available() {
-        expected.compare(isa.name(), &into(isa, &case, 0, &[0.0; 13 * 77], false, 0));
+        expected.compare(isa.name(), &into(isa, &case, 0, &[0.0; 13 * 77], Store::Over, 0));
     }
 }
 
@@ -317,7 +323,7 @@ fn numbers_below_the_least_normal_one_are_kept_or_taken_for_zero() {
         let largest = f64::from(a.abs().max(b.abs()).max(1.0));
         expected.tolerance.iter_mut().for_each(|tolerance| *tolerance += depth as f64 * TINY * largest);
         for isa in Isa::available() {
-            expected.compare(isa.name(), &into(isa, &case, 0, &[0.0; 140], false, 0));
+            expected.compare(isa.name(), &into(isa, &case, 0, &[0.0; 140], Store::Over, 0));
         }
     }
 }
@@ -390,7 +396,7 @@ fn repeated_products_give_the_same_bits() {
     let case = Product::<f32>::random(13, 33, 77);
     for isa in Isa::available() {
         let zeros = [0.0; 13 * 77];
-        let first = into(isa, &case, 0, &zeros, false, 0);
-        assert_same_bits("added to zero", &into(isa, &case, 0, &zeros, true, 2), &first);
+        let first = into(isa, &case, 0, &zeros, Store::Over, 0);
+        assert_same_bits("added to zero", &into(isa, &case, 0, &zeros, Store::Add, 2), &first);
     }
 }

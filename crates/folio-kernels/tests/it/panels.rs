@@ -58,14 +58,14 @@ fn pack_every_size<S: Element, E: Element>() {
                 let mut out = nans::<E>(want.len() + 3);
                 isa.run(
                     #[inline(always)]
-                    || pack_rows(dims, &mut out, &rows, cols + gap),
+                    || pack_rows(isa, dims, &mut out, &rows, cols + gap),
                 );
                 assert_same_bits(&format!("rows of {case}"), &out[..want.len()], &want);
                 assert!(out[want.len()..].iter().all(|x| x.to_f32().is_nan()), "{case}");
                 out = nans(want.len() + 3);
                 isa.run(
                     #[inline(always)]
-                    || pack_columns(dims, &mut out, &columns, depth + gap),
+                    || pack_columns(isa, dims, &mut out, &columns, depth + gap),
                 );
                 assert_same_bits(&format!("columns of {case}"), &out[..want.len()], &want);
                 assert!(out[want.len()..].iter().all(|x| x.to_f32().is_nan()), "{case}");
@@ -94,12 +94,13 @@ fn pack_panel_by_panel<E: Element>() {
     let matrix = Random(112).elements::<f32>(dims.depth * dims.cols, 1.0);
     let columns = transposed(&matrix, dims.depth, dims.cols);
     let (mut all, mut all_columns) = (nans::<E>(dims.len::<E>()), nans::<E>(dims.len::<E>()));
-    pack_rows(dims, &mut all, &matrix, dims.cols);
-    pack_columns(dims, &mut all_columns, &columns, dims.depth);
+    let isa = Isa::detected();
+    pack_rows(isa, dims, &mut all, &matrix, dims.cols);
+    pack_columns(isa, dims, &mut all_columns, &columns, dims.depth);
     for (panel, want) in all.chunks_exact(dims.panel_len::<E>()).enumerate() {
         let (mut rows, mut cols) = (nans::<E>(want.len()), nans::<E>(want.len()));
-        pack_rows_panel(dims, panel, &mut rows, &matrix, dims.cols);
-        pack_columns_panel(dims, panel, &mut cols, &columns, dims.depth);
+        pack_rows_panel(isa, dims, panel, &mut rows, &matrix, dims.cols);
+        pack_columns_panel(isa, dims, panel, &mut cols, &columns, dims.depth);
         assert_same_bits("a panel of rows", &rows, want);
         assert_same_bits("a panel of columns", &cols, want);
     }
@@ -115,8 +116,8 @@ fn panels_may_be_packed_one_by_one() {
 #[test]
 fn an_empty_matrix_takes_no_room() {
     let dims = PanelDims { depth: 0, cols: 70 };
-    pack_rows::<f32, f32>(dims, &mut [], &[], 70);
-    pack_columns::<f32, Bf16>(dims, &mut [], &[], 0);
+    pack_rows::<f32, f32>(Isa::detected(), dims, &mut [], &[], 70);
+    pack_columns::<f32, Bf16>(Isa::detected(), dims, &mut [], &[], 0);
     assert_eq!(Panels::<f32>::new(dims, &[]).cols(), 70);
 }
 

@@ -150,22 +150,22 @@ impl<E: Element> PackedMatrix<E> {
 
     /// Packs a matrix whose rows are `stride` long.
     fn pack_rows(&mut self, src: &[f32], stride: usize) {
-        let dims = self.dims;
+        let (isa, dims) = (Isa::detected(), self.dims);
         self.for_each_panel(|panel, out| {
-            Isa::detected().run(
+            isa.run(
                 #[inline(always)]
-                || pack_rows_panel(dims, panel, out, src, stride),
+                || pack_rows_panel(isa, dims, panel, out, src, stride),
             );
         });
     }
 
     /// Packs the transpose of a matrix whose rows are `stride` long.
     fn pack_columns(&mut self, src: &[f32], stride: usize) {
-        let dims = self.dims;
+        let (isa, dims) = (Isa::detected(), self.dims);
         self.for_each_panel(|panel, out| {
-            Isa::detected().run(
+            isa.run(
                 #[inline(always)]
-                || pack_columns_panel(dims, panel, out, src, stride),
+                || pack_columns_panel(isa, dims, panel, out, src, stride),
             );
         });
     }

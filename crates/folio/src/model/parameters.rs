@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use folio_kernels::buffer::Buffer;
+
 use super::ModelConfig;
 use crate::rng::Rng;
 
@@ -88,7 +90,7 @@ impl SpecList {
 #[derive(Clone, Debug)]
 pub struct Parameters {
     specs: Vec<ParameterSpec>,
-    values: Vec<f32>,
+    values: Buffer<f32>,
 }
 
 /// The tensors of one block, in the order of [`specs`].
@@ -173,7 +175,7 @@ impl Parameters {
     pub fn zeros(config: &ModelConfig) -> Self {
         let specs = specs(config);
         let count = specs.last().map_or(0, |spec| spec.range.end);
-        Self { specs, values: vec![0.0; count] }
+        Self { specs, values: Buffer::zeroed(count) }
     }
 
     /// GPT-2's initial weights: N(0, 0.02), the residual projections scaled by 1 / sqrt(2 L), biases 0 and

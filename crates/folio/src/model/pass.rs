@@ -427,9 +427,10 @@ impl<'a, E> Weights<'a, E> {
 
 /// `out = x` in panels.
 fn pack<E: Element>(dims: PanelDims, out: &mut [E], x: &[E]) {
-    Isa::detected().run(
+    let isa = Isa::detected();
+    isa.run(
         #[inline(always)]
-        || pack_rows(dims, out, x, dims.cols),
+        || pack_rows(isa, dims, out, x, dims.cols),
     );
 }
 

@@ -1,0 +1,129 @@
+//! Rows of f32 rounded to the format that products read, by the processor's own instruction where it has one.
+//!
+//! The instruction takes subnormal numbers, below 1.2e-38, for zero, as the dot product does that reads the result.
+//! [`Element::from_f32`] rounds them like all others; everywhere else the two agree in every bit.
+
+use crate::element::Element;
+use crate::isa::Isa;
+
+/// `out = values`, rounded to the nearest value, ties to even. To be called inside [`Isa::run`].
+#[inline(always)]
+pub fn round<E: Element>(isa: Isa, out: &mut [E], values: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if E::PAIR == 2 && isa.has_avx512_bf16() {
+        assert_eq!(out.len(), values.len(), "rounding");
+        // SAFETY: an `Isa` exists only if the processor has it; a bfloat16 is 16 bits; both are as long.
+        return unsafe { x86::round(out.as_mut_ptr().cast(), values.as_ptr(), values.len()) };
+    }
+    let _ = isa;
+    for (out, &value) in out.iter_mut().zip(values) {
+        *out = E::from_f32(value);
+    }
+}
+
+/// `out = values` in another format, rounded, or in the same one as they are. To be called inside [`Isa::run`].
+#[inline(always)]
+pub(crate) fn convert<S: Element, E: Element>(isa: Isa, out: &mut [E], values: &[S]) {
+    match S::singles(values) {
+        Some(values) => round(isa, out, values),
+        None => out.iter_mut().zip(values).for_each(|(out, &value)| *out = cast(value)),
+    }
+}
+
+/// A value in a format that is not narrower, exactly.
+#[inline(always)]
+fn cast<S: Element, E: Element>(value: S) -> E {
+    // The two formats differ in this number.
+    if S::PAIR == E::PAIR { E::from_bits(value.to_bits()) } else { E::from_f32(value.to_f32()) }
+}
+
+/// `out[2 i] = low[i]` and `out[2 i + 1] = high[i]` as by [`convert`]: two rows zipped into units of pairs. To be
+/// called inside [`Isa::run`].
+#[inline(always)]
+pub(crate) fn convert_pairs<S: Element, E: Element>(isa: Isa, out: &mut [E], low: &[S], high: &[S]) {
+    debug_assert_eq!(E::PAIR, 2, "pairs");
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_avx512_bf16()
+        && let (Some(low), Some(high)) = (S::singles(low), S::singles(high))
+    {
+        assert_eq!((out.len(), high.len()), (2 * low.len(), low.len()), "rounding to pairs");
+        // SAFETY: as above; `out` has a pair for every element of `low` and `high`.
+        return unsafe {
+            x86::round_pairs(out.as_mut_ptr().cast(), low.as_ptr(), high.as_ptr(), low.len());
+        };
+    }
+    let _ = isa;
+    for (out, (&low, &high)) in out.chunks_exact_mut(2).zip(low.iter().zip(high)) {
+        out[0] = cast(low);
+        out[1] = cast(high);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    /// Elements of a register of f32.
+    const LANES: usize = 16;
+
+    /// # Safety
+    /// The processor must have AVX-512 F, BW, VL and BF16; `len` elements must be readable and writable.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    pub(super) unsafe fn round(out: *mut i16, values: *const f32, len: usize) {
+        // SAFETY: whole registers stay inside `len`, the rest is masked.
+        unsafe {
+            let whole = len - len % LANES;
+            for start in (0..whole).step_by(LANES) {
+                let bits = rounded(_mm512_loadu_ps(values.add(start)));
+                _mm256_storeu_si256(out.add(start).cast(), bits);
+            }
+            if whole < len {
+                let mask = first(len - whole);
+                let bits = rounded(_mm512_maskz_loadu_ps(mask, values.add(whole)));
+                _mm256_mask_storeu_epi16(out.add(whole), mask, bits);
+            }
+        }
+    }
+
+    /// # Safety
+    /// The processor must have AVX-512 F, BW, VL and BF16; `len` elements must be readable, `len` pairs writable.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    pub(super) unsafe fn round_pairs(out: *mut i32, low: *const f32, high: *const f32, len: usize) {
+        // SAFETY: whole registers stay inside `len`, the rest is masked.
+        unsafe {
+            let whole = len - len % LANES;
+            for start in (0..whole).step_by(LANES) {
+                let pairs = zipped(_mm512_loadu_ps(low.add(start)), _mm512_loadu_ps(high.add(start)));
+                _mm512_storeu_si512(out.add(start).cast(), pairs);
+            }
+            if whole < len {
+                let mask = first(len - whole);
+                let low = _mm512_maskz_loadu_ps(mask, low.add(whole));
+                let high = _mm512_maskz_loadu_ps(mask, high.add(whole));
+                _mm512_mask_storeu_epi32(out.add(whole), mask, zipped(low, high));
+            }
+        }
+    }
+
+    /// A mask of the first `count` lanes.
+    fn first(count: usize) -> __mmask16 {
+        (1 << count) - 1
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    fn rounded(values: __m512) -> __m256i {
+        // SAFETY: the same 256 bits under another name.
+        unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(values)) }
+    }
+
+    /// Sixteen units: each of `low` in its lower half, of `high` in its upper half.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    fn zipped(low: __m512, high: __m512) -> __m512i {
+        let (low, high) = (_mm512_cvtepu16_epi32(rounded(low)), _mm512_cvtepu16_epi32(rounded(high)));
+        _mm512_or_si512(low, _mm512_slli_epi32::<16>(high))
+    }
+}
