@@ -202,6 +202,16 @@ pub fn head_logits<E: Element>(dims: HeadDims, logits: &mut [f32], x: &[E], wte_
     let isa = Isa::detected();
     isa.run(
         #[inline(always)]
-        || product_into(isa, 0..rows, Lhs::Rows { data: x, stride: channels }, wte_t, logits, vocab, Store::Over),
+        || {
+            product_into(
+                isa,
+                0..rows,
+                Lhs::Rows { data: x, stride: channels },
+                wte_t,
+                logits,
+                vocab,
+                Store::Over,
+            )
+        },
     );
 }

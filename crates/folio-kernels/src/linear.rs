@@ -225,13 +225,7 @@ pub fn linear_gelu_backward<E: Element>(
 
 /// Writes a tile into panels whose depth is the tile's rows.
 #[inline(always)]
-fn store_tile<E: Element>(
-    isa: Isa,
-    dims: PanelDims,
-    out: &mut [E],
-    at: At,
-    tile: &[[f32; PANEL_COLS]],
-) {
+fn store_tile<E: Element>(isa: Isa, dims: PanelDims, out: &mut [E], at: At, tile: &[[f32; PANEL_COLS]]) {
     let zeros = [0.0; PANEL_COLS];
     for r in (0..at.rows).step_by(E::PAIR) {
         let unit = (at.row + r) / E::PAIR;

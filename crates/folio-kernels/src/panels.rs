@@ -114,13 +114,7 @@ impl<'a, E: Element> Panels<'a, E> {
 
 /// Packs `out = src`, whose rows (depth of them, `cols` long) start `stride` apart; `out` is overwritten.
 #[inline(always)]
-pub fn pack_rows<S: Element, E: Element>(
-    isa: Isa,
-    dims: PanelDims,
-    out: &mut [E],
-    src: &[S],
-    stride: usize,
-) {
+pub fn pack_rows<S: Element, E: Element>(isa: Isa, dims: PanelDims, out: &mut [E], src: &[S], stride: usize) {
     if dims.depth == 0 {
         return;
     }

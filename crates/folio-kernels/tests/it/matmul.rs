@@ -221,7 +221,9 @@ fn are_added_or_not<E: Element>() {
                 format!("{} {first}..{rows} {depth} {cols}, {store:?}, on {}", format::<E>(), isa.name())
             };
             let nothing = vec![f32::NAN; before.len()];
-            for (store, gap) in [(Store::Over, cols % 3), (Store::PastCaches, cols % 3), (Store::PastCaches, 0)] {
+            for (store, gap) in
+                [(Store::Over, cols % 3), (Store::PastCaches, cols % 3), (Store::PastCaches, 0)]
+            {
                 let overwritten = into(isa, &case, first, &nothing, store, gap);
                 case.expected(&vec![0.0; before.len()], first).compare(&name(store), &overwritten);
             }
