@@ -2,6 +2,7 @@
 
 mod kernels;
 mod peak;
+mod tokenizer;
 
 use std::time::Instant;
 
@@ -32,6 +33,8 @@ enum What {
     Kernels(KernelsArgs),
     /// Measure what the machine can do: arithmetic in registers, copying in memory
     Peak(PeakArgs),
+    /// Time the learning of a tokenizer and its encoding, and GPT-2's; one JSON line
+    Tokenizer(tokenizer::TokenizerArgs),
 }
 
 #[derive(Args)]
@@ -138,6 +141,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         What::Step(args) => step(args),
         What::Kernels(args) => kernels(args),
         What::Peak(args) => peak(args),
+        What::Tokenizer(args) => tokenizer::run(args),
     }
 }
 

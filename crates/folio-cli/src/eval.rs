@@ -38,13 +38,13 @@ pub(crate) struct EvalArgs {
 }
 
 pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
+    set_threads(args.threads)?;
     let (run, numbers) = args.which.find()?;
     let settings = run.settings()?;
     let tokenizer = run.tokenizer()?;
     let corpus = corpus_of(&settings)?;
     let stream = Arc::new(TokenStream::encode(&corpus.text, &tokenizer, settings.split)?);
     let dataset = Dataset::new(stream, settings.block_size, settings.seed)?;
-    set_threads(args.threads)?;
     for number in numbers {
         let mut model = load_model(&run, number)?;
         let evaluation = evaluate(&mut model, &dataset, &tokenizer, args.split)?;
@@ -76,10 +76,11 @@ fn corpus_of(settings: &Settings) -> anyhow::Result<Corpus> {
 }
 
 fn print(path: &Path, evaluation: Evaluation) {
-    let Evaluation { tokens, characters, loss, perplexity, bits_per_character } = evaluation;
+    let Evaluation { tokens, characters, bytes, loss, perplexity, bits_per_character, bits_per_byte } = evaluation;
     println!("{}", path.display());
     println!("  loss                {loss:.4} nats a token");
     println!("  perplexity          {perplexity:.4}");
     println!("  bits per character  {bits_per_character:.4}");
-    println!("  over                {tokens} tokens, {characters} characters");
+    println!("  bits per byte       {bits_per_byte:.4}");
+    println!("  over                {tokens} tokens, {characters} characters, {bytes} bytes");
 }

@@ -107,12 +107,12 @@ pub(crate) fn load_model(run: &RunDir, number: u64) -> anyhow::Result<Gpt2> {
 pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p };
     sampling.validate()?;
+    set_threads(args.threads)?;
     let (run, numbers) = args.which.find()?;
     let tokenizer = run.tokenizer()?;
     let start = start_tokens(args.prompt.as_deref(), &tokenizer)?;
     let output =
         args.write_to_file.as_deref().map(|name| output_file(&args.which.run_dir, name)).transpose()?;
-    set_threads(args.threads)?;
     let seed = args.seed.unwrap_or_else(seed_from_clock);
     for &number in &numbers {
         let mut model = load_model(&run, number)?;

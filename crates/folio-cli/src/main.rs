@@ -11,6 +11,7 @@ mod plot;
 mod presets;
 mod progress;
 mod runs;
+mod tokenizer;
 mod train;
 mod usage;
 
@@ -39,6 +40,8 @@ enum Command {
     Plot(plot::PlotArgs),
     /// List the runs of a sweep, the best first
     Runs(runs::RunsArgs),
+    /// Train a tokenizer, encode and decode with one, look into one
+    Tokenizer(tokenizer::TokenizerArgs),
     /// Time training steps, each of their operations, and the machine itself
     Bench(bench::BenchArgs),
     /// Print the embedded text, tiny Shakespeare
@@ -64,6 +67,7 @@ fn run(args: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode> {
         Command::Eval(args) => eval::run(&args)?,
         Command::Plot(args) => plot::run(&args)?,
         Command::Runs(args) => runs::run(&args)?,
+        Command::Tokenizer(args) => tokenizer::run(&args)?,
         Command::Bench(args) => bench::run(&args)?,
         Command::Corpus => corpus::run()?,
     }

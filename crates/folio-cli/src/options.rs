@@ -22,10 +22,15 @@ pub(crate) struct Options {
     /// UTF-8 text to train on [default: the embedded tiny Shakespeare]
     #[arg(long, value_name = "FILE", help_heading = "Text")]
     pub(crate) data: Option<PathBuf>,
-    /// How text becomes tokens: chrs (one a character) or bpe (GPT-2's 50,257) [default: chrs]
-    #[arg(long, value_name = "NAME", help_heading = "Text")]
+    /// How text becomes tokens: chrs (one a character), bpe (GPT-2's 50,257), corpus_bpe (a BPE learned from the
+    /// training text) or the path of a tokenizer.json [default: chrs]
+    #[arg(long, value_name = "NAME|FILE", help_heading = "Text")]
     pub(crate) tokenizer_type: Option<TokenizerKind>,
-    /// blocks (80/10/10, shuffled) or contiguous (first 90 % of the characters, last 10 %) [default: blocks]
+    /// Tokens that corpus_bpe learns [default: 1024]
+    #[arg(long, value_name = "N", help_heading = "Text", value_parser = whole::<usize>)]
+    pub(crate) vocab_size: Option<usize>,
+    /// blocks (80/10/10, shuffled) or contiguous (first 90 % of the characters, last 10 %) [default: blocks;
+    /// contiguous for corpus_bpe, which must not learn from evaluation text]
     #[arg(long, value_name = "NAME", help_heading = "Text")]
     pub(crate) split: Option<SplitKind>,
 
@@ -146,7 +151,8 @@ impl Options {
         let embedded = settings.data == folio::text::EMBEDDED_NAME;
         Options {
             data: (!embedded).then(|| PathBuf::from(&settings.data)),
-            tokenizer_type: Some(settings.tokenizer_type),
+            tokenizer_type: Some(settings.tokenizer_type.clone()),
+            vocab_size: settings.vocab_size,
             split: Some(settings.split),
             n_emb: Some(settings.n_emb),
             n_heads: Some(settings.n_heads),
@@ -178,9 +184,12 @@ impl Options {
     pub(crate) fn settings(&self) -> (Settings, Grid) {
         let default = Settings::default();
         let (n_emb, n_heads) = (self.n_emb.unwrap_or(default.n_emb), self.n_heads.unwrap_or(default.n_heads));
+        let tokenizer_type = self.tokenizer_type.clone().unwrap_or(default.tokenizer_type);
+        let learns = tokenizer_type == TokenizerKind::CorpusBpe;
         let base = Settings {
-            tokenizer_type: self.tokenizer_type.unwrap_or(default.tokenizer_type),
-            split: self.split.unwrap_or(default.split),
+            tokenizer_type,
+            vocab_size: self.vocab_size.or(learns.then_some(1024)),
+            split: self.split.unwrap_or(if learns { SplitKind::Contiguous } else { default.split }),
             seed: self.seed.unwrap_or(default.seed),
             n_emb,
             n_heads,

@@ -87,23 +87,27 @@ impl Progress {
     }
 
     fn json_line(&self, epoch: u64, report: EpochReport) -> String {
-        let EpochReport { train_loss, eval_loss, learning_rate, step } = report;
+        let EpochReport { train_loss, eval_loss, train_bits, eval_bits, learning_rate, step } = report;
         let seconds = self.begun.elapsed().as_secs_f64();
         let tokens_per_s = self.tokens_per_second();
         serde_json::json!({
             "epoch": epoch, "step": step, "train_loss": train_loss, "eval_loss": eval_loss, "lr": learning_rate,
+            "train_bits_per_character": train_bits.per_character, "eval_bits_per_character": eval_bits.per_character,
+            "train_bits_per_byte": train_bits.per_byte, "eval_bits_per_byte": eval_bits.per_byte,
             "seconds": seconds, "tokens_per_s": tokens_per_s,
         })
         .to_string()
     }
 }
 
-/// The ancestor's line.
+/// The ancestor's line, and the two losses once more in bits a character.
 fn line(epoch: u64, last_epoch: u64, report: EpochReport) -> String {
-    let EpochReport { train_loss, eval_loss, learning_rate, .. } = report;
+    let EpochReport { train_loss, eval_loss, train_bits, eval_bits, learning_rate, .. } = report;
     let lr = scientific(learning_rate);
+    let (train, eval) = (train_bits.per_character, eval_bits.per_character);
     format!(
-        "Epoch: {epoch}/{last_epoch} || Train loss: {train_loss:.4} || Eval loss: {eval_loss:.4} || lr: {lr}"
+        "Epoch: {epoch}/{last_epoch} || Train loss: {train_loss:.4} || Eval loss: {eval_loss:.4} || lr: {lr} || \
+         bits per character: {train:.4}, {eval:.4}"
     )
 }
 
@@ -117,12 +121,24 @@ fn scientific(x: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use folio::text::Bits;
+
     use super::*;
 
     #[test]
     fn an_epoch_is_told_as_the_ancestor_tells_it() {
-        let report = EpochReport { train_loss: 1.23454, eval_loss: 1.45666, learning_rate: 1e-3, step: 9 };
-        let want = "Epoch: 3/100 || Train loss: 1.2345 || Eval loss: 1.4567 || lr: 1.0000e-03";
+        let bits = |per_character| Bits { per_character, per_byte: 9.0 };
+        let (train_bits, eval_bits) = (bits(1.78102), bits(2.10156));
+        let report = EpochReport {
+            train_loss: 1.23454,
+            eval_loss: 1.45666,
+            train_bits,
+            eval_bits,
+            learning_rate: 1e-3,
+            step: 9,
+        };
+        let want = "Epoch: 3/100 || Train loss: 1.2345 || Eval loss: 1.4567 || lr: 1.0000e-03 || \
+                    bits per character: 1.7810, 2.1016";
         assert_eq!(line(3, 100, report), want);
     }
 }

@@ -12,11 +12,12 @@ use serde_json::{Map, Value};
 #[command(after_help = "\
 Examples:
   folio runs runs/search
-  folio runs runs/search --json")]
+  folio runs runs/search --json
+  folio runs runs/chrs runs/bpe                 across tokenizers, by bits a character")]
 pub(crate) struct RunsArgs {
-    /// The directory of a sweep, or of one run
-    #[arg(value_name = "RUN_DIR")]
-    run_dir: PathBuf,
+    /// The directory of a sweep, or of one run; the runs of several are ranked together
+    #[arg(value_name = "RUN_DIR", required = true)]
+    run_dirs: Vec<PathBuf>,
     /// One JSON object a run, with all its settings
     #[arg(long)]
     json: bool,
@@ -28,21 +29,33 @@ struct Row {
     settings: Map<String, Value>,
     /// The lowest eval loss and the epoch it was reached in.
     best: Option<(f64, u64)>,
+    /// The same loss in bits a character and a byte.
+    bits: Option<(f64, f64)>,
     epochs: usize,
 }
 
 pub(crate) fn run(args: &RunsArgs) -> anyhow::Result<()> {
     let mut rows = Vec::new();
-    for run in RunDir::new(&args.run_dir).runs()? {
+    let several = args.run_dirs.len() > 1;
+    let mut runs = Vec::new();
+    for path in &args.run_dirs {
+        runs.extend(RunDir::new(path).runs()?);
+    }
+    for run in runs {
         let name = run.path().file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = if several { run.path().display().to_string() } else { name };
         let Value::Object(settings) = serde_json::to_value(run.settings()?)? else {
             unreachable!("a struct")
         };
         let losses = run.losses()?.unwrap_or_default();
         let best = losses.best_eval_loss.zip(losses.best_epoch()).map(|((loss, _), epoch)| (loss, epoch));
-        rows.push(Row { name, settings, best, epochs: losses.steps.len() });
+        let bits = losses.best_epoch().and_then(|epoch| {
+            let at = |values: &[f64]| values.get(epoch as usize - 1).copied();
+            at(&losses.eval_bits_per_character).zip(at(&losses.eval_bits_per_byte))
+        });
+        rows.push(Row { name, settings, best, bits, epochs: losses.steps.len() });
     }
-    rows.sort_by(|a, b| rank(a).total_cmp(&rank(b)));
+    rows.sort_by(|a, b| rank(a).total_cmp(&rank(b)).then(loss(a).total_cmp(&loss(b))));
     if args.json {
         rows.iter().for_each(print_json);
     } else {
@@ -51,15 +64,21 @@ pub(crate) fn run(args: &RunsArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs without losses come last.
+/// Bits a character, which compare whatever the runs' tokenizers; runs without losses come last.
 fn rank(row: &Row) -> f64 {
+    row.bits.map_or(f64::INFINITY, |(per_character, _)| per_character)
+}
+
+fn loss(row: &Row) -> f64 {
     row.best.map_or(f64::INFINITY, |(loss, _)| loss)
 }
 
 fn print_json(row: &Row) {
     let (loss, epoch) = row.best.unzip();
+    let (per_character, per_byte) = row.bits.unzip();
     let value = serde_json::json!({
-        "run": row.name, "best_eval_loss": loss, "best_epoch": epoch, "epochs": row.epochs, "settings": row.settings,
+        "run": row.name, "best_eval_loss": loss, "best_epoch": epoch, "epochs": row.epochs,
+        "bits_per_character": per_character, "bits_per_byte": per_byte, "settings": row.settings,
     });
     println!("{value}");
 }
@@ -71,7 +90,7 @@ fn table(rows: &[Row]) -> Table {
     let varying: Vec<&String> = first.keys().filter(differs).collect();
     let mut table = Table::new();
     table.load_style(NOTHING);
-    let fixed = ["rank", "run", "best eval loss", "at epoch"].map(str::to_owned);
+    let fixed = ["rank", "run", "best eval loss", "bits/char", "at epoch"].map(str::to_owned);
     table.set_header(fixed.into_iter().chain(varying.iter().map(|key| (*key).clone())));
     for (index, row) in rows.iter().enumerate() {
         let (loss, epoch) = row.best.map_or(("-".to_owned(), "-".to_owned()), |(loss, epoch)| {
@@ -81,7 +100,8 @@ fn table(rows: &[Row]) -> Table {
             Value::String(text) => text.clone(),
             value => value.to_string(),
         });
-        table.add_row([(index + 1).to_string(), row.name.clone(), loss, epoch].into_iter().chain(values));
+        let bits = row.bits.map_or("-".to_owned(), |(per_character, _)| format!("{per_character:.4}"));
+        table.add_row([(index + 1).to_string(), row.name.clone(), loss, bits, epoch].into_iter().chain(values));
     }
     for (index, column) in table.column_iter_mut().enumerate() {
         if index != 1 {

@@ -13,12 +13,13 @@ use folio::run_dir::RunDir;
 use folio::settings::Settings;
 use folio::sweep::Grid;
 use folio::text::Corpus;
-use folio::tokenizer::Tokenizer;
+use folio::tokenizer::{Tokenizer, TokenizerKind};
 use folio::train::{Start, Trainer, check_same_sizes};
 
 use crate::options::{Options, whole};
 use crate::presets;
 use crate::progress::Progress;
+use crate::tokenizer::bar_for;
 use crate::usage::Usage;
 
 #[derive(Args)]
@@ -34,6 +35,7 @@ Examples:
   folio train --data my.txt --num-epochs 20 --learning-rates 1e-3 --save-losses --save-checkpoint --run-dir runs/mine
   folio train --tokenizer_type bpe --batch_sizes 32 --block_sizes 128 --learning_rates 1e-3 5e-4 1e-4 \\
       --weight_decays 3 --lr_schedule cosine --cosine_T_max 100 --num_epochs 100 --save_losses --run_dir runs/bpe
+  folio train --tokenizer_type corpus_bpe --vocab_size 1024 --save_losses --run_dir runs/own_bpe
   folio train --from_checkpoint --from_checkpoint_run_dir runs/mine --from_checkpoint_step 20 --run_dir runs/more")]
 pub(crate) struct TrainArgs {
     /// A named recipe that the other flags refine
@@ -82,8 +84,8 @@ struct Plan {
 }
 
 pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
-    let plan = plan(args)?;
     set_threads(args.threads)?;
+    let plan = plan(args)?;
     let count = plan.runs.len();
     for (index, settings) in plan.runs.iter().enumerate() {
         let run_dir = plan.run_dir.as_ref().map(|parent| match count {
@@ -142,12 +144,23 @@ fn plan(args: &TrainArgs) -> anyhow::Result<Plan> {
         None => Corpus::embedded(),
     };
     base.data_sha256.clone_from(&corpus.sha256);
-    let tokenizer = Arc::new(Tokenizer::for_text(base.tokenizer_type, &corpus.text));
-    let stream = Arc::new(TokenStream::encode(&corpus.text, &tokenizer, base.split)?);
+    if let TokenizerKind::File(path) = &mut base.tokenizer_type {
+        *path = std::path::absolute(&path).unwrap_or_else(|_| path.clone());
+    }
+    let tokenizer = Arc::new(match &start {
+        Start::Fresh => base.tokenizer(&corpus.text)?,
+        Start::Checkpoint { run, .. } => run.tokenizer()?,
+    });
     let runs = grid.combinations(&base);
     for settings in &runs {
-        Dataset::new(Arc::clone(&stream), settings.block_size, settings.seed)?;
         check_continues(settings, &start, &tokenizer)?;
+    }
+    let bar = bar_for(corpus.text.len());
+    let stream = TokenStream::encode_telling(&corpus.text, &tokenizer, base.split, |bytes| bar.inc(bytes))?;
+    bar.finish_and_clear();
+    let stream = Arc::new(stream);
+    for settings in &runs {
+        Dataset::new(Arc::clone(&stream), settings.block_size, settings.seed)?;
     }
     let run_dir = options.run_dir.map(RunDir::new);
     let sample_tokens = options.sample_tokens.unwrap_or(0);
@@ -183,6 +196,11 @@ fn check_continues(settings: &Settings, start: &Start, tokenizer: &Tokenizer) ->
             "--tokenizer_type",
             saved.tokenizer_type == settings.tokenizer_type,
             saved.tokenizer_type.to_string(),
+        ),
+        (
+            "--vocab_size",
+            saved.vocab_size == settings.vocab_size,
+            saved.vocab_size.map_or_else(|| "none".to_owned(), |size| size.to_string()),
         ),
         ("--data", saved.data_sha256 == settings.data_sha256, saved.data.clone()),
         ("--split", saved.split == settings.split, format!("{:?}", saved.split).to_lowercase()),

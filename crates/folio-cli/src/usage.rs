@@ -14,6 +14,7 @@ Examples:
   folio eval runs/quick                            loss, perplexity, bits per character
   folio plot runs/quick                            losses.svg and losses.png, and in the terminal
   folio train --learning_rates 1e-3 3e-4 --dropouts 0.1 0.2 --save_losses --run_dir runs/search
+  folio tokenizer train --data my.txt --vocab_size 4096 --out my.json
   folio runs runs/search                           the four of them, ranked
 
 Every flag has two spellings: --learning_rates and --learning-rates.";

@@ -4,6 +4,7 @@
 //! A block belongs to one part for good: evaluation never sees a training block, not even after a resumption,
 //! since the split is a function of the run's seed alone.
 
+use std::ops::Range;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::rng::{Rng, Stream};
+use crate::text::{TextPerToken, TextSize};
 use crate::tokenizer::Tokenizer;
 
 /// How a text is divided into training and evaluation.
@@ -72,26 +74,104 @@ impl FromStr for Part {
 /// A text in tokens, ready to be cut for a kind of split.
 #[derive(Clone, Debug)]
 pub struct TokenStream {
-    tokens: Vec<u32>,
+    tokens: Tokens,
     split: SplitKind,
     /// Where the evaluation tokens begin; the stream's end if the split is by blocks.
     eval_start: usize,
 }
 
+/// Ids, two bytes each if that is enough: the tokens of a long text are most of what is in memory before training.
+#[derive(Clone, Debug)]
+enum Tokens {
+    Narrow(Vec<u16>),
+    Wide(Vec<u32>),
+}
+
+impl Tokens {
+    fn new(vocab_size: usize) -> Self {
+        if vocab_size <= 1 << 16 { Self::Narrow(Vec::new()) } else { Self::Wide(Vec::new()) }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Narrow(ids) => ids.len(),
+            Self::Wide(ids) => ids.len(),
+        }
+    }
+
+    /// Appends ids, which must be below the size of the vocabulary.
+    fn extend(&mut self, new: &[u32]) {
+        match self {
+            Self::Narrow(ids) => ids.extend(new.iter().map(|&id| id as u16)),
+            Self::Wide(ids) => ids.extend_from_slice(new),
+        }
+    }
+
+    /// Appends the ids of a range to `out`.
+    fn copy(&self, range: Range<usize>, out: &mut Vec<u32>) {
+        match self {
+            Self::Narrow(ids) => out.extend(ids[range].iter().map(|&id| u32::from(id))),
+            Self::Wide(ids) => out.extend_from_slice(&ids[range]),
+        }
+    }
+}
+
+/// Where a text's evaluation part begins, in bytes, if that is known before it is cut into tokens and blocks.
+fn border(text: &str, split: SplitKind) -> Option<usize> {
+    match split {
+        SplitKind::Blocks => None,
+        SplitKind::Contiguous => {
+            let train_chars = text.chars().count() * 9 / 10;
+            Some(text.char_indices().nth(train_chars).map_or(text.len(), |(index, _)| index))
+        }
+    }
+}
+
+/// The part of a text that a run trains on, for whatever is learned of it before training.
+///
+/// # Errors
+/// If the split is by blocks: those are cut from tokens, so no text is known to be training text before there is a
+/// tokenizer.
+pub fn training_text(text: &str, split: SplitKind) -> Result<&str> {
+    border(text, split).map(|border| &text[..border]).ok_or_else(|| {
+        let reason = "blocks are cut from tokens, so before the tokenizer is learned no text is known to be training \
+                      text, and it must not learn from evaluation text: give contiguous";
+        Error::setting("--split", reason)
+    })
+}
+
 impl TokenStream {
     /// Encodes a text. For a contiguous split the two parts are encoded apart, so that no token spans the
     /// border.
+    ///
+    /// # Errors
+    /// If the tokenizer lacks a character of the text.
     pub fn encode(text: &str, tokenizer: &Tokenizer, split: SplitKind) -> Result<Self> {
-        let border = match split {
-            SplitKind::Blocks => text.len(),
-            SplitKind::Contiguous => {
-                let train_chars = text.chars().count() * 9 / 10;
-                text.char_indices().nth(train_chars).map_or(text.len(), |(index, _)| index)
-            }
-        };
-        let mut tokens = tokenizer.encode(&text[..border])?;
-        let eval_start = tokens.len();
-        tokens.extend(tokenizer.encode(&text[border..])?);
+        Self::encode_telling(text, tokenizer, split, |_| ())
+    }
+
+    /// [`TokenStream::encode`], which tells of every piece of text that is done by its bytes.
+    ///
+    /// # Errors
+    /// If the tokenizer lacks a character of the text.
+    pub fn encode_telling(
+        text: &str,
+        tokenizer: &Tokenizer,
+        split: SplitKind,
+        mut on_piece: impl FnMut(u64),
+    ) -> Result<Self> {
+        let (train, eval) = text.split_at(border(text, split).unwrap_or(text.len()));
+        let mut tokens = Tokens::new(tokenizer.vocab_size());
+        let mut eval_start = 0;
+        for part in [train, eval] {
+            eval_start = tokens.len();
+            tokenizer.encode_pieces(part, |piece, ids| {
+                tokens.extend(ids);
+                on_piece(piece.len() as u64);
+            })?;
+        }
+        // A split by blocks has but one part, and evaluation tokens in any of its blocks.
+        let eval_start = if split == SplitKind::Blocks { tokens.len() } else { eval_start };
         Ok(Self { tokens, split, eval_start })
     }
 
@@ -102,7 +182,7 @@ impl TokenStream {
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.tokens.is_empty()
+        self.len() == 0
     }
 }
 
@@ -157,6 +237,18 @@ impl Dataset {
         }
     }
 
+    /// How much text a token of a part stands for, on average over all that its blocks predict.
+    pub fn text_per_token(&self, part: Part, tokenizer: &Tokenizer) -> TextPerToken {
+        let mut sizes = TextSize::default();
+        let (lengths, mut targets) = (tokenizer.text_sizes(), Vec::new());
+        for &start in self.blocks(part) {
+            targets.clear();
+            self.stream.tokens.copy(start + 1..start + 1 + self.block_size, &mut targets);
+            targets.iter().for_each(|&id| sizes += lengths[id as usize]);
+        }
+        TextPerToken::new(sizes, (self.blocks(part).len() * self.block_size) as u64)
+    }
+
     /// Tokens of a block.
     pub fn block_size(&self) -> usize {
         self.block_size
@@ -192,8 +284,8 @@ impl BatchBuffer {
         self.inputs.clear();
         self.targets.clear();
         for &start in starts {
-            self.inputs.extend_from_slice(&tokens[start..][..time]);
-            self.targets.extend_from_slice(&tokens[start + 1..][..time]);
+            tokens.copy(start..start + time, &mut self.inputs);
+            tokens.copy(start + 1..start + 1 + time, &mut self.targets);
         }
         crate::model::Batch { inputs: &self.inputs, targets: &self.targets, time }
     }

@@ -5,6 +5,7 @@ use serde::Serialize;
 use crate::data::{BatchBuffer, Dataset, Part};
 use crate::error::{Error, Result};
 use crate::model::Gpt2;
+use crate::text::{Bits, TextPerToken, TextSize};
 use crate::tokenizer::Tokenizer;
 
 /// The mean loss over batches of `batch_size` blocks, nats a token, without dropout: the eval loss of the
@@ -31,12 +32,16 @@ pub struct Evaluation {
     pub tokens: u64,
     /// Characters that they stand for.
     pub characters: u64,
+    /// Bytes that they stand for.
+    pub bytes: u64,
     /// Mean over all tokens, nats a token.
     pub loss: f64,
     /// exp(loss).
     pub perplexity: f64,
     /// Bits a character: comparable across tokenizers.
     pub bits_per_character: f64,
+    /// Bits a byte of UTF-8: comparable across languages too.
+    pub bits_per_byte: f64,
 }
 
 /// Evaluates a model on every token of a part, each counting alike, the tail behind the last whole block of a
@@ -61,16 +66,23 @@ pub fn evaluate(
     let whole = blocks.chunks(BATCH).map(|starts| (starts, dataset.block_size()));
     let tail = tail.as_ref().map(|(start, time)| (std::slice::from_ref(start), *time));
     let mut buffer = BatchBuffer::default();
-    let (mut nats, mut tokens, mut characters) = (0.0, 0, 0);
+    let (mut nats, mut tokens, mut size) = (0.0, 0, TextSize::default());
     for (starts, time) in whole.chain(tail) {
         let batch = buffer.fill(dataset, starts, time);
         nats += model.losses(batch).iter().map(|&loss| f64::from(loss)).sum::<f64>();
         tokens += batch.targets.len() as u64;
-        // A character's first byte is the one that is not a continuation: tokens may end inside a character.
-        let bytes = tokenizer.decode_bytes(batch.targets);
-        characters += bytes.iter().filter(|&&byte| byte & 0xC0 != 0x80).count() as u64;
+        size += TextSize::of(&tokenizer.decode_bytes(batch.targets));
     }
     let loss = nats / tokens as f64;
-    let bits_per_character = nats / std::f64::consts::LN_2 / characters as f64;
-    Ok(Evaluation { tokens, characters, loss, perplexity: loss.exp(), bits_per_character })
+    let Bits { per_character, per_byte } = TextPerToken::new(size, tokens).bits(loss);
+    let TextSize { characters, bytes } = size;
+    Ok(Evaluation {
+        tokens,
+        characters,
+        bytes,
+        loss,
+        perplexity: loss.exp(),
+        bits_per_character: per_character,
+        bits_per_byte: per_byte,
+    })
 }

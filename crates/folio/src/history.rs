@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::text::Bits;
+
 /// The losses of every epoch, under the ancestor's names: the content of `losses.json`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Losses {
@@ -9,6 +11,18 @@ pub struct Losses {
     pub train_losses: Vec<f64>,
     /// The mean over all evaluation batches after each epoch, nats a token, without dropout.
     pub eval_losses: Vec<f64>,
+    /// The same losses in bits a character, and in bits a byte, which compare across tokenizers.
+    #[serde(default)]
+    pub train_bits_per_character: Vec<f64>,
+    /// As above, of the evaluation.
+    #[serde(default)]
+    pub eval_bits_per_character: Vec<f64>,
+    /// As above, a byte.
+    #[serde(default)]
+    pub train_bits_per_byte: Vec<f64>,
+    /// As above, a byte of the evaluation.
+    #[serde(default)]
+    pub eval_bits_per_byte: Vec<f64>,
     /// The optimizer steps taken by each epoch's end.
     pub steps: Vec<u64>,
     /// The lowest evaluation loss and the step it was reached at.
@@ -31,6 +45,10 @@ pub struct EpochReport {
     pub train_loss: f64,
     /// Mean over all evaluation batches, nats a token.
     pub eval_loss: f64,
+    /// The train loss, whatever the tokenizer.
+    pub train_bits: Bits,
+    /// The eval loss, whatever the tokenizer.
+    pub eval_bits: Bits,
     /// The rate of the epoch's last step.
     pub learning_rate: f64,
     /// Optimizer steps taken by the epoch's end.
@@ -48,6 +66,10 @@ impl History {
         let losses = &mut self.losses;
         losses.train_losses.push(report.train_loss);
         losses.eval_losses.push(report.eval_loss);
+        losses.train_bits_per_character.push(report.train_bits.per_character);
+        losses.eval_bits_per_character.push(report.eval_bits.per_character);
+        losses.train_bits_per_byte.push(report.train_bits.per_byte);
+        losses.eval_bits_per_byte.push(report.eval_bits.per_byte);
         losses.steps.push(report.step);
         self.learning_rates.push(report.learning_rate);
         if losses.best_eval_loss.is_none_or(|(best, _)| report.eval_loss < best) {

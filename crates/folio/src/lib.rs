@@ -6,14 +6,14 @@
 //! use std::sync::Arc;
 //! use folio::data::TokenStream;
 //! use folio::settings::Settings;
-//! use folio::tokenizer::{Tokenizer, TokenizerKind};
+//! use folio::tokenizer::Tokenizer;
 //! use folio::train::{Start, Trainer};
 //!
 //! let text = "to be, or not to be, that is the question. ".repeat(8);
 //! let settings = Settings {
 //!     n_emb: 16, n_heads: 2, n_blocks: 1, block_size: 8, batch_size: 4, num_epochs: 2, ..Settings::default()
 //! };
-//! let tokenizer = Arc::new(Tokenizer::for_text(TokenizerKind::Chrs, &text));
+//! let tokenizer = Arc::new(Tokenizer::chars(&text));
 //! let stream = Arc::new(TokenStream::encode(&text, &tokenizer, settings.split)?);
 //! let mut trainer = Trainer::new(settings, stream, tokenizer, &Start::Fresh)?;
 //! trainer.run(None, &mut |_event| {})?;

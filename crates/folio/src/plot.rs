@@ -10,10 +10,11 @@
 //! among any tokenizer's tokens, are divergence and run out of the figure.
 //!
 //! ```
-//! use folio::plot::{Curve, TerminalSize, to_png, to_svg, to_terminal};
+//! use folio::plot::{Curve, LossUnit, TerminalSize, to_png, to_svg, to_terminal};
 //!
 //! let curve = Curve {
 //!     label: "lr 0.001".to_string(),
+//!     unit: LossUnit::NatsPerToken,
 //!     train_losses: vec![(100.0, 2.41), (200.0, 1.93), (300.0, 1.71)],
 //!     eval_losses: vec![(100.0, 2.38), (200.0, 1.99), (300.0, 1.82)],
 //!     learning_rates: vec![(100.0, 1e-3), (200.0, 1e-3), (300.0, 1e-3)],
@@ -41,12 +42,37 @@ use crate::error::Result;
 pub struct Curve {
     /// What the legend calls the run, such as `lr 0.001`.
     pub label: String,
-    /// (global optimizer step, nats per token)
+    /// What the losses are measured in; one figure has one unit, that of its first curve.
+    pub unit: LossUnit,
+    /// (global optimizer step, loss)
     pub train_losses: Vec<(f64, f64)>,
-    /// (global optimizer step, nats per token)
+    /// (global optimizer step, loss)
     pub eval_losses: Vec<(f64, f64)>,
     /// (global optimizer step, learning rate)
     pub learning_rates: Vec<(f64, f64)>,
+}
+
+/// What a loss is measured in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LossUnit {
+    /// What training minimises.
+    #[default]
+    NatsPerToken,
+    /// Comparable whatever the tokenizer.
+    BitsPerCharacter,
+    /// Comparable whatever the tokenizer and the script.
+    BitsPerByte,
+}
+
+impl LossUnit {
+    /// The name of the loss axis.
+    fn axis(self) -> &'static str {
+        match self {
+            Self::NatsPerToken => "loss (nats per token)",
+            Self::BitsPerCharacter => "loss (bits per character)",
+            Self::BitsPerByte => "loss (bits per byte)",
+        }
+    }
 }
 
 /// The size of a terminal, or of the part of it that the curves may fill, in character cells.
@@ -106,6 +132,7 @@ mod tests {
         };
         Curve {
             label: label.to_string(),
+            unit: LossUnit::NatsPerToken,
             train_losses: sampled(5, &|step| loss(step) - 0.1 + 0.05 * (step * 0.7).sin()),
             eval_losses: sampled(100, &|step| loss(step) + overfit * (step / 5000.0)),
             learning_rates: sampled(50, &|step| 1e-3 * (1.0 - step / 6000.0)),
@@ -257,6 +284,7 @@ mod tests {
     fn odd_inputs_are_drawn() {
         let of = |losses: &[(f64, f64)]| Curve {
             label: "odd".to_string(),
+            unit: LossUnit::BitsPerByte,
             train_losses: losses.to_vec(),
             eval_losses: losses.to_vec(),
             learning_rates: losses.to_vec(),

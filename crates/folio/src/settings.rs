@@ -2,12 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::SplitKind;
+use crate::data::{SplitKind, training_text};
 use crate::error::{Error, Result};
 use crate::model::{ModelConfig, Precision};
 use crate::optim::AdamWConfig;
 use crate::schedule::{Schedule, ScheduleKind, Unit};
-use crate::tokenizer::TokenizerKind;
+use crate::tokenizer::{Tokenizer, TokenizerKind};
 
 /// The settings of one run: the content of `hyperparameters.json`. Names are the ancestor's where it has them;
 /// where it takes several values, this holds the one of this run.
@@ -20,6 +20,8 @@ pub struct Settings {
     pub data_sha256: String,
     /// How text becomes tokens.
     pub tokenizer_type: TokenizerKind,
+    /// Tokens that `corpus_bpe` learns; none for other tokenizers, which know their own number.
+    pub vocab_size: Option<usize>,
     /// How the text is divided into training and evaluation.
     pub split: SplitKind,
     /// The seed of every random stream of the run.
@@ -86,6 +88,7 @@ impl Default for Settings {
             data: crate::text::EMBEDDED_NAME.to_owned(),
             data_sha256: tiny_shakespeare::SHA256.to_owned(),
             tokenizer_type: TokenizerKind::Chrs,
+            vocab_size: None,
             split: SplitKind::Blocks,
             seed: 1337,
             n_emb: 384,
@@ -120,6 +123,22 @@ impl Default for Settings {
 impl Settings {
     /// Checks every setting by itself and against the others.
     pub fn validate(&self) -> Result<()> {
+        match (&self.tokenizer_type, self.vocab_size) {
+            (TokenizerKind::CorpusBpe, Some(size)) if size < 256 => {
+                let reason = format!("{size} is too few: 256 tokens are single bytes, so give at least 256");
+                return Err(Error::setting("--vocab_size", reason));
+            }
+            (TokenizerKind::CorpusBpe, Some(_)) => _ = training_text("", self.split)?,
+            (TokenizerKind::CorpusBpe, None) => {
+                let reason = "corpus_bpe needs to know how many tokens to learn: give 1024, for example";
+                return Err(Error::setting("--vocab_size", reason));
+            }
+            (other, Some(_)) => {
+                let reason = format!("{other} has a vocabulary of its own: leave it out, or take corpus_bpe");
+                return Err(Error::setting("--vocab_size", reason));
+            }
+            (_, None) => {}
+        }
         // The vocabulary's size is known only with the text; any size stands for it here.
         let model = self.model_config(1);
         model.validate()?;
@@ -159,6 +178,22 @@ impl Settings {
             }
         }
         Ok(())
+    }
+
+    /// The tokenizer of a new run on this text.
+    ///
+    /// # Errors
+    /// If the text cannot give so large a vocabulary, or the tokenizer's file cannot be used.
+    pub fn tokenizer(&self, text: &str) -> Result<Tokenizer> {
+        match &self.tokenizer_type {
+            TokenizerKind::Chrs => Ok(Tokenizer::chars(text)),
+            TokenizerKind::Bpe => Ok(Tokenizer::gpt2()),
+            TokenizerKind::CorpusBpe => {
+                let vocab_size = self.vocab_size.unwrap_or_default();
+                Tokenizer::train_bpe(training_text(text, self.split)?, vocab_size, &[])
+            }
+            TokenizerKind::File(path) => Tokenizer::read(path),
+        }
     }
 
     /// The model of this run.

@@ -10,12 +10,72 @@
 use std::borrow::Cow;
 use std::fs;
 use std::io::ErrorKind;
+use std::ops::AddAssign;
 use std::path::Path;
 use std::str::Utf8Error;
 
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+
+/// The size of some text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TextSize {
+    /// Characters. Of text that begins or ends inside one, those that begin in it.
+    pub characters: u64,
+    /// Bytes of UTF-8.
+    pub bytes: u64,
+}
+
+impl TextSize {
+    /// The size of bytes of UTF-8, which may begin or end inside a character.
+    ///
+    /// ```
+    /// # use folio::text::TextSize;
+    /// assert_eq!(TextSize::of("été".as_bytes()), TextSize { characters: 3, bytes: 5 });
+    /// ```
+    pub fn of(bytes: &[u8]) -> Self {
+        // A character's first byte is the one that is not a continuation.
+        let characters = bytes.iter().filter(|&&byte| byte & 0xC0 != 0x80).count() as u64;
+        Self { characters, bytes: bytes.len() as u64 }
+    }
+}
+
+impl AddAssign for TextSize {
+    fn add_assign(&mut self, other: Self) {
+        self.characters += other.characters;
+        self.bytes += other.bytes;
+    }
+}
+
+/// How much text a token stands for, on average: what makes losses of different tokenizers comparable.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TextPerToken {
+    characters: f64,
+    bytes: f64,
+}
+
+impl TextPerToken {
+    /// Of so many tokens that stand for text of this size.
+    pub fn new(size: TextSize, tokens: u64) -> Self {
+        Self { characters: size.characters as f64 / tokens as f64, bytes: size.bytes as f64 / tokens as f64 }
+    }
+
+    /// A loss in nats a token as bits a character and a byte.
+    pub fn bits(self, loss: f64) -> Bits {
+        let bits = loss / std::f64::consts::LN_2;
+        Bits { per_character: bits / self.characters, per_byte: bits / self.bytes }
+    }
+}
+
+/// A loss on a scale that does not depend on the tokenizer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bits {
+    /// Bits a character.
+    pub per_character: f64,
+    /// Bits a byte of UTF-8.
+    pub per_byte: f64,
+}
 
 /// The name of the embedded text.
 pub const EMBEDDED_NAME: &str = "tiny-shakespeare";
@@ -47,9 +107,15 @@ impl Corpus {
     /// [`Error::Corpus`] if there is no file at `path`, if it is a directory, if it is empty, or if it is not
     /// UTF-8; [`Error::File`] if the system refuses to read it.
     pub fn from_file(path: &Path) -> Result<Self> {
-        let bytes = read(path)?;
-        let mut text = String::from_utf8(bytes)
-            .map_err(|error| unusable(path, not_utf8(path, error.as_bytes(), error.utf8_error())))?;
+        Self::from_bytes(path, read(path)?)
+    }
+
+    /// The text in these bytes, of which `path` says where they are from; as [`Corpus::from_file`].
+    ///
+    /// # Errors
+    /// [`Error::Corpus`] if they are none or not UTF-8.
+    pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self> {
+        let mut text = utf8(path, bytes)?;
         if text.starts_with('\u{feff}') {
             text.drain(..'\u{feff}'.len_utf8());
         }
@@ -60,6 +126,15 @@ impl Corpus {
         let sha256 = Sha256::digest(&text).iter().map(|byte| format!("{byte:02x}")).collect();
         Ok(Self { name, text: Cow::Owned(text), sha256 })
     }
+}
+
+/// Bytes as text, every one kept; `path` says where they are from.
+///
+/// # Errors
+/// [`Error::Corpus`] if they are not UTF-8.
+pub fn utf8(path: &Path, bytes: Vec<u8>) -> Result<String> {
+    String::from_utf8(bytes)
+        .map_err(|error| unusable(path, not_utf8(path, error.as_bytes(), error.utf8_error())))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

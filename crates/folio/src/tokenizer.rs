@@ -1,30 +1,39 @@
-//! Text to token ids and back: one token a character, or GPT-2's byte-level BPE.
+//! Text to token ids and back: one token a character, or a byte-level BPE, GPT-2's or one of the text's own.
 //!
 //! ```
-//! use folio::tokenizer::{Tokenizer, TokenizerKind};
-//! let chrs = Tokenizer::for_text(TokenizerKind::Chrs, "to be or not to be");
+//! use folio::tokenizer::Tokenizer;
+//! let chrs = Tokenizer::chars("to be or not to be");
 //! assert_eq!(chrs.vocab_size(), 7);
 //! assert_eq!(chrs.encode("bent")?, [1, 2, 3, 6]);
 //! assert_eq!(chrs.decode(&[1, 2, 3, 6]), "bent");
 //!
-//! let bpe = Tokenizer::for_text(TokenizerKind::Bpe, "");
-//! assert_eq!(bpe.encode("Hello world")?, [15496, 995]);
+//! assert_eq!(Tokenizer::gpt2().encode("Hello world")?, [15496, 995]);
+//!
+//! let own = Tokenizer::train_bpe("low lower lowest slow", 259, &["<|endoftext|>"])?;
+//! assert_eq!(own.encode("slow")?.len(), 2);
+//! assert_eq!(own.encode_special("low<|endoftext|>low")?, [257, 258, 257]);
 //! # Ok::<(), folio::error::Error>(())
 //! ```
 
 use std::fmt::{self, Display};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use rayon::prelude::*;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::{Error, Result};
 use crate::files::write_json;
+use crate::text::TextSize;
 
+mod bpe;
 mod chars;
 mod gpt2;
 mod json;
+mod words;
 
+use bpe::{Bpe, Encoder};
 use chars::CharVocabulary;
 
 /// The file of a run that holds its tokenizer.
@@ -33,41 +42,65 @@ const TOKENIZER_FILE: &str = "tokenizer.json";
 /// The file of a run that lists the characters of a `chrs` tokenizer.
 const CHARACTERS_FILE: &str = "vocab.json";
 
+/// The special token that separates documents in GPT-2's vocabulary.
+pub const END_OF_TEXT: &str = gpt2::END_OF_TEXT.0;
+
+/// Bytes of text that a thread encodes at once.
+const PIECE: usize = 1 << 18;
+
 /// Which tokenizer to make for a text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TokenizerKind {
     /// One token a character; the vocabulary is the sorted distinct characters of the text.
     Chrs,
     /// GPT-2's byte-level BPE with its 50,257 tokens, whatever the text.
     Bpe,
+    /// A byte-level BPE that is learned from the training part of the text.
+    CorpusBpe,
+    /// The one in a `tokenizer.json`.
+    File(PathBuf),
 }
 
 impl TokenizerKind {
-    /// Every kind, in the order in which messages list them.
-    pub const ALL: [Self; 2] = [Self::Chrs, Self::Bpe];
-
-    /// The name that users write.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Chrs => "chrs",
-            Self::Bpe => "bpe",
-        }
-    }
+    /// The names of those that have one, in the order in which messages list them.
+    pub const NAMES: [&str; 3] = ["chrs", "bpe", "corpus_bpe"];
 }
 
 impl Display for TokenizerKind {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.pad(self.name())
+        match self {
+            Self::Chrs => formatter.pad("chrs"),
+            Self::Bpe => formatter.pad("bpe"),
+            Self::CorpusBpe => formatter.pad("corpus_bpe"),
+            Self::File(path) => path.display().fmt(formatter),
+        }
     }
 }
 
+/// A name, or the path of a file: what ends in `.json` or has a separator in it.
 impl FromStr for TokenizerKind {
     type Err = Error;
 
     fn from_str(given: &str) -> Result<Self> {
-        let known = Self::ALL.into_iter().find(|kind| kind.name() == given);
-        known.ok_or_else(|| Error::unknown_name("tokenizer", given, &Self::ALL.map(Self::name)))
+        match given {
+            "chrs" => Ok(Self::Chrs),
+            "bpe" => Ok(Self::Bpe),
+            "corpus_bpe" => Ok(Self::CorpusBpe),
+            path if path.ends_with(".json") || path.contains(['/', '\\']) => Ok(Self::File(path.into())),
+            _ => Err(Error::unknown_name("tokenizer", given, &Self::NAMES)),
+        }
+    }
+}
+
+impl Serialize for TokenizerKind {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for TokenizerKind {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -80,30 +113,79 @@ pub struct Tokenizer {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Model {
     Chars(CharVocabulary),
-    Gpt2,
+    Bpe(Arc<Bpe>),
 }
 
 impl Tokenizer {
-    /// The tokenizer of this kind for a text. Only [`TokenizerKind::Chrs`] looks at the text.
-    pub fn for_text(kind: TokenizerKind, text: &str) -> Self {
-        let model = match kind {
-            TokenizerKind::Chrs => Model::Chars(CharVocabulary::of_text(text)),
-            TokenizerKind::Bpe => Model::Gpt2,
-        };
-        Self { model }
+    /// One token for each distinct character of a text, in ascending order.
+    pub fn chars(text: &str) -> Self {
+        Self { model: Model::Chars(CharVocabulary::of_text(text)) }
+    }
+
+    /// GPT-2's byte-level BPE.
+    pub fn gpt2() -> Self {
+        Self { model: Model::Bpe(gpt2::gpt2()) }
+    }
+
+    /// A byte-level BPE of `vocab_size` tokens that is learned from a text: 256 bytes in GPT-2's order, the tokens in
+    /// the order in which they were made, and the special tokens. The same text gives the same vocabulary on any number
+    /// of threads.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if so many tokens cannot be: too few for the bytes and the special tokens, or more than the
+    /// text's pairs make.
+    pub fn train_bpe(text: &str, vocab_size: usize, specials: &[&str]) -> Result<Self> {
+        let least = bpe::BYTES + specials.len();
+        if vocab_size < least {
+            let reason = match specials.len() {
+                0 => format!("{vocab_size} is too few: 256 tokens are single bytes"),
+                count => format!("{vocab_size} is too few: 256 tokens are single bytes and {count} special"),
+            };
+            return Err(Error::setting("--vocab_size", format!("{reason}, so give at least {least}")));
+        }
+        if let Some(special) = specials.iter().enumerate().find_map(|(index, special)| {
+            (special.is_empty() || specials[..index].contains(special)).then_some(special)
+        }) {
+            return Err(Error::setting("--special", format!("{special:?} is empty or given twice")));
+        }
+        let trained = bpe::train::train(text, vocab_size, specials);
+        let bpe = trained.map_err(|bpe::train::TooSmall { reached }| {
+            let reason = format!(
+                "{vocab_size} are more than the text can give: after {reached} every word is one token, so give at \
+                 most {reached} or a longer text"
+            );
+            Error::setting("--vocab_size", reason)
+        })?;
+        Ok(Self { model: Model::Bpe(Arc::new(bpe)) })
+    }
+
+    /// The tokenizer in a `tokenizer.json` of Hugging Face's format.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if the file is missing, broken, or of a sort that this program does not run;
+    /// [`Error::File`] if the system refuses to read it.
+    pub fn read(path: &Path) -> Result<Self> {
+        Ok(Self { model: json::read(path)? })
+    }
+
+    /// Writes a `tokenizer.json` in Hugging Face's format.
+    ///
+    /// # Errors
+    /// [`Error::File`] if it cannot be written.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        write_json(path, &json::of(&self.model))
     }
 
     /// The tokenizer that [`Tokenizer::save`] wrote to the folder of a run.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] if the folder has no `tokenizer.json`, or one that is broken or of a sort that
-    /// this program does not run; [`Error::File`] if the system refuses to read it.
+    /// As [`Tokenizer::read`].
     pub fn load(run_dir: &Path) -> Result<Self> {
-        Ok(Self { model: json::read(&run_dir.join(TOKENIZER_FILE))? })
+        Self::read(&run_dir.join(TOKENIZER_FILE))
     }
 
-    /// Writes `tokenizer.json` in Hugging Face's format to the folder of a run and, for characters, `vocab.json`:
-    /// the list of the characters in the order of their ids.
+    /// Writes `tokenizer.json` to the folder of a run and, for characters, `vocab.json`: the list of the characters in
+    /// the order of their ids.
     ///
     /// # Errors
     /// [`Error::File`] if a file cannot be written.
@@ -111,33 +193,136 @@ impl Tokenizer {
         if let Model::Chars(vocabulary) = &self.model {
             write_json(&run_dir.join(CHARACTERS_FILE), &vocabulary.chars())?;
         }
-        write_json(&run_dir.join(TOKENIZER_FILE), &json::of(&self.model))
+        self.write(&run_dir.join(TOKENIZER_FILE))
     }
 
-    /// Which kind this is.
-    pub fn kind(&self) -> TokenizerKind {
-        match self.model {
-            Model::Chars(_) => TokenizerKind::Chrs,
-            Model::Gpt2 => TokenizerKind::Bpe,
-        }
-    }
-
-    /// The number of tokens, V.
+    /// The number of tokens, V, special ones included.
     pub fn vocab_size(&self) -> usize {
         match &self.model {
             Model::Chars(vocabulary) => vocabulary.chars().len(),
-            Model::Gpt2 => gpt2::VOCAB_SIZE,
+            Model::Bpe(bpe) => bpe.vocab_size(),
         }
     }
 
-    /// The ids of a text. GPT-2's special token is not looked for: `<|endoftext|>` in a text is ordinary text.
+    /// The number of merges; none if tokens are characters.
+    pub fn merges(&self) -> usize {
+        match &self.model {
+            Model::Chars(_) => 0,
+            Model::Bpe(bpe) => bpe.merges().len(),
+        }
+    }
+
+    /// Whether a token is special: no ordinary text becomes it.
+    pub fn is_special(&self, id: u32) -> bool {
+        match &self.model {
+            Model::Chars(_) => false,
+            Model::Bpe(bpe) => bpe.is_special(id),
+        }
+    }
+
+    /// The size of the text that each token stands for, in the order of their ids.
+    pub fn text_sizes(&self) -> Vec<TextSize> {
+        (0..self.vocab_size() as u32).map(|id| TextSize::of(&self.decode_bytes(&[id]))).collect()
+    }
+
+    /// The ids of a text. Special tokens are not looked for: `<|endoftext|>` in a text is ordinary text.
     ///
     /// # Errors
     /// [`Error::Tokenizer`] if the vocabulary lacks a character of the text; BPE can encode any text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = Vec::with_capacity(text.len() / 3);
+        self.encode_pieces(text, |_, piece_ids| ids.extend_from_slice(piece_ids))?;
+        Ok(ids)
+    }
+
+    /// The ids of a text piece by piece, in order: `on_piece` is given some text and its ids. All threads encode; what
+    /// is held at a time is a few pieces, whatever the length of the text.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_pieces<'t>(&self, text: &'t str, mut on_piece: impl FnMut(&'t str, &[u32])) -> Result<()> {
+        let threads = rayon::current_num_threads();
         match &self.model {
-            Model::Chars(vocabulary) => vocabulary.encode(text),
-            Model::Gpt2 => Ok(gpt2::encode(text)),
+            Model::Chars(vocabulary) => {
+                let mut rest = text;
+                while !rest.is_empty() {
+                    let piece;
+                    (piece, rest) = rest.split_at(rest.floor_char_boundary(PIECE));
+                    // A missing character is told with its place in the whole text.
+                    let ids = vocabulary.encode(piece).or_else(|_| vocabulary.encode(text))?;
+                    on_piece(piece, &ids);
+                }
+            }
+            Model::Bpe(bpe) if threads == 1 || text.len() <= PIECE => {
+                let mut encoder = Encoder::new(bpe);
+                let mut ids = Vec::new();
+                for piece in words::pieces(text, PIECE) {
+                    ids.clear();
+                    encoder.encode(piece, &mut ids);
+                    on_piece(piece, &ids);
+                }
+            }
+            Model::Bpe(bpe) => {
+                let mut pieces = words::pieces(text, PIECE);
+                loop {
+                    let turn: Vec<&str> = pieces.by_ref().take(8 * threads).collect();
+                    if turn.is_empty() {
+                        break;
+                    }
+                    let encode = |encoder: &mut Encoder<'_, 't>, &piece: &&'t str| {
+                        let mut ids = Vec::new();
+                        encoder.encode(piece, &mut ids);
+                        ids
+                    };
+                    let ids: Vec<Vec<u32>> = turn.par_iter().map_init(|| Encoder::new(bpe), encode).collect();
+                    turn.iter().zip(&ids).for_each(|(piece, ids)| on_piece(piece, ids));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The ids of a text in which special tokens count as such.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_special(&self, text: &str) -> Result<Vec<u32>> {
+        let Model::Bpe(bpe) = &self.model else { return self.encode(text) };
+        let specials: Vec<(u32, &str)> = (bpe.specials().iter())
+            .filter_map(|&id| Some((id, std::str::from_utf8(bpe.token(id)).ok()?)))
+            .collect();
+        let (mut ids, mut rest) = (Vec::new(), text);
+        loop {
+            // The first in the text; of two that begin there, the longer.
+            let found = (specials.iter())
+                .filter_map(|&(id, special)| Some((rest.find(special)?, std::cmp::Reverse(special.len()), id)))
+                .min();
+            let Some((start, std::cmp::Reverse(len), id)) = found else { break };
+            ids.extend(self.encode(&rest[..start])?);
+            ids.push(id);
+            rest = &rest[start + len..];
+        }
+        ids.extend(self.encode(rest)?);
+        Ok(ids)
+    }
+
+    /// The ids of bytes that need not be UTF-8. What is not text stands apart from the words around it.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if tokens are characters and these bytes are not characters of the vocabulary; a BPE can
+    /// encode any bytes.
+    pub fn encode_bytes(&self, bytes: &[u8]) -> Result<Vec<u32>> {
+        match &self.model {
+            Model::Bpe(bpe) => Ok(bpe.encode_bytes(bytes)),
+            Model::Chars(vocabulary) => {
+                let text = std::str::from_utf8(bytes).map_err(|error| Error::Tokenizer {
+                    reason: format!(
+                        "byte {} is not UTF-8, and the tokens are characters: use a BPE",
+                        error.valid_up_to()
+                    ),
+                })?;
+                vocabulary.encode(text)
+            }
         }
     }
 
@@ -149,7 +334,7 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[u32]) -> String {
         match &self.model {
             Model::Chars(vocabulary) => vocabulary.decode(ids),
-            Model::Gpt2 => String::from_utf8_lossy(&gpt2::decode_bytes(ids)).into_owned(),
+            Model::Bpe(bpe) => String::from_utf8_lossy(&bpe.decode(ids)).into_owned(),
         }
     }
 
@@ -160,7 +345,7 @@ impl Tokenizer {
     pub fn decode_bytes(&self, ids: &[u32]) -> Vec<u8> {
         match &self.model {
             Model::Chars(vocabulary) => vocabulary.decode(ids).into_bytes(),
-            Model::Gpt2 => gpt2::decode_bytes(ids),
+            Model::Bpe(bpe) => bpe.decode(ids),
         }
     }
 }
@@ -174,10 +359,13 @@ mod tests {
     const MIXED_TEXT: &str =
         "To be, or not to be:\r\n\tété 日本 👨‍👩‍👧 e\u{301} I'll  don't   1234\u{a0}x   \n\n<|endoftext|>\0";
 
+    fn own() -> Tokenizer {
+        Tokenizer::train_bpe(MIXED_TEXT, 270, &[END_OF_TEXT, "<|x|>"]).unwrap()
+    }
+
     #[track_caller]
-    fn check_saved(kind: TokenizerKind, files: &[&str]) {
+    fn check_saved(saved: &Tokenizer, files: &[&str]) {
         let dir = tempfile::tempdir().unwrap();
-        let saved = Tokenizer::for_text(kind, MIXED_TEXT);
         saved.save(dir.path()).unwrap();
         let mut written: Vec<String> = fs::read_dir(dir.path())
             .unwrap()
@@ -187,8 +375,8 @@ mod tests {
         assert_eq!(written, files);
 
         let loaded = Tokenizer::load(dir.path()).unwrap();
-        assert_eq!(loaded, saved);
-        assert_eq!((loaded.kind(), loaded.vocab_size()), (kind, saved.vocab_size()));
+        assert_eq!(&loaded, saved);
+        assert_eq!(loaded.vocab_size(), saved.vocab_size());
         let ids = loaded.encode(MIXED_TEXT).unwrap();
         assert_eq!(ids, saved.encode(MIXED_TEXT).unwrap());
         assert_eq!(loaded.decode(&ids), MIXED_TEXT);
@@ -197,21 +385,22 @@ mod tests {
 
     #[test]
     fn saved_tokenizers_load_and_round_trip() {
-        check_saved(TokenizerKind::Chrs, &["tokenizer.json", "vocab.json"]);
-        check_saved(TokenizerKind::Bpe, &["tokenizer.json"]);
+        check_saved(&Tokenizer::chars(MIXED_TEXT), &["tokenizer.json", "vocab.json"]);
+        check_saved(&Tokenizer::gpt2(), &["tokenizer.json"]);
+        check_saved(&own(), &["tokenizer.json"]);
     }
 
     #[test]
     fn vocab_json_is_the_sorted_list_of_characters() {
         let dir = tempfile::tempdir().unwrap();
-        Tokenizer::for_text(TokenizerKind::Chrs, "é\"b\na").save(dir.path()).unwrap();
+        Tokenizer::chars("é\"b\na").save(dir.path()).unwrap();
         let text = fs::read_to_string(dir.path().join("vocab.json")).unwrap();
         assert_eq!(serde_json::from_str::<Vec<String>>(&text).unwrap(), ["\n", "\"", "a", "b", "é"]);
     }
 
     #[test]
     fn bpe_decodes_parts_of_characters() {
-        let bpe = Tokenizer::for_text(TokenizerKind::Bpe, "");
+        let bpe = Tokenizer::gpt2();
         let ids = bpe.encode("e👧").unwrap();
         let (cut_ids, _) = ids.split_at(ids.len() - 1);
         assert_eq!(bpe.decode(cut_ids), "e\u{fffd}");
@@ -221,13 +410,93 @@ mod tests {
     }
 
     #[test]
-    fn names_parse_print_and_serialize_alike() {
-        for kind in TokenizerKind::ALL {
-            assert_eq!(kind.to_string().parse::<TokenizerKind>().unwrap(), kind);
-            assert_eq!(serde_json::to_string(&kind).unwrap(), format!("\"{kind}\""));
-            assert_eq!(serde_json::from_str::<TokenizerKind>(&format!("\"{kind}\"")).unwrap(), kind);
+    fn special_tokens_count_only_where_that_is_asked_for() {
+        let own = own();
+        let (end, x) = (268, 269);
+        assert!(own.is_special(end) && own.is_special(x) && !own.is_special(267));
+        assert_eq!(own.decode(&[end]), END_OF_TEXT);
+        let text = "a<|endoftext|><|x|>b<|x|";
+        assert!(own.encode(text).unwrap().iter().all(|&id| id < end));
+        let [head, tail] = ["a", "b<|x|"].map(|text| own.encode(text).unwrap());
+        assert_eq!(own.encode_special(text).unwrap(), [head, vec![end, x], tail].concat());
+        assert!(own.encode_special("").unwrap().is_empty());
+        // Of two that begin at one place the longer counts.
+        let nested = Tokenizer::train_bpe("ab", 258, &["<|x", "<|x|>"]).unwrap();
+        assert_eq!(nested.encode_special("<|x|><|x").unwrap(), [257, 256]);
+        let chars = Tokenizer::chars("<|x>");
+        assert_eq!(chars.encode_special("<|x|>").unwrap(), chars.encode("<|x|>").unwrap());
+    }
+
+    #[test]
+    fn pieces_give_the_ids_of_the_whole() {
+        let text = tiny_shakespeare::TEXT;
+        for tokenizer in [Tokenizer::chars(text), Tokenizer::gpt2()] {
+            let (mut pieces, mut seen) = (0, String::new());
+            let mut ids = Vec::new();
+            let mut encode = || {
+                tokenizer.encode_pieces(text, |piece, piece_ids| {
+                    assert_eq!(tokenizer.decode(piece_ids), piece);
+                    (pieces, seen) = (pieces + 1, std::mem::take(&mut seen) + piece);
+                    ids.extend_from_slice(piece_ids);
+                })
+            };
+            encode().unwrap();
+            assert!(pieces > 3, "{pieces} pieces");
+            assert_eq!(seen, text);
+            for threads in [1, 3] {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                assert_eq!(pool.install(|| tokenizer.encode(text)).unwrap(), ids, "{threads} threads");
+            }
         }
-        assert_eq!(TokenizerKind::ALL.map(TokenizerKind::name), ["chrs", "bpe"]);
+        let error = Tokenizer::chars("a\n").encode_pieces(&("a\n".repeat(200_000) + "ab"), |_, _| ());
+        let message = error.unwrap_err().to_string();
+        assert!(message.contains("'b' (U+0062) at line 200001, column 2"), "{message}");
+    }
+
+    #[test]
+    fn vocabularies_that_cannot_be_are_refused() {
+        let refused = |text: &str, size: usize, specials: &[&str]| {
+            Tokenizer::train_bpe(text, size, specials).unwrap_err().to_string()
+        };
+        assert_eq!(
+            refused("ab", 255, &[]),
+            "--vocab_size: 255 is too few: 256 tokens are single bytes, so give at least 256"
+        );
+        assert_eq!(
+            refused("ab", 257, &["<a>", "<b>"]),
+            "--vocab_size: 257 is too few: 256 tokens are single bytes and 2 special, so give at least 258"
+        );
+        assert_eq!(
+            refused("abc abc", 300, &["<a>"]),
+            "--vocab_size: 300 are more than the text can give: after 260 every word is one token, so give at most \
+             260 or a longer text"
+        );
+        assert_eq!(refused("ab", 300, &["<a>", "<a>"]), "--special: \"<a>\" is empty or given twice");
+        assert_eq!(refused("ab", 300, &[""]), "--special: \"\" is empty or given twice");
+        assert_eq!(Tokenizer::train_bpe("abc abc", 260, &["<a>"]).unwrap().vocab_size(), 260);
+        assert_eq!(Tokenizer::train_bpe("", 256, &[]).unwrap().merges(), 0);
+    }
+
+    #[test]
+    fn sizes_of_tokens_add_up_to_that_of_the_text() {
+        for tokenizer in [own(), Tokenizer::gpt2(), Tokenizer::chars(MIXED_TEXT)] {
+            let sizes = tokenizer.text_sizes();
+            let mut sum = TextSize::default();
+            tokenizer.encode(MIXED_TEXT).unwrap().iter().for_each(|&id| sum += sizes[id as usize]);
+            let (characters, bytes) = (MIXED_TEXT.chars().count() as u64, MIXED_TEXT.len() as u64);
+            assert_eq!(sum, TextSize { characters, bytes });
+        }
+    }
+
+    #[test]
+    fn names_parse_print_and_serialize_alike() {
+        for name in TokenizerKind::NAMES.into_iter().chain(["my.json", "runs/a/tokenizer.json", "runs/a"]) {
+            let kind: TokenizerKind = name.parse().unwrap();
+            assert_eq!(kind.to_string(), name);
+            assert_eq!(serde_json::to_string(&kind).unwrap(), format!("\"{name}\""));
+            assert_eq!(serde_json::from_str::<TokenizerKind>(&format!("\"{name}\"")).unwrap(), kind);
+        }
+        assert_eq!("my.json".parse::<TokenizerKind>().unwrap(), TokenizerKind::File("my.json".into()));
     }
 
     #[track_caller]
@@ -235,7 +504,7 @@ mod tests {
         let error = given.parse::<TokenizerKind>().unwrap_err();
         match &error {
             Error::UnknownName { nearest: found, names, .. } => {
-                assert_eq!((found.as_deref(), names.as_str()), (nearest, "chrs, bpe"));
+                assert_eq!((found.as_deref(), names.as_str()), (nearest, "chrs, bpe, corpus_bpe"));
             }
             other => panic!("{other:?}"),
         }
@@ -246,7 +515,7 @@ mod tests {
     fn unknown_names_suggest_the_nearest() {
         check_unknown("chars", Some("chrs"));
         check_unknown("BPE", Some("bpe"));
-        check_unknown("bep", Some("bpe"));
+        check_unknown("corpus-bpe", Some("corpus_bpe"));
         check_unknown("sentencepiece", None);
         check_unknown("", None);
     }

@@ -161,6 +161,8 @@ impl Trainer {
         let parameters = self.model.parameters().values().len() as u64;
         let steps = steps_left.min(epochs.saturating_mul(steps_per_epoch));
         on_event(Event::Started { precision: self.settings.precision, steps, parameters });
+        let [train_text, eval_text] =
+            [Part::Train, Part::Eval].map(|part| self.dataset.text_per_token(part, &self.tokenizer));
         let mut buffer = BatchBuffer::default();
         while self.state.epoch < last_epoch {
             let epoch = self.state.epoch + 1;
@@ -183,7 +185,14 @@ impl Trainer {
             let eval_loss =
                 mean_batch_loss(&mut self.model, &self.dataset, eval, self.settings.batch_size, &mut buffer);
             let train_loss = loss_sum / steps as f64;
-            let report = EpochReport { train_loss, eval_loss, learning_rate, step: self.state.global_step };
+            let report = EpochReport {
+                train_loss,
+                eval_loss,
+                train_bits: train_text.bits(train_loss),
+                eval_bits: eval_text.bits(eval_loss),
+                learning_rate,
+                step: self.state.global_step,
+            };
             self.state.epoch = epoch;
             self.state.history.push(report);
             let checkpoint = self.save(run_dir)?;

@@ -169,7 +169,7 @@ impl Figure for CurvesFigure<'_> {
         let title = clean_text(self.title, 90);
         let lettering = Lettering { size: 21.0, color: INK, anchor: Anchor::Left };
         sheet.text(&title, (losses.left, TITLE_HEIGHT / 2.0 + 2.0), lettering)?;
-        losses.draw_axes(sheet, rates.is_none(), "loss (nats per token)", 7, loss_tick)?;
+        losses.draw_axes(sheet, rates.is_none(), self.picture.unit.axis(), 7, loss_tick)?;
         self.draw_losses(sheet, &losses)?;
         if let Some(rates) = &rates {
             rates.draw_axes(sheet, true, "learning rate", 4, rate_tick)?;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::Curve;
+use super::{Curve, LossUnit};
 use crate::error::{Error, Result};
 
 /// (global optimizer step, loss or learning rate)
@@ -53,6 +53,7 @@ pub(super) struct Run {
 /// All runs, best eval loss first and runs without one last, and the ranges of the three axes.
 pub(super) struct Picture {
     pub(super) runs: Vec<Run>,
+    pub(super) unit: LossUnit,
     pub(super) steps: Range<f64>,
     pub(super) losses: Range<f64>,
     /// `None` if no run has a learning rate.
@@ -77,7 +78,7 @@ impl Picture {
             return Err(Error::Plot { reason });
         };
         let (losses, rates) = (loss_range(&runs), rate_range(&runs));
-        Ok(Self { runs, steps, losses, rates })
+        Ok(Self { runs, unit: curves[0].unit, steps, losses, rates })
     }
 }
 

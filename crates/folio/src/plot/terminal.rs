@@ -92,7 +92,7 @@ fn render(picture: &Picture, color: bool, buffer: &mut Buffer) {
         loss_lines.push((if is_train_shown { &run.train } else { &run.eval }, look));
         rate_lines.push((&run.rates, look));
     }
-    let losses = Values { name: "loss (nats per token)", range: &picture.losses, tick_text: loss_tick };
+    let losses = Values { name: picture.unit.axis(), range: &picture.losses, tick_text: loss_tick };
     render_chart(&loss_lines, &picture.steps, losses, loss_area, buffer);
     if let Some(range) = &picture.rates {
         let rates = Values { name: "learning rate", range, tick_text: rate_tick };

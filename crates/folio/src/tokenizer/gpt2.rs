@@ -1,92 +1,47 @@
-//! GPT-2's byte-level BPE: its 50,257 tokens, the merges that make them, and the alphabet its files are written in.
+//! GPT-2's vocabulary: 50,257 tokens, the merges that make them, and the alphabet its files are written in.
 //!
 //! Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.2. The package tiktoken-rs
-//! has the vocabulary, as a rank for each token, and encodes. Ids are ranks: 256 single bytes first, then the
-//! tokens in the order in which training made them, then the one special token.
+//! has the vocabulary as a rank for each token. Ids are ranks: 256 single bytes first, then the tokens in the order in
+//! which training made them, then the one special token.
 
-use std::collections::HashMap;
-use std::ops::Range;
+use std::sync::{Arc, LazyLock};
 
+use rustc_hash::FxHashMap;
 use tiktoken_rs::r50k_base_singleton;
 
-/// Tokens, with the special one.
-pub(super) const VOCAB_SIZE: usize = 50_257;
+use super::bpe::{BYTES, Bpe};
 
 /// The special token that separates documents, and its id.
 pub(super) const END_OF_TEXT: (&str, u32) = ("<|endoftext|>", 50_256);
 
-/// Tokens of a single byte; every other ordinary token is the merge of two earlier ones.
-const BYTE_TOKEN_COUNT: usize = 256;
-
-/// Runs of white space longer than this are encoded apart: tiktoken-rs 0.12 panics on a run of a million.
-const MAX_SPACE_RUN_BYTES: usize = 1 << 16;
-
-/// The ids of a text, in which [`END_OF_TEXT`] is ordinary text.
-pub(super) fn encode(text: &str) -> Vec<u32> {
-    let bpe = r50k_base_singleton();
-    let mut ids = Vec::new();
-    let mut done = 0;
-    for piece in long_space_pieces(text) {
-        ids.extend(bpe.encode_ordinary(&text[done..piece.start]));
-        ids.extend(bpe.encode_ordinary(&text[piece.clone()]));
-        done = piece.end;
-    }
-    ids.extend(bpe.encode_ordinary(&text[done..]));
-    ids
+/// GPT-2's byte-level BPE.
+pub(super) fn gpt2() -> Arc<Bpe> {
+    static GPT2: LazyLock<Arc<Bpe>> = LazyLock::new(|| {
+        let library = r50k_base_singleton();
+        let token = |id| library.decode_bytes(&[id]).expect("ids up to the last are tokens");
+        let tokens: Vec<Vec<u8>> = (0..=END_OF_TEXT.1).map(token).collect();
+        let merges = merges(&tokens[..END_OF_TEXT.1 as usize]);
+        Arc::new(Bpe::new(&tokens, merges, vec![END_OF_TEXT.1]).expect("GPT-2's merges make its tokens"))
+    });
+    Arc::clone(&GPT2)
 }
 
-/// Where the long runs of white space are that something follows, each without its last character: the pieces
-/// that GPT-2's split makes of them. So encoding each apart changes nothing.
-fn long_space_pieces(text: &str) -> Vec<Range<usize>> {
-    let mut pieces = Vec::new();
-    let (mut run_start, mut last_char) = (0, 0);
-    for (offset, c) in text.char_indices() {
-        if !c.is_whitespace() {
-            if last_char > run_start + MAX_SPACE_RUN_BYTES {
-                pieces.push(run_start..last_char);
-            }
-            run_start = offset + c.len_utf8();
-        }
-        last_char = offset;
-    }
-    pieces
-}
-
-/// The bytes that these ids stand for.
-pub(super) fn decode_bytes(ids: &[u32]) -> Vec<u8> {
-    r50k_base_singleton()
-        .decode_bytes(ids)
-        .unwrap_or_else(|error| panic!("token id {} is outside the vocabulary of {VOCAB_SIZE}", error.token))
-}
-
-/// The vocabulary and the merges as Hugging Face's files spell them: each byte as one visible character.
-pub(super) struct Spelling {
-    /// All tokens in the order of their ids.
-    pub(super) tokens: Vec<String>,
-    /// The pair that makes each token of more than one byte, in the order of their ids.
-    pub(super) merges: Vec<(String, String)>,
-}
-
-/// Spells GPT-2's vocabulary and merges.
-pub(super) fn spelling() -> Spelling {
-    let tokens: Vec<Vec<u8>> = (0..END_OF_TEXT.1).map(|id| decode_bytes(&[id])).collect();
-    let ranks = tokens.iter().zip(0..).map(|(token, rank)| (token.as_slice(), rank)).collect();
-    let alphabet = byte_alphabet();
-    let spell = |bytes: &[u8]| bytes.iter().map(|&byte| alphabet[usize::from(byte)]).collect::<String>();
-
-    let merge = |token: &Vec<u8>| {
+/// The pair that makes each token of more than one byte, in the order of their ids.
+///
+/// The list of ranks does not say where the parts of a token meet, but encoding its bytes with the earlier merges alone
+/// arrives at that pair, as training did.
+fn merges(tokens: &[Vec<u8>]) -> Vec<(u32, u32)> {
+    let ranks: FxHashMap<&[u8], u32> = tokens.iter().map(Vec::as_slice).zip(0..).collect();
+    let pair = |token: &Vec<u8>| {
         let split = split_point(token, &ranks);
-        (spell(&token[..split]), spell(&token[split..]))
+        (ranks[&token[..split]], ranks[&token[split..]])
     };
-    let merges = tokens[BYTE_TOKEN_COUNT..].iter().map(merge).collect();
-    let mut spelled: Vec<String> = tokens.iter().map(|token| spell(token)).collect();
-    spelled.push(END_OF_TEXT.0.to_owned());
-    Spelling { tokens: spelled, merges }
+    tokens[BYTES..].iter().map(pair).collect()
 }
 
 /// Where the two tokens meet whose merge makes `token`: encoding its bytes with the earlier merges alone
 /// arrives at that pair, as training did.
-fn split_point(token: &[u8], ranks: &HashMap<&[u8], u32>) -> usize {
+fn split_point(token: &[u8], ranks: &FxHashMap<&[u8], u32>) -> usize {
     let rank = ranks[token];
     // Part i is token[bounds[i]..bounds[i + 1]].
     let mut bounds: Vec<usize> = (0..=token.len()).collect();
@@ -104,8 +59,7 @@ fn split_point(token: &[u8], ranks: &HashMap<&[u8], u32>) -> usize {
 
 /// The character that stands for each byte in GPT-2's files. Bytes that Latin-1 shows as a visible character are
 /// that character; the other 68 take the code points from U+0100 on, in order.
-pub(super) fn byte_alphabet() -> [char; 256] {
-    let is_visible = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+pub(super) fn byte_alphabet() -> [char; BYTES] {
     let mut stand_ins = '\u{100}'..;
     std::array::from_fn(|byte| match byte as u8 {
         byte if is_visible(byte) => char::from(byte),
@@ -113,9 +67,25 @@ pub(super) fn byte_alphabet() -> [char; 256] {
     })
 }
 
+/// Whether Latin-1 shows a byte as a visible character.
+fn is_visible(byte: u8) -> bool {
+    matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff)
+}
+
+/// The bytes in the order of their ids: as their characters in the alphabet are.
+pub(super) fn byte_order() -> impl Iterator<Item = u8> {
+    let visible = (0..=u8::MAX).filter(|&byte| is_visible(byte));
+    visible.chain((0..=u8::MAX).filter(|&byte| !is_visible(byte)))
+}
+
+/// How files spell a token: each byte as one visible character.
+pub(super) fn spell(alphabet: &[char; BYTES], bytes: &[u8]) -> String {
+    bytes.iter().map(|&byte| alphabet[usize::from(byte)]).collect()
+}
+
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeSet, HashMap};
 
     use sha2::{Digest, Sha256};
 
@@ -148,7 +118,7 @@ mod tests {
 
     #[track_caller]
     fn check_ids(text: &str, count: usize, sha256: &str) {
-        let ids = encode(text);
+        let ids = gpt2().encode(text);
         assert_eq!(ids.len(), count);
         let bytes: Vec<u8> = ids.iter().flat_map(|&id| u16::try_from(id).unwrap().to_le_bytes()).collect();
         let digest: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
@@ -164,22 +134,10 @@ mod tests {
 
     #[test]
     fn tiny_shakespeare_uses_11706_tokens_and_round_trips() {
-        let ids = encode(tiny_shakespeare::TEXT);
+        let ids = gpt2().encode(tiny_shakespeare::TEXT);
         assert_eq!(ids.len(), 338_025);
         assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), 11_706);
-        assert_eq!(decode_bytes(&ids), tiny_shakespeare::TEXT.as_bytes());
-    }
-
-    #[test]
-    fn long_runs_of_white_space_encode_as_the_library_does() {
-        for (space, count) in [(" ", 70_000), ("\n", 70_000), ("\u{3000}", 30_000)] {
-            let run = space.repeat(count);
-            let text = format!("{run}x{run} y{run}");
-            assert_eq!(long_space_pieces(&text).len(), 2);
-            assert_eq!(encode(&text), r50k_base_singleton().encode_ordinary(&text));
-        }
-        let text = format!("{}x", " ".repeat(1 << 20));
-        assert_eq!(decode_bytes(&encode(&text)), text.as_bytes());
+        assert_eq!(gpt2().decode(&ids), tiny_shakespeare::TEXT.as_bytes());
     }
 
     #[test]
@@ -191,24 +149,32 @@ mod tests {
         assert_eq!(samples, ['A', 'Ġ', 'Ċ', 'ĉ', 'Ā', 'ġ', 'ł', 'Ń', 'ÿ']);
     }
 
-    #[test]
-    fn merges_are_the_published_ones() {
-        let Spelling { tokens, merges } = spelling();
-        assert_eq!((tokens.len(), merges.len()), (VOCAB_SIZE, 50_000));
-        let pair = |rank: usize| (merges[rank].0.as_str(), merges[rank].1.as_str());
-        assert_eq!([pair(0), pair(1), pair(2), pair(3)], [("Ġ", "t"), ("Ġ", "a"), ("h", "e"), ("i", "n")]);
-        assert_eq!(
-            [&tokens[0], &tokens[220], &tokens[262], &tokens[50_256]],
-            ["!", "Ġ", "Ġthe", "<|endoftext|>"]
-        );
-        for ((left, right), token) in merges.iter().zip(&tokens[BYTE_TOKEN_COUNT..]) {
-            assert_eq!(&format!("{left}{right}"), token);
-        }
+    /// Tokens and merges as the published files spell them.
+    fn spelled() -> (Vec<String>, Vec<(String, String)>) {
+        let (bpe, alphabet) = (gpt2(), byte_alphabet());
+        let token = |id| spell(&alphabet, bpe.token(id));
+        let merges = bpe.merges().iter().map(|&(left, right)| (token(left), token(right)));
+        ((0..END_OF_TEXT.1).map(token).collect(), merges.collect())
     }
 
     #[test]
-    fn merges_alone_encode_as_ranks_do() {
-        let Spelling { tokens, merges } = spelling();
+    fn merges_are_the_published_ones() {
+        let (tokens, merges) = spelled();
+        assert_eq!((gpt2().vocab_size(), merges.len()), (50_257, 50_000));
+        let pair = |rank: usize| (merges[rank].0.as_str(), merges[rank].1.as_str());
+        assert_eq!([pair(0), pair(1), pair(2), pair(3)], [("Ġ", "t"), ("Ġ", "a"), ("h", "e"), ("i", "n")]);
+        assert_eq!([&tokens[0], &tokens[220], &tokens[262]], ["!", "Ġ", "Ġthe"]);
+        for ((left, right), token) in merges.iter().zip(&tokens[BYTES..]) {
+            assert_eq!(&format!("{left}{right}"), token);
+        }
+        assert_eq!(gpt2().token(50_256), b"<|endoftext|>");
+        let order: Vec<String> = byte_order().map(|byte| spell(&byte_alphabet(), &[byte])).collect();
+        assert_eq!(order, tokens[..BYTES]);
+    }
+
+    #[test]
+    fn merges_of_the_textbook_give_the_same_ids() {
+        let (tokens, merges) = spelled();
         let merge_order = merges.into_iter().zip(0..).collect();
         // Whole words with one space before them are pieces that GPT-2's split leaves whole.
         let is_word = |word: &&str| word.chars().all(char::is_alphabetic);
@@ -219,14 +185,15 @@ mod tests {
         assert!(words.len() > 400, "{} words", words.len());
         for word in words {
             let word = format!(" {word}");
-            let expected: Vec<&str> = encode(&word).iter().map(|&id| tokens[id as usize].as_str()).collect();
-            assert_eq!(encode_by_merges(&word, &merge_order), expected, "of {word:?}");
+            let ids = gpt2().encode(&word);
+            let got: Vec<&str> = ids.iter().map(|&id| tokens[id as usize].as_str()).collect();
+            assert_eq!(got, encode_by_merges(&word, &merge_order), "of {word:?}");
         }
     }
 
     #[test]
     #[should_panic(expected = "token id 50257 is outside the vocabulary of 50257")]
     fn decoding_an_unknown_id_panics() {
-        decode_bytes(&[50_256, 50_257]);
+        gpt2().decode(&[50_256, 50_257]);
     }
 }

@@ -1,18 +1,21 @@
 //! `tokenizer.json` in the format of Hugging Face's library `tokenizers`, written and read.
 //!
-//! Characters are a BPE without merges and without a pre-tokenizer, whose decoder joins the tokens. GPT-2's file
-//! has the published vocabulary, merges and settings, so that other programs give the same ids.
+//! Characters are a BPE without merges and without a pre-tokenizer, whose decoder joins the tokens. A byte-level BPE has
+//! the settings of GPT-2's published file, so that other programs give the same ids.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::Path;
+use std::sync::Arc;
 
+use rustc_hash::FxHashMap;
 use serde::ser::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
 use super::Model;
+use super::bpe::Bpe;
 use super::chars::CharVocabulary;
-use super::gpt2::{self, END_OF_TEXT, Spelling};
+use super::gpt2::{byte_alphabet, spell};
 use crate::error::{Error, Result};
 
 /// A larger file is refused unread. GPT-2's takes 2 to 4 MB, one with every character of Unicode about 30.
@@ -61,7 +64,7 @@ impl Serialize for VocabJson {
 pub(super) fn of(model: &Model) -> TokenizerJson<'static> {
     match model {
         Model::Chars(vocabulary) => chars_json(vocabulary),
-        Model::Gpt2 => gpt2_json(),
+        Model::Bpe(bpe) => bpe_file(bpe),
     }
 }
 
@@ -70,20 +73,28 @@ fn chars_json(vocabulary: &CharVocabulary) -> TokenizerJson<'static> {
     tokenizer_json(bpe_json(tokens, Vec::new()), json!({ "type": "Fuse" }))
 }
 
-fn gpt2_json() -> TokenizerJson<'static> {
-    let Spelling { tokens, merges } = gpt2::spelling();
-    let merges = merges.into_iter().map(|(left, right)| format!("{left} {right}")).collect();
+fn bpe_file(bpe: &Bpe) -> TokenizerJson<'static> {
+    let alphabet = byte_alphabet();
+    // A special token is spelled as the text it is.
+    let token = |id| match bpe.is_special(id) {
+        true => String::from_utf8_lossy(bpe.token(id)).into_owned(),
+        false => spell(&alphabet, bpe.token(id)),
+    };
+    let merges = bpe.merges().iter().map(|&(left, right)| format!("{} {}", token(left), token(right)));
+    let special = |&id: &u32| {
+        json!({
+            "id": id, "content": token(id), "special": true,
+            "single_word": false, "lstrip": false, "rstrip": false, "normalized": true,
+        })
+    };
     let byte_level =
         json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
-    let (content, id) = END_OF_TEXT;
+    let tokens = (0..bpe.vocab_size() as u32).map(token).collect();
     TokenizerJson {
-        added_tokens: vec![json!({
-            "id": id, "content": content, "special": true,
-            "single_word": false, "lstrip": false, "rstrip": false, "normalized": true,
-        })],
+        added_tokens: bpe.specials().iter().map(special).collect(),
         pre_tokenizer: Some(byte_level.clone()),
         post_processor: Some(byte_level.clone()),
-        ..tokenizer_json(bpe_json(tokens, merges), byte_level)
+        ..tokenizer_json(bpe_json(tokens, merges.collect()), byte_level)
     }
 }
 
@@ -150,28 +161,66 @@ fn refused(path: &Path, reason: impl Into<String>) -> Error {
 /// The errors of this function and those below complete "the tokenizer FILE ...".
 fn from_json(json: &Value) -> std::result::Result<Model, String> {
     require_plain_bpe(json)?;
-    let mut vocab = json["model"]["vocab"].as_object().cloned().ok_or("has no object 'model.vocab'")?;
+    let vocab = json["model"]["vocab"].as_object().ok_or("has no object 'model.vocab'")?;
     let pre_tokenizer = &json["pre_tokenizer"];
     if pre_tokenizer.is_null() {
-        return chars_from_json(json, &vocab);
+        return chars_from_json(json, vocab);
     }
     if pre_tokenizer["type"] != "ByteLevel" || json["decoder"]["type"] != "ByteLevel" {
         return Err(unsupported("a BPE that is not byte-level"));
     }
+    if pre_tokenizer["add_prefix_space"] != false {
+        return Err(unsupported("the option 'pre_tokenizer.add_prefix_space'"));
+    }
+    if pre_tokenizer["use_regex"] == false {
+        return Err(unsupported("a byte-level BPE without GPT-2's split into words"));
+    }
+    bpe_from_json(json, vocab.clone())
+}
+
+fn bpe_from_json(json: &Value, mut vocab: Map<String, Value>) -> std::result::Result<Model, String> {
+    let mut specials = Vec::new();
     for added in elements(&json["added_tokens"]) {
         let content = added["content"].as_str().ok_or("has an added token without a 'content'")?;
-        vocab.insert(content.to_owned(), added["id"].clone());
+        if added["special"] != true {
+            return Err(unsupported(&format!("the added token {content:?}, which is not special")));
+        }
+        if let Some(id) = vocab.insert(content.to_owned(), added["id"].clone())
+            && id != added["id"]
+        {
+            return Err(format!("gives {content:?} the id {id} in one place and {} in another", added["id"]));
+        }
+        specials.push(content);
     }
-    let tokens = tokens_by_id(&vocab)?;
-    let Spelling { tokens: gpt2_tokens, merges: gpt2_merges } = gpt2::spelling();
-    let merges = &json["model"]["merges"];
-    let same_merges = elements(merges).len() == gpt2_merges.len()
-        && elements(merges).iter().zip(&gpt2_merges).all(|(merge, expected)| is_merge(merge, expected));
-    let is_gpt2 = same_merges
-        && tokens == gpt2_tokens
-        && pre_tokenizer["add_prefix_space"] == false
-        && pre_tokenizer["use_regex"] != false;
-    if is_gpt2 { Ok(Model::Gpt2) } else { Err(unsupported("a byte-level BPE other than GPT-2's")) }
+    let spelled = tokens_by_id(&vocab)?;
+    let ids: FxHashMap<&str, u32> = spelled.iter().map(String::as_str).zip(0..).collect();
+    let bytes_of: FxHashMap<char, u8> = byte_alphabet().into_iter().zip(0..=u8::MAX).collect();
+    let token = |spelled: &String| -> std::result::Result<Vec<u8>, String> {
+        if specials.contains(&spelled.as_str()) {
+            return Ok(spelled.as_bytes().to_vec());
+        }
+        let byte = |c| bytes_of.get(&c).copied();
+        spelled.chars().map(byte).collect::<Option<_>>().ok_or_else(|| {
+            format!("has the token {spelled:?}, which is not written in the alphabet of byte-level BPE")
+        })
+    };
+    let tokens = spelled.iter().map(token).collect::<std::result::Result<Vec<_>, _>>()?;
+    let id_of = |part: &str| ids.get(part).copied();
+    let merge = |merge: &Value| {
+        let parts = match merge {
+            Value::String(pair) => pair.split_once(' '),
+            Value::Array(pair) => match pair.as_slice() {
+                [Value::String(left), Value::String(right)] => Some((left.as_str(), right.as_str())),
+                _ => None,
+            },
+            _ => None,
+        };
+        let ids = parts.and_then(|(left, right)| Some((id_of(left)?, id_of(right)?)));
+        ids.ok_or_else(|| format!("has the merge {merge}, which is not a pair of its tokens"))
+    };
+    let merges = elements(&json["model"]["merges"]).iter().map(merge).collect::<std::result::Result<_, _>>()?;
+    let specials = specials.iter().filter_map(|special| id_of(special)).collect();
+    Ok(Model::Bpe(Arc::new(Bpe::new(&tokens, merges, specials)?)))
 }
 
 /// Refuses whatever would give other ids than plain BPE on the text as it is.
@@ -248,15 +297,6 @@ fn tokens_by_id(vocab: &Map<String, Value>) -> std::result::Result<Vec<String>, 
     Ok(tokens.into_iter().flatten().map(str::to_owned).collect())
 }
 
-/// Whether a merge of the file, written as "a b" or as ["a", "b"], is this pair.
-fn is_merge(merge: &Value, (left, right): &(String, String)) -> bool {
-    match merge {
-        Value::String(pair) => pair.split_once(' ') == Some((left, right)),
-        Value::Array(pair) => matches!(pair.as_slice(), [first, second] if first == left && second == right),
-        _ => false,
-    }
-}
-
 /// The elements of an array; none of anything else.
 fn elements(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
@@ -264,7 +304,8 @@ fn elements(value: &Value) -> &[Value] {
 
 fn unsupported(what: &str) -> String {
     format!(
-        "has {what}, which is not supported yet; use one that this program saved for chrs or bpe, or GPT-2's own"
+        "has {what}, which this program does not run; give one that it wrote, GPT-2's, or another byte-level BPE with \
+         GPT-2's split into words"
     )
 }
 
@@ -272,6 +313,7 @@ fn unsupported(what: &str) -> String {
 mod tests {
     use std::fs;
 
+    use super::super::gpt2::gpt2;
     use super::*;
 
     fn chars_file() -> Value {
@@ -279,7 +321,7 @@ mod tests {
     }
 
     fn gpt2_file() -> Value {
-        serde_json::to_value(of(&Model::Gpt2)).unwrap()
+        serde_json::to_value(of(&Model::Bpe(gpt2()))).unwrap()
     }
 
     /// Changes a good file, which must then be refused with this message.
@@ -313,12 +355,15 @@ mod tests {
     #[test]
     fn other_spellings_of_gpt2_load() {
         let mut file = gpt2_file();
-        file["model"]["merges"] =
-            gpt2::spelling().merges.into_iter().map(|(left, right)| json!([left, right])).collect();
+        let pairs = elements(&file["model"]["merges"]).iter().map(|merge| {
+            let (left, right) = merge.as_str().unwrap().split_once(' ').unwrap();
+            json!([left, right])
+        });
+        file["model"]["merges"] = pairs.collect();
         file["model"].as_object_mut().unwrap().remove("type");
         file["model"]["vocab"].as_object_mut().unwrap().remove("<|endoftext|>");
         file["model"]["continuing_subword_prefix"] = json!("");
-        assert_eq!(from_json(&file), Ok(Model::Gpt2));
+        assert_eq!(from_json(&file), Ok(Model::Bpe(gpt2())));
     }
 
     #[test]
@@ -365,23 +410,58 @@ mod tests {
             "has characters without the decoder 'Fuse'",
         );
         check_refused(chars_file(), set("/pre_tokenizer", byte_level()), "has a BPE that is not byte-level");
-        let other = "has a byte-level BPE other than GPT-2's, which is not supported yet; use one";
-        check_refused(gpt2_file(), set("/pre_tokenizer", byte_level()), other);
-        check_refused(gpt2_file(), set("/pre_tokenizer/use_regex", json!(false)), other);
-        check_refused(gpt2_file(), set("/model/merges/7", json!("o ver")), other);
-        check_refused(gpt2_file(), set("/model/merges", json!([])), other);
-        check_refused(gpt2_file(), set("/added_tokens/0/content", json!("<pad>")), "gives");
+        check_refused(
+            gpt2_file(),
+            set("/pre_tokenizer", byte_level()),
+            "has the option 'pre_tokenizer.add_prefix_space'",
+        );
+        check_refused(
+            gpt2_file(),
+            set("/pre_tokenizer/use_regex", json!(false)),
+            "has a byte-level BPE without GPT-2's split",
+        );
+        check_refused(gpt2_file(), set("/added_tokens/0/special", json!(false)), "has the added token \"<|endof");
     }
 
     #[test]
-    fn vocabulary_other_than_gpt2s_is_refused() {
-        let swap_two = |file: &mut Value| {
+    fn byte_level_bpes_that_do_not_fit_together_are_refused() {
+        let set = |pointer: &'static str, value: Value| {
+            move |file: &mut Value| *file.pointer_mut(pointer).unwrap() = value.clone()
+        };
+        let merge = |value| set("/model/merges/7", value);
+        check_refused(gpt2_file(), merge(json!("q zzz")), "has the merge \"q zzz\", which is not a pair");
+        check_refused(gpt2_file(), merge(json!(["a", "b", "c"])), "has the merge [\"a\",\"b\",\"c\"]");
+        check_refused(gpt2_file(), merge(json!(7)), "has the merge 7");
+        check_refused(gpt2_file(), merge(json!("zz qq")), "has");
+        check_refused(gpt2_file(), merge(json!("Ġ t")), "has merge 7, whose result is \" t\", twice");
+        check_refused(gpt2_file(), set("/added_tokens/0/id", json!(7)), "gives \"<|endoftext|>\" the id 50256 in one");
+        check_refused(gpt2_file(), set("/added_tokens/0/content", json!("<pad>")), "gives");
+        let rename = |from: &'static str, to: &'static str| {
+            move |file: &mut Value| {
+                let vocab = file["model"]["vocab"].as_object_mut().unwrap();
+                let id = vocab.remove(from).unwrap();
+                vocab.insert(to.to_owned(), id);
+            }
+        };
+        check_refused(gpt2_file(), rename("!", "日"), "has the token \"日\", which is not written in the alphabet");
+        check_refused(gpt2_file(), rename("zzle", "zzqx"), "has");
+    }
+
+    #[test]
+    fn any_byte_level_bpe_loads() {
+        let mut file = gpt2_file();
+        let swap = |file: &mut Value| {
             let vocab = &mut file["model"]["vocab"];
             assert_eq!((&vocab["the"], &vocab["oad"]), (&json!(1169), &json!(1170)));
             vocab["the"] = json!(1170);
             vocab["oad"] = json!(1169);
         };
-        check_refused(gpt2_file(), swap_two, "has a byte-level BPE other than GPT-2's");
+        swap(&mut file);
+        let Ok(Model::Bpe(bpe)) = from_json(&file) else { panic!("a BPE") };
+        assert_eq!((bpe.encode("the"), bpe.encode("oad")), (vec![1170], vec![1169]));
+        file["model"]["merges"] = json!([]);
+        let Ok(Model::Bpe(bytes)) = from_json(&file) else { panic!("a BPE") };
+        assert_eq!(bytes.encode("the"), [83, 71, 68]);
     }
 
     #[track_caller]

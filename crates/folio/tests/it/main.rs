@@ -4,3 +4,4 @@ mod golden;
 mod precision;
 mod resume;
 mod split;
+mod tokenizer;

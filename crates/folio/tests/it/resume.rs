@@ -12,7 +12,7 @@ use folio::rng::{Rng, Stream};
 use folio::run_dir::RunDir;
 use folio::schedule::{ScheduleKind, Unit};
 use folio::settings::Settings;
-use folio::tokenizer::{Tokenizer, TokenizerKind};
+use folio::tokenizer::Tokenizer;
 use folio::train::{Start, Trainer};
 use rayon::ThreadPoolBuilder;
 
@@ -46,7 +46,7 @@ fn data(split: SplitKind) -> (Arc<TokenStream>, Arc<Tokenizer>) {
     let mut rng = Rng::new(11, Stream::Sampling);
     let draw = |_| char::from_u32(0x4E00 + rng.below(2_000) as u32).expect("an ideograph");
     let text: String = (0..50 * 16 + 1).map(draw).collect();
-    let tokenizer = Tokenizer::for_text(TokenizerKind::Chrs, &text);
+    let tokenizer = Tokenizer::chars(&text);
     assert!(tokenizer.vocab_size() * 32 > 16 * 1024, "{} characters", tokenizer.vocab_size());
     let stream = TokenStream::encode(&text, &tokenizer, split).expect("its own characters");
     (Arc::new(stream), Arc::new(tokenizer))

@@ -10,7 +10,7 @@ use folio::data::{BatchBuffer, Dataset, Part, SplitKind, TokenStream};
 use folio::model::Gpt2;
 use folio::rng::{Rng, Stream};
 use folio::settings::Settings;
-use folio::tokenizer::{Tokenizer, TokenizerKind};
+use folio::tokenizer::Tokenizer;
 use folio::train::{Event, Start, Trainer};
 
 const PARTS: [Part; 3] = [Part::Train, Part::Eval, Part::Test];
@@ -18,7 +18,7 @@ const PARTS: [Part; 3] = [Part::Train, Part::Eval, Part::Test];
 /// A text of so many different characters, and its tokens: 0, 1, 2, …
 fn positions(len: u32, split: SplitKind) -> (Arc<TokenStream>, Arc<Tokenizer>) {
     let text: String = (0..len).map(|i| char::from_u32(0x4E00 + i).expect("an ideograph")).collect();
-    let tokenizer = Tokenizer::for_text(TokenizerKind::Chrs, &text);
+    let tokenizer = Tokenizer::chars(&text);
     assert_eq!(tokenizer.vocab_size(), len as usize);
     let stream = TokenStream::encode(&text, &tokenizer, split).expect("its own characters");
     (Arc::new(stream), Arc::new(tokenizer))
@@ -127,7 +127,7 @@ fn a_contiguous_split_shares_no_character() {
 #[test]
 fn no_token_of_several_characters_spans_the_border() {
     let text = "Wherefore art thou Romeo? ".repeat(21);
-    let tokenizer = Tokenizer::for_text(TokenizerKind::Bpe, &text);
+    let tokenizer = Tokenizer::gpt2();
     let border = text.len() * 9 / 10;
     assert!(text.as_bytes()[border - 1..=border].iter().all(u8::is_ascii_alphabetic), "inside a word");
     let stream = TokenStream::encode(&text, &tokenizer, SplitKind::Contiguous).expect("bytes");

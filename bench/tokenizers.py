@@ -1,0 +1,186 @@
+#!/usr/bin/env python3
+"""folio's tokenizers beside Hugging Face's `tokenizers`, `rustbpe` and `tiktoken`, turn about, in one run.
+
+    cargo build --release
+    python3 -m venv /tmp/rival && /tmp/rival/bin/pip install tokenizers tiktoken rustbpe
+    target/release/folio train --tokenizer_type bpe --n_emb 32 --n_heads 2 --n_blocks 1 --block_sizes 32 \
+        --batch_sizes 2 --max_steps 1 --num_epochs 1 --save_losses --run_dir /tmp/gpt2
+    target/release/folio corpus > /tmp/tiny_shakespeare.txt
+    /tmp/rival/bin/python bench/tokenizers.py --gpt2 /tmp/gpt2/tokenizer.json --text /tmp/tiny_shakespeare.txt
+
+Prints a Markdown table: the median seconds of each program, and over folio's. Every figure is of a process of its own,
+without its start, the reading of files and the building of a known vocabulary; nothing has met the text before.
+
+- train: a byte-level BPE of 1,024 and of 10,000 tokens from the text, with GPT-2's split into words, on --threads.
+- encode: the text with GPT-2's vocabulary, on one thread.
+- one letter: the same, a million times the letter a: a single word, the worst case of the merging.
+
+The rivals get what is fastest for them. The text reaches them in pieces cut between a visible character and white
+space, where no word is cut, so that the work is the same: PIECES below says how long. (Lines would be other work, for
+"\n" and the word after it would be apart.) Hugging Face's encodes by `encode_batch_fast`, which leaves out the offsets.
+The pattern is the one that tiktoken has for GPT-2: equivalent to the published one, but faster.
+"""
+import argparse, json, os, pathlib, re, statistics, subprocess, sys, tempfile, time
+
+HERE = pathlib.Path(__file__).resolve().parent
+# This program has the name of a module that it imports.
+sys.path = [path for path in sys.path if pathlib.Path(path).resolve() != HERE]
+
+PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+END_OF_TEXT = "<|endoftext|>"
+# Characters of a piece of the text.
+PIECES = {"train": 1 << 14, "encode": 1 << 14}
+LIMIT_S = 60
+PROGRAMS = ["folio", "tokenizers", "rustbpe", "tiktoken"]
+
+
+def pieces(text, length):
+    """Cuts a text into pieces whose words are the words of the text."""
+    place, start, found = re.compile("(?<=[!-~])(?=[ \n])"), 0, []
+    while start < len(text):
+        cut = place.search(text, start + length)
+        end = cut.start() if cut else len(text)
+        found.append(text[start:end])
+        start = end
+    return found
+
+
+def seconds(work):
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def train_tokenizers(text, vocab_size):
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                                  special_tokens=[], show_progress=False)
+    parts = pieces(text, PIECES["train"])
+    return seconds(lambda: tokenizer.train_from_iterator(parts, trainer))
+
+
+def train_rustbpe(text, vocab_size):
+    import rustbpe
+
+    tokenizer, parts = rustbpe.Tokenizer(), pieces(text, PIECES["train"])
+    return seconds(lambda: tokenizer.train_from_iterator(iter(parts), vocab_size, pattern=PATTERN))
+
+
+def encode_tokenizers(text, gpt2):
+    from tokenizers import Tokenizer
+
+    tokenizer, parts = Tokenizer.from_file(gpt2), pieces(text, PIECES["encode"])
+    tokenizer.encode_batch_fast(["Once"])
+    return seconds(lambda: tokenizer.encode_batch_fast(parts))
+
+
+def encode_tiktoken(text, gpt2):
+    import tiktoken
+
+    # GPT-2's alphabet: a byte that Latin-1 shows is its character, the others are the characters from U+0100 on.
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in visible]
+    byte_of = {chr(byte): byte for byte in visible} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+    vocab = json.loads(pathlib.Path(gpt2).read_bytes())["model"]["vocab"]
+    special = {END_OF_TEXT: vocab.pop(END_OF_TEXT)}
+    ranks = {bytes(byte_of[char] for char in token): rank for token, rank in vocab.items()}
+    encoding = tiktoken.Encoding("gpt2", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special)
+    encoding.encode_ordinary("Once")
+    return seconds(lambda: encoding.encode_ordinary(text))
+
+
+RIVALS = {
+    ("train", "tokenizers"): train_tokenizers,
+    ("train", "rustbpe"): train_rustbpe,
+    ("encode", "tokenizers"): encode_tokenizers,
+    ("encode", "tiktoken"): encode_tiktoken,
+}
+
+
+def run(command, threads):
+    """Runs one program once; returns what its last line says, or None if it takes too long."""
+    # The first two slow a current numpy down.
+    environment = {k: v for k, v in os.environ.items() if k not in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")}
+    environment |= {"RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false"}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        return None
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def rival(program, task, text, argument):
+    """One measurement, in a process of its own."""
+    return [sys.executable, str(HERE / "tokenizers.py"), "--measure", task, program, str(text), str(argument)]
+
+
+def folio(a, text, vocab_size, threads):
+    return [a.folio, "bench", "tokenizer", "--data", str(text), "--vocab_size", str(vocab_size),
+            "--threads", str(threads), "--repeat", "1"]
+
+
+def row(name, programs, rounds, threads):
+    """Lets the programs take turns; prints their medians, and those over folio's."""
+    times = {program: [] for program in programs}
+    for _ in range(rounds):
+        for program, (command, key) in programs.items():
+            if None in times[program]:
+                continue
+            result = run(command, threads)
+            times[program].append(result and result[key])
+    medians = {k: None if None in v else statistics.median(v) for k, v in times.items()}
+    cells = [name]
+    for program in PROGRAMS:
+        late = f"over {LIMIT_S}" if program in medians else ""
+        cells.append(f"{medians[program]:.4f}" if medians.get(program) is not None else late)
+    for program in PROGRAMS[1:]:
+        late = f"over {LIMIT_S / medians['folio']:,.0f}" if program in medians else ""
+        cells.append(f"{medians[program] / medians['folio']:.2f}" if medians.get(program) is not None else late)
+    print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def main():
+    if sys.argv[1:2] == ["--measure"]:
+        task, program, text, argument = sys.argv[2:]
+        argument = int(argument) if task == "train" else argument
+        text = pathlib.Path(text).read_bytes().decode()
+        print(json.dumps({"s": RIVALS[task, program](text, argument)}))
+        return
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--folio", default=str(HERE.parent / "target/release/folio"))
+    p.add_argument("--text", required=True)
+    p.add_argument("--gpt2", required=True, help="GPT-2's tokenizer.json, as a run of folio's has it")
+    p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--threads", type=int, default=2, help="to train on")
+    a = p.parse_args()
+
+    over = [f"{program} / folio" for program in PROGRAMS[1:]]
+    print(f"| task | {', s | '.join(PROGRAMS)}, s | {' | '.join(over)} |")
+    print("|---|" + "---:|" * (len(PROGRAMS) + len(over)))
+    for vocab_size in (1_024, 10_000):
+        row(f"train {vocab_size:,}", {
+            "folio": (folio(a, a.text, vocab_size, a.threads), "train_s"),
+            "tokenizers": (rival("tokenizers", "train", a.text, vocab_size), "s"),
+            "rustbpe": (rival("rustbpe", "train", a.text, vocab_size), "s"),
+        }, a.rounds, a.threads)
+    row("encode", {
+        "folio": (folio(a, a.text, 1_024, 1), "gpt2_encode_s"),
+        "tokenizers": (rival("tokenizers", "encode", a.text, a.gpt2), "s"),
+        "tiktoken": (rival("tiktoken", "encode", a.text, a.gpt2), "s"),
+    }, a.rounds, 1)
+    with tempfile.TemporaryDirectory() as directory:
+        letters = pathlib.Path(directory) / "letters.txt"
+        letters.write_text("a" * 1_000_000)
+        # A vocabulary that this text can fill.
+        row("one letter", {
+            "folio": (folio(a, letters, 257, 1), "gpt2_encode_s"),
+            "tiktoken": (rival("tiktoken", "encode", letters, a.gpt2), "s"),
+        }, a.rounds, 1)
+
+
+main()

@@ -1,0 +1,72 @@
+//! `folio bench tokenizer`: learning and encoding, without what comes before and after.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::Args;
+use folio::text::Corpus;
+use folio::tokenizer::Tokenizer;
+
+use crate::options::whole;
+use crate::train::set_threads;
+use crate::usage::Usage;
+
+#[derive(Args)]
+#[command(rename_all = "snake_case")]
+#[command(after_help = "\
+Example:
+  folio bench tokenizer --vocab_size 10000 --threads 1")]
+pub(super) struct TokenizerArgs {
+    /// UTF-8 text [default: the embedded tiny Shakespeare]
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
+    /// Tokens to learn
+    #[arg(long, default_value_t = 1024, value_parser = whole::<usize>)]
+    vocab_size: usize,
+    /// Times to measure, of which the median is told
+    #[arg(long, default_value_t = 5, value_parser = whole::<usize>)]
+    repeat: usize,
+    /// Threads to compute with [default: all cores]
+    #[arg(long, value_parser = whole::<usize>)]
+    threads: Option<usize>,
+}
+
+pub(super) fn run(args: &TokenizerArgs) -> anyhow::Result<()> {
+    if args.repeat == 0 {
+        return Err(Usage("--repeat: 0 is too few: give at least 1".to_owned()).into());
+    }
+    set_threads(args.threads)?;
+    let corpus = match &args.data {
+        Some(path) => Corpus::from_file(path)?,
+        None => Corpus::embedded(),
+    };
+    let text = &*corpus.text;
+    let gpt2 = Tokenizer::gpt2();
+    // A text of few words may not give so many tokens: then there is nothing to time but GPT-2's.
+    let own = Tokenizer::train_bpe(text, args.vocab_size, &[]).ok();
+    let train_s = own.as_ref().map(|_| median(args.repeat, || Tokenizer::train_bpe(text, args.vocab_size, &[])));
+    let encode_s = own.as_ref().map(|own| median(args.repeat, || own.encode(text)));
+    let gpt2_encode_s = median(args.repeat, || gpt2.encode(text));
+    let result = serde_json::json!({
+        "what": "tokenizer", "bytes": text.len(), "vocab_size": args.vocab_size,
+        "threads": rayon::current_num_threads(), "train_s": train_s, "encode_s": encode_s,
+        "gpt2_encode_s": gpt2_encode_s, "gpt2_mb_per_s": text.len() as f64 / 1e6 / gpt2_encode_s,
+    });
+    println!("{result}");
+    Ok(())
+}
+
+/// The median of the seconds that some work takes.
+fn median<T>(repeat: usize, mut work: impl FnMut() -> T) -> f64 {
+    let mut seconds: Vec<f64> = (0..repeat)
+        .map(|_| {
+            let begun = Instant::now();
+            let result = std::hint::black_box(work());
+            let seconds = begun.elapsed().as_secs_f64();
+            drop(result);
+            seconds
+        })
+        .collect();
+    seconds.sort_by(f64::total_cmp);
+    seconds[seconds.len() / 2]
+}
