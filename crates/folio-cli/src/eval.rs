@@ -76,7 +76,8 @@ fn corpus_of(settings: &Settings) -> anyhow::Result<Corpus> {
 }
 
 fn print(path: &Path, evaluation: Evaluation) {
-    let Evaluation { tokens, characters, bytes, loss, perplexity, bits_per_character, bits_per_byte } = evaluation;
+    let Evaluation { tokens, characters, bytes, loss, perplexity, bits_per_character, bits_per_byte } =
+        evaluation;
     println!("{}", path.display());
     println!("  loss                {loss:.4} nats a token");
     println!("  perplexity          {perplexity:.4}");

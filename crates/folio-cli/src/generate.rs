@@ -11,6 +11,7 @@ use folio::generate::{Sampling, generate};
 use folio::model::Gpt2;
 use folio::rng::{Rng, Stream};
 use folio::run_dir::RunDir;
+use folio::text::TextStream;
 use folio::tokenizer::Tokenizer;
 
 use crate::options::{real, whole};
@@ -140,19 +141,21 @@ fn write_sample(
     rng: &mut Rng,
 ) -> anyhow::Result<String> {
     let mut stdout = std::io::stdout().lock();
-    let mut bytes = args.prompt.clone().unwrap_or_default().into_bytes();
-    stdout.write_all(&bytes)?;
+    let mut text = args.prompt.clone().unwrap_or_default();
+    write!(stdout, "{text}")?;
+    let mut stream = TextStream::default();
     let mut printed = Ok(());
     generate(model, &mut start.to_vec(), args.max_new_tokens, sampling, rng, |token| {
-        let piece = tokenizer.decode_bytes(&[token]);
-        bytes.extend_from_slice(&piece);
+        let piece = stream.push(&tokenizer.decode_bytes(&[token]));
         if printed.is_ok() {
-            printed = stdout.write_all(&piece).and_then(|()| stdout.flush());
+            printed = write!(stdout, "{piece}").and_then(|()| stdout.flush());
         }
+        text += &piece;
     });
     printed?;
-    writeln!(stdout)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    let rest = stream.finish();
+    writeln!(stdout, "{rest}")?;
+    Ok(text + &rest)
 }
 
 /// The tokens that generation starts from: the prompt's, or token 0 as in the ancestor.

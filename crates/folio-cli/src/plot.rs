@@ -41,7 +41,9 @@ pub(crate) fn run(args: &PlotArgs) -> anyhow::Result<()> {
     let mut outputs = args.out.clone();
     if outputs.is_empty() {
         let [run_dir] = args.run_dirs.as_slice() else {
-            return Err(Usage("several runs need a place for their figure: add --out FILE.svg".to_owned()).into());
+            return Err(
+                Usage("several runs need a place for their figure: add --out FILE.svg".to_owned()).into()
+            );
         };
         outputs = vec![run_dir.join("losses.svg"), run_dir.join("losses.png")];
     }
@@ -93,7 +95,9 @@ fn curves(run_dir: &RunDir, prefix: Option<&str>, unit: Unit) -> anyhow::Result<
                 let (train, eval) = (&losses.train_bits_per_character, &losses.eval_bits_per_character);
                 (train, eval, LossUnit::BitsPerCharacter)
             }
-            Unit::BitsPerByte => (&losses.train_bits_per_byte, &losses.eval_bits_per_byte, LossUnit::BitsPerByte),
+            Unit::BitsPerByte => {
+                (&losses.train_bits_per_byte, &losses.eval_bits_per_byte, LossUnit::BitsPerByte)
+            }
         };
         curves.push(Curve {
             label: parts.into_iter().flatten().collect::<Vec<_>>().join("/"),

@@ -101,7 +101,9 @@ fn table(rows: &[Row]) -> Table {
             value => value.to_string(),
         });
         let bits = row.bits.map_or("-".to_owned(), |(per_character, _)| format!("{per_character:.4}"));
-        table.add_row([(index + 1).to_string(), row.name.clone(), loss, bits, epoch].into_iter().chain(values));
+        table.add_row(
+            [(index + 1).to_string(), row.name.clone(), loss, bits, epoch].into_iter().chain(values),
+        );
     }
     for (index, column) in table.column_iter_mut().enumerate() {
         if index != 1 {

@@ -145,7 +145,8 @@ impl Which {
         match TokenizerKind::from_str(&self.tokenizer_type.to_string_lossy()) {
             Ok(TokenizerKind::Bpe) => Ok(Tokenizer::gpt2()),
             Ok(kind @ (TokenizerKind::Chrs | TokenizerKind::CorpusBpe)) => {
-                let reason = "is made of a text: give the tokenizer.json or the directory of a run that has one";
+                let reason =
+                    "is made of a text: give the tokenizer.json or the directory of a run that has one";
                 Err(Usage(format!("--tokenizer_type: {kind} {reason}")).into())
             }
             Ok(TokenizerKind::File(_)) => Ok(Tokenizer::read(&self.tokenizer_type)?),
@@ -168,12 +169,16 @@ pub(crate) fn run(args: &TokenizerArgs) -> anyhow::Result<()> {
 fn train(args: &TrainArgs) -> anyhow::Result<()> {
     if args.out.exists() && !args.overwrite {
         let path = args.out.display();
-        return Err(Usage(format!("--out {path} exists: give another name, or --overwrite to replace it")).into());
+        return Err(
+            Usage(format!("--out {path} exists: give another name, or --overwrite to replace it")).into()
+        );
     }
     set_threads(args.threads)?;
     let corpus = match &args.data {
         None => Corpus::embedded(),
-        Some(path) if path == Path::new("-") => Corpus::from_bytes(Path::new("stdin"), read_all(io::stdin())?)?,
+        Some(path) if path == Path::new("-") => {
+            Corpus::from_bytes(Path::new("stdin"), read_all(io::stdin())?)?
+        }
         Some(path) => Corpus::from_file(path)?,
     };
     let specials: Vec<&str> = args.special.iter().map(String::as_str).collect();
@@ -182,7 +187,11 @@ fn train(args: &TrainArgs) -> anyhow::Result<()> {
     let (tokens, size) = count(&tokenizer, &corpus.text)?;
     let (merges, path) = (tokenizer.merges(), args.out.display());
     eprintln!("{} tokens, {merges} merges: {path}", tokenizer.vocab_size());
-    eprintln!("{} is {tokens} of them, {:.3} characters each", corpus.name, per_token(size.characters, tokens));
+    eprintln!(
+        "{} is {tokens} of them, {:.3} characters each",
+        corpus.name,
+        per_token(size.characters, tokens)
+    );
     Ok(())
 }
 
@@ -286,12 +295,14 @@ fn decode(args: &DecodeArgs) -> anyhow::Result<()> {
     let mut out = BufWriter::with_capacity(1 << 16, io::stdout().lock());
     for (index, line) in io::stdin().lines().enumerate() {
         let line = line.with_context(|| format!("line {} of stdin", index + 1))?;
-        let refused = |reason: String| Error::Tokenizer { reason: format!("line {} of stdin: {reason}", index + 1) };
+        let refused =
+            |reason: String| Error::Tokenizer { reason: format!("line {} of stdin: {reason}", index + 1) };
         let ids: Vec<u32> = match args.format {
             Format::Jsonl if line.trim().is_empty() => Vec::new(),
             Format::Jsonl => {
-                let token: Token = serde_json::from_str(&line)
-                    .map_err(|error| refused(format!("not an object with an id, such as {{\"id\":262}}: {error}")))?;
+                let token: Token = serde_json::from_str(&line).map_err(|error| {
+                    refused(format!("not an object with an id, such as {{\"id\":262}}: {error}"))
+                })?;
                 vec![token.id]
             }
             _ => (line.split_whitespace())
@@ -317,7 +328,12 @@ fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
         writeln!(out, "{}", shown(&tokenizer, &ids, color))?;
         let size = TextSize::of(text.as_bytes());
         let tokens = ids.len() as u64;
-        writeln!(out, "{tokens} tokens, {} characters, {:.3} a token", size.characters, per_token(size.characters, tokens))?;
+        writeln!(
+            out,
+            "{tokens} tokens, {} characters, {:.3} a token",
+            size.characters,
+            per_token(size.characters, tokens)
+        )?;
         return Ok(());
     }
     let corpus = match &args.data {

@@ -48,6 +48,45 @@ impl AddAssign for TextSize {
     }
 }
 
+/// Makes text of bytes that come in pieces, in the midst of characters too.
+///
+/// ```
+/// # use folio::text::TextStream;
+/// let mut stream = TextStream::default();
+/// let (girl, end) = "👧!".as_bytes().split_at(2);
+/// assert_eq!(stream.push(girl), "");
+/// assert_eq!(stream.push(end), "👧!");
+/// assert_eq!(stream.push(b"\xff\xc3"), "\u{fffd}");
+/// assert_eq!(stream.finish(), "\u{fffd}");
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct TextStream {
+    /// The beginning of a character whose end has not come yet.
+    begun: Vec<u8>,
+}
+
+impl TextStream {
+    /// All whole characters up to the end of `bytes`. What cannot become one is U+FFFD.
+    pub fn push(&mut self, bytes: &[u8]) -> String {
+        self.begun.extend_from_slice(bytes);
+        let whole = match std::str::from_utf8(&self.begun) {
+            Ok(text) => text.len(),
+            Err(_) => {
+                let broken = self.begun.utf8_chunks().last().map_or(&[][..], |chunk| chunk.invalid());
+                // The last character may still be completed if nothing in it is wrong so far.
+                let may_go_on = std::str::from_utf8(broken).is_err_and(|error| error.error_len().is_none());
+                self.begun.len() - if may_go_on { broken.len() } else { 0 }
+            }
+        };
+        String::from_utf8_lossy(&self.begun.drain(..whole).collect::<Vec<_>>()).into_owned()
+    }
+
+    /// What is left: U+FFFD if a character has begun and not ended.
+    pub fn finish(self) -> String {
+        String::from_utf8_lossy(&self.begun).into_owned()
+    }
+}
+
 /// How much text a token stands for, on average: what makes losses of different tokenizers comparable.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TextPerToken {
@@ -171,6 +210,16 @@ fn not_utf8(path: &Path, bytes: &[u8], error: Utf8Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_in_pieces_become_the_text_of_the_whole() {
+        let mixed = [b"a\xc3", "été 日本 👧".as_bytes(), b"\xf0\x9f\x91", b"x\xe6\x97", b"\xff\x80"].concat();
+        for len in 1..=mixed.len() {
+            let mut stream = TextStream::default();
+            let pieces: String = mixed.chunks(len).map(|piece| stream.push(piece)).collect();
+            assert_eq!(pieces + &stream.finish(), String::from_utf8_lossy(&mixed), "pieces of {len}");
+        }
+    }
 
     /// The corpus made from a file of these bytes.
     fn corpus(bytes: &[u8]) -> Result<Corpus> {

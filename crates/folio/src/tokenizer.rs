@@ -295,7 +295,9 @@ impl Tokenizer {
         loop {
             // The first in the text; of two that begin there, the longer.
             let found = (specials.iter())
-                .filter_map(|&(id, special)| Some((rest.find(special)?, std::cmp::Reverse(special.len()), id)))
+                .filter_map(|&(id, special)| {
+                    Some((rest.find(special)?, std::cmp::Reverse(special.len()), id))
+                })
                 .min();
             let Some((start, std::cmp::Reverse(len), id)) = found else { break };
             ids.extend(self.encode(&rest[..start])?);

@@ -44,7 +44,8 @@ pub(super) fn run(args: &TokenizerArgs) -> anyhow::Result<()> {
     let gpt2 = Tokenizer::gpt2();
     // A text of few words may not give so many tokens: then there is nothing to time but GPT-2's.
     let own = Tokenizer::train_bpe(text, args.vocab_size, &[]).ok();
-    let train_s = own.as_ref().map(|_| median(args.repeat, || Tokenizer::train_bpe(text, args.vocab_size, &[])));
+    let train_s =
+        own.as_ref().map(|_| median(args.repeat, || Tokenizer::train_bpe(text, args.vocab_size, &[])));
     let encode_s = own.as_ref().map(|own| median(args.repeat, || own.encode(text)));
     let gpt2_encode_s = median(args.repeat, || gpt2.encode(text));
     let result = serde_json::json!({

@@ -72,7 +72,16 @@ fn losses_and_rates_have_one_entry_an_epoch() {
     let ran = place.ok(&format!("train {TINY} --save_losses --run_dir run"));
     assert_eq!(
         keys(&place.json("run/losses.json")),
-        ["best_eval_loss", "eval_losses", "steps", "train_losses"]
+        [
+            "best_eval_loss",
+            "eval_bits_per_byte",
+            "eval_bits_per_character",
+            "eval_losses",
+            "steps",
+            "train_bits_per_byte",
+            "train_bits_per_character",
+            "train_losses"
+        ]
     );
     let list = |pointer: &str| place.numbers("run/losses.json", pointer);
     assert_eq!(list("/steps"), [STEPS as f64, 2.0 * STEPS as f64]);
@@ -87,10 +96,13 @@ fn losses_and_rates_have_one_entry_an_epoch() {
     let reports: Vec<String> = (0..2)
         .map(|e| {
             format!(
-                "Epoch: {}/2 || Train loss: {:.4} || Eval loss: {:.4} || lr: 1.0000e-03",
+                "Epoch: {}/2 || Train loss: {:.4} || Eval loss: {:.4} || lr: 1.0000e-03 || bits per character: \
+                 {:.4}, {:.4}",
                 e + 1,
                 train[e],
-                eval[e]
+                eval[e],
+                train[e] / std::f64::consts::LN_2,
+                eval[e] / std::f64::consts::LN_2
             )
         })
         .collect();

@@ -9,3 +9,4 @@ mod flags;
 mod mistakes;
 mod seed;
 mod sweep;
+mod tokenizer;

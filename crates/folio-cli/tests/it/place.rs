@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -70,9 +71,17 @@ impl Place {
 
     /// Runs `folio` with the words of a line, in one thread: there are as many at work as tests.
     pub(crate) fn run(&self, line: &str) -> Ran {
+        self.run_with(line, "")
+    }
+
+    /// [`Place::run`] with something on stdin.
+    pub(crate) fn run_with(&self, line: &str, stdin: impl AsRef<[u8]>) -> Ran {
+        // A file rather than a pipe: nobody needs to write while another reads.
+        let mut input = tempfile::tempfile().expect("a temporary file");
+        input.write_all(stdin.as_ref()).and_then(|()| input.rewind()).expect("room for it");
         let mut command = Command::new(env!("CARGO_BIN_EXE_folio"));
         command.args(words(line)).current_dir(self.directory.path()).env("RAYON_NUM_THREADS", "1");
-        let output = command.output().expect("the program starts");
+        let output = command.stdin(input).output().expect("the program starts");
         Ran {
             code: output.status.code(),
             stdout: String::from_utf8(output.stdout).expect("UTF-8 on stdout"),
@@ -83,7 +92,13 @@ impl Place {
     /// Runs `folio` and expects it to do what it was asked.
     #[track_caller]
     pub(crate) fn ok(&self, line: &str) -> Ran {
-        let ran = self.run(line);
+        self.ok_with(line, "")
+    }
+
+    /// [`Place::ok`] with something on stdin.
+    #[track_caller]
+    pub(crate) fn ok_with(&self, line: &str, stdin: impl AsRef<[u8]>) -> Ran {
+        let ran = self.run_with(line, stdin);
         assert_eq!(ran.code, Some(0), "folio {line}\n{}", ran.stderr);
         ran
     }

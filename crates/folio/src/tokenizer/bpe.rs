@@ -79,7 +79,9 @@ impl Bpe {
         }
         let mut byte_ids = [0; BYTES];
         for (byte, id) in (0..=u8::MAX).zip(&mut byte_ids) {
-            *id = *by_bytes.get([byte].as_slice()).ok_or_else(|| format!("has no token for the byte {byte:#04x}"))?;
+            *id = *by_bytes
+                .get([byte].as_slice())
+                .ok_or_else(|| format!("has no token for the byte {byte:#04x}"))?;
         }
         let mut merged = FxHashMap::with_capacity_and_hasher(merges.len(), Default::default());
         for (rank, &(left, right)) in (0..).zip(&merges) {
@@ -314,7 +316,10 @@ mod tests {
         let mut parts: Vec<u32> = word.iter().map(|&byte| bpe.byte_ids[usize::from(byte)]).collect();
         let first = |parts: &[u32]| {
             let ranks = parts.windows(2).map(|pair| bpe.merged(pair[0], pair[1]));
-            ranks.enumerate().filter(|(_, merged)| *merged != Merged::NEVER).min_by_key(|(_, merged)| merged.rank)
+            ranks
+                .enumerate()
+                .filter(|(_, merged)| *merged != Merged::NEVER)
+                .min_by_key(|(_, merged)| merged.rank)
         };
         while let Some((at, merged)) = first(&parts) {
             parts.splice(at..at + 2, [merged.id]);
@@ -372,7 +377,7 @@ mod tests {
             let text = letter.repeat(1_000_000 / letter.len());
             let ids = gpt2().encode(&text);
             assert_eq!(gpt2().decode(&ids), text.as_bytes());
-            let (short, len) = (text[..4000].as_bytes(), text.len());
+            let (short, len) = (&text.as_bytes()[..4000], text.len());
             assert_eq!(merged_as_long(&gpt2(), short), merge_plainly(&gpt2(), short), "{letter:?} of {len}");
         }
     }
@@ -400,10 +405,7 @@ mod tests {
         check_refused(|tokens, _| tokens[0] = b"xy".to_vec(), "has no token for the byte 0x00");
         check_refused(|tokens, _| tokens[7].clear(), "has an empty token, id 7");
         check_refused(|tokens, _| tokens[256] = b"a".to_vec(), "has the ids 97 and 256 for the same bytes");
-        check_refused(
-            |_, merges| merges.push((98, 97)),
-            "has no token for merge 1, whose result is \"ba\"",
-        );
+        check_refused(|_, merges| merges.push((98, 97)), "has no token for merge 1, whose result is \"ba\"");
         check_refused(|_, merges| merges.push((97, 98)), "has merge 1, whose result is \"ab\", twice");
     }
 }

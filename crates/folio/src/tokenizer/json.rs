@@ -218,7 +218,8 @@ fn bpe_from_json(json: &Value, mut vocab: Map<String, Value>) -> std::result::Re
         let ids = parts.and_then(|(left, right)| Some((id_of(left)?, id_of(right)?)));
         ids.ok_or_else(|| format!("has the merge {merge}, which is not a pair of its tokens"))
     };
-    let merges = elements(&json["model"]["merges"]).iter().map(merge).collect::<std::result::Result<_, _>>()?;
+    let merges =
+        elements(&json["model"]["merges"]).iter().map(merge).collect::<std::result::Result<_, _>>()?;
     let specials = specials.iter().filter_map(|special| id_of(special)).collect();
     Ok(Model::Bpe(Arc::new(Bpe::new(&tokens, merges, specials)?)))
 }
@@ -420,7 +421,11 @@ mod tests {
             set("/pre_tokenizer/use_regex", json!(false)),
             "has a byte-level BPE without GPT-2's split",
         );
-        check_refused(gpt2_file(), set("/added_tokens/0/special", json!(false)), "has the added token \"<|endof");
+        check_refused(
+            gpt2_file(),
+            set("/added_tokens/0/special", json!(false)),
+            "has the added token \"<|endof",
+        );
     }
 
     #[test]
@@ -434,7 +439,11 @@ mod tests {
         check_refused(gpt2_file(), merge(json!(7)), "has the merge 7");
         check_refused(gpt2_file(), merge(json!("zz qq")), "has");
         check_refused(gpt2_file(), merge(json!("Ġ t")), "has merge 7, whose result is \" t\", twice");
-        check_refused(gpt2_file(), set("/added_tokens/0/id", json!(7)), "gives \"<|endoftext|>\" the id 50256 in one");
+        check_refused(
+            gpt2_file(),
+            set("/added_tokens/0/id", json!(7)),
+            "gives \"<|endoftext|>\" the id 50256 in one",
+        );
         check_refused(gpt2_file(), set("/added_tokens/0/content", json!("<pad>")), "gives");
         let rename = |from: &'static str, to: &'static str| {
             move |file: &mut Value| {
@@ -443,7 +452,11 @@ mod tests {
                 vocab.insert(to.to_owned(), id);
             }
         };
-        check_refused(gpt2_file(), rename("!", "日"), "has the token \"日\", which is not written in the alphabet");
+        check_refused(
+            gpt2_file(),
+            rename("!", "日"),
+            "has the token \"日\", which is not written in the alphabet",
+        );
         check_refused(gpt2_file(), rename("zzle", "zzqx"), "has");
     }
 

@@ -120,9 +120,11 @@ fn class(c: char) -> Class {
         return Class::Space;
     }
     match get_general_category(c) {
-        Is::UppercaseLetter | Is::LowercaseLetter | Is::TitlecaseLetter | Is::ModifierLetter | Is::OtherLetter => {
-            Class::Letter
-        }
+        Is::UppercaseLetter
+        | Is::LowercaseLetter
+        | Is::TitlecaseLetter
+        | Is::ModifierLetter
+        | Is::OtherLetter => Class::Letter,
         Is::DecimalNumber | Is::LetterNumber | Is::OtherNumber => Class::Number,
         _ => Class::Other,
     }
@@ -164,9 +166,10 @@ mod tests {
     fn words_are_those_of_the_pattern() {
         check("", &[]);
         check("Hello world", &["Hello", " world"]);
-        check("I'll we've you're he'd I'm it's don't", &[
-            "I", "'ll", " we", "'ve", " you", "'re", " he", "'d", " I", "'m", " it", "'s", " don", "'t",
-        ]);
+        check(
+            "I'll we've you're he'd I'm it's don't",
+            &["I", "'ll", " we", "'ve", " you", "'re", " he", "'d", " I", "'m", " it", "'s", " don", "'t"],
+        );
         check("'LL 'x ''s", &["'", "LL", " '", "x", " ''", "s"]);
         check("a1b22 c3", &["a", "1", "b", "22", " c", "3"]);
         check("a.b, c!?", &["a", ".", "b", ",", " c", "!?"]);

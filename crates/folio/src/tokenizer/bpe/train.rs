@@ -34,7 +34,8 @@ pub(in super::super) struct TooSmall {
 /// If `vocab_size` is below 256 and the special tokens.
 pub(in super::super) fn train(text: &str, vocab_size: usize, specials: &[&str]) -> Result<Bpe, TooSmall> {
     let ordinary = vocab_size.checked_sub(specials.len()).filter(|&count| count >= BYTES);
-    let ordinary = ordinary.unwrap_or_else(|| panic!("a vocabulary of {vocab_size} has no room for 256 bytes"));
+    let ordinary =
+        ordinary.unwrap_or_else(|| panic!("a vocabulary of {vocab_size} has no room for 256 bytes"));
     let mut trainer = Trainer::new(&count_words(text));
     while trainer.tokens.len() < ordinary {
         if !trainer.merge_next() {
@@ -205,7 +206,9 @@ mod tests {
                     *counts.entry((left, right)).or_default() += 1;
                 }
             }
-            let Some((&(left, right), _)) = counts.iter().max_by_key(|(pair, count)| (**count, Reverse(**pair))) else {
+            let Some((&(left, right), _)) =
+                counts.iter().max_by_key(|(pair, count)| (**count, Reverse(**pair)))
+            else {
                 break;
             };
             let (left, right) = (ids[left].clone(), ids[right].clone());
