@@ -14,13 +14,14 @@
 //!
 //! ```
 //! use folio_kernels::dims::LinearDims;
+//! use folio_kernels::isa::Isa;
 //! use folio_kernels::linear::linear_forward;
 //! use folio_kernels::panels::{PanelDims, Panels, pack_rows};
 //!
 //! let dims = LinearDims { rows: 1, inputs: 2, outputs: 2 };
 //! let w_dims = PanelDims { depth: dims.inputs, cols: dims.outputs };
 //! let mut w = vec![0.0f32; w_dims.len::<f32>()];
-//! pack_rows(w_dims, &mut w, &[1.0f32, 2.0, 0.0, 1.0], dims.outputs);
+//! pack_rows(Isa::detected(), w_dims, &mut w, &[1.0f32, 2.0, 0.0, 1.0], dims.outputs);
 //! let mut y = [0.0f32; 2];
 //! linear_forward(dims, &mut y, &[1.0, 2.0], Panels::new(w_dims, &w), &[0.5, 0.5]);
 //! assert_eq!(y, [1.5, 4.5]);
