@@ -224,6 +224,36 @@ pub fn pack_columns_panel<S: Element, E: Element>(
     }
 }
 
+/// Packs a matrix (rows, cols) without gaps between its rows, and its transpose, block by block, so that it comes from
+/// memory once: `by_rows` is [`pack_rows`] of it, `by_columns` [`pack_columns`]; each is overwritten if there is one.
+#[inline(always)]
+pub fn pack_both_ways<S: Element, E: Element>(
+    isa: Isa,
+    (rows, cols): (usize, usize),
+    mut by_rows: Option<&mut [E]>,
+    mut by_columns: Option<&mut [E]>,
+    src: &[S],
+) {
+    let of_rows = PanelDims { depth: rows, cols };
+    let of_columns = PanelDims { depth: cols, cols: rows };
+    for row in (0..rows).step_by(COLS) {
+        for col in (0..cols).step_by(COLS) {
+            let (height, width) = ((rows - row).min(COLS), (cols - col).min(COLS));
+            let src = &src[row * cols + col..];
+            if let Some(out) = &mut by_rows {
+                let block = PanelDims { depth: height, cols: width };
+                let start = col / COLS * of_rows.panel_len::<E>() + row * COLS;
+                pack_rows_panel(isa, block, 0, &mut out[start..][..block.len::<E>()], src, cols);
+            }
+            if let Some(out) = &mut by_columns {
+                let block = PanelDims { depth: width, cols: height };
+                let start = row / COLS * of_columns.panel_len::<E>() + col * COLS;
+                pack_columns_panel(isa, block, 0, &mut out[start..][..block.len::<E>()], src, cols);
+            }
+        }
+    }
+}
+
 /// Sixteen columns and sixteen units: `out` unit u, column c is unit u of row c of `src`.
 #[inline(always)]
 fn transpose<S: Element, E: Element>(isa: Isa, out: &mut [E], src: &[S], stride: usize) {

@@ -3,7 +3,7 @@
 use folio_kernels::element::{Bf16, Element};
 use folio_kernels::isa::Isa;
 use folio_kernels::panels::{
-    PANEL_COLS, PanelDims, Panels, pack_columns, pack_columns_panel, pack_rows, pack_rows_panel,
+    PANEL_COLS, PanelDims, Panels, pack_both_ways, pack_columns, pack_columns_panel, pack_rows, pack_rows_panel,
 };
 
 use crate::support::{Random, assert_same_bits, format, in_panels, nans, singles, transposed};
@@ -111,6 +111,40 @@ fn pack_panel_by_panel<E: Element>() {
 fn panels_may_be_packed_one_by_one() {
     pack_panel_by_panel::<f32>();
     pack_panel_by_panel::<Bf16>();
+}
+
+fn pack_at_once<E: Element>() {
+    for (rows, cols) in [(1, 1), (1, 130), (64, 64), (65, 63), (21, 150), (130, 7), (129, 200)] {
+        let matrix = Random(113).elements::<f32>(rows * cols, 1.0);
+        let (of_rows, of_columns) = (PanelDims { depth: rows, cols }, PanelDims { depth: cols, cols: rows });
+        let (rows_len, columns_len) = (of_rows.len::<E>(), of_columns.len::<E>());
+        for isa in Isa::available() {
+            let case = format!("{} ({rows}, {cols}) on {}", format::<E>(), isa.name());
+            let (mut by_rows, mut by_columns) = (nans::<E>(rows_len), nans::<E>(columns_len));
+            let (mut want_rows, mut want_columns) = (nans::<E>(rows_len), nans::<E>(columns_len));
+            isa.run(
+                #[inline(always)]
+                || {
+                    pack_rows(isa, of_rows, &mut want_rows, &matrix, cols);
+                    pack_columns(isa, of_columns, &mut want_columns, &matrix, cols);
+                    pack_both_ways(isa, (rows, cols), Some(&mut by_rows), Some(&mut by_columns), &matrix);
+                },
+            );
+            assert_same_bits(&format!("rows of {case}"), &by_rows, &want_rows);
+            assert_same_bits(&format!("columns of {case}"), &by_columns, &want_columns);
+            let (mut alone, mut other) = (nans::<E>(rows_len), nans::<E>(columns_len));
+            pack_both_ways(isa, (rows, cols), Some(&mut alone), None, &matrix);
+            pack_both_ways(isa, (rows, cols), None, Some(&mut other), &matrix);
+            assert_same_bits(&format!("rows alone of {case}"), &alone, &want_rows);
+            assert_same_bits(&format!("columns alone of {case}"), &other, &want_columns);
+        }
+    }
+}
+
+#[test]
+fn a_matrix_and_its_transpose_may_be_packed_at_once() {
+    pack_at_once::<f32>();
+    pack_at_once::<Bf16>();
 }
 
 #[test]

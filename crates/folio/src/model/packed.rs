@@ -4,7 +4,7 @@ use folio_kernels::buffer::Buffer;
 use folio_kernels::element::Element;
 use folio_kernels::head::VOCAB_SEGMENT;
 use folio_kernels::isa::Isa;
-use folio_kernels::panels::{PanelDims, Panels, pack_columns_panel, pack_rows_panel};
+use folio_kernels::panels::{PanelDims, Panels, pack_both_ways};
 use rayon::prelude::*;
 
 use super::{ModelConfig, Parameters};
@@ -73,36 +73,44 @@ impl<E: Element> PackedWeights<E> {
         self.current = Current::Nothing;
     }
 
-    /// Packs what is out of date: for the forward pass, and for the backward pass if `training`.
+    /// Packs what is out of date: for the forward pass, and for the backward pass if `training`. A matrix is read once
+    /// for both.
     pub(super) fn update(&mut self, parameters: &Parameters, training: bool) {
         let wanted = if training { Current::Both } else { Current::Forward };
         if self.current >= wanted {
             return;
         }
-        let c = parameters.ln_f().0.len();
-        if self.current < Current::Forward {
-            self.head.pack_columns(parameters.wte(), c);
-        }
-        if training {
-            let segments = parameters.wte().chunks(VOCAB_SEGMENT * c);
-            self.head_backward.iter_mut().zip(segments).for_each(|(packed, wte)| packed.pack_rows(wte, c));
-        }
-        for (idx, packed) in self.blocks.iter_mut().enumerate() {
-            let w = parameters.block(idx);
-            for (packed, w) in [
-                (&mut packed.c_attn, w.c_attn_weight),
-                (&mut packed.attn_proj, w.attn_proj_weight),
-                (&mut packed.c_fc, w.c_fc_weight),
-                (&mut packed.mlp_proj, w.mlp_proj_weight),
-            ] {
-                if self.current < Current::Forward {
-                    packed.forward.pack_rows(w, packed.outputs);
-                }
-                if training {
-                    packed.backward.pack_columns(w, packed.outputs);
-                }
-            }
-        }
+        let (forward, backward) = (self.current < Current::Forward, training);
+        let Self { blocks, head, head_backward, .. } = self;
+        rayon::join(
+            || {
+                blocks.par_iter_mut().enumerate().for_each(|(idx, packed)| {
+                    let w = parameters.block(idx);
+                    let layers = [
+                        (&mut packed.c_fc, w.c_fc_weight),
+                        (&mut packed.mlp_proj, w.mlp_proj_weight),
+                        (&mut packed.c_attn, w.c_attn_weight),
+                        (&mut packed.attn_proj, w.attn_proj_weight),
+                    ];
+                    layers.into_par_iter().with_max_len(1).for_each(|(packed, w)| {
+                        let by_rows = forward.then(|| packed.forward.memory());
+                        let by_columns = backward.then(|| packed.backward.memory());
+                        pack((packed.inputs, packed.outputs), by_rows, by_columns, w);
+                    });
+                });
+            },
+            || {
+                let c = parameters.ln_f().0.len();
+                let segment = PanelDims { depth: c, cols: VOCAB_SEGMENT }.len::<E>();
+                let segments = (parameters.wte().par_chunks(VOCAB_SEGMENT * c))
+                    .zip(head.memory().par_chunks_mut(segment))
+                    .zip(head_backward);
+                segments.for_each(|((wte, by_columns), by_rows)| {
+                    let by_rows = backward.then(|| by_rows.memory());
+                    pack((wte.len() / c, c), by_rows, forward.then_some(by_columns), wte);
+                });
+            },
+        );
         self.current = wanted;
     }
 
@@ -148,33 +156,25 @@ impl<E: Element> PackedMatrix<E> {
         Panels::new(self.dims, &self.data)
     }
 
-    /// Packs a matrix whose rows are `stride` long.
-    fn pack_rows(&mut self, src: &[f32], stride: usize) {
-        let (isa, dims) = (Isa::detected(), self.dims);
-        self.for_each_panel(|panel, out| {
-            isa.run(
-                #[inline(always)]
-                || pack_rows_panel(isa, dims, panel, out, src, stride),
-            );
-        });
-    }
-
-    /// Packs the transpose of a matrix whose rows are `stride` long.
-    fn pack_columns(&mut self, src: &[f32], stride: usize) {
-        let (isa, dims) = (Isa::detected(), self.dims);
-        self.for_each_panel(|panel, out| {
-            isa.run(
-                #[inline(always)]
-                || pack_columns_panel(isa, dims, panel, out, src, stride),
-            );
-        });
-    }
-
-    fn for_each_panel(&mut self, pack: impl Fn(usize, &mut [E]) + Sync) {
+    /// What is packed, to be written; allocated if need be.
+    fn memory(&mut self) -> &mut [E] {
         if self.data.is_empty() {
             self.data = Buffer::zeroed(self.dims.len::<E>());
         }
-        let panel_len = self.dims.panel_len::<E>();
-        self.data.par_chunks_exact_mut(panel_len).enumerate().for_each(|(panel, out)| pack(panel, out));
+        &mut self.data
     }
+}
+
+/// Packs a matrix (rows, cols) and its transpose.
+fn pack<E: Element>(
+    shape: (usize, usize),
+    by_rows: Option<&mut [E]>,
+    by_columns: Option<&mut [E]>,
+    src: &[f32],
+) {
+    let isa = Isa::detected();
+    isa.run(
+        #[inline(always)]
+        || pack_both_ways(isa, shape, by_rows, by_columns, src),
+    );
 }
