@@ -168,7 +168,7 @@ pub fn product_into<E: Element>(
             for r in 0..at.rows {
                 let out = &mut out[place(at, r)..];
                 if store == Store::PastCaches {
-                    tile::store_past_caches(isa, &mut out[..at.cols], &tile.0[r]);
+                    tile::store_past_caches(isa, &mut out[..at.cols], &tile.0[r][..at.cols]);
                 } else {
                     copy(out, &tile.0[r], at.cols);
                 }

@@ -13,7 +13,7 @@
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::rounding::{convert, convert_pairs};
-use crate::tile::COLS;
+use crate::tile::{COLS, store_past_caches, wait_for_stores};
 
 /// Columns of a panel.
 pub const PANEL_COLS: usize = COLS;
@@ -225,7 +225,8 @@ pub fn pack_columns_panel<S: Element, E: Element>(
 }
 
 /// Packs a matrix (rows, cols) without gaps between its rows, and its transpose, block by block, so that it comes from
-/// memory once: `by_rows` is [`pack_rows`] of it, `by_columns` [`pack_columns`]; each is overwritten if there is one.
+/// memory once: `by_rows` is [`pack_rows`] of it, `by_columns` [`pack_columns`]; each is overwritten if there is one,
+/// `past_caches` if they are too large to be found there later.
 #[inline(always)]
 pub fn pack_both_ways<S: Element, E: Element>(
     isa: Isa,
@@ -233,7 +234,13 @@ pub fn pack_both_ways<S: Element, E: Element>(
     mut by_rows: Option<&mut [E]>,
     mut by_columns: Option<&mut [E]>,
     src: &[S],
+    past_caches: bool,
 ) {
+    /// A block, where it is packed before it is stored past the caches.
+    #[repr(align(64))]
+    struct Block<E>([[E; COLS]; COLS]);
+    let mut scratch = Block([[E::default(); COLS]; COLS]);
+    let scratch = scratch.0.as_flattened_mut();
     let of_rows = PanelDims { depth: rows, cols };
     let of_columns = PanelDims { depth: cols, cols: rows };
     for row in (0..rows).step_by(COLS) {
@@ -243,14 +250,31 @@ pub fn pack_both_ways<S: Element, E: Element>(
             if let Some(out) = &mut by_rows {
                 let block = PanelDims { depth: height, cols: width };
                 let start = col / COLS * of_rows.panel_len::<E>() + row * COLS;
-                pack_rows_panel(isa, block, 0, &mut out[start..][..block.len::<E>()], src, cols);
+                let out = &mut out[start..][..block.len::<E>()];
+                if past_caches {
+                    let scratch = &mut scratch[..out.len()];
+                    pack_rows_panel(isa, block, 0, scratch, src, cols);
+                    store_past_caches(isa, out, scratch);
+                } else {
+                    pack_rows_panel(isa, block, 0, out, src, cols);
+                }
             }
             if let Some(out) = &mut by_columns {
                 let block = PanelDims { depth: width, cols: height };
                 let start = row / COLS * of_columns.panel_len::<E>() + col * COLS;
-                pack_columns_panel(isa, block, 0, &mut out[start..][..block.len::<E>()], src, cols);
+                let out = &mut out[start..][..block.len::<E>()];
+                if past_caches {
+                    let scratch = &mut scratch[..out.len()];
+                    pack_columns_panel(isa, block, 0, scratch, src, cols);
+                    store_past_caches(isa, out, scratch);
+                } else {
+                    pack_columns_panel(isa, block, 0, out, src, cols);
+                }
             }
         }
+    }
+    if past_caches {
+        wait_for_stores();
     }
 }
 

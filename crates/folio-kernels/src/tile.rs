@@ -176,17 +176,20 @@ pub(crate) fn prefetch(address: *const u8, intent: Intent) {
     let _ = (address, intent);
 }
 
-/// Copies a row of a tile to where it will not be read for long: past the caches, if the processor can and the place
-/// is aligned, so that the lines there are not read before they are written.
+/// `to = from` where it will not be read for long: past the caches, if the processor can and `to` is made of whole cache
+/// lines, so that these are not read before they are written.
 #[inline(always)]
-pub(crate) fn store_past_caches(isa: Isa, to: &mut [f32], from: &[f32; COLS]) {
+pub(crate) fn store_past_caches<E: Element>(isa: Isa, to: &mut [E], from: &[E]) {
     #[cfg(target_arch = "x86_64")]
-    if isa.has_avx512() && to.len() == COLS && to.as_ptr().addr().is_multiple_of(LINE) {
+    if isa.has_avx512() && to.as_ptr().addr().is_multiple_of(LINE) && size_of_val(to).is_multiple_of(LINE) {
+        assert_eq!(to.len(), from.len(), "storing past the caches");
         // SAFETY: an `Isa` exists only if the processor has it; `to` is as long as `from` and aligned.
-        return unsafe { x86::store_past_caches(to.as_mut_ptr(), from.as_ptr()) };
+        return unsafe {
+            x86::store_past_caches(to.as_mut_ptr().cast(), from.as_ptr().cast(), size_of_val(to))
+        };
     }
     let _ = isa;
-    to.copy_from_slice(&from[..to.len()]);
+    to.copy_from_slice(from);
 }
 
 /// Makes what [`store_past_caches`] wrote visible to other threads before anything that this one writes next.
@@ -209,7 +212,7 @@ mod x86 {
     use std::arch::x86_64::*;
     use std::array::from_fn;
 
-    use super::{COLS, Element, ROWS, Tile, Walk};
+    use super::{COLS, Element, LINE, ROWS, Tile, Walk};
 
     /// # Safety
     /// As [`super::multiply`]; the processor must have AVX-512 F.
@@ -303,14 +306,14 @@ mod x86 {
     }
 
     /// # Safety
-    /// The processor must have AVX-512 F; both places must hold [`COLS`] elements, `to` on a cache line.
+    /// The processor must have AVX-512 F; both places must hold `len` bytes, whole cache lines, `to` on one.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn store_past_caches(to: *mut f32, from: *const f32) {
+    pub(super) unsafe fn store_past_caches(to: *mut u8, from: *const u8, len: usize) {
         // SAFETY: the caller vouches for both places.
         unsafe {
-            for start in (0..COLS).step_by(16) {
-                _mm512_stream_ps(to.add(start), _mm512_loadu_ps(from.add(start)));
+            for start in (0..len).step_by(LINE) {
+                _mm512_stream_si512(to.add(start).cast(), _mm512_loadu_si512(from.add(start).cast()));
             }
         }
     }

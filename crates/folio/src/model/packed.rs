@@ -9,6 +9,9 @@ use rayon::prelude::*;
 
 use super::{ModelConfig, Parameters};
 
+/// Bytes of parameters from which on no cache holds them from one pass to the next.
+const LARGE: usize = 64 << 20;
+
 /// Every matrix of a model in panels, for the forward and for the backward pass.
 pub(super) struct PackedWeights<E> {
     pub(super) blocks: Vec<PackedBlock<E>>,
@@ -81,6 +84,7 @@ impl<E: Element> PackedWeights<E> {
             return;
         }
         let (forward, backward) = (self.current < Current::Forward, training);
+        let past_caches = size_of_val(parameters.values()) >= LARGE;
         let Self { blocks, head, head_backward, .. } = self;
         rayon::join(
             || {
@@ -95,7 +99,7 @@ impl<E: Element> PackedWeights<E> {
                     layers.into_par_iter().with_max_len(1).for_each(|(packed, w)| {
                         let by_rows = forward.then(|| packed.forward.memory());
                         let by_columns = backward.then(|| packed.backward.memory());
-                        pack((packed.inputs, packed.outputs), by_rows, by_columns, w);
+                        pack((packed.inputs, packed.outputs), by_rows, by_columns, w, past_caches);
                     });
                 });
             },
@@ -107,7 +111,7 @@ impl<E: Element> PackedWeights<E> {
                     .zip(head_backward);
                 segments.for_each(|((wte, by_columns), by_rows)| {
                     let by_rows = backward.then(|| by_rows.memory());
-                    pack((wte.len() / c, c), by_rows, forward.then_some(by_columns), wte);
+                    pack((wte.len() / c, c), by_rows, forward.then_some(by_columns), wte, past_caches);
                 });
             },
         );
@@ -171,10 +175,11 @@ fn pack<E: Element>(
     by_rows: Option<&mut [E]>,
     by_columns: Option<&mut [E]>,
     src: &[f32],
+    past_caches: bool,
 ) {
     let isa = Isa::detected();
     isa.run(
         #[inline(always)]
-        || pack_both_ways(isa, shape, by_rows, by_columns, src),
+        || pack_both_ways(isa, shape, by_rows, by_columns, src, past_caches),
     );
 }
