@@ -371,6 +371,15 @@ mod tests {
     }
 
     #[test]
+    fn every_character_is_split_and_encoded_as_by_tiktoken() {
+        let text: String = ('\0'..=char::MAX).map(|c| format!("a{c}1{c} {c}\n")).collect();
+        let want = tiktoken_rs::r50k_base_singleton().encode_ordinary(&text);
+        let got = gpt2().encode(&text);
+        let differs = got.iter().zip(&want).position(|(got, want)| got != want);
+        assert!(got == want, "from id {differs:?} of {} on", want.len());
+    }
+
+    #[test]
     fn one_letter_a_million_times_is_encoded() {
         // Sixteen letters are the longest token of them; the rest is what the definition makes of what is left.
         for letter in ["a", " ", "ab"] {

@@ -194,6 +194,8 @@ mod tests {
         check("été Straße", &["été", " Straße"]);
         check("日本語。3つ", &["日本語", "。", "3", "つ"]);
         check("٣٤ Ⅻ ½", &["٣٤", " Ⅻ", " ½"]);
+        // Of every kind of letter and of number in a row.
+        check("aAǅʰª日1٣Ⅻ½", &["aAǅʰª日", "1٣Ⅻ½"]);
         // A combining mark is no letter.
         check("e\u{301}a", &["e", "\u{301}", "a"]);
         check("👨‍👩‍👧!", &["👨‍👩‍👧!"]);
