@@ -39,6 +39,9 @@ enum What {
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
 #[command(after_help = "\
+All of the text is learned from, so a run on the same text with this tokenizer is evaluated on text that its tokenizer has
+seen. `folio train --tokenizer_type corpus_bpe` learns from the training part alone.
+
 Examples:
   folio tokenizer train --vocab_size 1024 --out shakespeare.json
   folio tokenizer train --data my.txt --vocab_size 8192 --special '<|endoftext|>' --out my.json
