@@ -39,8 +39,8 @@ enum What {
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
 #[command(after_help = "\
-All of the text is learned from, so a run on the same text with this tokenizer is evaluated on text that its tokenizer has
-seen. `folio train --tokenizer_type corpus_bpe` learns from the training part alone.
+All of the text is learned from: a run on the same text is evaluated on what its tokenizer has seen.
+`folio train --tokenizer_type corpus_bpe` learns from the training part alone.
 
 Examples:
   folio tokenizer train --vocab_size 1024 --out shakespeare.json
