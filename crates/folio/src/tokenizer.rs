@@ -15,13 +15,11 @@
 //! # Ok::<(), folio::error::Error>(())
 //! ```
 
-use std::fmt::{self, Display};
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::cmp::Reverse;
+use std::path::Path;
 use std::sync::Arc;
 
 use rayon::prelude::*;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::{Error, Result};
 use crate::files::write_json;
@@ -31,10 +29,12 @@ mod bpe;
 mod chars;
 mod gpt2;
 mod json;
+mod kind;
 mod words;
 
 use bpe::{Bpe, Encoder};
 use chars::CharVocabulary;
+pub use kind::TokenizerKind;
 
 /// The file of a run that holds its tokenizer.
 const TOKENIZER_FILE: &str = "tokenizer.json";
@@ -47,62 +47,6 @@ pub const END_OF_TEXT: &str = gpt2::END_OF_TEXT.0;
 
 /// Bytes of text that a thread encodes at once.
 const PIECE: usize = 1 << 18;
-
-/// Which tokenizer to make for a text.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TokenizerKind {
-    /// One token a character; the vocabulary is the sorted distinct characters of the text.
-    Chrs,
-    /// GPT-2's byte-level BPE with its 50,257 tokens, whatever the text.
-    Bpe,
-    /// A byte-level BPE that is learned from the training part of the text.
-    CorpusBpe,
-    /// The one in a `tokenizer.json`.
-    File(PathBuf),
-}
-
-impl TokenizerKind {
-    /// The names of those that have one, in the order in which messages list them.
-    pub const NAMES: [&str; 3] = ["chrs", "bpe", "corpus_bpe"];
-}
-
-impl Display for TokenizerKind {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Chrs => formatter.pad("chrs"),
-            Self::Bpe => formatter.pad("bpe"),
-            Self::CorpusBpe => formatter.pad("corpus_bpe"),
-            Self::File(path) => path.display().fmt(formatter),
-        }
-    }
-}
-
-/// A name, or the path of a file: what ends in `.json` or has a separator in it.
-impl FromStr for TokenizerKind {
-    type Err = Error;
-
-    fn from_str(given: &str) -> Result<Self> {
-        match given {
-            "chrs" => Ok(Self::Chrs),
-            "bpe" => Ok(Self::Bpe),
-            "corpus_bpe" => Ok(Self::CorpusBpe),
-            path if path.ends_with(".json") || path.contains(['/', '\\']) => Ok(Self::File(path.into())),
-            _ => Err(Error::unknown_name("tokenizer", given, &Self::NAMES)),
-        }
-    }
-}
-
-impl Serialize for TokenizerKind {
-    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for TokenizerKind {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-    }
-}
 
 /// Turns text into token ids, which count from 0 to `vocab_size() - 1`, and back.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,7 +77,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`Error::Setting`] if so many tokens cannot be: too few for the bytes and the special tokens, or more than the
-    /// text's pairs make.
+    /// text's pairs make; or if a special token is empty, given twice, or written like an ordinary one.
     pub fn train_bpe(text: &str, vocab_size: usize, specials: &[&str]) -> Result<Self> {
         let least = bpe::BYTES + specials.len();
         if vocab_size < least {
@@ -156,6 +100,14 @@ impl Tokenizer {
             );
             Error::setting("--vocab_size", reason)
         })?;
+        // A file lists tokens by their spelling, in which each may stand once.
+        let alphabet = gpt2::byte_alphabet();
+        let ordinary = (0..bpe.vocab_size() as u32).filter(|&id| !bpe.is_special(id));
+        let mut spellings = ordinary.map(|id| gpt2::spell(&alphabet, bpe.token(id)));
+        if let Some(taken) = spellings.find(|spelling| specials.contains(&spelling.as_str())) {
+            let reason = format!("{taken:?} is an ordinary token: give one like \"<|{taken}|>\"");
+            return Err(Error::setting("--special", reason));
+        }
         Ok(Self { model: Model::Bpe(Arc::new(bpe)) })
     }
 
@@ -288,23 +240,26 @@ impl Tokenizer {
     /// As [`Tokenizer::encode`].
     pub fn encode_special(&self, text: &str) -> Result<Vec<u32>> {
         let Model::Bpe(bpe) = &self.model else { return self.encode(text) };
-        let specials: Vec<(u32, &str)> = (bpe.specials().iter())
-            .filter_map(|&id| Some((id, std::str::from_utf8(bpe.token(id)).ok()?)))
-            .collect();
-        let (mut ids, mut rest) = (Vec::new(), text);
+        let specials = bpe.specials().iter();
+        let specials = specials.filter_map(|&id| Some((id, std::str::from_utf8(bpe.token(id)).ok()?)));
+        // Each special token with its next place, which is looked for again only when it has been passed.
+        let mut places: Vec<_> = specials.map(|(id, special)| (text.find(special), id, special)).collect();
+        let (mut ids, mut done) = (Vec::new(), 0);
         loop {
+            for (place, _, special) in &mut places {
+                if place.is_some_and(|place| place < done) {
+                    *place = text[done..].find(*special).map(|place| done + place);
+                }
+            }
             // The first in the text; of two that begin there, the longer.
-            let found = (specials.iter())
-                .filter_map(|&(id, special)| {
-                    Some((rest.find(special)?, std::cmp::Reverse(special.len()), id))
-                })
-                .min();
-            let Some((start, std::cmp::Reverse(len), id)) = found else { break };
-            ids.extend(self.encode(&rest[..start])?);
+            let found =
+                places.iter().filter_map(|&(place, id, special)| Some((place?, Reverse(special.len()), id)));
+            let Some((start, Reverse(len), id)) = found.min() else { break };
+            ids.extend(self.encode(&text[done..start])?);
             ids.push(id);
-            rest = &rest[start + len..];
+            done = start + len;
         }
-        ids.extend(self.encode(rest)?);
+        ids.extend(self.encode(&text[done..])?);
         Ok(ids)
     }
 
@@ -425,6 +380,9 @@ mod tests {
         // Of two that begin at one place the longer counts.
         let nested = Tokenizer::train_bpe("ab", 258, &["<|x", "<|x|>"]).unwrap();
         assert_eq!(nested.encode_special("<|x|><|x").unwrap(), [257, 256]);
+        let repeated = "<|x|>a<|x<|x|>".repeat(3);
+        let one = [vec![257], nested.encode("a").unwrap(), vec![256, 257]].concat();
+        assert_eq!(nested.encode_special(&repeated).unwrap(), one.repeat(3));
         let chars = Tokenizer::chars("<|x>");
         assert_eq!(chars.encode_special("<|x|>").unwrap(), chars.encode("<|x|>").unwrap());
     }
@@ -475,6 +433,9 @@ mod tests {
         );
         assert_eq!(refused("ab", 300, &["<a>", "<a>"]), "--special: \"<a>\" is empty or given twice");
         assert_eq!(refused("ab", 300, &[""]), "--special: \"\" is empty or given twice");
+        let taken = |special: &str| refused("the the", 260, &[special]);
+        assert_eq!(taken("a"), "--special: \"a\" is an ordinary token: give one like \"<|a|>\"");
+        assert!(taken("Ġthe").contains("is an ordinary token"), "{}", taken("Ġthe"));
         assert_eq!(Tokenizer::train_bpe("abc abc", 260, &["<a>"]).unwrap().vocab_size(), 260);
         assert_eq!(Tokenizer::train_bpe("", 256, &[]).unwrap().merges(), 0);
     }
@@ -488,37 +449,5 @@ mod tests {
             let (characters, bytes) = (MIXED_TEXT.chars().count() as u64, MIXED_TEXT.len() as u64);
             assert_eq!(sum, TextSize { characters, bytes });
         }
-    }
-
-    #[test]
-    fn names_parse_print_and_serialize_alike() {
-        for name in TokenizerKind::NAMES.into_iter().chain(["my.json", "runs/a/tokenizer.json", "runs/a"]) {
-            let kind: TokenizerKind = name.parse().unwrap();
-            assert_eq!(kind.to_string(), name);
-            assert_eq!(serde_json::to_string(&kind).unwrap(), format!("\"{name}\""));
-            assert_eq!(serde_json::from_str::<TokenizerKind>(&format!("\"{name}\"")).unwrap(), kind);
-        }
-        assert_eq!("my.json".parse::<TokenizerKind>().unwrap(), TokenizerKind::File("my.json".into()));
-    }
-
-    #[track_caller]
-    fn check_unknown(given: &str, nearest: Option<&str>) {
-        let error = given.parse::<TokenizerKind>().unwrap_err();
-        match &error {
-            Error::UnknownName { nearest: found, names, .. } => {
-                assert_eq!((found.as_deref(), names.as_str()), (nearest, "chrs, bpe, corpus_bpe"));
-            }
-            other => panic!("{other:?}"),
-        }
-        assert!(error.to_string().contains(given), "{error}");
-    }
-
-    #[test]
-    fn unknown_names_suggest_the_nearest() {
-        check_unknown("chars", Some("chrs"));
-        check_unknown("BPE", Some("bpe"));
-        check_unknown("corpus-bpe", Some("corpus_bpe"));
-        check_unknown("sentencepiece", None);
-        check_unknown("", None);
     }
 }
