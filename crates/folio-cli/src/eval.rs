@@ -39,16 +39,16 @@ pub(crate) struct EvalArgs {
 
 pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     set_threads(args.threads)?;
-    let (run, numbers) = args.which.find()?;
+    let (run, names) = args.which.find()?;
     let settings = run.settings()?;
     let tokenizer = run.tokenizer()?;
     let corpus = corpus_of(&settings)?;
     let stream = Arc::new(TokenStream::encode(&corpus.text, &tokenizer, settings.split)?);
     let dataset = Dataset::new(stream, settings.block_size, settings.seed)?;
-    for number in numbers {
-        let mut model = load_model(&run, number)?;
+    for name in names {
+        let mut model = load_model(&run, name, &tokenizer)?;
         let evaluation = evaluate(&mut model, &dataset, &tokenizer, args.split)?;
-        let path = run.checkpoint(number);
+        let path = run.checkpoint(name);
         if args.json {
             let mut value = serde_json::to_value(evaluation)?;
             value["checkpoint"] = path.display().to_string().into();
@@ -61,7 +61,7 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
 }
 
 /// The text that a run was trained on, known again by its hash.
-fn corpus_of(settings: &Settings) -> anyhow::Result<Corpus> {
+pub(crate) fn corpus_of(settings: &Settings) -> anyhow::Result<Corpus> {
     let embedded = Corpus::embedded();
     if settings.data_sha256 == embedded.sha256 {
         return Ok(embedded);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
-use folio::checkpoint::load_parameters;
+use folio::checkpoint::CheckpointName;
 use folio::generate::{Sampling, generate};
 use folio::model::Gpt2;
 use folio::rng::{Rng, Stream};
@@ -73,57 +73,59 @@ pub(crate) struct WhichModel {
 }
 
 impl WhichModel {
-    /// The run and the epochs that are meant, all of which exist.
-    pub(crate) fn find(&self) -> anyhow::Result<(RunDir, Vec<u64>)> {
+    /// The run and the checkpoints that are meant, all of which exist.
+    pub(crate) fn find(&self) -> anyhow::Result<(RunDir, Vec<CheckpointName>)> {
         let run = RunDir::new(&self.run_dir);
         if self.best_eval_loss_model {
             let (run, epoch) = run.best()?;
-            return Ok((run, vec![epoch]));
+            return Ok((run, vec![CheckpointName::Epoch(epoch)]));
         }
-        if !run.sub_runs()?.is_empty() && run.checkpoints()?.is_empty() {
+        if !run.sub_runs()?.is_empty() && run.names()?.is_empty() {
             let path = run.path().display();
             return Err(
                 Usage(format!("{path} is a sweep: give one of its runs, or --best_eval_loss_model")).into()
             );
         }
-        let mut numbers = self.checkpoint_step.clone();
-        if numbers.is_empty() {
-            numbers.extend(run.checkpoints()?.last());
+        let mut names: Vec<_> = self.checkpoint_step.iter().copied().map(CheckpointName::Epoch).collect();
+        if names.is_empty() {
+            // The last epoch, or what a run has that keeps none. Without any checkpoint the error says so.
+            let epoch = run.epochs()?.pop().map(CheckpointName::Epoch);
+            names.push(epoch.or(run.names()?.pop()).unwrap_or(CheckpointName::Epoch(0)));
         }
-        // Without any checkpoint the error says so.
-        for &number in if numbers.is_empty() { &[0][..] } else { &numbers } {
-            run.existing_checkpoint(number)?;
+        for &name in &names {
+            run.open_checkpoint(name)?;
         }
-        Ok((run, numbers))
+        Ok((run, names))
     }
 }
 
 /// Reads a model from a checkpoint of a run; it computes in the numbers that it was trained in.
-pub(crate) fn load_model(run: &RunDir, number: u64) -> anyhow::Result<Gpt2> {
-    let config = run.model_config()?;
-    let parameters = load_parameters(&run.existing_checkpoint(number)?, &config)?;
-    Ok(Gpt2::from_parameters(config, run.settings()?.precision, parameters))
+pub(crate) fn load_model(run: &RunDir, name: CheckpointName, tokenizer: &Tokenizer) -> anyhow::Result<Gpt2> {
+    let checkpoint = run.open_checkpoint(name)?;
+    checkpoint.check_tokenizer(tokenizer)?;
+    let config = checkpoint.state().identity.model;
+    Ok(Gpt2::from_parameters(config, run.settings()?.precision, checkpoint.parameters()?))
 }
 
 pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p };
     sampling.validate()?;
     set_threads(args.threads)?;
-    let (run, numbers) = args.which.find()?;
+    let (run, names) = args.which.find()?;
     let tokenizer = run.tokenizer()?;
     let start = start_tokens(args.prompt.as_deref(), &tokenizer)?;
     let output =
         args.write_to_file.as_deref().map(|name| output_file(&args.which.run_dir, name)).transpose()?;
     let seed = args.seed.unwrap_or_else(seed_from_clock);
-    for &number in &numbers {
-        let mut model = load_model(&run, number)?;
+    for &name in &names {
+        let mut model = load_model(&run, name, &tokenizer)?;
         let mut rng = Rng::new(seed, Stream::Sampling);
         for sample in 0..args.num_samples {
             let text = write_sample(args, &mut model, &tokenizer, &start, &sampling, &mut rng)?;
             if let Some(path) = &output {
-                append(path, number, &text)?;
+                append(path, name, &text)?;
             }
-            if sample + 1 < args.num_samples || numbers.len() > 1 {
+            if sample + 1 < args.num_samples || names.len() > 1 {
                 println!("----");
             }
         }
@@ -176,7 +178,11 @@ fn output_file(run_dir: &Path, name: &Path) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-fn append(path: &Path, number: u64, text: &str) -> anyhow::Result<()> {
+fn append(path: &Path, name: CheckpointName, text: &str) -> anyhow::Result<()> {
+    let number = match name {
+        CheckpointName::Epoch(number) => number.to_string(),
+        step => step.to_string(),
+    };
     let open = OpenOptions::new().create(true).append(true).open(path);
     let write = |mut file: std::fs::File| writeln!(file, "Checkpoint {number} output:\n{text}\n");
     open.and_then(write).with_context(|| format!("cannot write {}", path.display()))

@@ -7,10 +7,13 @@ mod corpus;
 mod eval;
 mod generate;
 mod options;
+mod plan;
 mod plot;
 mod presets;
 mod progress;
 mod runs;
+mod signals;
+mod standings;
 mod tokenizer;
 mod train;
 mod usage;
@@ -62,7 +65,7 @@ fn run(args: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode> {
         Err(error) => return Ok(usage::report_usage(&error)),
     };
     match cli.command {
-        Command::Train(args) => train::run(&args)?,
+        Command::Train(args) => return train::run(&args),
         Command::Generate(args) => generate::run(&args)?,
         Command::Eval(args) => eval::run(&args)?,
         Command::Plot(args) => plot::run(&args)?,

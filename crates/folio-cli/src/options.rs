@@ -8,10 +8,11 @@ use std::str::FromStr;
 
 use clap::Args;
 use folio::data::SplitKind;
+use folio::error::Error;
 use folio::model::PrecisionChoice;
 use folio::schedule::{ScheduleKind, Unit};
-use folio::settings::Settings;
-use folio::sweep::Grid;
+use folio::settings::{Keep, Settings};
+use folio::sweep::{Choice, Number, Plan, Space};
 use folio::tokenizer::TokenizerKind;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -44,13 +45,13 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", help_heading = "Model", value_parser = whole::<usize>)]
     pub(crate) n_blocks: Option<usize>,
     /// Tokens a sequence: the context length * [default: 256]
-    #[arg(long, value_name = "N", num_args = 1.., help_heading = "Model", value_parser = whole::<usize>)]
+    #[arg(long, value_name = "N", num_args = 1.., help_heading = "Model")]
     #[serde(default, deserialize_with = "one_or_many")]
-    pub(crate) block_sizes: Option<Vec<usize>>,
+    pub(crate) block_sizes: Option<Vec<Choice<usize>>>,
     /// Share dropped from embeddings, attention weights and both residual branches * [default: 0.2]
-    #[arg(long, value_name = "X", num_args = 1.., help_heading = "Model", value_parser = real::<f64>)]
+    #[arg(long, value_name = "X", num_args = 1.., help_heading = "Model")]
     #[serde(default, deserialize_with = "one_or_many")]
-    pub(crate) dropouts: Option<Vec<f64>>,
+    pub(crate) dropouts: Option<Vec<Choice<f64>>>,
 
     /// Numbers to compute in: f32, bf16, or auto for the faster on this machine [default: auto]
     #[arg(long, value_name = "NAME", help_heading = "Training")]
@@ -62,17 +63,17 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", help_heading = "Training", value_parser = whole::<u64>)]
     pub(crate) max_steps: Option<u64>,
     /// Sequences a step * [default: 64]
-    #[arg(long, value_name = "N", num_args = 1.., help_heading = "Training", value_parser = whole::<usize>)]
+    #[arg(long, value_name = "N", num_args = 1.., help_heading = "Training")]
     #[serde(default, deserialize_with = "one_or_many")]
-    pub(crate) batch_sizes: Option<Vec<usize>>,
+    pub(crate) batch_sizes: Option<Vec<Choice<usize>>>,
     /// AdamW's peak rate * [default: 1e-3]
-    #[arg(long, value_name = "X", num_args = 1.., help_heading = "Training", value_parser = real::<f64>)]
+    #[arg(long, value_name = "X", num_args = 1.., help_heading = "Training")]
     #[serde(default, deserialize_with = "one_or_many")]
-    pub(crate) learning_rates: Option<Vec<f64>>,
+    pub(crate) learning_rates: Option<Vec<Choice<f64>>>,
     /// AdamW's decoupled weight decay * [default: 1e-2]
-    #[arg(long, value_name = "X", num_args = 1.., help_heading = "Training", value_parser = real::<f64>)]
+    #[arg(long, value_name = "X", num_args = 1.., help_heading = "Training")]
     #[serde(default, deserialize_with = "one_or_many")]
-    pub(crate) weight_decays: Option<Vec<f64>>,
+    pub(crate) weight_decays: Option<Vec<Choice<f64>>>,
     /// Decay biases and LayerNorm too, as the ancestor does, not only matrices
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Training")]
     pub(crate) decay_all_parameters: Option<bool>,
@@ -88,6 +89,9 @@ pub(crate) struct Options {
     /// Norm that gradients are clipped to; 0 clips nothing [default: 1]
     #[arg(long, value_name = "X", help_heading = "Training", value_parser = real::<f64>)]
     pub(crate) grad_clip: Option<f64>,
+    /// Steps in a row to skip whose loss or gradients are not finite, before training stops [default: 10]
+    #[arg(long, value_name = "N", help_heading = "Training", value_parser = whole::<u64>)]
+    pub(crate) max_skipped_steps: Option<u64>,
     /// Seed of the weights, the split, the order of the blocks and dropout [default: 1337]
     #[arg(long, value_name = "N", help_heading = "Training", value_parser = whole::<u64>)]
     pub(crate) seed: Option<u64>,
@@ -102,21 +106,21 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", help_heading = "Learning-rate schedule", value_parser = whole::<u64>)]
     pub(crate) warmup_steps: Option<u64>,
     /// Floor of the cosine * [default: 1e-6]
-    #[arg(long, value_name = "X", num_args = 1.., help_heading = "Learning-rate schedule", value_parser = real::<f64>)]
+    #[arg(long, value_name = "X", num_args = 1.., help_heading = "Learning-rate schedule")]
     #[serde(default, deserialize_with = "one_or_many")]
-    pub(crate) cosine_final_lr: Option<Vec<f64>>,
+    pub(crate) cosine_final_lr: Option<Vec<Choice<f64>>>,
     /// Half a period, in the schedule's unit * [default: 10]
-    #[arg(long = "cosine_T_max", value_name = "N", num_args = 1.., help_heading = "Learning-rate schedule", value_parser = whole::<u64>)]
+    #[arg(long = "cosine_T_max", value_name = "N", num_args = 1.., help_heading = "Learning-rate schedule")]
     #[serde(default, rename = "cosine_T_max", deserialize_with = "one_or_many")]
-    pub(crate) cosine_t_max: Option<Vec<u64>>,
+    pub(crate) cosine_t_max: Option<Vec<Choice<u64>>>,
     /// Growth of the period at each restart * [default: 1]
-    #[arg(long = "cosine_T_mult", value_name = "N", num_args = 1.., help_heading = "Learning-rate schedule", value_parser = whole::<u64>)]
+    #[arg(long = "cosine_T_mult", value_name = "N", num_args = 1.., help_heading = "Learning-rate schedule")]
     #[serde(default, rename = "cosine_T_mult", deserialize_with = "one_or_many")]
-    pub(crate) cosine_t_mult: Option<Vec<u64>>,
+    pub(crate) cosine_t_mult: Option<Vec<Choice<u64>>>,
     /// Factor on the whole rate at each restart * [default: 1]
-    #[arg(long, value_name = "X", num_args = 1.., help_heading = "Learning-rate schedule", value_parser = real::<f64>)]
+    #[arg(long, value_name = "X", num_args = 1.., help_heading = "Learning-rate schedule")]
     #[serde(default, deserialize_with = "one_or_many")]
-    pub(crate) cosine_lr_restart_decay: Option<Vec<f64>>,
+    pub(crate) cosine_lr_restart_decay: Option<Vec<Choice<f64>>>,
 
     /// Directory that the run writes to; a sweep writes to run_1, run_2, … in it
     #[arg(long, value_name = "DIR", help_heading = "Files")]
@@ -127,9 +131,63 @@ pub(crate) struct Options {
     /// Write checkpoint_N after every epoch N
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Files")]
     pub(crate) save_checkpoint: Option<bool>,
-    /// Tokens of text to write when training has ended
+    /// Save all that going on needs after every N steps too
+    #[arg(long, value_name = "N", help_heading = "Files", value_parser = whole::<u64>)]
+    pub(crate) save_every: Option<u64>,
+    /// What to keep of earlier epochs' checkpoints: all, weights, or best (nothing but the newest and the best)
+    /// [default: weights]
+    #[arg(long, value_name = "WHAT", help_heading = "Files")]
+    pub(crate) keep: Option<Keep>,
+    /// Write event files for TensorBoard
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Files")]
+    pub(crate) tensorboard: Option<bool>,
+    /// Tokens of text to write when training has ended; as many are recorded after every epoch [default: none; 100]
     #[arg(long, value_name = "N", help_heading = "Files", value_parser = whole::<usize>)]
     pub(crate) sample_tokens: Option<usize>,
+
+    /// How to search: grid (every combination), random, or halving, which stops poor runs early [default: grid]
+    #[arg(long, value_name = "NAME", help_heading = "Search")]
+    pub(crate) search: Option<Search>,
+    /// Points to draw at random; halving without it takes every combination
+    #[arg(long, value_name = "N", help_heading = "Search", value_parser = whole::<usize>)]
+    pub(crate) trials: Option<usize>,
+    /// Of how many runs halving keeps one at each stage, which is as many times as long as the one before [default: 3]
+    #[arg(long, value_name = "N", help_heading = "Search", value_parser = whole::<u64>)]
+    pub(crate) halving_factor: Option<u64>,
+}
+
+/// How settings are searched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", try_from = "String")]
+pub(crate) enum Search {
+    /// Every combination.
+    #[default]
+    Grid,
+    /// Points drawn at random.
+    Random,
+    /// Either of them, by successive halving.
+    Halving,
+}
+
+impl TryFrom<String> for Search {
+    type Error = Error;
+
+    fn try_from(name: String) -> Result<Self, Error> {
+        name.parse()
+    }
+}
+
+impl FromStr for Search {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        match name {
+            "grid" => Ok(Self::Grid),
+            "random" => Ok(Self::Random),
+            "halving" => Ok(Self::Halving),
+            _ => Err(Error::unknown_name("search", name, &["grid", "random", "halving"])),
+        }
+    }
 }
 
 impl Options {
@@ -137,6 +195,11 @@ impl Options {
     pub(crate) fn names() -> Vec<String> {
         let command = Options::augment_args(clap::Command::new("options"));
         command.get_arguments().filter_map(|arg| arg.get_long()).map(str::to_owned).collect()
+    }
+
+    /// The names of the options that are given.
+    pub(crate) fn flags(&self) -> anyhow::Result<Vec<String>> {
+        Ok(toml::Table::try_from(self)?.keys().cloned().collect())
     }
 
     /// These options, and where they are silent those of `fallback`.
@@ -157,31 +220,47 @@ impl Options {
             n_emb: Some(settings.n_emb),
             n_heads: Some(settings.n_heads),
             n_blocks: Some(settings.n_blocks),
-            block_sizes: Some(vec![settings.block_size]),
-            dropouts: Some(vec![settings.dropout]),
+            block_sizes: Some(vec![Choice::Value(settings.block_size)]),
+            dropouts: Some(vec![Choice::Value(settings.dropout)]),
             precision: Some(settings.precision.into()),
-            batch_sizes: Some(vec![settings.batch_size]),
-            learning_rates: Some(vec![settings.learning_rate]),
-            weight_decays: Some(vec![settings.weight_decay]),
+            batch_sizes: Some(vec![Choice::Value(settings.batch_size)]),
+            learning_rates: Some(vec![Choice::Value(settings.learning_rate)]),
+            weight_decays: Some(vec![Choice::Value(settings.weight_decay)]),
             decay_all_parameters: Some(settings.decay_all_parameters),
             beta1: Some(settings.beta1),
             beta2: Some(settings.beta2),
             eps: Some(settings.eps),
             grad_clip: Some(settings.grad_clip),
+            max_skipped_steps: Some(settings.max_skipped_steps),
             seed: Some(settings.seed),
             lr_schedule: Some(settings.lr_schedule),
             lr_schedule_unit: Some(settings.lr_schedule_unit),
             warmup_steps: Some(settings.warmup_steps),
-            cosine_final_lr: Some(vec![settings.cosine_final_lr]),
-            cosine_t_max: Some(vec![settings.cosine_t_max]),
-            cosine_t_mult: Some(vec![settings.cosine_t_mult]),
-            cosine_lr_restart_decay: Some(vec![settings.cosine_lr_restart_decay]),
+            cosine_final_lr: Some(vec![Choice::Value(settings.cosine_final_lr)]),
+            cosine_t_max: Some(vec![Choice::Value(settings.cosine_t_max)]),
+            cosine_t_mult: Some(vec![Choice::Value(settings.cosine_t_mult)]),
+            cosine_lr_restart_decay: Some(vec![Choice::Value(settings.cosine_lr_restart_decay)]),
             ..Options::default()
         }
     }
 
-    /// The settings that all runs share, and the values that the sweep goes through.
-    pub(crate) fn settings(&self) -> (Settings, Grid) {
+    /// All that a run was begun with.
+    pub(crate) fn of(settings: &Settings) -> Options {
+        Options {
+            num_epochs: Some(settings.num_epochs),
+            max_steps: settings.max_steps,
+            save_losses: Some(settings.save_losses),
+            save_checkpoint: Some(settings.save_checkpoint),
+            save_every: settings.save_every,
+            keep: Some(settings.keep),
+            tensorboard: Some(settings.tensorboard),
+            sample_tokens: settings.sample_tokens,
+            ..Self::inherited(settings)
+        }
+    }
+
+    /// The settings that all runs share, and the values that a search goes through.
+    pub(crate) fn settings(&self) -> (Settings, Space) {
         let default = Settings::default();
         let (n_emb, n_heads) = (self.n_emb.unwrap_or(default.n_emb), self.n_heads.unwrap_or(default.n_heads));
         let tokenizer_type = self.tokenizer_type.clone().unwrap_or(default.tokenizer_type);
@@ -207,36 +286,72 @@ impl Options {
             warmup_steps: self.warmup_steps.unwrap_or(default.warmup_steps),
             save_losses: self.save_losses.unwrap_or(false),
             save_checkpoint: self.save_checkpoint.unwrap_or(false),
+            save_every: self.save_every,
+            keep: self.keep.unwrap_or_default(),
+            max_skipped_steps: self.max_skipped_steps.unwrap_or(default.max_skipped_steps),
+            sample_tokens: self.sample_tokens,
+            tensorboard: self.tensorboard.unwrap_or(false),
             ..default
         };
-        let single = Grid::of(&base);
-        let grid = Grid {
-            block_sizes: self.block_sizes.clone().unwrap_or(single.block_sizes),
-            batch_sizes: self.batch_sizes.clone().unwrap_or(single.batch_sizes),
-            learning_rates: self.learning_rates.clone().unwrap_or(single.learning_rates),
-            weight_decays: self.weight_decays.clone().unwrap_or(single.weight_decays),
-            dropouts: self.dropouts.clone().unwrap_or(single.dropouts),
-            cosine_final_lr: self.cosine_final_lr.clone().unwrap_or(single.cosine_final_lr),
-            cosine_t_max: self.cosine_t_max.clone().unwrap_or(single.cosine_t_max),
-            cosine_t_mult: self.cosine_t_mult.clone().unwrap_or(single.cosine_t_mult),
-            cosine_lr_restart_decay: self
-                .cosine_lr_restart_decay
-                .clone()
-                .unwrap_or(single.cosine_lr_restart_decay),
+        let single = Space::of(&base);
+        let given = self.clone();
+        let space = Space {
+            block_sizes: given.block_sizes.unwrap_or(single.block_sizes),
+            batch_sizes: given.batch_sizes.unwrap_or(single.batch_sizes),
+            learning_rates: given.learning_rates.unwrap_or(single.learning_rates),
+            weight_decays: given.weight_decays.unwrap_or(single.weight_decays),
+            dropouts: given.dropouts.unwrap_or(single.dropouts),
+            cosine_final_lr: given.cosine_final_lr.unwrap_or(single.cosine_final_lr),
+            cosine_t_max: given.cosine_t_max.unwrap_or(single.cosine_t_max),
+            cosine_t_mult: given.cosine_t_mult.unwrap_or(single.cosine_t_mult),
+            cosine_lr_restart_decay: given.cosine_lr_restart_decay.unwrap_or(single.cosine_lr_restart_decay),
         };
-        (base, grid)
+        (base, space)
+    }
+
+    /// How far the runs of a search are trained, and their settings, over settings and a space from
+    /// [`Options::settings`].
+    ///
+    /// # Errors
+    /// If the flags of the search contradict each other.
+    pub(crate) fn search(&self, base: &Settings, space: &Space) -> Result<(Plan, Vec<Settings>), Error> {
+        let search = self.search.unwrap_or_default();
+        let wrong = |setting, reason: &str| Err(Error::Setting { setting, reason: reason.to_owned() });
+        match (search, self.trials, self.halving_factor) {
+            (_, Some(0), _) => return wrong("--trials", "0 is too few: give at least 1"),
+            (Search::Grid, Some(_), _) => return wrong("--trials", "goes with --search random or halving"),
+            (Search::Random, None, _) => {
+                return wrong("--search", "random needs to know how often to draw: add --trials");
+            }
+            (Search::Grid | Search::Random, _, Some(_)) => {
+                return wrong("--halving_factor", "goes with --search halving");
+            }
+            (Search::Halving, _, Some(0 | 1)) => {
+                return wrong("--halving_factor", "keeps one run of so many: give at least 2");
+            }
+            (Search::Halving, ..) if self.max_steps.is_some() => {
+                return wrong("--max_steps", "halving counts epochs: give --num_epochs instead");
+            }
+            _ => {}
+        }
+        let plan = match search {
+            Search::Grid | Search::Random => Plan::Full,
+            Search::Halving => Plan::Halving { factor: self.halving_factor.unwrap_or(3) },
+        };
+        let runs = self.trials.map_or_else(|| space.grid(base), |trials| Ok(space.draw(base, trials)))?;
+        Ok((plan, runs))
     }
 }
 
 /// Reads a count from the command line. The largest is TOML's, so that every flag can stand in a config file.
 pub(crate) fn whole<T: FromStr>(text: &str) -> Result<T, String> {
     let number = text.parse().ok().filter(|_| text.parse::<i64>().is_ok());
-    number.ok_or_else(|| format!("give a whole number from 0 to {}", i64::MAX))
+    number.ok_or_else(|| u64::EXPECTED.to_owned())
 }
 
 /// Reads a number from the command line.
 pub(crate) fn real<T: FromStr>(text: &str) -> Result<T, String> {
-    text.parse().map_err(|_| "give a number such as 0.2 or 1e-3".to_owned())
+    text.parse().map_err(|_| f64::EXPECTED.to_owned())
 }
 
 /// Reads `x` as well as `[x, y]`.
@@ -246,7 +361,7 @@ where
     T: Deserialize<'de>,
 {
     #[derive(Deserialize)]
-    #[serde(untagged, expecting = "give a number, or several as in [1, 2]")]
+    #[serde(untagged, expecting = "give a number, a range as in \"8..64:log\", or several as in [1, 2]")]
     enum OneOrMany<T> {
         One(T),
         Many(Vec<T>),

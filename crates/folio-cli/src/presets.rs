@@ -57,14 +57,16 @@ fn in_plain_words(message: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use folio::sweep::Choice;
+
     use super::*;
 
     #[test]
     fn every_preset_is_a_valid_run() {
         for name in names() {
             let options = preset(name).unwrap();
-            let (base, grid) = options.settings();
-            for run in grid.combinations(&base) {
+            let (base, space) = options.settings();
+            for run in space.grid(&base).unwrap() {
                 run.validate().unwrap_or_else(|error| panic!("{name}: {error}"));
             }
         }
@@ -74,8 +76,8 @@ mod tests {
     fn a_flag_wins_over_a_preset_and_a_preset_over_the_default() {
         let flags = Options { n_emb: Some(48), ..Options::default() };
         let merged = flags.or(&preset("nanogpt-cpu").unwrap()).unwrap();
-        let (base, grid) = merged.settings();
-        assert_eq!((base.n_emb, base.n_blocks, grid.block_sizes), (48, 4, vec![64]));
+        let (base, space) = merged.settings();
+        assert_eq!((base.n_emb, base.n_blocks, space.block_sizes), (48, 4, vec![Choice::Value(64)]));
         assert_eq!(base.weight_decay, folio::settings::Settings::default().weight_decay);
     }
 }

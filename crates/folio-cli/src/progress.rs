@@ -4,13 +4,15 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use folio::history::EpochReport;
-use folio::train::Event;
+use folio::train::{Event, StepReport};
 use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
 
 /// Prints the events of a run.
 pub(crate) struct Progress {
     bar: ProgressBar,
     json: bool,
+    /// The run's name, where several are told of at a time.
+    name: Option<String>,
     begun: Instant,
     /// Time spent in optimizer steps, and tokens learned from in it.
     training: Duration,
@@ -21,15 +23,32 @@ pub(crate) struct Progress {
 
 impl Progress {
     pub(crate) fn new(json: bool) -> Self {
-        let bar = ProgressBar::new(0);
-        let template = "{msg} {wide_bar:.cyan/dim} {pos}/{len} steps, {eta} left";
+        Self::with_bar(ProgressBar::new(0), json, None)
+    }
+
+    /// The only run of several that trains now, above whatever is below its bar.
+    pub(crate) fn over(bar: ProgressBar) -> Self {
+        Self::with_bar(bar, false, None)
+    }
+
+    /// One of several runs, whose lines and bar begin with its name.
+    pub(crate) fn of(name: String, bar: ProgressBar, json: bool) -> Self {
+        Self::with_bar(bar, json, Some(name))
+    }
+
+    fn with_bar(bar: ProgressBar, json: bool, name: Option<String>) -> Self {
+        let template = "{prefix}{msg} {wide_bar:.cyan/dim} {pos}/{len} steps, {eta} left";
         bar.set_style(
             ProgressStyle::with_template(template).expect("a valid template").progress_chars("━╸─"),
         );
+        if let Some(name) = &name {
+            bar.set_prefix(format!("{name} "));
+        }
         let now = Instant::now();
         Self {
             bar,
             json,
+            name,
             begun: now,
             training: Duration::ZERO,
             tokens: 0,
@@ -39,47 +58,60 @@ impl Progress {
     }
 
     /// Takes one event of the run.
-    pub(crate) fn on_event(&mut self, event: Event) {
+    pub(crate) fn on_event(&mut self, event: &Event) {
         let now = Instant::now();
         let elapsed = now - self.last_event;
         self.last_event = now;
         match event {
-            Event::Started { steps, parameters, precision } => {
-                self.bar.set_length(steps);
-                // Not the bar's own printing, which is silent where stderr is a file.
-                let (parameters, steps) = (HumanCount(parameters), HumanCount(steps));
-                let line = format!("{parameters} parameters, {steps} steps in {}", precision.name());
-                // If stderr is gone there is nobody left to tell.
-                self.bar.suspend(|| _ = writeln!(std::io::stderr(), "{line}"));
+            Event::Started { steps, parameters, precision, .. } => {
+                self.bar.set_length(*steps);
+                let (parameters, steps) = (HumanCount(*parameters), HumanCount(*steps));
+                self.say(&format!("{parameters} parameters, {steps} steps in {}", precision.name()));
             }
             Event::EpochStarted { epoch, last_epoch, .. } => {
-                self.epoch = format!("epoch {epoch}/{last_epoch}")
+                self.epoch = format!("epoch {epoch}/{last_epoch}");
             }
-            Event::Step { tokens, loss } => {
+            Event::Step(report) => {
                 self.training += elapsed;
-                self.tokens += tokens;
+                self.tokens += report.tokens;
                 self.bar.inc(1);
                 let rate = HumanCount(self.tokens_per_second() as u64);
-                self.bar.set_message(format!("{} loss {loss:.4} {rate} tokens/s", self.epoch));
+                self.bar.set_message(format!("{} loss {:.4} {rate} tokens/s", self.epoch, report.loss));
+                if report.skipped {
+                    let StepReport { step, loss, gradient_norm, .. } = report;
+                    let what = format!("loss {loss}, norm of the gradients {gradient_norm}");
+                    self.say(&format!("warning: step {step} is skipped: {what}"));
+                }
             }
             Event::Evaluating => self.bar.set_message(format!("{} evaluating", self.epoch)),
             Event::EpochEnded { epoch, last_epoch, report, .. } => {
-                let line =
-                    if self.json { self.json_line(epoch, report) } else { line(epoch, last_epoch, report) };
+                let line = if self.json {
+                    self.json_line(*epoch, *report)
+                } else {
+                    let name = self.name.as_ref().map_or(String::new(), |name| format!("{name} || "));
+                    name + &line(*epoch, *last_epoch, *report)
+                };
                 self.bar.suspend(|| println!("{line}"));
             }
+            Event::Saved { checkpoint } => self.say(&format!("saved {}", checkpoint.display())),
+            Event::Warning { message } => self.say(&format!("warning: {message}")),
         }
+    }
+
+    /// A line on stderr.
+    fn say(&self, line: &str) {
+        let name = self.name.as_ref().map_or(String::new(), |name| format!("{name}: "));
+        // Not the bar's own printing, which is silent where stderr is a file. If stderr is gone there is nobody left
+        // to tell.
+        self.bar.suspend(|| _ = writeln!(std::io::stderr(), "{name}{line}"));
     }
 
     /// Takes the bar away and says how long it took.
     pub(crate) fn finish(&self) {
         self.bar.finish_and_clear();
-        eprintln!(
-            "trained for {}: {} tokens, {} a second",
-            HumanDuration(self.begun.elapsed()),
-            HumanCount(self.tokens),
-            HumanCount(self.tokens_per_second() as u64)
-        );
+        let (tokens, rate) = (HumanCount(self.tokens), HumanCount(self.tokens_per_second() as u64));
+        let time = HumanDuration(self.begun.elapsed());
+        self.say(&format!("trained for {time}: {tokens} tokens, {rate} a second"));
     }
 
     fn tokens_per_second(&self) -> f64 {
@@ -87,16 +119,16 @@ impl Progress {
     }
 
     fn json_line(&self, epoch: u64, report: EpochReport) -> String {
-        let EpochReport { train_loss, eval_loss, train_bits, eval_bits, learning_rate, step } = report;
-        let seconds = self.begun.elapsed().as_secs_f64();
-        let tokens_per_s = self.tokens_per_second();
-        serde_json::json!({
-            "epoch": epoch, "step": step, "train_loss": train_loss, "eval_loss": eval_loss, "lr": learning_rate,
-            "train_bits_per_character": train_bits.per_character, "eval_bits_per_character": eval_bits.per_character,
-            "train_bits_per_byte": train_bits.per_byte, "eval_bits_per_byte": eval_bits.per_byte,
-            "seconds": seconds, "tokens_per_s": tokens_per_s,
-        })
-        .to_string()
+        let mut line = serde_json::json!({ "epoch": epoch });
+        if let Some(name) = &self.name {
+            line["run"] = name.as_str().into();
+        }
+        let object = line.as_object_mut().expect("an object");
+        let told = serde_json::to_value(report).expect("numbers are JSON");
+        object.extend(told.as_object().expect("a struct").clone());
+        line["seconds"] = self.begun.elapsed().as_secs_f64().into();
+        line["tokens_per_s"] = self.tokens_per_second().into();
+        line.to_string()
     }
 }
 
@@ -135,6 +167,9 @@ mod tests {
             train_bits,
             eval_bits,
             learning_rate: 1e-3,
+            gradient_norm: 0.3,
+            clipped_steps: 0,
+            skipped_steps: 0,
             step: 9,
         };
         let want = "Epoch: 3/100 || Train loss: 1.2345 || Eval loss: 1.4567 || lr: 1.0000e-03 || \

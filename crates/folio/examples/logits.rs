@@ -5,7 +5,7 @@
 //! python reference/golden.py --check-checkpoint RUN_DIR/checkpoint_N --logits /tmp/logits.json
 //! ```
 
-use folio::checkpoint::load_parameters;
+use folio::checkpoint::CheckpointName;
 use folio::model::{Gpt2, Precision};
 use folio::run_dir::RunDir;
 
@@ -15,9 +15,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Err("usage: logits RUN_DIR N".into());
     };
     let run = RunDir::new(run_dir);
-    let config = run.model_config()?;
-    let parameters = load_parameters(&run.existing_checkpoint(number.parse()?)?, &config)?;
-    let mut model = Gpt2::from_parameters(config, Precision::F32, parameters);
+    let checkpoint = run.open_checkpoint(CheckpointName::Epoch(number.parse()?))?;
+    let config = checkpoint.state().identity.model;
+    let mut model = Gpt2::from_parameters(config, Precision::F32, checkpoint.parameters()?);
     // Any sequence will do; this one wanders through the vocabulary.
     let tokens: Vec<u32> =
         (0..config.block_size.min(48)).map(|t| ((t * t * 7 + t) % config.vocab_size) as u32).collect();

@@ -1,54 +1,130 @@
-//! Checkpoints: `checkpoint_N/`, what a run is after epoch N.
+//! Checkpoints: directories that hold what a run is at one moment.
 //!
 //! - `model.safetensors`: the weights under Hugging Face's GPT-2 names, `config.json` beside them, so that
 //!   `GPT2LMHeadModel.from_pretrained` reads the directory as it is;
-//! - `optimizer.safetensors`: AdamW's two means, as `mean.NAME` and `square.NAME`;
-//! - `state.json`: steps, random streams and histories.
+//! - `optimizer.safetensors`: AdamW's two means, as `mean.NAME` and `square.NAME`; not in one that keeps weights alone;
+//! - `state.json`: the place in the run, random streams and histories;
+//! - `manifest.json`: length and SHA-256 of each of these, checked whenever one is read.
 //!
 //! A checkpoint is filled under a temporary name and renamed, so that one that exists is whole.
 
-use std::collections::HashMap;
+use std::fmt::{self, Display};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
+use crate::data::SplitKind;
 use crate::error::{Error, Result};
-use crate::files::{read_json, write_atomic, write_directory_atomic, write_json};
-use crate::history::History;
+use crate::files::{write_directory_atomic, write_json};
+use crate::history::{EpochSums, History};
 use crate::model::{ModelConfig, ParameterSpec, Parameters};
 use crate::optim::{AdamW, AdamWConfig};
 use crate::rng::Rng;
+use crate::settings::Settings;
+use crate::tokenizer::Tokenizer;
 
-/// The version of [`TrainingState`]; a reader refuses others.
-pub const FORMAT: u32 = 1;
+mod manifest;
+mod tensors;
+
+use manifest::Manifest;
+
+/// The version of these files; a reader refuses others.
+const FORMAT: u32 = 2;
 
 const MODEL_FILE: &str = "model.safetensors";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 const STATE_FILE: &str = "state.json";
+const CONFIG_FILE: &str = "config.json";
+
+/// What a checkpoint is called in its run's directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CheckpointName {
+    /// `checkpoint_N`: after epoch N, with its evaluation.
+    Epoch(u64),
+    /// `step_N`: after step N, in the midst of an epoch or of a run that keeps no other. There is one at most.
+    Step(u64),
+}
+
+impl Display for CheckpointName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Epoch(epoch) => write!(formatter, "checkpoint_{epoch}"),
+            Self::Step(step) => write!(formatter, "step_{step}"),
+        }
+    }
+}
+
+impl CheckpointName {
+    /// The name as a directory's, if it is one.
+    pub fn parse(name: &str) -> Option<Self> {
+        let number = |prefix| name.strip_prefix(prefix)?.parse().ok();
+        let found = number("checkpoint_").map(Self::Epoch).or_else(|| number("step_").map(Self::Step))?;
+        // `checkpoint_007` is not ours.
+        (found.to_string() == name).then_some(found)
+    }
+}
 
 /// What a run is made of besides weights and optimizer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TrainingState {
-    /// [`FORMAT`].
-    pub format: u32,
+    /// What must be the same for a run to go on from here.
+    pub identity: Identity,
     /// Epochs ended.
     pub epoch: u64,
-    /// Optimizer steps taken.
+    /// Steps taken, those that were skipped included.
     pub global_step: u64,
+    /// Steps that the optimizer took.
+    pub optimizer_steps: u64,
+    /// How many of the last steps were skipped.
+    pub skipped_in_a_row: u64,
     /// The epoch and the step at which the schedule began to count: 0 unless it was restarted.
     pub schedule_start: ScheduleStart,
-    /// The stream that orders the blocks of the next epoch.
+    /// The stream that orders the blocks, before it ordered those of the epoch under way.
     pub order: Rng,
     /// The stream that keys the dropout of the next step.
     pub dropout: Rng,
+    /// The epoch under way.
+    pub under_way: EpochSums,
+    /// If the last epoch was ended early by a limit to the steps: how to take it up again.
+    pub cut_short: Option<CutShort>,
     /// The losses and rates so far.
     pub history: History,
 }
 
+/// What a run is about, and may not change when it goes on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Identity {
+    /// The model's sizes.
+    pub model: ModelConfig,
+    /// The tokenizer's [`Tokenizer::digest`].
+    pub tokenizer_sha256: String,
+    /// The text's.
+    pub data_sha256: String,
+    /// How the text is divided.
+    pub split: SplitKind,
+    /// The seed, by which it is divided too.
+    pub seed: u64,
+}
+
+impl Identity {
+    /// What a run with these settings is about.
+    pub fn of(settings: &Settings, tokenizer: &Tokenizer) -> Self {
+        Self {
+            model: settings.model_config(tokenizer.vocab_size()),
+            tokenizer_sha256: tokenizer.digest(),
+            data_sha256: settings.data_sha256.clone(),
+            split: settings.split,
+            seed: settings.seed,
+        }
+    }
+}
+
 /// Where a schedule begins to count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ScheduleStart {
     /// Epochs ended by then.
     pub epoch: u64,
@@ -56,126 +132,160 @@ pub struct ScheduleStart {
     pub step: u64,
 }
 
+/// An epoch that ended before all its blocks were drawn.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CutShort {
+    /// The stream that ordered its blocks, before it did.
+    pub order: Rng,
+    /// What its steps had told.
+    pub sums: EpochSums,
+}
+
 /// Writes the checkpoint `directory`, in place of one that stood there.
+///
+/// # Errors
+/// [`Error::File`] if it cannot be written; what stood there still does.
 pub fn save(
     directory: &Path,
-    config: &ModelConfig,
     parameters: &Parameters,
     optimizer: &AdamW,
     state: &TrainingState,
 ) -> Result<()> {
     write_directory_atomic(directory, |inside| {
-        let specs = parameters.specs();
-        let weights = tensors(specs, "", parameters.values());
-        write_tensors(&inside.join(MODEL_FILE), weights)?;
-        let mean = tensors(specs, "mean.", optimizer.mean());
-        let square = tensors(specs, "square.", optimizer.square());
-        write_tensors(&inside.join(OPTIMIZER_FILE), mean.chain(square))?;
-        write_json(&inside.join("config.json"), &hugging_face_config(config))?;
-        write_json(&inside.join(STATE_FILE), state)
+        tensors::write(&inside.join(MODEL_FILE), &[("", parameters.values())], parameters.specs())?;
+        let means = [("mean.", optimizer.mean()), ("square.", optimizer.square())];
+        tensors::write(&inside.join(OPTIMIZER_FILE), &means, parameters.specs())?;
+        write_json(&inside.join(CONFIG_FILE), &hugging_face_config(&state.identity.model))?;
+        write_json(&inside.join(STATE_FILE), state)?;
+        Manifest::of(inside, &[MODEL_FILE, OPTIMIZER_FILE, CONFIG_FILE, STATE_FILE])?.write(inside)
     })
 }
 
-/// Reads the weights of a checkpoint.
+/// Reduces a checkpoint to its weights.
 ///
 /// # Errors
-/// If a tensor is missing, of another shape than `config` asks for, or not finite in number.
-pub fn load_parameters(directory: &Path, config: &ModelConfig) -> Result<Parameters> {
-    let mut parameters = Parameters::zeros(config);
-    let path = directory.join(MODEL_FILE);
-    let bytes = fs::read(&path).map_err(Error::file("read", &path))?;
-    let tensors = SafeTensors::deserialize(&bytes).map_err(|error| damaged(&path, &error))?;
-    for spec in parameters.specs().to_vec() {
-        let values = &mut parameters.values_mut()[spec.range.clone()];
-        read_tensor(&path, &tensors, &spec.name, &spec, values)?;
+/// If it is damaged, or cannot be written.
+pub fn strip(directory: &Path) -> Result<()> {
+    let mut manifest = Manifest::read(directory)?;
+    if manifest.remove(OPTIMIZER_FILE) {
+        manifest.write(directory)?;
     }
-    Ok(parameters)
-}
-
-/// Reads the optimizer and the state of a checkpoint.
-pub fn load_training(
-    directory: &Path,
-    specs: &[ParameterSpec],
-    config: AdamWConfig,
-) -> Result<(AdamW, TrainingState)> {
-    let state: TrainingState = read_json(&directory.join(STATE_FILE))?;
-    if state.format != FORMAT {
-        let reason =
-            format!("has format {}, this folio reads {FORMAT}: use the folio that wrote it", state.format);
-        return Err(Error::Checkpoint { path: directory.join(STATE_FILE), reason });
-    }
-    let path = directory.join(OPTIMIZER_FILE);
-    let bytes = fs::read(&path).map_err(Error::file("read", &path))?;
-    let tensors = SafeTensors::deserialize(&bytes).map_err(|error| damaged(&path, &error))?;
-    let count = specs.last().map_or(0, |spec| spec.range.end);
-    let (mut mean, mut square) = (vec![0.0; count], vec![0.0; count]);
-    for spec in specs {
-        read_tensor(&path, &tensors, &format!("mean.{}", spec.name), spec, &mut mean[spec.range.clone()])?;
-        read_tensor(
-            &path,
-            &tensors,
-            &format!("square.{}", spec.name),
-            spec,
-            &mut square[spec.range.clone()],
-        )?;
-    }
-    Ok((AdamW::from_state(config, state.global_step, mean, square), state))
-}
-
-/// The tensors of `values` as the safetensors library takes them, each under a prefix.
-fn tensors<'a>(
-    specs: &'a [ParameterSpec],
-    prefix: &'a str,
-    values: &'a [f32],
-) -> impl Iterator<Item = (String, &'a [usize], Vec<u8>)> {
-    specs.iter().map(move |spec| {
-        let bytes = values[spec.range.clone()].iter().flat_map(|value| value.to_le_bytes()).collect();
-        (format!("{prefix}{}", spec.name), spec.shape.as_slice(), bytes)
-    })
-}
-
-fn write_tensors<'a>(
-    path: &Path,
-    tensors: impl Iterator<Item = (String, &'a [usize], Vec<u8>)>,
-) -> Result<()> {
-    let tensors: Vec<_> = tensors.collect();
-    let views = tensors.iter().map(|(name, shape, bytes)| {
-        let view =
-            TensorView::new(Dtype::F32, shape.to_vec(), bytes).expect("as many bytes as the shape says");
-        (name.as_str(), view)
-    });
-    // The one metadata entry that transformers asks for.
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let bytes = safetensors::serialize(views, Some(metadata)).expect("every name once");
-    write_atomic(path, &bytes)
-}
-
-fn read_tensor(
-    path: &Path,
-    tensors: &SafeTensors,
-    name: &str,
-    spec: &ParameterSpec,
-    values: &mut [f32],
-) -> Result<()> {
-    let wrong = |reason: String| Error::Checkpoint { path: path.to_path_buf(), reason };
-    let tensor = tensors
-        .tensor(name)
-        .map_err(|_| wrong(format!("lacks the tensor {name}: it is of another model")))?;
-    if tensor.dtype() != Dtype::F32 || tensor.shape() != spec.shape {
-        let (kind, shape, want) = (tensor.dtype(), tensor.shape(), &spec.shape);
-        return Err(wrong(format!(
-            "{name} is {kind:?} {shape:?}, the model needs F32 {want:?}: give the sizes that the run was trained with"
-        )));
-    }
-    for (value, bytes) in values.iter_mut().zip(tensor.data().chunks_exact(4)) {
-        *value = f32::from_le_bytes(bytes.try_into().expect("four bytes"));
+    // Also what a stop between the two lines above has left.
+    let optimizer = directory.join(OPTIMIZER_FILE);
+    if optimizer.exists() {
+        fs::remove_file(&optimizer).map_err(Error::file("remove", &optimizer))?;
     }
     Ok(())
 }
 
-fn damaged(path: &Path, error: &dyn std::fmt::Display) -> Error {
-    let reason = format!("is damaged ({error}): take another checkpoint of the run");
-    Error::Checkpoint { path: PathBuf::from(path), reason }
+/// A checkpoint whose manifest and state have been read and are sound.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    directory: PathBuf,
+    manifest: Manifest,
+    state: TrainingState,
+}
+
+impl Checkpoint {
+    /// Opens a checkpoint. Its tensors are read, and checked, when they are asked for.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if something is missing, damaged, or of another version.
+    pub fn open(directory: &Path) -> Result<Self> {
+        let manifest = Manifest::read(directory)?;
+        let bytes = manifest.read_file(directory, STATE_FILE)?;
+        let state: TrainingState = serde_json::from_slice(&bytes).map_err(|error| {
+            damaged(directory, format!("{STATE_FILE} is not as this folio writes it, {error}"))
+        })?;
+        state
+            .identity
+            .model
+            .validate()
+            .map_err(|error| damaged(directory, format!("{STATE_FILE}: {error}")))?;
+        Ok(Self { directory: directory.to_path_buf(), manifest, state })
+    }
+
+    /// Where it is.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The state of the run.
+    pub fn state(&self) -> &TrainingState {
+        &self.state
+    }
+
+    /// Whether training can go on from here: whether the optimizer was kept.
+    pub fn is_resumable(&self) -> bool {
+        self.manifest.holds(OPTIMIZER_FILE)
+    }
+
+    /// Checks every file, those too that would not be read.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if one is missing or damaged.
+    pub fn verify(&self) -> Result<()> {
+        self.manifest.verify(&self.directory)
+    }
+
+    /// Checks that this tokenizer is the one that the model was trained with.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if it is another.
+    pub fn check_tokenizer(&self, tokenizer: &Tokenizer) -> Result<()> {
+        if tokenizer.digest() == self.state.identity.tokenizer_sha256 {
+            return Ok(());
+        }
+        let reason = "was trained with another tokenizer than the run's tokenizer.json, which has been changed: put \
+                      the old one back";
+        Err(self.error(reason.to_owned()))
+    }
+
+    /// The weights.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if they are missing, damaged, or not of the model's shapes.
+    pub fn parameters(&self) -> Result<Parameters> {
+        let bytes = self.manifest.read_file(&self.directory, MODEL_FILE)?;
+        let mut parameters = Parameters::zeros(&self.state.identity.model);
+        let specs = parameters.specs().to_vec();
+        tensors::read(
+            &self.directory.join(MODEL_FILE),
+            &bytes,
+            &specs,
+            &mut [("", parameters.values_mut())],
+        )?;
+        Ok(parameters)
+    }
+
+    /// The optimizer of a model with these parameters.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if it was not kept, is damaged, or not of the model's shapes.
+    pub fn optimizer(&self, specs: &[ParameterSpec], config: AdamWConfig) -> Result<AdamW> {
+        if !self.is_resumable() {
+            let reason = "keeps weights alone, from which training cannot go on: take the newest or the best, or train \
+                          with --keep all";
+            return Err(self.error(reason.to_owned()));
+        }
+        let bytes = self.manifest.read_file(&self.directory, OPTIMIZER_FILE)?;
+        let count = specs.last().map_or(0, |spec| spec.range.end);
+        let (mut mean, mut square) = (vec![0.0; count], vec![0.0; count]);
+        let means = &mut [("mean.", &mut mean[..]), ("square.", &mut square[..])];
+        tensors::read(&self.directory.join(OPTIMIZER_FILE), &bytes, specs, means)?;
+        Ok(AdamW::from_state(config, self.state.optimizer_steps, mean, square))
+    }
+
+    fn error(&self, reason: String) -> Error {
+        Error::Checkpoint { path: self.directory.clone(), reason }
+    }
+}
+
+/// What to say of a checkpoint that is not as it was written.
+fn damaged(directory: &Path, what: String) -> Error {
+    let reason = format!("is damaged: {what}; take another checkpoint of the run");
+    Error::Checkpoint { path: directory.to_path_buf(), reason }
 }
 
 /// The `config.json` by which transformers builds the same model.
@@ -199,4 +309,21 @@ fn hugging_face_config(config: &ModelConfig) -> serde_json::Value {
         "eos_token_id": null,
         "torch_dtype": "float32",
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_directories_and_nothing_else() {
+        for name in [CheckpointName::Epoch(1), CheckpointName::Epoch(u64::MAX), CheckpointName::Step(120)] {
+            assert_eq!(CheckpointName::parse(&name.to_string()), Some(name));
+        }
+        for other in
+            ["checkpoint_", "checkpoint_01", "checkpoint_-1", "checkpoint_+1", "step_x", "run_1", "step_1~"]
+        {
+            assert_eq!(CheckpointName::parse(other), None, "{other}");
+        }
+    }
 }

@@ -73,16 +73,27 @@ pub enum Error {
     },
     /// Training left the range of finite numbers.
     #[error(
-        "the loss is {loss} at step {step} (learning rate {learning_rate:.3e}): \
-         lower --learning_rates, add --warmup_steps or clip harder with --grad_clip"
+        "training diverged: {what} at step {step} (learning rate {learning_rate:.3e}); lower --learning_rates, add \
+         --warmup_steps or clip harder with --grad_clip, from {}",
+        last_checkpoint.as_ref().map_or("the beginning".to_owned(), |path| path.display().to_string())
     )]
     Diverged {
-        /// The loss as computed.
-        loss: f32,
-        /// The optimizer step, counting from 1.
+        /// What is not finite, and how often.
+        what: String,
+        /// The step, counting from 1.
         step: u64,
         /// The rate of that step.
         learning_rate: f64,
+        /// The last checkpoint that was written before.
+        last_checkpoint: Option<PathBuf>,
+    },
+    /// Training went on to its end, or to where it was stopped, but this could not be saved.
+    #[error("{}: what was trained last could not be saved: {source}", path.display())]
+    Unsaved {
+        /// The run's directory.
+        path: PathBuf,
+        /// The last attempt.
+        source: Box<Error>,
     },
     /// A figure could not be drawn.
     #[error("cannot draw the figure: {reason}")]

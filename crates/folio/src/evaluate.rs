@@ -9,20 +9,25 @@ use crate::text::{Bits, TextPerToken, TextSize};
 use crate::tokenizer::Tokenizer;
 
 /// The mean loss over batches of `batch_size` blocks, nats a token, without dropout: the eval loss of the
-/// training reports. As in the ancestor every batch counts alike, even a short last one.
+/// training reports. As in the ancestor every batch counts alike, even a short last one. None if `goes_on`, which is
+/// asked before each batch, says no.
 pub fn mean_batch_loss(
     model: &mut Gpt2,
     dataset: &Dataset,
     blocks: &[usize],
     batch_size: usize,
     buffer: &mut BatchBuffer,
-) -> f64 {
+    goes_on: impl Fn() -> bool,
+) -> Option<f64> {
     let mut sum = 0.0;
     for starts in blocks.chunks(batch_size) {
+        if !goes_on() {
+            return None;
+        }
         let losses = model.losses(buffer.fill(dataset, starts, dataset.block_size()));
         sum += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / losses.len() as f64;
     }
-    sum / blocks.len().div_ceil(batch_size) as f64
+    Some(sum / blocks.len().div_ceil(batch_size) as f64)
 }
 
 /// The loss over a whole part of the data.

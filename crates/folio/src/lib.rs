@@ -7,7 +7,7 @@
 //! use folio::data::TokenStream;
 //! use folio::settings::Settings;
 //! use folio::tokenizer::Tokenizer;
-//! use folio::train::{Start, Trainer};
+//! use folio::train::{Requests, Start, Trainer};
 //!
 //! let text = "to be, or not to be, that is the question. ".repeat(8);
 //! let settings = Settings {
@@ -16,7 +16,7 @@
 //! let tokenizer = Arc::new(Tokenizer::chars(&text));
 //! let stream = Arc::new(TokenStream::encode(&text, &tokenizer, settings.split)?);
 //! let mut trainer = Trainer::new(settings, stream, tokenizer, &Start::Fresh)?;
-//! trainer.run(None, &mut |_event| {})?;
+//! trainer.run(None, &Requests::default(), &mut |_event| {})?;
 //! assert_eq!(trainer.history().epochs(), 2);
 //! # Ok::<(), folio::error::Error>(())
 //! ```
@@ -24,6 +24,7 @@
 #![forbid(unsafe_code)]
 
 pub mod error;
+pub mod machine;
 pub mod rng;
 
 pub mod files;
@@ -44,5 +45,7 @@ pub mod run_dir;
 
 pub mod evaluate;
 pub mod generate;
-pub mod sweep;
 pub mod train;
+
+pub mod records;
+pub mod sweep;

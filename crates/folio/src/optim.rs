@@ -64,7 +64,7 @@ impl AdamW {
         &self.square
     }
 
-    /// One step. Returns the norm of all gradients before clipping.
+    /// One step. Returns the norm of all gradients before clipping; if that is not finite, no step is taken.
     ///
     /// Gradients whose norm exceeds `grad_clip` are scaled down to it (Pascanu, Mikolov and Bengio 2013), as by
     /// PyTorch's `clip_grad_norm_`.
@@ -74,6 +74,9 @@ impl AdamW {
     pub fn step(&mut self, parameters: &mut Parameters, gradients: &Parameters, learning_rate: f64) -> f64 {
         let config = self.config;
         let norm = sum_of_squares(gradients.values()).sqrt();
+        if !norm.is_finite() {
+            return norm;
+        }
         let clip = if config.grad_clip > 0.0 { (config.grad_clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
         self.steps += 1;
         let t = self.steps.min(i32::MAX as u64) as i32;

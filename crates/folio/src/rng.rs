@@ -31,6 +31,8 @@ pub enum Stream {
     Dropout,
     /// The tokens of generated text.
     Sampling,
+    /// The settings that a random search tries.
+    Search,
 }
 
 impl Stream {
@@ -42,6 +44,7 @@ impl Stream {
             Stream::Order => 3,
             Stream::Dropout => 4,
             Stream::Sampling => 5,
+            Stream::Search => 6,
         }
     }
 }

@@ -2,26 +2,48 @@
 //!
 //! ```text
 //! RUN_DIR/hyperparameters.json  model_hyperparameters.json  tokenizer.json  vocab.json  losses.json  lrs.json
+//!         status.json           whether it trains, has ended, was stopped or failed
 //!         checkpoint_N/         after epoch N
+//!         step_N/               after step N: one at most, and only while no later checkpoint is there
+//!         latest  best          links to the newest checkpoint and to the one with the lowest evaluation loss
+//!         .lock                 held by the process that writes here
 //!         run_1/ run_2/ …       the runs of a sweep, each laid out like a run
 //! ```
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::{self, Checkpoint, CheckpointName, TrainingState};
 use crate::error::{Error, Result};
-use crate::files::{create_directory, read_json, write_json};
+use crate::files::{create_directory, point, read_json, remove_directory, remove_rubbish, write_json};
 use crate::history::{History, Losses};
-use crate::model::ModelConfig;
-use crate::settings::Settings;
+use crate::model::{ModelConfig, Parameters};
+use crate::optim::AdamW;
+use crate::settings::{Keep, Settings};
 use crate::tokenizer::Tokenizer;
+
+mod lock;
+
+pub use lock::RunLock;
 
 const SETTINGS_FILE: &str = "hyperparameters.json";
 const MODEL_FILE: &str = "model_hyperparameters.json";
 const LOSSES_FILE: &str = "losses.json";
 const RATES_FILE: &str = "lrs.json";
+const STATUS_FILE: &str = "status.json";
+/// Links to checkpoints.
+const LATEST: &str = "latest";
+const BEST: &str = "best";
 /// Every file that a run writes besides its checkpoints; the figures are those of `folio plot`.
-const FILES: [&str; 8] = [
+const FILES: [&str; 14] = [
+    "metrics.jsonl",
+    "sweep.json",
+    "report.html",
+    LATEST,
+    BEST,
+    STATUS_FILE,
     SETTINGS_FILE,
     MODEL_FILE,
     LOSSES_FILE,
@@ -31,6 +53,49 @@ const FILES: [&str; 8] = [
     "losses.svg",
     "losses.png",
 ];
+
+/// How a run fares.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// In a word.
+    pub state: RunState,
+    /// Epochs ended.
+    pub epoch: u64,
+    /// Steps taken.
+    pub step: u64,
+    /// The evaluation loss of each epoch, nats a token.
+    pub eval_losses: Vec<f64>,
+    /// What made it fail.
+    pub error: Option<String>,
+}
+
+/// How a run fares, in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunState {
+    /// It trains, or was killed.
+    Running,
+    /// It was stopped before its end, and can go on.
+    Stopped,
+    /// It has done all it was asked to.
+    Finished,
+    /// Its losses or gradients ceased to be finite, and would again.
+    Diverged,
+    /// Something outside of it failed.
+    Failed,
+}
+
+impl RunState {
+    /// How a run fares that ended with an error.
+    pub fn of(error: &Error) -> Self {
+        if matches!(error, Error::Diverged { .. }) { Self::Diverged } else { Self::Failed }
+    }
+
+    /// Whether it has ended with an error.
+    pub fn has_failed(self) -> bool {
+        matches!(self, Self::Diverged | Self::Failed)
+    }
+}
 
 /// The directory of one run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,9 +123,10 @@ impl RunDir {
             return Err(self.error("is not a directory: give another --run_dir"));
         }
         if !overwrite && !self.remains()?.is_empty() {
-            return Err(
-                self.error("already holds a run: give another --run_dir, or --overwrite to replace it")
-            );
+            let path = self.path.display();
+            return Err(self.error(&format!(
+                "already holds a run: go on with --resume {path}, give another --run_dir, or --overwrite to replace it"
+            )));
         }
         Ok(())
     }
@@ -70,31 +136,59 @@ impl RunDir {
         self.remains()?.iter().try_for_each(|path| remove(path))
     }
 
-    /// Removes the checkpoints of later epochs than `number`.
-    pub fn clear_checkpoints_after(&self, number: u64) -> Result<()> {
-        let later = self.checkpoints()?.into_iter().filter(|&saved| saved > number);
-        later.map(|saved| self.checkpoint(saved)).try_for_each(|path| remove(&path))
+    /// Removes the checkpoints after the end of epoch `number`.
+    pub fn clear_after(&self, number: u64) -> Result<()> {
+        self.later_than(number)?.into_iter().try_for_each(|name| self.remove_checkpoint(name))
+    }
+
+    /// The checkpoints after the end of epoch `number`; one inside an epoch always counts as such.
+    pub fn later_than(&self, number: u64) -> Result<Vec<CheckpointName>> {
+        let mut names = self.names()?;
+        names.retain(|name| !matches!(name, CheckpointName::Epoch(epoch) if *epoch <= number));
+        Ok(names)
     }
 
     /// What there is of a run.
     fn remains(&self) -> Result<Vec<PathBuf>> {
-        let files = FILES.iter().map(|name| self.path.join(name)).filter(|path| path.exists());
-        let checkpoints = self.checkpoints()?.into_iter().map(|number| self.checkpoint(number));
+        let files = FILES.iter().map(|name| self.path.join(name));
+        // Links count whether or not what they point at is there.
+        let files = files.filter(|path| path.symlink_metadata().is_ok());
+        let checkpoints = self.names()?.into_iter().map(|name| self.checkpoint(name));
         let runs = self.sub_runs()?.into_iter().map(|run| run.path);
         Ok(files.chain(checkpoints).chain(runs).collect())
     }
 
-    /// Makes the directory and writes what describes the run.
+    /// Makes the directory if its parent is there, and clears it of what a process that was killed left half-written.
+    pub fn create(&self) -> Result<()> {
+        create_directory(&self.path)?;
+        remove_rubbish(&self.path)
+    }
+
+    /// Writes what describes the run. The settings come first: where they are, the run can be resumed.
     pub fn write_description(
         &self,
         settings: &Settings,
         model: &ModelConfig,
         tokenizer: &Tokenizer,
     ) -> Result<()> {
-        create_directory(&self.path)?;
         write_json(&self.path.join(SETTINGS_FILE), settings)?;
         write_json(&self.path.join(MODEL_FILE), model)?;
         tokenizer.save(&self.path)
+    }
+
+    /// Whether the description is there.
+    pub fn is_run(&self) -> bool {
+        self.path.join(SETTINGS_FILE).is_file()
+    }
+
+    /// Says how the run fares.
+    pub fn write_status(&self, status: &Status) -> Result<()> {
+        write_json(&self.path.join(STATUS_FILE), status)
+    }
+
+    /// How the run fared when it last said so; [`RunLock::is_held`] tells whether it still trains.
+    pub fn status(&self) -> Result<Option<Status>> {
+        self.read_if_there(STATUS_FILE)
     }
 
     /// Writes the losses and rates so far.
@@ -133,37 +227,162 @@ impl RunDir {
         self.read_if_there(RATES_FILE)
     }
 
-    /// Where checkpoint `number` is or will be.
-    pub fn checkpoint(&self, number: u64) -> PathBuf {
-        self.path.join(format!("checkpoint_{number}"))
-    }
-
-    /// The numbers of the checkpoints that were saved, ascending.
-    pub fn checkpoints(&self) -> Result<Vec<u64>> {
-        self.numbered("checkpoint_")
-    }
-
-    /// The path of a checkpoint that exists.
+    /// Writes a checkpoint, points the links at what is now newest and best, and gives up what `keep` does not keep.
+    /// Whenever it is stopped, the newest checkpoint that was written in full is there and `latest` leads to it.
     ///
     /// # Errors
-    /// If it was not saved; the error lists those that were.
-    pub fn existing_checkpoint(&self, number: u64) -> Result<PathBuf> {
-        self.check_is_run()?;
-        let path = self.checkpoint(number);
-        if path.is_dir() {
-            return Ok(path);
+    /// If something cannot be written or removed. The checkpoints that were there still are.
+    pub fn save_checkpoint(
+        &self,
+        name: CheckpointName,
+        keep: Keep,
+        parameters: &Parameters,
+        optimizer: &AdamW,
+        state: &TrainingState,
+    ) -> Result<PathBuf> {
+        let path = self.checkpoint(name);
+        checkpoint::save(&path, parameters, optimizer, state)?;
+        point(&self.path.join(LATEST), &name.to_string())?;
+        let best = self.best_checkpoint(&state.history.losses)?.map(CheckpointName::Epoch);
+        if let Some(best) = best {
+            point(&self.path.join(BEST), &best.to_string())?;
         }
-        let saved = self.checkpoints()?;
+        let names = self.names()?;
+        let newest_epoch = names.iter().rfind(|name| matches!(name, CheckpointName::Epoch(_))).copied();
+        for other in names {
+            if other == name || Some(other) == best || Some(other) == newest_epoch {
+                continue;
+            }
+            match (other, keep) {
+                (CheckpointName::Step(_), _) | (CheckpointName::Epoch(_), Keep::Best) => {
+                    self.remove_checkpoint(other)?;
+                }
+                (CheckpointName::Epoch(_), Keep::Weights) => checkpoint::strip(&self.checkpoint(other))?,
+                (CheckpointName::Epoch(_), Keep::All) => {}
+            }
+        }
+        Ok(path)
+    }
+
+    /// Removes the checkpoint inside an epoch, and the link to it: what a run leaves that was to keep none.
+    pub fn clear_step_checkpoint(&self) -> Result<()> {
+        for name in self.names()? {
+            if matches!(name, CheckpointName::Step(_)) {
+                let link = self.path.join(LATEST);
+                if fs::read_link(&link).is_ok_and(|target| target == Path::new(&name.to_string())) {
+                    fs::remove_file(&link).map_err(Error::file("remove", &link))?;
+                }
+                self.remove_checkpoint(name)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_checkpoint(&self, name: CheckpointName) -> Result<()> {
+        let path = self.checkpoint(name);
+        remove_directory(&path).map_err(Error::file("remove", &path))
+    }
+
+    /// Where a checkpoint is or will be.
+    pub fn checkpoint(&self, name: CheckpointName) -> PathBuf {
+        self.path.join(name.to_string())
+    }
+
+    /// The checkpoints that were saved: those after epochs, ascending, then the one inside an epoch.
+    pub fn names(&self) -> Result<Vec<CheckpointName>> {
+        let mut names: Vec<_> =
+            self.directories()?.iter().filter_map(|name| CheckpointName::parse(name)).collect();
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// The epochs after which checkpoints were saved, ascending.
+    pub fn epochs(&self) -> Result<Vec<u64>> {
+        let epoch = |name| if let CheckpointName::Epoch(epoch) = name { Some(epoch) } else { None };
+        Ok(self.names()?.into_iter().filter_map(epoch).collect())
+    }
+
+    /// Opens a checkpoint that was saved.
+    ///
+    /// # Errors
+    /// If it was not saved; the error lists those that were. Or if it is damaged.
+    pub fn open_checkpoint(&self, name: CheckpointName) -> Result<Checkpoint> {
+        self.check_is_run()?;
+        let path = self.checkpoint(name);
+        if path.is_dir() {
+            return Checkpoint::open(&path);
+        }
+        let saved = self.names()?;
         if saved.is_empty() {
             return Err(self.error("holds no checkpoint: train with --save_checkpoint"));
         }
-        let saved: Vec<String> = saved.iter().map(u64::to_string).collect();
-        Err(self.error(&format!("holds no checkpoint {number}: there are {}", saved.join(", "))))
+        let list: Vec<String> = saved
+            .iter()
+            .map(|name| match name {
+                CheckpointName::Epoch(epoch) => epoch.to_string(),
+                step => step.to_string(),
+            })
+            .collect();
+        let number = name.to_string().replace('_', " ");
+        Err(self.error(&format!("holds no {number}: there are {}", list.join(", "))))
+    }
+
+    /// The newest checkpoint that training can go on from, every byte of it checked; none if nothing was saved.
+    /// Damaged ones are passed over and returned beside it, if `skip_damaged` says so.
+    ///
+    /// # Errors
+    /// If the newest is damaged and must not be passed over. The error names the newest that is sound.
+    pub fn newest(&self, skip_damaged: bool) -> Result<(Option<Checkpoint>, Vec<CheckpointName>)> {
+        let mut damage: Vec<(CheckpointName, Error)> = Vec::new();
+        let mut found = None;
+        for name in self.by_age()? {
+            let checkpoint = Checkpoint::open(&self.checkpoint(name)).and_then(|checkpoint| {
+                // All of it, now: a file that turns out to be damaged later has cost the time until then.
+                if checkpoint.is_resumable() {
+                    checkpoint.verify()?
+                }
+                Ok(checkpoint)
+            });
+            match checkpoint {
+                Ok(checkpoint) if checkpoint.is_resumable() => {
+                    found = Some(checkpoint);
+                    break;
+                }
+                Ok(_) => {}
+                Err(error) => damage.push((name, error)),
+            }
+        }
+        if skip_damaged || damage.is_empty() {
+            return Ok((found, damage.into_iter().map(|(name, _)| name).collect()));
+        }
+        let (_, error) = damage.swap_remove(0);
+        let offer =
+            found.map_or("the run's beginning".to_owned(), |found| found.directory().display().to_string());
+        let reason = format!("{error}; --skip_damaged goes on from {offer}");
+        Err(Error::RunDirectory { path: self.path.clone(), reason })
+    }
+
+    /// The checkpoints, the newest first. One inside an epoch is newer than those of the epochs that had ended by then.
+    fn by_age(&self) -> Result<Vec<CheckpointName>> {
+        let mut names = self.names()?;
+        names.sort_by_key(|&name| match name {
+            CheckpointName::Epoch(epoch) => (epoch, 0),
+            CheckpointName::Step(_) => {
+                // If it cannot be read, it is looked at first, so that its damage is told.
+                let opened = Checkpoint::open(&self.checkpoint(name));
+                (opened.map_or(u64::MAX, |checkpoint| checkpoint.state().epoch), 1)
+            }
+        });
+        names.reverse();
+        Ok(names)
     }
 
     /// The runs of the sweep that is here, in order; empty if this is not a sweep.
     pub fn sub_runs(&self) -> Result<Vec<RunDir>> {
-        let numbers = self.numbered("run_")?;
+        let names = self.directories()?;
+        let mut numbers: Vec<u64> =
+            names.iter().filter_map(|name| name.strip_prefix("run_")?.parse().ok()).collect();
+        numbers.sort_unstable();
         Ok(numbers.iter().map(|number| RunDir::new(self.path.join(format!("run_{number}")))).collect())
     }
 
@@ -191,15 +410,23 @@ impl RunDir {
         for run in self.runs()? {
             let Some(losses) = run.losses()? else { continue };
             lacks = "holds no checkpoint: train with --save_checkpoint";
-            for number in run.checkpoints()? {
-                let index = usize::try_from(number).ok().and_then(|number| number.checked_sub(1));
-                let Some(&loss) = index.and_then(|index| losses.eval_losses.get(index)) else { continue };
-                if best.as_ref().is_none_or(|(lowest, ..)| loss < *lowest) {
-                    best = Some((loss, run.clone(), number));
-                }
+            let Some(number) = run.best_checkpoint(&losses)? else { continue };
+            let loss = losses.eval_losses[number as usize - 1];
+            if best.as_ref().is_none_or(|(lowest, ..)| loss < *lowest) {
+                best = Some((loss, run, number));
             }
         }
         best.map(|(_, run, epoch)| (run, epoch)).ok_or_else(|| self.error(lacks))
+    }
+
+    /// The epoch with the lowest evaluation loss, the first if several have it, of those whose checkpoint is there.
+    fn best_checkpoint(&self, losses: &Losses) -> Result<Option<u64>> {
+        let loss = |number: u64| {
+            let index = usize::try_from(number).ok()?.checked_sub(1)?;
+            Some((*losses.eval_losses.get(index)?, number))
+        };
+        let known = self.epochs()?.into_iter().filter_map(loss);
+        Ok(known.reduce(|best, next| if next.0 < best.0 { next } else { best }).map(|(_, number)| number))
     }
 
     /// Checks that there is a run here.
@@ -207,26 +434,22 @@ impl RunDir {
         if !self.path.exists() {
             return Err(self.error("does not exist: give the --run_dir of a training run"));
         }
-        if !self.path.join(SETTINGS_FILE).is_file() {
+        if !self.is_run() {
             return Err(self.error("is not a run of folio's: it has no hyperparameters.json"));
         }
         Ok(())
     }
 
-    /// The numbers N of the directories named `prefix`N, ascending.
-    fn numbered(&self, prefix: &str) -> Result<Vec<u64>> {
+    /// The names of the directories in this one.
+    fn directories(&self) -> Result<Vec<String>> {
         let entries = match fs::read_dir(&self.path) {
             Ok(entries) => entries,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(Error::file("read", &self.path)(error)),
         };
-        let mut numbers: Vec<u64> = entries
-            .filter_map(std::result::Result::ok)
-            .filter(|entry| entry.path().is_dir())
-            .filter_map(|entry| entry.file_name().to_str()?.strip_prefix(prefix)?.parse().ok())
-            .collect();
-        numbers.sort_unstable();
-        Ok(numbers)
+        let entries = entries.filter_map(std::result::Result::ok);
+        let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        Ok(directories.filter_map(|entry| entry.file_name().into_string().ok()).collect())
     }
 
     fn read_if_there<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {

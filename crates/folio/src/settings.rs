@@ -1,5 +1,7 @@
 //! Everything that a run is determined by.
 
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::data::{SplitKind, training_text};
@@ -78,6 +80,72 @@ pub struct Settings {
     pub save_losses: bool,
     /// Whether a checkpoint is written after every epoch.
     pub save_checkpoint: bool,
+    /// Saves all that going on needs after so many steps too, inside epochs; none but after epochs.
+    pub save_every: Option<u64>,
+    /// What is kept of earlier checkpoints.
+    pub keep: Keep,
+    /// Steps in a row whose loss or gradients may be not finite, and which are skipped, before training stops.
+    pub max_skipped_steps: u64,
+    /// Tokens of text that the model writes after every epoch, for the records; none for a hundred.
+    pub sample_tokens: Option<usize>,
+    /// Whether an event file for TensorBoard is written.
+    pub tensorboard: bool,
+    /// The run that this one goes on from, if any.
+    pub from_checkpoint_run_dir: Option<String>,
+    /// The epoch of that run after which it goes on.
+    pub from_checkpoint_step: Option<u64>,
+    /// Whether the schedule counts from there.
+    pub restart_schedule: bool,
+}
+
+/// What is kept of the checkpoints of earlier epochs. The newest and the one with the lowest evaluation loss are always
+/// kept whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", try_from = "String")]
+pub enum Keep {
+    /// Weights and optimizer.
+    All,
+    /// The weights: enough to write text with and to evaluate, as in the ancestor.
+    #[default]
+    Weights,
+    /// Nothing.
+    Best,
+}
+
+impl TryFrom<String> for Keep {
+    type Error = Error;
+
+    fn try_from(name: String) -> Result<Self> {
+        name.parse()
+    }
+}
+
+impl FromStr for Keep {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "all" => Ok(Self::All),
+            "weights" => Ok(Self::Weights),
+            "best" => Ok(Self::Best),
+            _ => Err(Error::unknown_name("way to keep checkpoints", name, &["all", "weights", "best"])),
+        }
+    }
+}
+
+impl Keep {
+    /// The bytes that the checkpoints of so many epochs will take at most, of a model with so many parameters: four a
+    /// weight and eight for AdamW's means, besides some thousands for the histories. A checkpoint is written before an
+    /// older one is given up.
+    pub fn disk_bytes(self, parameters: u64, epochs: u64) -> u64 {
+        let whole = match self {
+            Self::All => epochs,
+            // The newest, the best, one inside an epoch, and the one being written.
+            Self::Weights | Self::Best => epochs.min(3) + 1,
+        };
+        let weights_alone = if self == Self::Weights { epochs.saturating_sub(whole) } else { 0 };
+        parameters.saturating_mul(whole.saturating_mul(12).saturating_add(weights_alone.saturating_mul(4)))
+    }
 }
 
 /// The interface's defaults; those it leaves open follow nanoGPT's setting for characters (beta2 0.99, clipping
@@ -116,6 +184,14 @@ impl Default for Settings {
             cosine_lr_restart_decay: 1.0,
             save_losses: false,
             save_checkpoint: false,
+            save_every: None,
+            keep: Keep::Weights,
+            max_skipped_steps: 10,
+            sample_tokens: None,
+            tensorboard: false,
+            from_checkpoint_run_dir: None,
+            from_checkpoint_step: None,
+            restart_schedule: false,
         }
     }
 }
@@ -147,6 +223,8 @@ impl Settings {
             ("--batch_sizes", self.batch_size as u64),
             ("--num_epochs", self.num_epochs),
             ("--max_steps", self.max_steps.unwrap_or(1)),
+            ("--save_every", self.save_every.unwrap_or(1)),
+            ("--max_skipped_steps", self.max_skipped_steps),
             ("--cosine_T_max", self.cosine_t_max),
             ("--cosine_T_mult", self.cosine_t_mult),
         ];
@@ -206,6 +284,11 @@ impl Settings {
             block_size: self.block_size,
             dropout: self.dropout as f32,
         }
+    }
+
+    /// The epochs of the whole history when this run has ended, those included that it goes on from.
+    pub fn last_epoch(&self) -> u64 {
+        self.from_checkpoint_step.unwrap_or(0).saturating_add(self.num_epochs)
     }
 
     /// The optimizer of this run.

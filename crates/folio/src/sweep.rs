@@ -1,102 +1,402 @@
-//! Hyperparameter search over a grid: every combination of the values given.
+//! Hyperparameter search: every combination of the values given, or points drawn at random; each trained in full, or
+//! poor ones stopped early.
+//!
+//! A sweep is a directory with a `sweep.json`, which says what is to be done, and one run's directory for each of its
+//! runs, which say what was done. So a sweep that was stopped goes on where it stopped.
 
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use rayon::ThreadPoolBuilder;
+use serde::{Deserialize, Serialize};
+
+use crate::data::TokenStream;
+use crate::error::{Error, Result};
+use crate::files::{read_json, write_json};
+use crate::records::run_recorded;
+use crate::run_dir::{RunDir, RunLock, RunState, Status};
 use crate::settings::Settings;
+use crate::tokenizer::Tokenizer;
+use crate::train::{Event, Outcome, Requests, Start, Trainer};
 
-/// The settings that take several values. The nesting is that of the fields: the last varies fastest.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Grid {
-    /// Tokens a sequence.
-    pub block_sizes: Vec<usize>,
-    /// Sequences a step.
-    pub batch_sizes: Vec<usize>,
-    /// Peak learning rates.
-    pub learning_rates: Vec<f64>,
-    /// Decoupled weight decays.
-    pub weight_decays: Vec<f64>,
-    /// Dropout rates.
-    pub dropouts: Vec<f64>,
-    /// Floors of the cosine.
-    pub cosine_final_lr: Vec<f64>,
-    /// Half periods.
-    pub cosine_t_max: Vec<u64>,
-    /// Growths of the period.
-    pub cosine_t_mult: Vec<u64>,
-    /// Factors at a restart.
-    pub cosine_lr_restart_decay: Vec<f64>,
+mod space;
+
+pub use space::{Choice, Number, Space};
+
+const SWEEP_FILE: &str = "sweep.json";
+
+/// What is to be done: the content of `sweep.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sweep {
+    /// How far each run is trained.
+    pub plan: Plan,
+    /// The settings in which the runs differ.
+    pub varying: Vec<String>,
+    /// The settings of each run, the first of which is `run_1`.
+    pub runs: Vec<Settings>,
 }
 
-impl Grid {
-    /// Every combination, laid over `base`, in order.
+/// How far the runs of a sweep are trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind", deny_unknown_fields)]
+pub enum Plan {
+    /// All to their end.
+    Full,
+    /// Successive halving (Jamieson and Talwalkar 2016, "Non-stochastic Best Arm Identification and Hyperparameter
+    /// Optimization"): all for some epochs; the best of them, one in `factor`, for `factor` times as many; and so on,
+    /// the last of them to their end.
+    Halving {
+        /// 2 or more.
+        factor: u64,
+    },
+}
+
+/// One stage of a sweep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rung {
+    /// Runs that take part.
+    pub runs: usize,
+    /// Epochs that they have been trained for when it ends.
+    pub epochs: u64,
+}
+
+impl Sweep {
+    /// The sweep over `runs`, of which there are several.
+    pub fn new(plan: Plan, runs: Vec<Settings>) -> Self {
+        let objects: Vec<_> =
+            runs.iter().map(|run| serde_json::to_value(run).expect("settings are JSON")).collect();
+        let keys = objects[0].as_object().expect("a struct").keys();
+        let varying =
+            keys.filter(|key| objects.iter().any(|run| run[*key] != objects[0][*key])).cloned().collect();
+        Self { plan, varying, runs }
+    }
+
+    /// The sweep in a directory, if there is one.
+    ///
+    /// # Errors
+    /// If its file cannot be read.
+    pub fn read(directory: &Path) -> Result<Option<Self>> {
+        let path = directory.join(SWEEP_FILE);
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let sweep: Self = read_json(&path)?;
+        if sweep.runs.is_empty() {
+            return Err(Error::RunDirectory { path, reason: "is damaged: it has no runs".to_owned() });
+        }
+        sweep.runs.iter().try_for_each(Settings::validate)?;
+        Ok(Some(sweep))
+    }
+
+    /// Writes `sweep.json`.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn write(&self, directory: &Path) -> Result<()> {
+        write_json(&directory.join(SWEEP_FILE), self)
+    }
+
+    /// The stages, whose number of epochs grows by the factor up to the runs' own.
     ///
     /// ```
-    /// use folio::settings::Settings;
-    /// use folio::sweep::Grid;
-    /// let base = Settings::default();
-    /// let grid = Grid { batch_sizes: vec![8, 16], dropouts: vec![0.0, 0.1, 0.2], ..Grid::of(&base) };
-    /// let runs = grid.combinations(&base);
-    /// assert_eq!(runs.len(), 6);
-    /// assert_eq!((runs[1].batch_size, runs[1].dropout), (8, 0.1));
+    /// # use folio::{settings::Settings, sweep::{Plan, Rung, Sweep}};
+    /// let run = Settings { num_epochs: 20, ..Settings::default() };
+    /// let sweep = Sweep::new(Plan::Halving { factor: 3 }, vec![run; 12]);
+    /// let rungs = [(12, 2), (4, 6), (1, 20)].map(|(runs, epochs)| Rung { runs, epochs });
+    /// assert_eq!(sweep.rungs(), rungs);
     /// ```
-    pub fn combinations(&self, base: &Settings) -> Vec<Settings> {
-        let mut runs = vec![base.clone()];
-        vary(&mut runs, &self.block_sizes, |run, value| run.block_size = value);
-        vary(&mut runs, &self.batch_sizes, |run, value| run.batch_size = value);
-        vary(&mut runs, &self.learning_rates, |run, value| run.learning_rate = value);
-        vary(&mut runs, &self.weight_decays, |run, value| run.weight_decay = value);
-        vary(&mut runs, &self.dropouts, |run, value| run.dropout = value);
-        vary(&mut runs, &self.cosine_final_lr, |run, value| run.cosine_final_lr = value);
-        vary(&mut runs, &self.cosine_t_max, |run, value| run.cosine_t_max = value);
-        vary(&mut runs, &self.cosine_t_mult, |run, value| run.cosine_t_mult = value);
-        vary(&mut runs, &self.cosine_lr_restart_decay, |run, value| run.cosine_lr_restart_decay = value);
-        runs
-    }
-
-    /// The grid whose only point is `base`.
-    pub fn of(base: &Settings) -> Self {
-        Self {
-            block_sizes: vec![base.block_size],
-            batch_sizes: vec![base.batch_size],
-            learning_rates: vec![base.learning_rate],
-            weight_decays: vec![base.weight_decay],
-            dropouts: vec![base.dropout],
-            cosine_final_lr: vec![base.cosine_final_lr],
-            cosine_t_max: vec![base.cosine_t_max],
-            cosine_t_mult: vec![base.cosine_t_mult],
-            cosine_lr_restart_decay: vec![base.cosine_lr_restart_decay],
+    pub fn rungs(&self) -> Vec<Rung> {
+        let (runs, epochs) = (self.runs.len(), self.runs[0].num_epochs);
+        let factor = match self.plan {
+            Plan::Full => return vec![Rung { runs, epochs }],
+            Plan::Halving { factor } => factor.max(2),
+        };
+        let mut rungs = VecDeque::from([Rung { runs, epochs }]);
+        // As many stages as it takes to come down to one run, if there are epochs for them.
+        let mut left = runs;
+        while left > 1 && rungs[0].epochs / factor >= 1 {
+            rungs.push_front(Rung { runs, epochs: rungs[0].epochs / factor });
+            left = left.div_ceil(factor as usize);
         }
+        let mut runs = runs;
+        for rung in &mut rungs {
+            rung.runs = runs;
+            runs = runs.div_ceil(factor as usize);
+        }
+        rungs.into()
     }
 
-    /// The names and values, as printed, of what differs between the runs of this grid.
-    pub fn varying(&self, run: &Settings) -> Vec<(&'static str, String)> {
-        let fields = [
-            ("block_size", self.block_sizes.len(), run.block_size.to_string()),
-            ("batch_size", self.batch_sizes.len(), run.batch_size.to_string()),
-            ("learning_rate", self.learning_rates.len(), run.learning_rate.to_string()),
-            ("weight_decay", self.weight_decays.len(), run.weight_decay.to_string()),
-            ("dropout", self.dropouts.len(), run.dropout.to_string()),
-            ("cosine_final_lr", self.cosine_final_lr.len(), run.cosine_final_lr.to_string()),
-            ("cosine_T_max", self.cosine_t_max.len(), run.cosine_t_max.to_string()),
-            ("cosine_T_mult", self.cosine_t_mult.len(), run.cosine_t_mult.to_string()),
-            (
-                "cosine_lr_restart_decay",
-                self.cosine_lr_restart_decay.len(),
-                run.cosine_lr_restart_decay.to_string(),
-            ),
-        ];
-        fields.into_iter().filter(|(_, count, _)| *count > 1).map(|(name, _, value)| (name, value)).collect()
+    /// The values in which a run differs from others, by name.
+    pub fn values(&self, run: usize) -> Vec<(String, String)> {
+        let settings = serde_json::to_value(&self.runs[run]).expect("settings are JSON");
+        let value = |key: &String| match &settings[key] {
+            serde_json::Value::String(text) => text.clone(),
+            value => value.to_string(),
+        };
+        self.varying.iter().map(|key| (key.clone(), value(key))).collect()
     }
 }
 
-/// Replaces every run by one for each value.
-fn vary<T: Copy>(runs: &mut Vec<Settings>, values: &[T], set: impl Fn(&mut Settings, T)) {
-    *runs = runs
-        .iter()
-        .flat_map(|run| {
-            values.iter().map(|&value| {
-                let mut run = run.clone();
-                set(&mut run, value);
-                run
-            })
-        })
-        .collect();
+/// What all runs of a sweep share.
+pub struct Context {
+    /// The text.
+    pub stream: Arc<TokenStream>,
+    /// Its tokenizer.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Where the runs that are new begin.
+    pub start: Start,
+    /// The sweep's directory, which exists.
+    pub directory: Option<RunDir>,
+    /// Whether to pass over checkpoints that are damaged.
+    pub skip_damaged: bool,
+    /// Runs that train at one time.
+    pub jobs: usize,
+    /// Threads that they share.
+    pub threads: usize,
+    /// By which it is stopped.
+    pub requests: Requests,
+}
+
+/// How far a run has come.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Standing {
+    /// The run, counting from 0.
+    pub run: usize,
+    /// How it fares; none before it begins.
+    pub state: Option<RunState>,
+    /// Epochs that it was trained for.
+    pub epochs: u64,
+    /// Its evaluation losses so far, nats a token.
+    pub eval_losses: Vec<f64>,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+impl Standing {
+    /// The lowest evaluation loss so far; infinite before there is one.
+    pub fn best(&self) -> f64 {
+        self.eval_losses.iter().copied().fold(f64::INFINITY, f64::min)
+    }
+}
+
+/// What happens in a sweep.
+#[derive(Clone, Debug)]
+pub enum SweepEvent<'a> {
+    /// A run begins or goes on.
+    RunStarted {
+        /// The run, counting from 0.
+        run: usize,
+    },
+    /// Something happened in a run.
+    Run {
+        /// The run, counting from 0.
+        run: usize,
+        /// What.
+        event: &'a Event,
+    },
+    /// A run has ended, or one that had ended before was passed over.
+    RunEnded {
+        /// How it fares.
+        standing: &'a Standing,
+        /// All runs, the best first.
+        ranked: &'a [Standing],
+        /// Whether it was trained now.
+        trained: bool,
+    },
+    /// A stage has ended and others follow.
+    RungEnded {
+        /// The runs that go on, counting from 0.
+        survivors: &'a [usize],
+        /// Epochs that they are trained for then.
+        epochs: u64,
+    },
+}
+
+/// Who is told.
+pub type SweepListener<'a> = dyn FnMut(SweepEvent) + Send + 'a;
+
+/// Trains what is left to train of a sweep. A run that fails is recorded, and the others go on. Returns how it ended,
+/// and the runs, the best first.
+///
+/// # Errors
+/// If threads cannot be started. What goes wrong in a run is in its [`Standing`].
+pub fn run_sweep(
+    sweep: &Sweep,
+    context: &Context,
+    listener: &Mutex<&mut SweepListener>,
+) -> Result<(Outcome, Vec<Standing>)> {
+    let fresh = |run| Standing { run, state: None, epochs: 0, eval_losses: Vec::new(), error: None };
+    let standings: Mutex<Vec<Standing>> = Mutex::new((0..sweep.runs.len()).map(fresh).collect());
+    let mut survivors: Vec<usize> = (0..sweep.runs.len()).collect();
+    let rungs = sweep.rungs();
+    for (stage, rung) in rungs.iter().enumerate() {
+        let is_last = stage + 1 == rungs.len();
+        let rung_runs = Stage { runs: &survivors, epochs: rung.epochs, is_last };
+        run_stage(sweep, context, listener, &standings, rung_runs)?;
+        let ranked = ranked(&standings.lock().expect("no holder panics"));
+        let stopped = ranked.iter().any(|standing| standing.state == Some(RunState::Stopped));
+        if stopped || context.requests.stop_asked() {
+            return Ok((Outcome::Stopped, ranked));
+        }
+        if let Some(next) = rungs.get(stage + 1) {
+            let sound = ranked.iter().filter(|standing| !standing.state.is_some_and(RunState::has_failed));
+            let taking_part = sound.map(|standing| standing.run).filter(|run| survivors.contains(run));
+            let mut best: Vec<usize> = taking_part.take(next.runs).collect();
+            best.sort_unstable();
+            let given_up = survivors.iter().filter(|run| !best.contains(run));
+            given_up.for_each(|&run| tidy(context, sweep, run));
+            survivors = best;
+            let event = SweepEvent::RungEnded { survivors: &survivors, epochs: next.epochs };
+            (listener.lock().expect("no holder panics"))(event);
+        }
+    }
+    Ok((Outcome::Finished, ranked(&standings.lock().expect("no holder panics"))))
+}
+
+/// The runs, the best first; of equals the one that was given first.
+fn ranked(standings: &[Standing]) -> Vec<Standing> {
+    let mut ranked = standings.to_vec();
+    ranked.sort_by(|a, b| a.best().total_cmp(&b.best()).then(a.run.cmp(&b.run)));
+    ranked
+}
+
+/// What is trained between two choices of survivors.
+#[derive(Clone, Copy)]
+struct Stage<'a> {
+    runs: &'a [usize],
+    epochs: u64,
+    is_last: bool,
+}
+
+/// Trains runs up to a number of epochs, `jobs` at a time.
+fn run_stage(
+    sweep: &Sweep,
+    context: &Context,
+    listener: &Mutex<&mut SweepListener>,
+    standings: &Mutex<Vec<Standing>>,
+    stage: Stage,
+) -> Result<()> {
+    let queue: Mutex<VecDeque<usize>> = Mutex::new(stage.runs.iter().copied().collect());
+    let tell = |event: SweepEvent| (listener.lock().expect("no holder panics"))(event);
+    let next =
+        || queue.lock().expect("no holder panics").pop_front().filter(|_| !context.requests.stop_asked());
+    let work = || {
+        while let Some(run) = next() {
+            let (standing, trained) = run_one(sweep, context, run, stage, &tell);
+            let mut standings = standings.lock().expect("no holder panics");
+            standings[run] = standing.clone();
+            tell(SweepEvent::RunEnded { standing: &standing, ranked: &ranked(&standings), trained });
+        }
+    };
+    let jobs = context.jobs.clamp(1, stage.runs.len().max(1));
+    let pools = (0..jobs).map(|job| {
+        // What does not divide evenly goes to the first.
+        let threads = context.threads / jobs + usize::from(job < context.threads % jobs);
+        ThreadPoolBuilder::new().num_threads(threads.max(1)).build()
+    });
+    let pools = pools.collect::<std::result::Result<Vec<_>, _>>().map_err(|error| {
+        Error::setting("--threads", format!("the system starts no more of them ({error}): give fewer"))
+    })?;
+    thread::scope(|scope| {
+        for pool in &pools {
+            scope.spawn(|| pool.install(&work));
+        }
+    });
+    Ok(())
+}
+
+/// Trains one run, unless it has ended before. Returns how it fares, and whether it was trained.
+fn run_one(
+    sweep: &Sweep,
+    context: &Context,
+    run: usize,
+    stage: Stage,
+    tell: &(dyn Fn(SweepEvent) + Sync),
+) -> (Standing, bool) {
+    let mut settings = sweep.runs[run].clone();
+    settings.num_epochs = stage.epochs;
+    let directory = context.directory_of(run);
+    if let Some(directory) = &directory
+        && let Some(standing) = ended_before(directory, &settings, run, stage.is_last)
+    {
+        return (standing, false);
+    }
+    tell(SweepEvent::RunStarted { run });
+    let mut standing = Standing { run, state: None, epochs: 0, eval_losses: Vec::new(), error: None };
+    match train(context, run, settings, &mut standing, tell) {
+        Ok(Outcome::Finished) => standing.state = Some(RunState::Finished),
+        Ok(Outcome::Stopped) => standing.state = Some(RunState::Stopped),
+        Err(error) => {
+            standing.state = Some(RunState::of(&error));
+            standing.error = Some(error.to_string());
+        }
+    }
+    if stage.is_last && standing.state == Some(RunState::Finished) {
+        tidy(context, sweep, run);
+    }
+    (standing, true)
+}
+
+fn train(
+    context: &Context,
+    run: usize,
+    settings: Settings,
+    standing: &mut Standing,
+    tell: &(dyn Fn(SweepEvent) + Sync),
+) -> Result<Outcome> {
+    let directory = context.directory_of(run);
+    let lock = |directory: &RunDir| {
+        directory.create()?;
+        RunLock::take(directory)
+    };
+    let _lock = directory.as_ref().map(lock).transpose()?;
+    let start = match &directory {
+        Some(run) if run.is_run() => Start::Resume { run: run.clone(), skip_damaged: context.skip_damaged },
+        _ => context.start.clone(),
+    };
+    let (stream, tokenizer) = (Arc::clone(&context.stream), Arc::clone(&context.tokenizer));
+    let mut trainer = Trainer::new(settings, stream, tokenizer, &start)?;
+    let outcome = run_recorded(&mut trainer, directory.as_ref(), &context.requests, &mut |event| {
+        tell(SweepEvent::Run { run, event });
+    });
+    standing.epochs = trainer.state().epoch;
+    standing.eval_losses.clone_from(&trainer.history().losses.eval_losses);
+    outcome
+}
+
+/// How a run fares that needs no training in a stage: it has ended, or diverged, before.
+fn ended_before(directory: &RunDir, settings: &Settings, run: usize, is_last: bool) -> Option<Standing> {
+    let Status { state, epoch, error, eval_losses, .. } = directory.status().ok()??;
+    let last_epoch = settings.last_epoch();
+    let done = match state {
+        RunState::Finished => epoch >= last_epoch || settings.max_steps.is_some(),
+        RunState::Diverged => true,
+        // A later stage was under way.
+        RunState::Running | RunState::Stopped => epoch >= last_epoch && !is_last,
+        RunState::Failed => false,
+    };
+    let epochs = epoch.min(last_epoch);
+    // What came after this stage does not count in it.
+    let eval_losses = eval_losses.into_iter().take(epochs as usize).collect();
+    done.then_some(Standing { run, state: Some(state), epochs, eval_losses, error })
+}
+
+/// Removes what only going on needed of a run that does not go on.
+fn tidy(context: &Context, sweep: &Sweep, run: usize) {
+    if let Some(directory) = context.directory_of(run)
+        && !sweep.runs[run].save_checkpoint
+    {
+        // It is in nobody's way but the disk's, and the run itself is well.
+        let _ = directory.clear_step_checkpoint();
+    }
+}
+
+impl Context {
+    /// The directory of a run, counting from 0.
+    fn directory_of(&self, run: usize) -> Option<RunDir> {
+        self.directory.as_ref().map(|sweep| RunDir::new(sweep.path().join(format!("run_{}", run + 1))))
+    }
 }

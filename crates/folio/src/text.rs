@@ -14,9 +14,8 @@ use std::ops::AddAssign;
 use std::path::Path;
 use std::str::Utf8Error;
 
-use sha2::{Digest, Sha256};
-
 use crate::error::{Error, Result};
+use crate::files::digest;
 
 /// The size of some text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -162,7 +161,7 @@ impl Corpus {
             return Err(unusable(path, "it is empty; give a file with some text in it"));
         }
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-        let sha256 = Sha256::digest(&text).iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256 = digest(text.as_bytes());
         Ok(Self { name, text: Cow::Owned(text), sha256 })
     }
 }

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::files::write_json;
+use crate::files::{self, digest, write_json};
 use crate::text::TextSize;
 
 mod bpe;
@@ -126,6 +126,11 @@ impl Tokenizer {
     /// [`Error::File`] if it cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
         write_json(path, &json::of(&self.model))
+    }
+
+    /// The SHA-256 of the file that [`Tokenizer::write`] writes, by which a model knows its tokenizer again.
+    pub fn digest(&self) -> String {
+        digest(files::json(&json::of(&self.model)).as_bytes())
     }
 
     /// The tokenizer that [`Tokenizer::save`] wrote to the folder of a run.

@@ -5,68 +5,36 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::checkpoint::{self, ScheduleStart, TrainingState};
+use crate::checkpoint::{Checkpoint, CheckpointName, CutShort, Identity, ScheduleStart, TrainingState};
 use crate::data::{BatchBuffer, Dataset, Part, TokenStream};
 use crate::error::{Error, Result};
 use crate::evaluate::mean_batch_loss;
-use crate::history::{EpochReport, History};
-use crate::model::{Gpt2, ModelConfig, Precision};
+use crate::generate::{Sampling, generate};
+use crate::history::{EpochReport, EpochSums, History};
+use crate::model::{Gpt2, ModelConfig};
 use crate::optim::AdamW;
 use crate::rng::{Rng, Stream};
 use crate::run_dir::RunDir;
 use crate::schedule::{Unit, warmup_factor};
 use crate::settings::Settings;
+use crate::text::TextPerToken;
 use crate::tokenizer::Tokenizer;
 
-/// What happens while a run trains.
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// The run begins.
-    Started {
-        /// Optimizer steps that it will take.
-        steps: u64,
-        /// Parameters of the model.
-        parameters: u64,
-        /// In what numbers it computes.
-        precision: Precision,
-    },
-    /// An epoch begins.
-    EpochStarted {
-        /// Counting from 1.
-        epoch: u64,
-        /// The last epoch of this run.
-        last_epoch: u64,
-        /// Optimizer steps that the epoch takes.
-        steps: u64,
-    },
-    /// An optimizer step was taken.
-    Step {
-        /// Tokens it learned from.
-        tokens: u64,
-        /// The batch's loss, nats a token.
-        loss: f32,
-    },
-    /// Evaluation has begun.
-    Evaluating,
-    /// An epoch has ended and everything that it had to save is saved.
-    EpochEnded {
-        /// Counting from 1.
-        epoch: u64,
-        /// The last epoch of this run.
-        last_epoch: u64,
-        /// What it has to tell.
-        report: EpochReport,
-        /// The checkpoint it wrote, if any.
-        checkpoint: Option<PathBuf>,
-    },
-}
+mod event;
+mod saver;
+
+pub use event::{Event, Outcome, Requests, StepReport};
+use saver::Saver;
+
+/// Tokens of an epoch's sample, if the settings do not say.
+const SAMPLE_TOKENS: usize = 100;
 
 /// Where a run begins.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Start {
     /// With random weights.
     Fresh,
-    /// With all that a run was after one of its epochs.
+    /// With all that a run was after one of its epochs, for further epochs.
     Checkpoint {
         /// The run.
         run: RunDir,
@@ -74,6 +42,13 @@ pub enum Start {
         number: u64,
         /// Whether the schedule counts from here, not from the run's beginning.
         restart_schedule: bool,
+    },
+    /// Where it was when it was last saved; at its beginning if it never was.
+    Resume {
+        /// The run itself.
+        run: RunDir,
+        /// Whether to pass over checkpoints that are damaged.
+        skip_damaged: bool,
     },
 }
 
@@ -85,6 +60,11 @@ pub struct Trainer {
     model: Gpt2,
     optimizer: AdamW,
     state: TrainingState,
+    resumed_from: Option<PathBuf>,
+    /// Reused by every batch.
+    buffer: BatchBuffer,
+    train_text: TextPerToken,
+    eval_text: TextPerToken,
 }
 
 impl Trainer {
@@ -92,36 +72,48 @@ impl Trainer {
     ///
     /// # Errors
     /// If the settings are not valid, the text is too short for them, or the checkpoint is missing, damaged or
-    /// of another model.
+    /// of another model, text or split.
     pub fn new(
-        settings: Settings,
+        mut settings: Settings,
         stream: Arc<TokenStream>,
         tokenizer: Arc<Tokenizer>,
         start: &Start,
     ) -> Result<Self> {
         settings.validate()?;
+        if let Start::Checkpoint { run, number, restart_schedule } = start {
+            let run = std::path::absolute(run.path()).unwrap_or_else(|_| run.path().to_path_buf());
+            settings.from_checkpoint_run_dir = Some(run.display().to_string());
+            settings.from_checkpoint_step = Some(*number);
+            settings.restart_schedule = *restart_schedule;
+        }
         let dataset = Dataset::new(stream, settings.block_size, settings.seed)?;
-        let config = settings.model_config(tokenizer.vocab_size());
-        let (model, optimizer, state) = match start {
-            Start::Fresh => {
-                let model = Gpt2::new(config, settings.precision, &mut Rng::new(settings.seed, Stream::Init));
+        let identity = Identity::of(&settings, &tokenizer);
+        let checkpoint = find(start, &settings)?;
+        let resumed_from = checkpoint.as_ref().map(|checkpoint| checkpoint.directory().to_path_buf());
+        let (model, optimizer, state) = match checkpoint {
+            None => {
+                let mut init = Rng::new(settings.seed, Stream::Init);
+                let model = Gpt2::new(identity.model, settings.precision, &mut init);
                 let optimizer = AdamW::new(settings.adamw(), model.parameters().values().len());
-                (model, optimizer, TrainingState::new(settings.seed))
+                (model, optimizer, TrainingState::new(identity, settings.seed))
             }
-            Start::Checkpoint { run, number, restart_schedule } => {
-                let directory = run.existing_checkpoint(*number)?;
-                check_same_sizes(&directory, &run.model_config()?, &config)?;
-                let parameters = checkpoint::load_parameters(&directory, &config)?;
-                let (optimizer, mut state) =
-                    checkpoint::load_training(&directory, parameters.specs(), settings.adamw())?;
-                check_steps_left(&settings, &state)?;
-                if *restart_schedule {
-                    state.schedule_start = ScheduleStart { epoch: state.epoch, step: state.global_step };
-                }
-                (Gpt2::from_parameters(config, settings.precision, parameters), optimizer, state)
-            }
+            Some(checkpoint) => load(&checkpoint, &settings, identity)?,
         };
-        Ok(Self { settings, dataset, tokenizer, model, optimizer, state })
+        let [train_text, eval_text] =
+            [Part::Train, Part::Eval].map(|part| dataset.text_per_token(part, &tokenizer));
+        let buffer = BatchBuffer::default();
+        Ok(Self {
+            settings,
+            dataset,
+            tokenizer,
+            model,
+            optimizer,
+            state,
+            resumed_from,
+            buffer,
+            train_text,
+            eval_text,
+        })
     }
 
     /// The run's settings.
@@ -139,80 +131,210 @@ impl Trainer {
         &mut self.model
     }
 
+    /// The place in the run, and its history.
+    pub fn state(&self) -> &TrainingState {
+        &self.state
+    }
+
     /// The losses and rates so far.
     pub fn history(&self) -> &History {
         &self.state.history
     }
 
-    /// Trains for the settings' epochs, or to their step limit. Writes to `run_dir`, if there is one, what the
-    /// settings ask for, after every epoch.
-    ///
-    /// # Errors
-    /// If the loss stops being finite, or a file cannot be written.
-    pub fn run(&mut self, run_dir: Option<&RunDir>, on_event: &mut dyn FnMut(Event)) -> Result<()> {
-        if let Some(run_dir) = run_dir {
-            run_dir.write_description(&self.settings, self.model.config(), &self.tokenizer)?;
-        }
-        let steps_per_epoch = self.dataset.steps_per_epoch(self.settings.batch_size);
-        let last_step = self.settings.max_steps.unwrap_or(u64::MAX);
-        let steps_left = last_step.saturating_sub(self.state.global_step);
-        let epochs = self.settings.num_epochs.min(steps_left.div_ceil(steps_per_epoch));
-        let last_epoch = self.state.epoch.saturating_add(epochs);
-        let parameters = self.model.parameters().values().len() as u64;
-        let steps = steps_left.min(epochs.saturating_mul(steps_per_epoch));
-        on_event(Event::Started { precision: self.settings.precision, steps, parameters });
-        let [train_text, eval_text] =
-            [Part::Train, Part::Eval].map(|part| self.dataset.text_per_token(part, &self.tokenizer));
-        let mut buffer = BatchBuffer::default();
-        while self.state.epoch < last_epoch {
-            let epoch = self.state.epoch + 1;
-            let steps = steps_per_epoch.min(last_step - self.state.global_step);
-            on_event(Event::EpochStarted { epoch, last_epoch, steps });
-
-            let mut blocks = self.dataset.blocks(Part::Train).to_vec();
-            self.state.order.shuffle(&mut blocks);
-            let (mut loss_sum, mut learning_rate) = (0.0, 0.0);
-            for starts in blocks.chunks(self.settings.batch_size).take(steps as usize) {
-                learning_rate = self.learning_rate();
-                let loss = self.step(&mut buffer, starts, learning_rate)?;
-                loss_sum += f64::from(loss);
-                let tokens = (starts.len() * self.settings.block_size) as u64;
-                on_event(Event::Step { tokens, loss });
-            }
-
-            on_event(Event::Evaluating);
-            let eval = self.dataset.blocks(Part::Eval);
-            let eval_loss =
-                mean_batch_loss(&mut self.model, &self.dataset, eval, self.settings.batch_size, &mut buffer);
-            let train_loss = loss_sum / steps as f64;
-            let report = EpochReport {
-                train_loss,
-                eval_loss,
-                train_bits: train_text.bits(train_loss),
-                eval_bits: eval_text.bits(eval_loss),
-                learning_rate,
-                step: self.state.global_step,
-            };
-            self.state.epoch = epoch;
-            self.state.history.push(report);
-            let checkpoint = self.save(run_dir)?;
-            on_event(Event::EpochEnded { epoch, last_epoch, report, checkpoint });
-        }
-        Ok(())
+    /// The checkpoint that the run goes on from, if any.
+    pub fn resumed_from(&self) -> Option<&Path> {
+        self.resumed_from.as_deref()
     }
 
-    /// One optimizer step on the blocks at `starts`. Returns the loss before it.
-    fn step(&mut self, buffer: &mut BatchBuffer, starts: &[usize], learning_rate: f64) -> Result<f32> {
-        let batch = buffer.fill(&self.dataset, starts, self.settings.block_size);
-        let loss = self.model.train_step(batch, self.state.dropout.next_u64());
-        let step = self.state.global_step + 1;
-        if !loss.is_finite() {
-            return Err(Error::Diverged { loss, step, learning_rate });
+    /// Trains for the settings' epochs, or to their step limit, or until it is asked to stop. Writes to `run_dir`, if
+    /// there is one, what the settings ask for, and what going on from the last epoch's end needs.
+    ///
+    /// # Errors
+    /// If too many losses or gradients in a row are not finite, if the run cannot be described in its directory before
+    /// it begins, or if its end could not be saved.
+    pub fn run(
+        &mut self,
+        run_dir: Option<&RunDir>,
+        requests: &Requests,
+        on_event: &mut dyn FnMut(&Event),
+    ) -> Result<Outcome> {
+        let mut saver = Saver::begin(run_dir, self)?;
+        let outcome = self.train(&mut saver, run_dir.is_some(), requests, on_event);
+        saver.end(self, outcome)
+    }
+
+    /// The loop itself.
+    fn train(
+        &mut self,
+        saver: &mut Saver,
+        keeps_records: bool,
+        requests: &Requests,
+        on_event: &mut dyn FnMut(&Event),
+    ) -> Result<Outcome> {
+        let last_epoch = self.last_epoch();
+        self.tell_start(last_epoch, on_event);
+        while self.state.epoch < last_epoch {
+            let epoch = self.state.epoch + 1;
+            let (steps, taken) = (self.steps_of_epoch(), self.state.under_way.batches);
+            on_event(&Event::EpochStarted { epoch, last_epoch, steps, taken });
+
+            let mut order = self.state.order.clone();
+            let mut blocks = self.dataset.blocks(Part::Train).to_vec();
+            order.shuffle(&mut blocks);
+            let batches = blocks.chunks(self.settings.batch_size).take(steps as usize);
+            for starts in batches.skip(taken as usize) {
+                on_event(&Event::Step(self.step(starts)));
+                self.check_finite(saver)?;
+                let due = self
+                    .settings
+                    .save_every
+                    .is_some_and(|every| self.state.global_step.is_multiple_of(every));
+                if requests.take_save() || due || requests.stop_asked() {
+                    saver.save_step(self, on_event);
+                }
+                if requests.stop_asked() {
+                    return Ok(Outcome::Stopped);
+                }
+            }
+
+            on_event(&Event::Evaluating);
+            let Some(eval_loss) = self.eval_loss(|| !requests.stop_asked()) else {
+                saver.save_step(self, on_event);
+                return Ok(Outcome::Stopped);
+            };
+            let report = self.end_epoch(eval_loss, order, saver)?;
+            let checkpoint = saver.save_epoch(self, on_event);
+            let sample =
+                keeps_records.then(|| self.sample(self.settings.sample_tokens.unwrap_or(SAMPLE_TOKENS)));
+            on_event(&Event::EpochEnded { epoch, last_epoch, report, sample, checkpoint });
+            if requests.stop_asked() {
+                return Ok(Outcome::Stopped);
+            }
         }
-        let (parameters, gradients) = self.model.parameters_and_gradients();
-        self.optimizer.step(parameters, gradients, learning_rate);
-        self.state.global_step = step;
-        Ok(loss)
+        Ok(Outcome::Finished)
+    }
+
+    /// The last epoch of this run, which a limit to the steps may cut short.
+    fn last_epoch(&self) -> u64 {
+        let most = self.settings.last_epoch();
+        let Some(limit) = self.settings.max_steps else { return most };
+        let epoch_began = self.state.global_step - self.state.under_way.batches;
+        let steps_left = limit.saturating_sub(epoch_began);
+        let epochs = steps_left.div_ceil(self.dataset.steps_per_epoch(self.settings.batch_size));
+        // An epoch whose last step was taken, but which was not evaluated yet, has still to end.
+        most.min(self.state.epoch.saturating_add(epochs))
+    }
+
+    /// Steps of the epoch that is under way, those taken included.
+    fn steps_of_epoch(&self) -> u64 {
+        let epoch_began = self.state.global_step - self.state.under_way.batches;
+        let limit = self.settings.max_steps.unwrap_or(u64::MAX);
+        self.dataset.steps_per_epoch(self.settings.batch_size).min(limit.saturating_sub(epoch_began))
+    }
+
+    fn tell_start(&self, last_epoch: u64, on_event: &mut dyn FnMut(&Event)) {
+        let TrainingState { epoch, global_step: step, .. } = self.state;
+        let epochs = last_epoch.saturating_sub(epoch);
+        let all = epochs.saturating_mul(self.dataset.steps_per_epoch(self.settings.batch_size));
+        let steps = all.saturating_sub(self.state.under_way.batches);
+        let steps = steps.min(self.settings.max_steps.unwrap_or(u64::MAX).saturating_sub(step));
+        let parameters = self.model.parameters().values().len() as u64;
+        on_event(&Event::Started { epoch, step, steps, parameters, precision: self.settings.precision });
+    }
+
+    /// One step on the blocks at `starts`. A step whose loss or gradients are not finite changes nothing but the count.
+    fn step(&mut self, starts: &[usize]) -> StepReport {
+        let learning_rate = self.learning_rate();
+        let batch = self.buffer.fill(&self.dataset, starts, self.settings.block_size);
+        let tokens = batch.targets.len() as u64;
+        let loss = self.model.train_step(batch, self.state.dropout.next_u64());
+        let gradient_norm = if loss.is_finite() {
+            let (parameters, gradients) = self.model.parameters_and_gradients();
+            self.optimizer.step(parameters, gradients, learning_rate)
+        } else {
+            f64::NAN
+        };
+        let skipped = !gradient_norm.is_finite();
+        let state = &mut self.state;
+        state.global_step += 1;
+        state.optimizer_steps = self.optimizer.steps();
+        state.skipped_in_a_row = if skipped { state.skipped_in_a_row + 1 } else { 0 };
+        let sums = &mut state.under_way;
+        sums.batches += 1;
+        sums.learning_rate = learning_rate;
+        if skipped {
+            sums.skipped += 1;
+        } else {
+            sums.loss += f64::from(loss);
+            sums.gradient_norm += gradient_norm;
+            sums.clipped +=
+                u64::from(self.settings.grad_clip > 0.0 && gradient_norm > self.settings.grad_clip);
+        }
+        let (epoch, step) = (state.epoch + 1, state.global_step);
+        StepReport { epoch, step, tokens, loss, gradient_norm, learning_rate, skipped }
+    }
+
+    /// Checks that not too many steps in a row were skipped.
+    fn check_finite(&self, saver: &Saver) -> Result<()> {
+        match self.state.skipped_in_a_row {
+            skipped if skipped < self.settings.max_skipped_steps => Ok(()),
+            1 => Err(self.diverged("the loss or a gradient is not finite".to_owned(), saver)),
+            skipped => {
+                Err(self.diverged(format!("{skipped} losses or gradients in a row are not finite"), saver))
+            }
+        }
+    }
+
+    fn diverged(&self, what: String, saver: &Saver) -> Error {
+        let TrainingState { global_step: step, ref under_way, .. } = self.state;
+        let last_checkpoint = saver.checkpoint.clone();
+        Error::Diverged { what, step, learning_rate: under_way.learning_rate, last_checkpoint }
+    }
+
+    /// The evaluation loss; none if `goes_on` says no before it is known.
+    fn eval_loss(&mut self, goes_on: impl Fn() -> bool) -> Option<f64> {
+        let (dataset, batch_size) = (&self.dataset, self.settings.batch_size);
+        let blocks = dataset.blocks(Part::Eval);
+        mean_batch_loss(&mut self.model, dataset, blocks, batch_size, &mut self.buffer, goes_on)
+    }
+
+    /// Closes the epoch under way, whose blocks were ordered by a stream that is now `order`.
+    fn end_epoch(&mut self, eval_loss: f64, order: Rng, saver: &Saver) -> Result<EpochReport> {
+        if self.state.under_way.learned() == 0 {
+            return Err(self.diverged("no loss or gradient of the epoch is finite".to_owned(), saver));
+        }
+        if !eval_loss.is_finite() {
+            return Err(self.diverged(format!("the evaluation loss is {eval_loss}"), saver));
+        }
+        let cut_short = self.state.under_way.batches < self.dataset.steps_per_epoch(self.settings.batch_size);
+        let state = &mut self.state;
+        let before = std::mem::replace(&mut state.order, order);
+        let sums = std::mem::take(&mut state.under_way);
+        let learned = sums.learned() as f64;
+        let train_loss = sums.loss / learned;
+        let report = EpochReport {
+            train_loss,
+            eval_loss,
+            train_bits: self.train_text.bits(train_loss),
+            eval_bits: self.eval_text.bits(eval_loss),
+            learning_rate: sums.learning_rate,
+            gradient_norm: sums.gradient_norm / learned,
+            clipped_steps: sums.clipped,
+            skipped_steps: sums.skipped,
+            step: state.global_step,
+        };
+        state.epoch += 1;
+        state.history.push(report);
+        state.cut_short = cut_short.then_some(CutShort { order: before, sums });
+        Ok(report)
+    }
+
+    /// What the model writes now, from token 0, as in the ancestor. The same text whenever it is asked at this step.
+    pub fn sample(&mut self, tokens: usize) -> String {
+        let mut rng = Rng::new(self.settings.seed, Stream::Sampling);
+        let mut context = vec![0];
+        generate(&mut self.model, &mut context, tokens, &Sampling::default(), &mut rng, |_| {});
+        self.tokenizer.decode(&context[1..])
     }
 
     /// The rate of the step to come.
@@ -225,65 +347,101 @@ impl Trainer {
         };
         self.settings.schedule().rate(now) * warmup_factor(step, self.settings.warmup_steps)
     }
+}
 
-    /// Writes what the settings ask for. Returns the checkpoint's path, if one was written.
-    fn save(&self, run_dir: Option<&RunDir>) -> Result<Option<PathBuf>> {
-        let Some(run_dir) = run_dir else { return Ok(None) };
-        if self.settings.save_losses {
-            run_dir.write_history(&self.state.history)?;
+/// The checkpoint to go on from; none if the run begins at its beginning.
+fn find(start: &Start, settings: &Settings) -> Result<Option<Checkpoint>> {
+    if let Start::Resume { run, skip_damaged } = start
+        && let (Some(newest), _) = run.newest(*skip_damaged)?
+    {
+        return Ok(Some(newest));
+    }
+    // Also where a run began that was stopped before it saved anything of its own.
+    match (start, &settings.from_checkpoint_run_dir, settings.from_checkpoint_step) {
+        (Start::Fresh, ..) => Ok(None),
+        (_, Some(run), Some(number)) => {
+            RunDir::new(run).open_checkpoint(CheckpointName::Epoch(number)).map(Some)
         }
-        if !self.settings.save_checkpoint {
-            return Ok(None);
-        }
-        let directory = run_dir.checkpoint(self.state.epoch);
-        let (config, parameters) = (self.model.config(), self.model.parameters());
-        checkpoint::save(&directory, config, parameters, &self.optimizer, &self.state)?;
-        Ok(Some(directory))
+        _ => Ok(None),
     }
 }
 
-/// Checks that a checkpoint's model has the sizes asked for; dropout may change.
-pub fn check_same_sizes(checkpoint: &Path, saved: &ModelConfig, wanted: &ModelConfig) -> Result<()> {
-    let sizes = [
-        ("the vocabulary", saved.vocab_size, wanted.vocab_size),
-        ("--n_blocks", saved.n_blocks, wanted.n_blocks),
-        ("--n_emb", saved.n_emb, wanted.n_emb),
-        ("--n_heads", saved.n_heads, wanted.n_heads),
-        ("--block_sizes", saved.block_size, wanted.block_size),
-    ];
-    let differs = sizes.iter().find(|(_, saved, wanted)| saved != wanted);
-    differs.map_or(Ok(()), |(name, saved, wanted)| {
-        let reason = format!(
-            "{name} is {saved} there, but {wanted} was asked for: leave the flag out or give {saved}"
-        );
-        Err(Error::Checkpoint { path: checkpoint.to_path_buf(), reason })
-    })
+/// A run as its checkpoint has it.
+fn load(
+    checkpoint: &Checkpoint,
+    settings: &Settings,
+    identity: Identity,
+) -> Result<(Gpt2, AdamW, TrainingState)> {
+    let mut state = checkpoint.state().clone();
+    check_same(checkpoint.directory(), &state.identity, &identity)?;
+    let config = identity.model;
+    // Dropout may have changed.
+    state.identity = identity;
+    let at_start = Some(state.epoch) == settings.from_checkpoint_step && state.under_way.batches == 0;
+    let goes_further = settings.max_steps.is_none_or(|limit| limit > state.global_step);
+    if let Some(CutShort { order, sums }) = state.cut_short.take_if(|_| goes_further) {
+        state.order = order;
+        state.under_way = sums;
+        state.epoch -= 1;
+        state.history.pop();
+    }
+    if settings.restart_schedule && at_start {
+        state.schedule_start = ScheduleStart { epoch: state.epoch, step: state.global_step };
+    }
+    let parameters = checkpoint.parameters()?;
+    let optimizer = checkpoint.optimizer(parameters.specs(), settings.adamw())?;
+    Ok((Gpt2::from_parameters(config, settings.precision, parameters), optimizer, state))
 }
 
-/// Checks that a run that is continued has steps left to take.
-fn check_steps_left(settings: &Settings, state: &TrainingState) -> Result<()> {
-    let taken = state.global_step;
-    match settings.max_steps {
-        Some(limit) if limit <= taken => {
-            let reason = format!(
-                "{limit} steps in all leave none: the checkpoint has taken {taken}, so give more than {taken}"
-            );
-            Err(Error::setting("--max_steps", reason))
-        }
-        _ => Ok(()),
+/// Checks that a checkpoint is of the same model, text and split as was asked for; dropout may change.
+///
+/// # Errors
+/// [`Error::Checkpoint`] that names the flag that differs.
+pub fn check_same(checkpoint: &Path, saved: &Identity, wanted: &Identity) -> Result<()> {
+    let ModelConfig { vocab_size, n_blocks, n_emb, n_heads, block_size, dropout: _ } = saved.model;
+    let sizes = [
+        ("the vocabulary", vocab_size, wanted.model.vocab_size),
+        ("--n_blocks", n_blocks, wanted.model.n_blocks),
+        ("--n_emb", n_emb, wanted.model.n_emb),
+        ("--n_heads", n_heads, wanted.model.n_heads),
+        ("--block_sizes", block_size, wanted.model.block_size),
+    ];
+    let differs = sizes.iter().find(|(_, saved, wanted)| saved != wanted);
+    let wrong = |reason: String| Err(Error::Checkpoint { path: checkpoint.to_path_buf(), reason });
+    if let Some((name, saved, wanted)) = differs {
+        return wrong(format!(
+            "{name} is {saved} there, but {wanted} was asked for: leave the flag out or give {saved}"
+        ));
+    }
+    let rest = [
+        ("tokenizer", saved.tokenizer_sha256 == wanted.tokenizer_sha256),
+        ("text", saved.data_sha256 == wanted.data_sha256),
+        ("split", saved.split == wanted.split),
+        ("seed", saved.seed == wanted.seed),
+    ];
+    match rest.iter().find(|(_, same)| !same) {
+        None => Ok(()),
+        Some((what, _)) => wrong(format!(
+            "it was written with another {what}, and its training and evaluation text must stay apart: go on with \
+             the run's own"
+        )),
     }
 }
 
 impl TrainingState {
     /// The state of a run before its first step.
-    fn new(seed: u64) -> Self {
+    fn new(identity: Identity, seed: u64) -> Self {
         Self {
-            format: checkpoint::FORMAT,
+            identity,
             epoch: 0,
             global_step: 0,
+            optimizer_steps: 0,
+            skipped_in_a_row: 0,
             schedule_start: ScheduleStart::default(),
             order: Rng::new(seed, Stream::Order),
             dropout: Rng::new(seed, Stream::Dropout),
+            under_way: EpochSums::default(),
+            cut_short: None,
             history: History::default(),
         }
     }

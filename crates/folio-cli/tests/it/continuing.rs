@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::place::{Place, TINY};
 
-const SAVED: &str = "--save_losses --save_checkpoint";
+const SAVED: &str = "--save_losses --save_checkpoint --keep all";
 /// Everything at a value that the next run could lose: a schedule with restarts, dropout, a seed.
 const SCHEDULE: &str =
     "--lr_schedule cosine_warm_restarts --cosine_T_max 2 --cosine_lr_restart_decay 0.5 --seed 5";
@@ -81,8 +81,15 @@ fn overwriting_replaces_a_run_and_leaves_other_files() {
     let place = place_with_run();
     place.write("run/notes.txt", "mine");
     place.ok(&format!("train {TINY} --run_dir run --overwrite"));
-    let left =
-        ["hyperparameters.json", "model_hyperparameters.json", "notes.txt", "tokenizer.json", "vocab.json"];
+    let left = [
+        "hyperparameters.json",
+        "metrics.jsonl",
+        "model_hyperparameters.json",
+        "notes.txt",
+        "status.json",
+        "tokenizer.json",
+        "vocab.json",
+    ];
     assert_eq!(place.names("run"), left);
 }
 

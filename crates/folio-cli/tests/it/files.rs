@@ -16,19 +16,30 @@ const STEPS: usize = TRAIN_BLOCKS.div_ceil(4);
 fn a_run_writes_these_files_and_no_others() {
     let place = Place::new();
     place.ok(&format!("train {TINY} --save_losses --save_checkpoint --run_dir run"));
-    let inside = ["config.json", "model.safetensors", "optimizer.safetensors", "state.json"];
+    let inside = ["config.json", "manifest.json", "model.safetensors", "optimizer.safetensors", "state.json"];
     let mut expected: Vec<String> =
         [1, 2].iter().flat_map(|n| inside.map(|name| format!("checkpoint_{n}/{name}"))).collect();
+    // The second is the newest and, of so short a run, the best.
+    expected.retain(|name| name != "checkpoint_1/optimizer.safetensors");
     let files = [
+        "best",
         "hyperparameters.json",
+        "latest",
         "losses.json",
         "lrs.json",
+        "metrics.jsonl",
         "model_hyperparameters.json",
+        "status.json",
         "tokenizer.json",
         "vocab.json",
     ];
     expected.extend(files.map(str::to_owned));
+    expected.sort_unstable();
     assert_eq!(place.names("run"), expected);
+    assert_eq!(
+        (place.link("run/latest"), place.link("run/best")),
+        ("checkpoint_2".to_owned(), "checkpoint_2".to_owned())
+    );
 }
 
 #[test]
@@ -38,7 +49,14 @@ fn a_run_writes_only_what_it_is_asked_for() {
     place.ok(&format!("train {TINY}"));
     assert_eq!(place.files(""), before, "no --run_dir, no files");
     place.ok(&format!("train {TINY} --run_dir run"));
-    let described = ["hyperparameters.json", "model_hyperparameters.json", "tokenizer.json", "vocab.json"];
+    let described = [
+        "hyperparameters.json",
+        "metrics.jsonl",
+        "model_hyperparameters.json",
+        "status.json",
+        "tokenizer.json",
+        "vocab.json",
+    ];
     assert_eq!(place.names("run"), described);
 }
 
@@ -74,9 +92,12 @@ fn losses_and_rates_have_one_entry_an_epoch() {
         keys(&place.json("run/losses.json")),
         [
             "best_eval_loss",
+            "clipped_steps",
             "eval_bits_per_byte",
             "eval_bits_per_character",
             "eval_losses",
+            "gradient_norms",
+            "skipped_steps",
             "steps",
             "train_bits_per_byte",
             "train_bits_per_character",

@@ -11,7 +11,11 @@ const ALL_FLAGS: &str = "--tokenizer_type corpus_bpe --vocab_size 260 --n_emb 16
     --num_epochs 3 --max_steps 2 --learning_rates 2e-3 --weight_decays 0.5 --decay_all_parameters --grad_clip 0.5 \
     --lr_schedule cosine_warm_restarts --lr_schedule_unit step --warmup_steps 1 --cosine_final_lr 1e-5 \
     --cosine_T_max 4 --cosine_T_mult 2 --cosine_lr_restart_decay 0.5 --run_dir run --save_losses --save_checkpoint \
-    --sample_tokens 3";
+    --sample_tokens 3 --save_every 1 --max_skipped_steps 3";
+/// Every flag with an underscore that only a search that is halved takes, and what needs them.
+const SEARCHING: &str = "--search halving --halving_factor 2 --trials 2";
+/// Every flag with an underscore that only a resumed run takes.
+const RESUMING: &str = "--resume run --skip_damaged";
 /// Every flag with an underscore that only a continued run takes.
 const CONTINUING: &str =
     "--from_checkpoint --from_checkpoint_run_dir run --from_checkpoint_step 1 --restart_schedule";
@@ -31,12 +35,19 @@ fn both_spellings_of_a_flag_mean_the_same() {
         format!("train --data '{data}' {ALL_FLAGS}"),
         format!("train {CONTINUING} --max_steps 4 --save_losses --run_dir more"),
     );
-    for line in [&first, &more] {
+    let search =
+        format!("train --data '{data}' --num_epochs 1 --n_emb 16 --n_heads 2 {SEARCHING} --run_dir search");
+    let resume = format!("train {RESUMING} --max_steps 5");
+    for line in [&first, &more, &search, &resume] {
         snake.ok(line);
         other.ok(&format!("train {}", kebab(line.strip_prefix("train ").expect("a train command"))));
     }
-    let relative = |place: &Place| -> Vec<_> {
-        place.names("").into_iter().zip(place.files("").into_values()).collect()
+    let relative = |place: &Place| -> Vec<(String, String)> {
+        let own_path = place.path("").display().to_string();
+        let text = |content: Vec<u8>| String::from_utf8_lossy(&content).replace(&own_path, "");
+        let files = place.names("").into_iter().zip(place.files("").into_values().map(text));
+        // Records tell the time.
+        files.filter(|(name, _)| !name.ends_with("metrics.jsonl")).collect()
     };
     assert_eq!(relative(&snake), relative(&other));
     assert_eq!(snake.json("run/hyperparameters.json")["cosine_T_mult"], json!(2));
@@ -50,9 +61,9 @@ fn no_flag_is_missing_from_the_test_of_spellings() {
     let is_part = |c: char| c == '-' || c == '_' || c.is_ascii_alphanumeric();
     let listed: BTreeSet<&str> =
         list.split(|c| !is_part(c)).filter(|word| word.starts_with("--") && word.contains('_')).collect();
-    let tested = words(&format!("{ALL_FLAGS} {CONTINUING}"));
+    let tested = words(&format!("{ALL_FLAGS} {CONTINUING} {SEARCHING} {RESUMING}"));
     let tested: BTreeSet<&str> =
-        tested.iter().map(String::as_str).filter(|word| word.contains("--")).collect();
+        tested.iter().map(String::as_str).filter(|word| word.contains("--") && word.contains('_')).collect();
     assert_eq!(listed, tested);
 }
 

@@ -56,6 +56,12 @@ impl Place {
         String::from_utf8(self.read(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
+    /// What a link points at.
+    pub(crate) fn link(&self, name: &str) -> String {
+        let target = fs::read_link(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+        target.display().to_string()
+    }
+
     pub(crate) fn json(&self, name: &str) -> Value {
         serde_json::from_slice(&self.read(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
@@ -109,7 +115,8 @@ impl Place {
         self.files(name).keys().map(|path| below(path)).collect()
     }
 
-    /// The files below a directory with their content. An empty directory counts as a file of no bytes.
+    /// The files below a directory with their content. An empty directory counts as a file of no bytes, a link as one
+    /// that holds what it points at; the lock, which holds the number of the last process, does not count.
     pub(crate) fn files(&self, name: &str) -> BTreeMap<PathBuf, Vec<u8>> {
         let mut files = BTreeMap::new();
         let mut directories = vec![self.path(name)];
@@ -122,7 +129,12 @@ impl Place {
                 files.insert(directory, Vec::new());
             }
             for path in entries {
-                if path.is_dir() {
+                if path.ends_with(".lock") {
+                    continue;
+                }
+                if let Ok(target) = fs::read_link(&path) {
+                    files.insert(path, target.into_os_string().into_encoded_bytes());
+                } else if path.is_dir() {
                     directories.push(path);
                 } else {
                     let content = fs::read(&path).expect("a readable file");

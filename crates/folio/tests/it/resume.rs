@@ -5,15 +5,15 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use folio::checkpoint::load_training;
+use folio::checkpoint::CheckpointName;
 use folio::data::{Part, SplitKind, TokenStream};
-use folio::model::{Parameters, Precision};
+use folio::model::Precision;
 use folio::rng::{Rng, Stream};
 use folio::run_dir::RunDir;
 use folio::schedule::{ScheduleKind, Unit};
-use folio::settings::Settings;
+use folio::settings::{Keep, Settings};
 use folio::tokenizer::Tokenizer;
-use folio::train::{Start, Trainer};
+use folio::train::{Requests, Start, Trainer};
 use rayon::ThreadPoolBuilder;
 
 const EPOCHS: u64 = 6;
@@ -37,6 +37,7 @@ fn settings() -> Settings {
         cosine_final_lr: 1e-4,
         save_losses: true,
         save_checkpoint: true,
+        keep: Keep::All,
         ..Settings::default()
     }
 }
@@ -59,7 +60,7 @@ fn train(settings: &Settings, start: &Start, directory: &Path, threads: usize) -
     let pool = ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
     pool.install(|| {
         let mut trainer = Trainer::new(settings.clone(), stream, tokenizer, start).expect("valid settings");
-        trainer.run(Some(&run_dir), &mut |_event| {}).expect("a run without mishap");
+        trainer.run(Some(&run_dir), &Requests::default(), &mut |_event| {}).expect("a run without mishap");
     });
     run_dir
 }
@@ -160,11 +161,11 @@ fn a_run_can_be_continued_again_and_again() {
 fn a_checkpoint_s_state_counts_epochs_and_steps() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let run = train(&settings(), &Start::Fresh, directory.path(), 2);
-    let (_, tokenizer) = data(SplitKind::Blocks);
-    let parameters = Parameters::zeros(&settings().model_config(tokenizer.vocab_size()));
     for epoch in 1..=EPOCHS {
-        let (optimizer, state) =
-            load_training(&run.checkpoint(epoch), parameters.specs(), settings().adamw()).expect("whole");
+        let checkpoint = run.open_checkpoint(CheckpointName::Epoch(epoch)).expect("whole");
+        let parameters = checkpoint.parameters().expect("whole");
+        let optimizer = checkpoint.optimizer(parameters.specs(), settings().adamw()).expect("whole");
+        let state = checkpoint.state();
         // Forty training blocks in batches of 13: three whole ones and a short one.
         assert_eq!((state.epoch, state.global_step, optimizer.steps()), (epoch, 4 * epoch, 4 * epoch));
         assert_eq!(state.history.epochs(), epoch);

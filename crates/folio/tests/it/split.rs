@@ -11,7 +11,7 @@ use folio::model::Gpt2;
 use folio::rng::{Rng, Stream};
 use folio::settings::Settings;
 use folio::tokenizer::Tokenizer;
-use folio::train::{Event, Start, Trainer};
+use folio::train::{Event, Requests, Start, Trainer};
 
 const PARTS: [Part; 3] = [Part::Train, Part::Eval, Part::Test];
 
@@ -179,14 +179,14 @@ fn block_losses(settings: &Settings, dataset: &Dataset) -> Vec<f64> {
 /// The losses of a run's steps, and how many tokens each took, epoch by epoch.
 fn steps(trainer: &mut Trainer) -> Vec<Vec<(f64, u64)>> {
     let mut epochs = Vec::new();
-    let mut on_event = |event| match event {
+    let mut on_event = |event: &Event| match event {
         Event::EpochStarted { .. } => epochs.push(Vec::new()),
-        Event::Step { tokens, loss } => {
-            epochs.last_mut().expect("an epoch has begun").push((f64::from(loss), tokens))
+        Event::Step(report) => {
+            epochs.last_mut().expect("an epoch has begun").push((f64::from(report.loss), report.tokens));
         }
         _ => {}
     };
-    trainer.run(None, &mut on_event).expect("a run without mishap");
+    trainer.run(None, &Requests::default(), &mut on_event).expect("a run without mishap");
     epochs
 }
 

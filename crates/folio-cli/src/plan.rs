@@ -1,0 +1,367 @@
+//! All that is settled before anything is written: `folio train` up to its first step.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use folio::checkpoint::{CheckpointName, Identity};
+use folio::data::{Dataset, TokenStream};
+use folio::error::Error;
+use folio::run_dir::{RunDir, RunState};
+use folio::settings::Settings;
+use folio::sweep::{Plan, Sweep};
+use folio::text::Corpus;
+use folio::tokenizer::{Tokenizer, TokenizerKind};
+use folio::train::{Start, check_same};
+
+use crate::options::Options;
+use crate::presets;
+use crate::tokenizer::bar_for;
+use crate::train::TrainArgs;
+use crate::usage::Usage;
+
+/// What is to be trained.
+pub(crate) struct Task {
+    pub(crate) work: Work,
+    pub(crate) start: Start,
+    pub(crate) stream: Arc<TokenStream>,
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) run_dir: Option<RunDir>,
+    /// Tokens to write when training has ended.
+    pub(crate) sample_tokens: usize,
+}
+
+/// One run or several.
+pub(crate) enum Work {
+    Run(Box<Settings>),
+    Sweep(Sweep),
+}
+
+impl Work {
+    pub(crate) fn runs(&self) -> &[Settings] {
+        match self {
+            Self::Run(settings) => std::slice::from_ref(settings),
+            Self::Sweep(sweep) => &sweep.runs,
+        }
+    }
+}
+
+/// Checks everything and reads the text; writes nothing.
+pub(crate) fn plan(args: &TrainArgs) -> anyhow::Result<Task> {
+    if let Some(directory) = &args.resume {
+        return plan_resumption(args, RunDir::new(directory));
+    }
+    let start = match (args.from_checkpoint, &args.from_checkpoint_run_dir, args.from_checkpoint_step) {
+        (true, Some(run), Some(number)) => {
+            Start::Checkpoint { run: RunDir::new(run), number, restart_schedule: args.restart_schedule }
+        }
+        _ => Start::Fresh,
+    };
+    let mut options = given_options(args)?;
+    if let Start::Checkpoint { run, number, .. } = &start {
+        run.open_checkpoint(CheckpointName::Epoch(*number))?;
+        options = options.or(&Options::inherited(&run.settings()?))?;
+    }
+    let (mut base, space) = options.settings();
+    let needs_directory = [
+        ("--save_losses", base.save_losses),
+        ("--save_checkpoint", base.save_checkpoint),
+        ("--save_every", base.save_every.is_some()),
+        ("--tensorboard", base.tensorboard),
+    ];
+    if let Some((flag, _)) = needs_directory.iter().find(|(_, set)| *set && options.run_dir.is_none()) {
+        return Err(Usage(format!("{flag} needs a place to write to: add --run_dir DIR")).into());
+    }
+    let (kind, runs) = options.search(&base, &space)?;
+    runs.iter().try_for_each(Settings::validate)?;
+    if matches!(kind, Plan::Halving { .. }) && options.run_dir.is_none() {
+        return Err(
+            Usage("--search halving keeps runs that it stops early: add --run_dir DIR".to_owned()).into()
+        );
+    }
+
+    let corpus = read_text(&options, &mut base)?;
+    if let TokenizerKind::File(path) = &mut base.tokenizer_type {
+        *path = std::path::absolute(&path).unwrap_or_else(|_| path.clone());
+    }
+    let tokenizer = Arc::new(match &start {
+        Start::Checkpoint { run, .. } => run.tokenizer()?,
+        _ => base.tokenizer(&corpus.text)?,
+    });
+    // Once more, now that the base knows its text.
+    let (_, runs) = options.search(&base, &space)?;
+    for settings in &runs {
+        check_continues(settings, &start, &tokenizer)?;
+    }
+    let work = match <[Settings; 1]>::try_from(runs) {
+        Ok([run]) => Work::Run(Box::new(run)),
+        Err(runs) => Work::Sweep(Sweep::new(kind, runs)),
+    };
+    let stream = encode(&corpus, &tokenizer, &work)?;
+    let run_dir = options.run_dir.map(RunDir::new);
+    let sample_tokens = options.sample_tokens.unwrap_or(0);
+    let task = Task { work, start, stream, tokenizer, run_dir, sample_tokens };
+    check_run_dir(&task, args.overwrite)?;
+    Ok(task)
+}
+
+/// Flags, then the config file, then the preset.
+fn given_options(args: &TrainArgs) -> anyhow::Result<Options> {
+    let mut options = args.options.clone();
+    if let Some(path) = &args.config {
+        options = options.or(&presets::config_file(path)?)?;
+    }
+    if let Some(name) = &args.preset {
+        options = options.or(&presets::preset(name)?)?;
+    }
+    Ok(options)
+}
+
+/// `--resume`: the settings are the run's, or the sweep's, own.
+fn plan_resumption(args: &TrainArgs, run: RunDir) -> anyhow::Result<Task> {
+    let given = given_options(args)?;
+    if let Some(sweep) = Sweep::read(run.path())? {
+        if let Some(flag) = given.flags()?.into_iter().next() {
+            let path = run.path().display();
+            return Err(Usage(format!(
+                "--{flag}: the sweep in {path} goes on as it was begun: leave it out"
+            ))
+            .into());
+        }
+        let corpus = corpus_of(&sweep.runs[0], &given)?;
+        let tokenizer = match run.sub_runs()?.iter().find(|run| run.is_run()).map(RunDir::tokenizer) {
+            Some(Ok(tokenizer)) => tokenizer,
+            _ => sweep.runs[0].tokenizer(&corpus.text)?,
+        };
+        let start = match (&sweep.runs[0].from_checkpoint_run_dir, sweep.runs[0].from_checkpoint_step) {
+            (Some(path), Some(number)) => {
+                let restart_schedule = sweep.runs[0].restart_schedule;
+                Start::Checkpoint { run: RunDir::new(path), number, restart_schedule }
+            }
+            _ => Start::Fresh,
+        };
+        return finish_plan(corpus, tokenizer, Work::Sweep(sweep), start, run, 0);
+    }
+    let old = run.settings()?;
+    let settings = changed(&run, &old, &given)?;
+    settings.validate()?;
+    let ended = run.status()?.is_some_and(|status| status.state == RunState::Finished);
+    if ended && run.names()?.is_empty() {
+        let reason =
+            "has ended and kept no checkpoint to go on from: train with --save_checkpoint to be able to";
+        return Err(Error::RunDirectory { path: run.path().to_path_buf(), reason: reason.to_owned() }.into());
+    }
+    let corpus = corpus_of(&old, &given)?;
+    let tokenizer = match run.tokenizer() {
+        // It was stopped before it had written it.
+        Err(_) if run.names()?.is_empty() && old.from_checkpoint_step.is_none() => {
+            old.tokenizer(&corpus.text)?
+        }
+        tokenizer => tokenizer?,
+    };
+    let start = Start::Resume { run: run.clone(), skip_damaged: args.skip_damaged };
+    let sample_tokens = settings.sample_tokens.unwrap_or(0);
+    finish_plan(corpus, tokenizer, Work::Run(Box::new(settings)), start, run, sample_tokens)
+}
+
+fn finish_plan(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    work: Work,
+    start: Start,
+    run: RunDir,
+    sample_tokens: usize,
+) -> anyhow::Result<Task> {
+    let tokenizer = Arc::new(tokenizer);
+    let stream = encode(&corpus, &tokenizer, &work)?;
+    Ok(Task { work, start, stream, tokenizer, run_dir: Some(run), sample_tokens })
+}
+
+/// A run's settings with those changed that may be.
+///
+/// # Errors
+/// If another is given with another value than the run's.
+fn changed(run: &RunDir, old: &Settings, given: &Options) -> anyhow::Result<Settings> {
+    /// What changes nothing of what was trained so far. `data` is compared by content.
+    const MAY_CHANGE: [&str; 11] = [
+        "num_epochs",
+        "max_steps",
+        "save_every",
+        "keep",
+        "save_losses",
+        "save_checkpoint",
+        "max_skipped_steps",
+        "sample_tokens",
+        "tensorboard",
+        "run_dir",
+        "data",
+    ];
+    let own = Options::of(old);
+    let mut given = given.clone();
+    if given.precision.is_some_and(|precision| precision.resolve(old.n_emb, old.n_heads) == old.precision) {
+        given.precision = own.precision;
+    }
+    let own_table = toml::Table::try_from(&own)?;
+    for (flag, value) in toml::Table::try_from(&given)? {
+        if MAY_CHANGE.contains(&flag.as_str()) || own_table.get(&flag) == Some(&value) {
+            continue;
+        }
+        let (path, has) = (run.path().display(), own_table.get(&flag));
+        let has = has.map_or("none".to_owned(), |value| value.to_string());
+        let reason =
+            format!("the run in {path} has {has}: leave it out, or branch off with --from_checkpoint");
+        return Err(Usage(format!("--{flag}: {reason}")).into());
+    }
+    if let Some(other) = given.run_dir.as_deref().filter(|other| !same_directory(other, run.path())) {
+        let (path, other) = (run.path().display(), other.display());
+        return Err(
+            Usage(format!("--run_dir {other}: a run that is resumed stays in {path}: leave it out")).into()
+        );
+    }
+    let (new, _) = given.or(&own)?.settings();
+    Ok(Settings {
+        num_epochs: new.num_epochs,
+        max_steps: new.max_steps,
+        save_every: new.save_every,
+        keep: new.keep,
+        save_losses: new.save_losses,
+        save_checkpoint: new.save_checkpoint,
+        max_skipped_steps: new.max_skipped_steps,
+        sample_tokens: new.sample_tokens,
+        tensorboard: new.tensorboard,
+        ..old.clone()
+    })
+}
+
+/// The text that `--data` names, or the embedded one; the settings are told which.
+fn read_text(options: &Options, settings: &mut Settings) -> anyhow::Result<Corpus> {
+    let corpus = match &options.data {
+        Some(path) => {
+            let corpus = Corpus::from_file(path)?;
+            let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+            settings.data = path.display().to_string();
+            corpus
+        }
+        None => Corpus::embedded(),
+    };
+    settings.data_sha256.clone_from(&corpus.sha256);
+    Ok(corpus)
+}
+
+/// The text that a run was trained on, known again by its hash; it may have moved to where `--data` says.
+fn corpus_of(settings: &Settings, given: &Options) -> anyhow::Result<Corpus> {
+    let Some(path) = &given.data else { return crate::eval::corpus_of(settings) };
+    let corpus = Corpus::from_file(path)?;
+    if corpus.sha256 != settings.data_sha256 {
+        let reason = "is another than the run was trained on: leave --data out".to_owned();
+        return Err(Error::Corpus { path: path.display().to_string(), reason }.into());
+    }
+    Ok(corpus)
+}
+
+/// The text in tokens, long enough for every run.
+fn encode(corpus: &Corpus, tokenizer: &Tokenizer, work: &Work) -> anyhow::Result<Arc<TokenStream>> {
+    let bar = bar_for(corpus.text.len());
+    let split = work.runs()[0].split;
+    let stream = TokenStream::encode_telling(&corpus.text, tokenizer, split, |bytes| bar.inc(bytes))?;
+    bar.finish_and_clear();
+    let stream = Arc::new(stream);
+    for settings in work.runs() {
+        Dataset::new(Arc::clone(&stream), settings.block_size, settings.seed)?;
+    }
+    Ok(stream)
+}
+
+/// Checks that a run can go on from its checkpoint: the same model, and the same text in the same parts, since
+/// otherwise it would be evaluated on what it was trained on.
+fn check_continues(settings: &Settings, start: &Start, tokenizer: &Tokenizer) -> anyhow::Result<()> {
+    let Start::Checkpoint { run, number, .. } = start else { return Ok(()) };
+    let saved = run.settings()?;
+    let none = || "none".to_owned();
+    let same = [
+        (
+            "--tokenizer_type",
+            saved.tokenizer_type == settings.tokenizer_type,
+            saved.tokenizer_type.to_string(),
+        ),
+        (
+            "--vocab_size",
+            saved.vocab_size == settings.vocab_size,
+            saved.vocab_size.map_or_else(none, |size| size.to_string()),
+        ),
+        ("--data", saved.data_sha256 == settings.data_sha256, saved.data.clone()),
+        ("--split", saved.split == settings.split, format!("{:?}", saved.split).to_lowercase()),
+        ("--seed", saved.seed == settings.seed, saved.seed.to_string()),
+    ];
+    if let Some((flag, _, value)) = same.iter().find(|(_, same, _)| !same) {
+        let reason = format!(
+            "the run in {} has {value}, and its training and evaluation text must stay apart: leave the flag out",
+            run.path().display()
+        );
+        return Err(Usage(format!("{flag}: {reason}")).into());
+    }
+    let checkpoint = run.open_checkpoint(CheckpointName::Epoch(*number))?;
+    let state = checkpoint.state();
+    check_same(checkpoint.directory(), &state.identity, &Identity::of(settings, tokenizer))?;
+    match settings.max_steps {
+        Some(limit) if limit <= state.global_step => {
+            let taken = state.global_step;
+            let reason = format!(
+                "{limit} steps in all leave none: the checkpoint has taken {taken}, so give more than {taken}"
+            );
+            Err(Error::Setting { setting: "--max_steps", reason }.into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Checks that nothing that exists would be lost.
+fn check_run_dir(task: &Task, overwrite: bool) -> anyhow::Result<()> {
+    let Some(run_dir) = &task.run_dir else { return Ok(()) };
+    if let Some((run, number)) = task.continues_in_place() {
+        let later = run.later_than(number)?.pop();
+        if let Some(later) = later.filter(|_| !overwrite) {
+            let later = later.to_string().replace('_', " ");
+            let reason = format!(
+                "holds {later}, later than {number}: continue from the last, give another --run_dir, or \
+                 --overwrite to replace what came after {number}"
+            );
+            return Err(Error::RunDirectory { path: run.path().to_path_buf(), reason }.into());
+        }
+        return Ok(());
+    }
+    if let Start::Checkpoint { run, .. } = &task.start
+        && let (Ok(source), Ok(target)) = (run.path().canonicalize(), run_dir.path().canonicalize())
+        && source.starts_with(&target)
+    {
+        let path = run_dir.path().display();
+        return Err(Usage(format!("--run_dir {path} holds the run that is continued: give another")).into());
+    }
+    Ok(run_dir.check_free(overwrite)?)
+}
+
+impl Task {
+    /// If a single run goes on in its own directory: it, and the epoch from which.
+    fn continues_in_place(&self) -> Option<(&RunDir, u64)> {
+        let (Start::Checkpoint { run, number, .. }, Some(run_dir), Work::Run(_)) =
+            (&self.start, &self.run_dir, &self.work)
+        else {
+            return None;
+        };
+        same_directory(run.path(), run_dir.path()).then_some((run, *number))
+    }
+
+    /// Removes what `--overwrite` gives up: the run that is there, or what came after the checkpoint it goes on from.
+    pub(crate) fn clear(&self) -> anyhow::Result<()> {
+        match (self.continues_in_place(), &self.run_dir) {
+            (Some((run, number)), _) => run.clear_after(number)?,
+            (None, Some(run_dir)) => run_dir.clear()?,
+            (None, None) => {}
+        }
+        Ok(())
+    }
+}
+
+/// Whether two paths lead to one directory.
+fn same_directory(one: &Path, other: &Path) -> bool {
+    matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
+}

@@ -1,0 +1,170 @@
+//! A sweep as it is told to a person: what each run does, and the runs in order of their losses.
+
+use std::collections::HashMap;
+
+use comfy_table::{CellAlignment, Table, presets::NOTHING};
+use folio::run_dir::RunState;
+use folio::sweep::{Standing, Sweep, SweepEvent};
+use folio::train::{Event, Outcome};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+use crate::progress::Progress;
+
+/// Lines of the table that is shown while runs train.
+const SHOWN: usize = 12;
+
+/// Prints the events of a sweep.
+pub(crate) struct Standings<'a> {
+    sweep: &'a Sweep,
+    json: bool,
+    /// Whether several runs train at a time.
+    parallel: bool,
+    bars: MultiProgress,
+    /// The table, below the bars of the runs.
+    table: ProgressBar,
+    /// The runs that train now.
+    running: HashMap<usize, Progress>,
+    /// All runs, the best first, as far as they are known.
+    ranked: Vec<Standing>,
+}
+
+impl<'a> Standings<'a> {
+    pub(crate) fn new(sweep: &'a Sweep, json: bool, jobs: usize) -> Self {
+        let bars = MultiProgress::new();
+        let table = bars.add(ProgressBar::no_length());
+        table.set_style(ProgressStyle::with_template("{msg}").expect("a valid template"));
+        let unknown = |run| Standing { run, state: None, epochs: 0, eval_losses: Vec::new(), error: None };
+        let ranked = (0..sweep.runs.len()).map(unknown).collect();
+        Self { sweep, json, parallel: jobs > 1, bars, table, running: HashMap::new(), ranked }
+    }
+
+    /// Takes one event of the sweep.
+    pub(crate) fn on_event(&mut self, event: SweepEvent) {
+        match event {
+            SweepEvent::RunStarted { run } => {
+                if !self.json {
+                    let line = format!(
+                        "Experiment {}/{}: {}",
+                        run + 1,
+                        self.sweep.runs.len(),
+                        self.told_values(run)
+                    );
+                    self.bars.suspend(|| println!("{line}"));
+                }
+                let bar = self.bars.insert_before(&self.table, ProgressBar::new(0));
+                // One run at a time needs no name, but a program that reads many does.
+                let named = self.parallel || self.json;
+                let progress =
+                    if named { Progress::of(name(run), bar, self.json) } else { Progress::over(bar) };
+                self.running.insert(run, progress);
+            }
+            SweepEvent::Run { run, event } => {
+                if let Some(progress) = self.running.get_mut(&run) {
+                    progress.on_event(event);
+                }
+                if let Event::EpochEnded { report, .. } = event {
+                    self.note_epoch(run, report.eval_loss);
+                    self.show_table();
+                }
+            }
+            SweepEvent::RunEnded { standing, ranked, trained } => {
+                self.ranked = ranked.to_vec();
+                if let Some(progress) = self.running.remove(&standing.run) {
+                    progress.finish();
+                }
+                self.tell_end(standing, trained);
+                self.show_table();
+            }
+            SweepEvent::RungEnded { survivors, epochs } => {
+                let names: Vec<String> = survivors.iter().map(|&run| name(run)).collect();
+                self.say(&format!("on to epoch {epochs} with {}", names.join(", ")));
+            }
+        }
+    }
+
+    /// Takes the bars away and prints the table.
+    pub(crate) fn finish(&mut self, ranked: &[Standing], outcome: Outcome) {
+        self.table.finish_and_clear();
+        self.ranked = ranked.to_vec();
+        if !self.json && outcome == Outcome::Finished {
+            println!("\n{}", table(self.sweep, &self.ranked));
+        }
+    }
+
+    fn tell_end(&self, standing: &Standing, trained: bool) {
+        let name = name(standing.run);
+        match (&standing.error, trained) {
+            (Some(error), _) => self.say(&format!("warning: {name} has failed: {error}")),
+            (None, false) => self.say(&format!("{name} has been trained before")),
+            (None, true) => {}
+        }
+    }
+
+    fn say(&self, line: &str) {
+        self.bars.suspend(|| eprintln!("{line}"));
+    }
+
+    /// Puts an epoch of a run that trains where it belongs.
+    fn note_epoch(&mut self, run: usize, eval_loss: f64) {
+        if let Some(standing) = self.ranked.iter_mut().find(|standing| standing.run == run) {
+            standing.state = Some(RunState::Running);
+            standing.epochs += 1;
+            standing.eval_losses.push(eval_loss);
+        }
+        self.ranked.sort_by(|a, b| a.best().total_cmp(&b.best()).then(a.run.cmp(&b.run)));
+    }
+
+    fn show_table(&self) {
+        if !self.json && !self.table.is_hidden() {
+            let shown = &self.ranked[..self.ranked.len().min(SHOWN)];
+            self.table.set_message(table(self.sweep, shown).to_string());
+        }
+    }
+
+    fn told_values(&self, run: usize) -> String {
+        let values = self.sweep.values(run).into_iter();
+        values.map(|(name, value)| format!("{name} {value}")).collect::<Vec<_>>().join(", ")
+    }
+}
+
+fn name(run: usize) -> String {
+    format!("run_{}", run + 1)
+}
+
+/// Rank, run, state, loss, epochs, and the values in which the runs differ.
+fn table(sweep: &Sweep, ranked: &[Standing]) -> Table {
+    let mut table = Table::new();
+    table.load_style(NOTHING);
+    let fixed = ["rank", "run", "state", "best eval loss", "epochs"].map(str::to_owned);
+    table.set_header(fixed.into_iter().chain(sweep.varying.iter().cloned()));
+    for (index, standing) in ranked.iter().enumerate() {
+        let best = standing.best();
+        let loss = if best.is_finite() { format!("{best:.4}") } else { "-".to_owned() };
+        let state = standing.state.map_or("waiting", state_name);
+        let row = [
+            (index + 1).to_string(),
+            name(standing.run),
+            state.to_owned(),
+            loss,
+            standing.epochs.to_string(),
+        ];
+        table.add_row(row.into_iter().chain(sweep.values(standing.run).into_iter().map(|(_, value)| value)));
+    }
+    for (index, column) in table.column_iter_mut().enumerate() {
+        if !matches!(index, 1 | 2) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+/// A state in a word.
+pub(crate) fn state_name(state: RunState) -> &'static str {
+    match state {
+        RunState::Running => "running",
+        RunState::Stopped => "stopped",
+        RunState::Finished => "finished",
+        RunState::Diverged => "diverged",
+        RunState::Failed => "failed",
+    }
+}

@@ -1,0 +1,47 @@
+//! The machine that a run trains on.
+
+use serde::Serialize;
+use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
+
+/// What a record says of the machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Machine {
+    /// The processor's name, as the system has it; empty if it does not say.
+    pub cpu: String,
+    /// Its cores, as far as this process may use them.
+    pub cores: usize,
+    /// Bytes of memory, if the system says.
+    pub memory: Option<u64>,
+    /// The operating system.
+    pub system: String,
+}
+
+impl Machine {
+    /// This one.
+    pub fn here() -> Self {
+        let system = look(RefreshKind::nothing().with_cpu(CpuRefreshKind::nothing()).with_memory(memory()));
+        let cpu = system.as_ref().and_then(|system| system.cpus().first());
+        Self {
+            cpu: cpu.map_or_else(String::new, |cpu| cpu.brand().trim().to_owned()),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            memory: system.as_ref().map(System::total_memory),
+            system: System::long_os_version().unwrap_or_default(),
+        }
+    }
+}
+
+/// Bytes of memory that a program could take now without pushing others out, if the system says.
+pub fn available_memory() -> Option<u64> {
+    let system = look(RefreshKind::nothing().with_memory(memory()))?;
+    // A container may have less than the machine.
+    let limit = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
+    Some(system.available_memory().min(limit))
+}
+
+fn memory() -> MemoryRefreshKind {
+    MemoryRefreshKind::nothing().with_ram()
+}
+
+fn look(kinds: RefreshKind) -> Option<System> {
+    System::new_with_specifics(kinds).ok()
+}
