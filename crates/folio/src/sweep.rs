@@ -302,7 +302,7 @@ fn run_stage(
     })?;
     thread::scope(|scope| {
         for pool in &pools {
-            scope.spawn(|| pool.install(&work));
+            scope.spawn(|| pool.install(work));
         }
     });
     Ok(())

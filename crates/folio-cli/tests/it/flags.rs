@@ -43,8 +43,9 @@ fn both_spellings_of_a_flag_mean_the_same() {
         other.ok(&format!("train {}", kebab(line.strip_prefix("train ").expect("a train command"))));
     }
     let relative = |place: &Place| -> Vec<(String, String)> {
-        let own_path = place.path("").display().to_string();
-        let text = |content: Vec<u8>| String::from_utf8_lossy(&content).replace(&own_path, "");
+        let path = |place: &Place| place.path("").display().to_string();
+        let (own, data) = (path(place), path(&snake));
+        let text = |content: Vec<u8>| String::from_utf8_lossy(&content).replace(&own, "").replace(&data, "");
         let files = place.names("").into_iter().zip(place.files("").into_values().map(text));
         // Records tell the time.
         files.filter(|(name, _)| !name.ends_with("metrics.jsonl")).collect()
