@@ -93,7 +93,8 @@ impl Progress {
                 };
                 self.bar.suspend(|| println!("{line}"));
             }
-            Event::Saved { checkpoint } => self.say(&format!("saved {}", checkpoint.display())),
+            Event::Saved { checkpoint, asked: true } => self.say(&format!("saved {}", checkpoint.display())),
+            Event::Saving | Event::Saved { .. } => {}
             Event::Warning { message } => self.say(&format!("warning: {message}")),
         }
     }

@@ -95,10 +95,9 @@ impl Metrics {
                 line["sample"] = json!(sample);
                 self.push(&line);
             }
-            Event::Saved { .. } | Event::Evaluating | Event::Warning { .. } => {}
+            Event::Saving | Event::Saved { .. } | Event::Evaluating | Event::Warning { .. } => {}
         }
-        let boundary = !matches!(event, Event::Step(_));
-        if boundary || self.written_at.elapsed() >= PATIENCE {
+        if !matches!(event, Event::Step(_)) || self.written_at.elapsed() >= PATIENCE {
             // Lines that cannot be written stay, and are tried again.
             let _ = self.flush();
         }
@@ -122,6 +121,9 @@ impl Metrics {
     /// Appends the lines that wait.
     fn flush(&mut self) -> Result<()> {
         self.written_at = Instant::now();
+        if self.lines.is_empty() {
+            return Ok(());
+        }
         let write = |path: &Path, lines: &[u8]| {
             let mut file = OpenOptions::new().create(true).append(true).open(path)?;
             let length = file.metadata()?.len();

@@ -189,8 +189,9 @@ impl Trainer {
                     .settings
                     .save_every
                     .is_some_and(|every| self.state.global_step.is_multiple_of(every));
-                if requests.take_save() || due || requests.stop_asked() {
-                    saver.save_step(self, on_event);
+                let asked = requests.take_save() || requests.stop_asked();
+                if asked || due {
+                    saver.save_step(self, asked, on_event);
                 }
                 if requests.stop_asked() {
                     return Ok(Outcome::Stopped);
@@ -199,14 +200,14 @@ impl Trainer {
 
             on_event(&Event::Evaluating);
             let Some(eval_loss) = self.eval_loss(|| !requests.stop_asked()) else {
-                saver.save_step(self, on_event);
+                saver.save_step(self, true, on_event);
                 return Ok(Outcome::Stopped);
             };
             let report = self.end_epoch(eval_loss, order, saver)?;
-            let checkpoint = saver.save_epoch(self, on_event);
-            let sample =
-                keeps_records.then(|| self.sample(self.settings.sample_tokens.unwrap_or(SAMPLE_TOKENS)));
-            on_event(&Event::EpochEnded { epoch, last_epoch, report, sample, checkpoint });
+            let tokens = self.settings.sample_tokens.unwrap_or(SAMPLE_TOKENS);
+            let sample = keeps_records.then(|| self.sample(tokens));
+            on_event(&Event::EpochEnded { epoch, last_epoch, report, sample });
+            saver.save_epoch(self, on_event);
             if requests.stop_asked() {
                 return Ok(Outcome::Stopped);
             }

@@ -1,12 +1,12 @@
 //! The program itself, run in directories of its own.
 
-mod place;
-
 mod commands;
 mod continuing;
 mod files;
 mod flags;
 mod mistakes;
+mod place;
 mod seed;
+mod stopping;
 mod sweep;
 mod tokenizer;

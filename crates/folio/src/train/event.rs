@@ -36,14 +36,19 @@ pub enum Event {
     },
     /// A step was taken.
     Step(StepReport),
-    /// The state of the run was saved inside an epoch.
+    /// The state of the run is about to be saved: whoever keeps records of it writes them down first, so that a run that
+    /// goes on from there has them.
+    Saving,
+    /// The state of the run was saved.
     Saved {
         /// The checkpoint.
         checkpoint: PathBuf,
+        /// Whether somebody asked for it.
+        asked: bool,
     },
     /// Evaluation has begun.
     Evaluating,
-    /// An epoch has ended and everything that it had to save is saved.
+    /// An epoch has ended; what it has to save is saved next.
     EpochEnded {
         /// Counting from 1.
         epoch: u64,
@@ -53,8 +58,6 @@ pub enum Event {
         report: EpochReport,
         /// What the model writes now, if the run keeps records.
         sample: Option<String>,
-        /// The checkpoint it wrote, if any.
-        checkpoint: Option<PathBuf>,
     },
     /// Something did not go as it should have; training goes on.
     Warning {

@@ -36,43 +36,44 @@ impl<'a> Saver<'a> {
     }
 
     /// Saves the run inside an epoch, if there is somewhere to save it and it is not saved yet.
-    pub(super) fn save_step(&mut self, trainer: &Trainer, on_event: &mut dyn FnMut(&Event)) {
+    pub(super) fn save_step(&mut self, trainer: &Trainer, asked: bool, on_event: &mut dyn FnMut(&Event)) {
         let name = CheckpointName::Step(trainer.state.global_step);
-        let Some(run_dir) = self.run_dir else { return };
-        if self.saved == Some((trainer.state.epoch, trainer.state.global_step)) {
-            return;
-        }
-        if self.attempt(on_event, || write_checkpoint(run_dir, trainer, name))
-            && let Some(checkpoint) = self.finish(trainer, name)
-        {
-            on_event(&Event::Saved { checkpoint });
+        if self.saved != Some((trainer.state.epoch, trainer.state.global_step)) {
+            self.save(trainer, name, asked, on_event);
         }
     }
 
-    /// Saves what an epoch's end has to save. Returns the epoch's checkpoint, if the settings ask for one.
-    pub(super) fn save_epoch(
-        &mut self,
-        trainer: &Trainer,
-        on_event: &mut dyn FnMut(&Event),
-    ) -> Option<PathBuf> {
-        let run_dir = self.run_dir?;
-        let settings = &trainer.settings;
-        let name = match settings.save_checkpoint {
+    /// Saves what an epoch's end has to save.
+    pub(super) fn save_epoch(&mut self, trainer: &Trainer, on_event: &mut dyn FnMut(&Event)) {
+        let name = match trainer.settings.save_checkpoint {
             true => CheckpointName::Epoch(trainer.state.epoch),
             false => CheckpointName::Step(trainer.state.global_step),
         };
-        let write = || {
-            restore_directory(run_dir, trainer)?;
-            if settings.save_losses {
-                run_dir.write_history(&trainer.state.history)?;
+        self.save(trainer, name, false, on_event);
+    }
+
+    fn save(
+        &mut self,
+        trainer: &Trainer,
+        name: CheckpointName,
+        asked: bool,
+        on_event: &mut dyn FnMut(&Event),
+    ) {
+        let Some(run_dir) = self.run_dir else { return };
+        on_event(&Event::Saving);
+        match write(run_dir, trainer, name) {
+            Ok(checkpoint) => {
+                self.failure = None;
+                self.saved = Some((trainer.state.epoch, trainer.state.global_step));
+                self.checkpoint = Some(checkpoint.clone());
+                on_event(&Event::Saved { checkpoint, asked });
             }
-            write_checkpoint(run_dir, trainer, name)?;
-            run_dir.write_status(&status(trainer, RunState::Running, None))
-        };
-        if !self.attempt(on_event, write) {
-            return None;
+            Err(error) => {
+                let message = format!("{error}; training goes on and tries again at the next save");
+                on_event(&Event::Warning { message });
+                self.failure = Some(error);
+            }
         }
-        self.finish(trainer, name).filter(|_| settings.save_checkpoint)
     }
 
     /// Says how the run has ended; an error if its end is not saved.
@@ -93,29 +94,18 @@ impl<'a> Saver<'a> {
         // A failure is told before the one to write it down.
         outcome.and_then(|outcome| written.map(|()| outcome))
     }
-
-    /// Tries to write; a failure is told and remembered.
-    fn attempt(&mut self, on_event: &mut dyn FnMut(&Event), write: impl FnOnce() -> Result<()>) -> bool {
-        self.failure = write().err();
-        if let Some(error) = &self.failure {
-            let message = format!("{error}; training goes on and tries again at the next save");
-            on_event(&Event::Warning { message });
-        }
-        self.failure.is_none()
-    }
-
-    fn finish(&mut self, trainer: &Trainer, name: CheckpointName) -> Option<PathBuf> {
-        self.saved = Some((trainer.state.epoch, trainer.state.global_step));
-        self.checkpoint = self.run_dir.map(|run_dir| run_dir.checkpoint(name));
-        self.checkpoint.clone()
-    }
 }
 
-fn write_checkpoint(run_dir: &RunDir, trainer: &Trainer, name: CheckpointName) -> Result<()> {
+/// Writes all that a run has to say at this moment. Returns the checkpoint.
+fn write(run_dir: &RunDir, trainer: &Trainer, name: CheckpointName) -> Result<PathBuf> {
     restore_directory(run_dir, trainer)?;
     let Trainer { settings, model, optimizer, state, .. } = trainer;
-    run_dir.save_checkpoint(name, settings.keep, model.parameters(), optimizer, state)?;
-    Ok(())
+    if settings.save_losses {
+        run_dir.write_history(&state.history)?;
+    }
+    let checkpoint = run_dir.save_checkpoint(name, settings.keep, model.parameters(), optimizer, state)?;
+    run_dir.write_status(&status(trainer, RunState::Running, None))?;
+    Ok(checkpoint)
 }
 
 /// Makes the run's directory again if somebody has removed it, though not those above it: what they were on may be

@@ -1,0 +1,251 @@
+//! Runs that are killed, interrupted and asked to save, at whatever moment, and go on as if nothing had happened.
+#![cfg(unix)]
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use folio::rng::{Rng, Stream};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::place::{Place, words};
+
+/// Three epochs of 13 steps, each of them saved, so that most of the time goes into saving.
+const RUN: &str = "--data plays.txt --n_emb 16 --n_heads 2 --n_blocks 1 --block_sizes 16 --batch_sizes 4 --dropouts 0.1 \
+                   --num_epochs 3 --save_losses --save_checkpoint --save_every 1 --sample_tokens 5";
+
+/// A run of folio, whose lines on stderr come as it writes them.
+struct Running {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+fn start(place: &Place, line: &str) -> Running {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_folio"));
+    command.args(words(line)).current_dir(place.path("")).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the program starts");
+    let stderr = child.stderr.take().expect("a pipe");
+    let (sender, lines) = channel();
+    std::thread::spawn(move || {
+        let mut lines = BufReader::new(stderr).lines().map_while(Result::ok);
+        // Whoever no longer listens does not want the rest.
+        while lines.next().is_some_and(|line| sender.send(line).is_ok()) {}
+    });
+    Running { child, lines }
+}
+
+impl Running {
+    /// Waits for a line that contains `part`; false if the program ends without one.
+    fn until(&self, part: &str) -> bool {
+        self.lines.iter().any(|line| line.contains(part))
+    }
+
+    /// Lets the program run for a while, or to its end, then sends it a signal.
+    fn signal_after(&mut self, time: Duration, signal: Signal) {
+        let deadline = Instant::now() + time;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(_) => {}
+                Err(RecvTimeoutError::Timeout) => break,
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+        self.signal(signal);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        // It has not been waited for, so that the number is still its own even if it has ended.
+        kill_process(pid, signal).expect("a process of our own");
+    }
+
+    fn end(mut self) -> (ExitStatus, Vec<String>) {
+        let rest = self.lines.iter().collect();
+        (self.child.wait().expect("a child of our own"), rest)
+    }
+}
+
+/// The lines of metrics.jsonl without what depends on the time and the number of starts.
+fn records(place: &Place, run: &str) -> Vec<Value> {
+    let text = place.text(&format!("{run}/metrics.jsonl"));
+    let lines =
+        text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}")));
+    let told = lines.filter(|line: &Value| line["event"] != "start");
+    told.map(|mut line| {
+        line.as_object_mut().expect("an object").remove("tokens_per_s");
+        line
+    })
+    .collect()
+}
+
+/// Checks that two runs left the same files, to the bit.
+#[track_caller]
+fn check_same(place: &Place, run: &str, whole: &str, context: &str) {
+    let names = place.names(whole);
+    assert_eq!(place.names(run), names, "{context}");
+    let (run_files, whole_files) = (place.files(run).into_values(), place.files(whole).into_values());
+    for ((run_file, whole_file), name) in run_files.zip(whole_files).zip(names) {
+        assert!(run_file == whole_file || name == "metrics.jsonl", "{name} differs: {context}");
+    }
+    assert_eq!(records(place, run), records(place, whole), "{context}");
+}
+
+/// Stops a run again and again at random moments, going on each time with another number of threads, and checks that
+/// it ends like one that was never stopped. Returns how often it was stopped inside a save.
+#[track_caller]
+fn check_survives(settings: &str, signal: Signal, seed: u64) -> usize {
+    let place = Place::new();
+    let begun = Instant::now();
+    place.ok(&format!("train {RUN} {settings} --threads 1 --run_dir whole"));
+    let longest = begun.elapsed() / 4;
+    let mut rng = Rng::new(seed, Stream::Sampling);
+    let (mut stops, mut inside_saves) = (0, 0);
+    while stops < STOPS {
+        // A run that has ended gives way to another.
+        let run = format!("run_after_{stops}");
+        loop {
+            let threads = 1 + rng.below(3);
+            let line = match place.path(&format!("{run}/hyperparameters.json")).exists() {
+                true => format!("train --resume {run} --threads {threads}"),
+                false => format!("train {RUN} {settings} --threads {threads} --run_dir {run} --overwrite"),
+            };
+            let mut running = start(&place, &line);
+            // Mostly while it trains and saves; now and then while it starts.
+            if rng.below(5) > 0 {
+                running.until(" parameters, ");
+            }
+            if stops < STOPS {
+                running.signal_after(longest.mul_f64(rng.next_f64()), signal);
+            }
+            let (status, lines) = running.end();
+            if status.success() {
+                break;
+            }
+            stops += 1;
+            check_stopped(status, &lines, signal);
+            inside_saves += unfinished(&place, &run);
+        }
+        check_same(&place, &run, "whole", &format!("{settings}, seed {seed}"));
+    }
+    inside_saves
+}
+
+/// Stops of each kind of run.
+const STOPS: usize = 10;
+
+/// Checks how a run ended that was stopped.
+#[track_caller]
+fn check_stopped(status: ExitStatus, lines: &[String], signal: Signal) {
+    use std::os::unix::process::ExitStatusExt;
+    if signal == Signal::KILL {
+        assert_eq!(status.signal(), Some(9), "{lines:?}");
+        return;
+    }
+    // Before it listens the signal's own effect is as harmless.
+    let early = status.signal() == Some(signal.as_raw());
+    assert!(early || status.code() == Some(128 + signal.as_raw()), "{status}: {lines:?}");
+    let told = lines.iter().any(|line| line.contains("folio train --resume run_after_"));
+    assert!(early || told, "it says how to go on: {lines:?}");
+}
+
+/// What a run left half-written.
+fn unfinished(place: &Place, run: &str) -> usize {
+    let Ok(entries) = std::fs::read_dir(place.path(run)) else { return 0 };
+    let names = entries.map(|entry| entry.expect("readable").file_name());
+    usize::from(names.into_iter().any(|name| name.to_string_lossy().starts_with(".folio-")))
+}
+
+#[test]
+fn killed_at_any_moment_in_f32_at_a_constant_rate() {
+    let inside_saves = check_survives("--precision f32 --keep all", Signal::KILL, 1);
+    // Most of the time is spent in saves: that ten kills miss them all has a probability below 0.001.
+    assert!(inside_saves > 0, "no kill hit a save");
+}
+
+#[test]
+fn killed_at_any_moment_in_bf16_along_a_cosine() {
+    check_survives("--precision bf16 --keep all --lr_schedule cosine --cosine_T_max 3", Signal::KILL, 2);
+}
+
+#[test]
+fn killed_at_any_moment_with_warm_restarts() {
+    let schedule =
+        "--lr_schedule cosine_warm_restarts --cosine_T_max 1 --cosine_T_mult 2 --cosine_lr_restart_decay 0.5";
+    check_survives(schedule, Signal::KILL, 3);
+}
+
+#[test]
+fn killed_at_any_moment_with_a_rate_for_every_step_and_a_limit() {
+    let schedule =
+        "--lr_schedule cosine --lr_schedule_unit step --cosine_T_max 33 --warmup_steps 5 --max_steps 33";
+    check_survives(schedule, Signal::KILL, 4);
+}
+
+#[test]
+fn killed_at_any_moment_keeping_little() {
+    check_survives("--keep weights --split contiguous", Signal::KILL, 5);
+}
+
+#[test]
+fn interrupted_at_any_moment() {
+    check_survives("--precision f32 --keep best", Signal::INT, 6);
+}
+
+#[test]
+fn terminated_at_any_moment() {
+    let own = "--tokenizer_type corpus_bpe --vocab_size 300 --lr_schedule cosine --cosine_T_max 3";
+    check_survives(own, Signal::TERM, 7);
+}
+
+#[test]
+fn a_run_that_only_writes_to_a_directory_goes_on_too() {
+    let place = Place::new();
+    // Long enough that it is stopped before its end.
+    let line =
+        "train --data plays.txt --n_emb 16 --n_heads 2 --n_blocks 1 --block_sizes 16 --num_epochs 1000000";
+    let running = start(&place, &format!("{line} --run_dir run"));
+    assert!(running.until(" parameters, "));
+    running.signal(Signal::INT);
+    let (status, lines) = running.end();
+    assert_eq!(status.code(), Some(130), "{lines:?}");
+    let (epoch, step) =
+        (place.json("run/status.json")["epoch"].clone(), place.json("run/status.json")["step"].clone());
+    assert_eq!(place.json("run/status.json")["state"], "stopped");
+    assert_eq!(place.link("run/latest"), format!("step_{step}"));
+    // A million epochs are not its settings' only possible end.
+    let ran = place.ok(&format!("train --resume run --num_epochs {}", epoch.as_u64().expect("a number") + 1));
+    assert!(ran.stderr.contains(&format!("run goes on from step_{step}")), "{}", ran.stderr);
+    assert_eq!(place.json("run/status.json")["state"], "finished");
+    assert!(!place.path(&format!("run/step_{step}")).exists(), "it was to keep no checkpoint");
+}
+
+#[test]
+fn a_run_without_a_directory_says_that_nothing_is_saved() {
+    let place = Place::new();
+    let line =
+        "train --data plays.txt --n_emb 16 --n_heads 2 --n_blocks 1 --block_sizes 16 --num_epochs 1000000";
+    let running = start(&place, line);
+    assert!(running.until(" parameters, "));
+    running.signal(Signal::TERM);
+    let (status, lines) = running.end();
+    assert_eq!(status.code(), Some(143), "{lines:?}");
+    assert!(lines.iter().any(|line| line.contains("nothing is saved without --run_dir")), "{lines:?}");
+}
+
+#[test]
+fn asked_to_save_it_saves_and_goes_on() {
+    let place = Place::new();
+    let line = "train --data plays.txt --n_emb 16 --n_heads 2 --n_blocks 1 --block_sizes 16 --batch_sizes 4";
+    let running = start(&place, &format!("{line} --num_epochs 1000000 --run_dir run"));
+    assert!(running.until(" parameters, "));
+    for _ in 0..3 {
+        running.signal(Signal::USR1);
+        assert!(running.until("saved run/step_"), "it saves");
+    }
+    running.signal(Signal::INT);
+    let (status, lines) = running.end();
+    assert_eq!(status.code(), Some(130), "{lines:?}");
+}
