@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::SplitKind;
 use crate::error::{Error, Result};
-use crate::files::{write_directory_atomic, write_json};
+use crate::files::{remove_rubbish, write_directory_atomic, write_json};
 use crate::history::{EpochSums, History};
 use crate::model::{ModelConfig, ParameterSpec, Parameters};
 use crate::optim::{AdamW, AdamWConfig};
@@ -171,7 +171,8 @@ pub fn strip(directory: &Path) -> Result<()> {
     if manifest.remove(OPTIMIZER_FILE) {
         manifest.write(directory)?;
     }
-    // Also what a stop between the two lines above has left.
+    // Also what a stop in the midst of this has left.
+    remove_rubbish(directory)?;
     let optimizer = directory.join(OPTIMIZER_FILE);
     if optimizer.exists() {
         fs::remove_file(&optimizer).map_err(Error::file("remove", &optimizer))?;

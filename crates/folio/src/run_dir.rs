@@ -227,8 +227,8 @@ impl RunDir {
         self.read_if_there(RATES_FILE)
     }
 
-    /// Writes a checkpoint, points the links at what is now newest and best, and gives up what `keep` does not keep.
-    /// Whenever it is stopped, the newest checkpoint that was written in full is there and `latest` leads to it.
+    /// Writes a checkpoint and [settles](RunDir::settle) it. Whenever it is stopped, the newest checkpoint that was
+    /// written in full is there and `latest` leads to it or to the one before.
     ///
     /// # Errors
     /// If something cannot be written or removed. The checkpoints that were there still are.
@@ -242,15 +242,25 @@ impl RunDir {
     ) -> Result<PathBuf> {
         let path = self.checkpoint(name);
         checkpoint::save(&path, parameters, optimizer, state)?;
-        point(&self.path.join(LATEST), &name.to_string())?;
-        let best = self.best_checkpoint(&state.history.losses)?.map(CheckpointName::Epoch);
+        self.settle(name, keep, &state.history.losses)?;
+        Ok(path)
+    }
+
+    /// Points the links at what is newest and best, and gives up what `keep` does not keep beside a checkpoint that is
+    /// the newest. Also finishes what a stop has left undone.
+    ///
+    /// # Errors
+    /// If something cannot be written or removed.
+    pub fn settle(&self, newest: CheckpointName, keep: Keep, losses: &Losses) -> Result<()> {
+        point(&self.path.join(LATEST), &newest.to_string())?;
+        let best = self.best_checkpoint(losses)?.map(CheckpointName::Epoch);
         if let Some(best) = best {
             point(&self.path.join(BEST), &best.to_string())?;
         }
         let names = self.names()?;
         let newest_epoch = names.iter().rfind(|name| matches!(name, CheckpointName::Epoch(_))).copied();
         for other in names {
-            if other == name || Some(other) == best || Some(other) == newest_epoch {
+            if other == newest || Some(other) == best || Some(other) == newest_epoch {
                 continue;
             }
             match (other, keep) {
@@ -261,7 +271,7 @@ impl RunDir {
                 (CheckpointName::Epoch(_), Keep::All) => {}
             }
         }
-        Ok(path)
+        Ok(())
     }
 
     /// Removes the checkpoint inside an epoch, and the link to it: what a run leaves that was to keep none.

@@ -20,19 +20,25 @@ pub(super) struct Saver<'a> {
 }
 
 impl<'a> Saver<'a> {
-    /// Writes what describes the run.
+    /// Writes what describes the run, and finishes what its last save was stopped in.
     pub(super) fn begin(run_dir: Option<&'a RunDir>, trainer: &Trainer) -> Result<Self> {
-        if let Some(run_dir) = run_dir {
-            run_dir.create()?;
-            describe(run_dir, trainer)?;
+        let mut saver = Self { run_dir, saved: None, checkpoint: None, failure: None };
+        let Some(run_dir) = run_dir else { return Ok(saver) };
+        run_dir.create()?;
+        describe(run_dir, trainer)?;
+        let Trainer { settings, state, resumed_from, .. } = trainer;
+        let own = resumed_from.as_ref().filter(|path| path.parent() == Some(run_dir.path()));
+        if let Some(path) = own
+            && let Some(name) = path.file_name().and_then(|name| CheckpointName::parse(name.to_str()?))
+        {
+            if settings.save_losses {
+                run_dir.write_history(&state.history)?;
+            }
+            run_dir.settle(name, settings.keep, &state.history.losses)?;
+            saver.saved = Some((state.epoch, state.global_step));
+            saver.checkpoint = Some(path.clone());
         }
-        let place = (trainer.state.epoch, trainer.state.global_step);
-        // A run that was resumed is saved as it is.
-        let checkpoint = trainer
-            .resumed_from
-            .clone()
-            .filter(|path| run_dir.is_some_and(|run_dir| path.parent() == Some(run_dir.path())));
-        Ok(Self { run_dir, saved: checkpoint.is_some().then_some(place), checkpoint, failure: None })
+        Ok(saver)
     }
 
     /// Saves the run inside an epoch, if there is somewhere to save it and it is not saved yet.
