@@ -1,5 +1,7 @@
 //! The library against PyTorch, and against itself.
 
+mod damage;
+mod faults;
 mod golden;
 mod precision;
 mod resume;

@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use folio::checkpoint::CheckpointName;
 use folio::data::{Part, SplitKind, TokenStream};
@@ -13,7 +14,7 @@ use folio::run_dir::RunDir;
 use folio::schedule::{ScheduleKind, Unit};
 use folio::settings::{Keep, Settings};
 use folio::tokenizer::Tokenizer;
-use folio::train::{Requests, Start, Trainer};
+use folio::train::{Event, Outcome, Requests, Start, Trainer};
 use rayon::ThreadPoolBuilder;
 
 const EPOCHS: u64 = 6;
@@ -142,6 +143,123 @@ fn a_schedule_by_steps_with_a_warm_up_goes_on_to_the_bit() {
         split: SplitKind::Contiguous,
         ..settings()
     });
+}
+
+/// Trains until an event, then asks to stop, again and again, going on each time; `stops_at` is asked at every event.
+fn train_in_pieces(
+    settings: &Settings,
+    directory: &Path,
+    mut stops_at: impl FnMut(&Event) -> bool + Send,
+) -> RunDir {
+    let run = RunDir::new(directory);
+    for piece in 0.. {
+        assert!(piece < 100, "it does not come to an end");
+        let start = match piece {
+            0 => Start::Fresh,
+            _ => Start::Resume { run: run.clone(), skip_damaged: false },
+        };
+        let (stream, tokenizer) = data(settings.split);
+        let pool = ThreadPoolBuilder::new().num_threads(1 + piece % 3).build().expect("threads");
+        let outcome = pool.install(|| {
+            let mut trainer =
+                Trainer::new(settings.clone(), stream, tokenizer, &start).expect("a sound checkpoint");
+            let requests = Requests::default();
+            trainer.run(Some(&run), &requests, &mut |event| {
+                if stops_at(event) {
+                    requests.stop.store(true, Ordering::Relaxed);
+                }
+            })
+        });
+        if outcome.expect("a run without mishap") == Outcome::Finished {
+            return run;
+        }
+    }
+    unreachable!("the loop ends above")
+}
+
+#[test]
+fn a_run_that_stops_inside_epochs_goes_on_to_the_bit() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let place = |name: &str| directory.path().join(name);
+    for precision in [Precision::F32, Precision::Bf16] {
+        let settings =
+            Settings { precision, lr_schedule: ScheduleKind::Cosine, cosine_t_max: EPOCHS, ..settings() };
+        let whole = train(&settings, &Start::Fresh, &place(&format!("whole_{precision:?}")), 2);
+        // An epoch has four steps: the first, one in the midst, the last before its evaluation.
+        let stops = [1, 6, 7, 12, 15, 24];
+        let mut next = stops.into_iter().peekable();
+        let at_steps = |event: &Event| match event {
+            Event::Step(report) => next.next_if_eq(&report.step).is_some(),
+            _ => false,
+        };
+        let pieces = train_in_pieces(&settings, &place(&format!("steps_{precision:?}")), at_steps);
+        check_same(&pieces, &whole, 1, "stopped after steps");
+
+        let mut evaluations = 0;
+        let in_evaluations = |event: &Event| {
+            evaluations += u64::from(matches!(event, Event::Evaluating));
+            matches!(event, Event::Evaluating) && evaluations % 2 == 1
+        };
+        let pieces =
+            train_in_pieces(&settings, &place(&format!("evaluations_{precision:?}")), in_evaluations);
+        check_same(&pieces, &whole, 1, "stopped while evaluating");
+    }
+}
+
+#[test]
+fn saving_inside_epochs_changes_nothing() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let whole = train(&settings(), &Start::Fresh, &directory.path().join("whole"), 2);
+    let often = Settings { save_every: Some(1), ..settings() };
+    let often = train(&often, &Start::Fresh, &directory.path().join("often"), 2);
+    check_same(&often, &whole, 1, "saved after every step");
+    assert_eq!(often.names().expect("readable").last(), Some(&CheckpointName::Epoch(EPOCHS)));
+}
+
+#[test]
+fn an_epoch_cut_short_by_a_limit_is_taken_up_again() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let place = |name: &str| directory.path().join(name);
+    let settings = Settings {
+        lr_schedule: ScheduleKind::CosineWarmRestarts,
+        cosine_t_max: 2,
+        save_every: Some(3),
+        ..settings()
+    };
+    let whole = train(&settings, &Start::Fresh, &place("whole"), 1);
+    // Four steps an epoch: after the first of the third, before the last of the fifth, after the last of the sixth.
+    for (index, limits) in [[9, 19], [10, 24], [1, 2]].into_iter().enumerate() {
+        let path = place(&format!("limited_{index}"));
+        let limited = Settings { max_steps: Some(limits[0]), ..settings.clone() };
+        let run = train(&limited, &Start::Fresh, &path, 2);
+        let cut = run.losses().expect("readable").expect("saved");
+        assert_eq!(cut.steps.last(), Some(&limits[0]), "the last epoch ends at the limit");
+        let resume = Start::Resume { run: run.clone(), skip_damaged: false };
+        train(&Settings { max_steps: Some(limits[1]), ..settings.clone() }, &resume, &path, 1);
+        train(&settings, &resume, &path, 3);
+        check_same(&run, &whole, 1, &format!("limits {limits:?}"));
+    }
+}
+
+#[test]
+fn a_run_that_was_never_saved_begins_again_where_it_began() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let place = |name: &str| directory.path().join(name);
+    let first = train(&Settings { num_epochs: 2, ..settings() }, &Start::Fresh, &place("first"), 1);
+    let rest = Settings { num_epochs: 2, learning_rate: 1e-3, ..settings() };
+    let start = Start::Checkpoint { run: first, number: 2, restart_schedule: true };
+    let whole = train(&rest, &start, &place("whole"), 1);
+    // Of a run that was killed before its first save there is but the description.
+    let killed = RunDir::new(place("killed"));
+    fs::create_dir(killed.path()).expect("a new directory");
+    let settings = whole.settings().expect("readable");
+    fs::write(killed.path().join("hyperparameters.json"), serde_json::to_vec(&settings).expect("JSON"))
+        .expect("room");
+    let again = train(&settings, &Start::Resume { run: killed, skip_damaged: false }, &place("killed"), 2);
+    for name in ["losses.json", "lrs.json", "checkpoint_4/model.safetensors", "checkpoint_3/state.json"] {
+        let read = |run: &RunDir| fs::read(run.path().join(name)).expect("saved");
+        assert!(read(&again) == read(&whole), "{name}");
+    }
 }
 
 #[test]
