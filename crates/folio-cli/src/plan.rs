@@ -206,7 +206,8 @@ fn changed(run: &RunDir, old: &Settings, given: &Options) -> anyhow::Result<Sett
             continue;
         }
         let (path, has) = (run.path().display(), own_table.get(&flag));
-        let has = has.map_or("none".to_owned(), |value| value.to_string());
+        let has =
+            has.map_or("none".to_owned(), |value| value.to_string().trim_matches(['[', ']', '"']).to_owned());
         let reason =
             format!("the run in {path} has {has}: leave it out, or branch off with --from_checkpoint");
         return Err(Usage(format!("--{flag}: {reason}")).into());

@@ -19,6 +19,9 @@ pub(crate) struct Progress {
     tokens: u64,
     last_event: Instant,
     epoch: String,
+    /// The line of an epoch that has ended and may not be saved yet: what stands on stdout stays true if the program is
+    /// killed.
+    untold: Option<String>,
 }
 
 impl Progress {
@@ -54,6 +57,7 @@ impl Progress {
             tokens: 0,
             last_event: now,
             epoch: String::new(),
+            untold: None,
         }
     }
 
@@ -91,11 +95,21 @@ impl Progress {
                     let name = self.name.as_ref().map_or(String::new(), |name| format!("{name} || "));
                     name + &line(*epoch, *last_epoch, *report)
                 };
-                self.bar.suspend(|| println!("{line}"));
+                self.untold = Some(line);
+                return;
             }
+            Event::Saving => return,
             Event::Saved { checkpoint, asked: true } => self.say(&format!("saved {}", checkpoint.display())),
-            Event::Saving | Event::Saved { .. } => {}
+            Event::Saved { .. } => {}
             Event::Warning { message } => self.say(&format!("warning: {message}")),
+        }
+        self.tell();
+    }
+
+    /// Prints the line of the epoch that has ended, if it has not been told.
+    fn tell(&mut self) {
+        if let Some(line) = self.untold.take() {
+            self.bar.suspend(|| println!("{line}"));
         }
     }
 
@@ -108,7 +122,8 @@ impl Progress {
     }
 
     /// Takes the bar away and says how long it took.
-    pub(crate) fn finish(&self) {
+    pub(crate) fn finish(&mut self) {
+        self.tell();
         self.bar.finish_and_clear();
         let (tokens, rate) = (HumanCount(self.tokens), HumanCount(self.tokens_per_second() as u64));
         let time = HumanDuration(self.begun.elapsed());

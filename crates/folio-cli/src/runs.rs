@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
-use folio::run_dir::RunDir;
+use folio::run_dir::{RunDir, RunLock, RunState, Status};
 use serde_json::{Map, Value};
+
+use crate::standings::state_name;
 
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
@@ -29,9 +31,11 @@ struct Row {
     settings: Map<String, Value>,
     /// The lowest eval loss and the epoch it was reached in.
     best: Option<(f64, u64)>,
-    /// The same loss in bits a character and a byte.
+    /// The same loss in bits a character and a byte, if the run saves its losses.
     bits: Option<(f64, f64)>,
     epochs: usize,
+    /// How it fares, in a word.
+    state: &'static str,
 }
 
 pub(crate) fn run(args: &RunsArgs) -> anyhow::Result<()> {
@@ -48,13 +52,25 @@ pub(crate) fn run(args: &RunsArgs) -> anyhow::Result<()> {
             unreachable!("a struct")
         };
         let losses = run.losses()?.unwrap_or_default();
-        let best = losses.best_eval_loss.zip(losses.best_epoch()).map(|((loss, _), epoch)| (loss, epoch));
-        let bits = losses.best_epoch().and_then(|epoch| {
+        let status = run.status()?;
+        // A run that saves no losses says at least how it fares.
+        let told = status.as_ref().map_or(&[][..], |status| &status.eval_losses);
+        let eval_losses = if losses.eval_losses.is_empty() { told } else { &losses.eval_losses };
+        let lowest = eval_losses
+            .iter()
+            .copied()
+            .zip(1..)
+            .reduce(|best, next| if next.0 < best.0 { next } else { best });
+        let bits = lowest.and_then(|(_, epoch)| {
             let at = |values: &[f64]| values.get(epoch as usize - 1).copied();
             at(&losses.eval_bits_per_character).zip(at(&losses.eval_bits_per_byte))
         });
-        rows.push(Row { name, settings, best, bits, epochs: losses.steps.len() });
+        let epochs = eval_losses.len();
+        rows.push(Row { name, settings, best: lowest, bits, epochs, state: state(&run, status.as_ref()) });
     }
+    // Bits compare whatever the tokenizers; where some run has none, the losses have to do.
+    let by_bits = rows.iter().all(|row| row.bits.is_some() || row.best.is_none());
+    let rank = |row: &Row| if by_bits { bits(row) } else { loss(row) };
     rows.sort_by(|a, b| rank(a).total_cmp(&rank(b)).then(loss(a).total_cmp(&loss(b))));
     if args.json {
         rows.iter().for_each(print_json);
@@ -64,20 +80,30 @@ pub(crate) fn run(args: &RunsArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Bits a character, which compare whatever the runs' tokenizers; runs without losses come last.
-fn rank(row: &Row) -> f64 {
+/// Bits a character; runs without losses come last.
+fn bits(row: &Row) -> f64 {
     row.bits.map_or(f64::INFINITY, |(per_character, _)| per_character)
 }
 
+/// The lowest eval loss; runs without losses come last.
 fn loss(row: &Row) -> f64 {
     row.best.map_or(f64::INFINITY, |(loss, _)| loss)
+}
+
+/// How a run fares: one that says that it trains, though nobody holds its lock, was killed.
+fn state(run: &RunDir, status: Option<&Status>) -> &'static str {
+    match status.map(|status| status.state) {
+        None => "-",
+        Some(RunState::Running) if !RunLock::is_held(run) => "killed",
+        Some(state) => state_name(state),
+    }
 }
 
 fn print_json(row: &Row) {
     let (loss, epoch) = row.best.unzip();
     let (per_character, per_byte) = row.bits.unzip();
     let value = serde_json::json!({
-        "run": row.name, "best_eval_loss": loss, "best_epoch": epoch, "epochs": row.epochs,
+        "run": row.name, "best_eval_loss": loss, "best_epoch": epoch, "epochs": row.epochs, "state": row.state,
         "bits_per_character": per_character, "bits_per_byte": per_byte, "settings": row.settings,
     });
     println!("{value}");
@@ -90,7 +116,7 @@ fn table(rows: &[Row]) -> Table {
     let varying: Vec<&String> = first.keys().filter(differs).collect();
     let mut table = Table::new();
     table.load_style(NOTHING);
-    let fixed = ["rank", "run", "best eval loss", "bits/char", "at epoch"].map(str::to_owned);
+    let fixed = ["rank", "run", "state", "best eval loss", "bits/char", "at epoch"].map(str::to_owned);
     table.set_header(fixed.into_iter().chain(varying.iter().map(|key| (*key).clone())));
     for (index, row) in rows.iter().enumerate() {
         let (loss, epoch) = row.best.map_or(("-".to_owned(), "-".to_owned()), |(loss, epoch)| {
@@ -102,11 +128,13 @@ fn table(rows: &[Row]) -> Table {
         });
         let bits = row.bits.map_or("-".to_owned(), |(per_character, _)| format!("{per_character:.4}"));
         table.add_row(
-            [(index + 1).to_string(), row.name.clone(), loss, bits, epoch].into_iter().chain(values),
+            [(index + 1).to_string(), row.name.clone(), row.state.to_owned(), loss, bits, epoch]
+                .into_iter()
+                .chain(values),
         );
     }
     for (index, column) in table.column_iter_mut().enumerate() {
-        if index != 1 {
+        if !matches!(index, 1 | 2) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }

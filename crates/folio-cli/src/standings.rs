@@ -69,7 +69,7 @@ impl<'a> Standings<'a> {
             }
             SweepEvent::RunEnded { standing, ranked, trained } => {
                 self.ranked = ranked.to_vec();
-                if let Some(progress) = self.running.remove(&standing.run) {
+                if let Some(mut progress) = self.running.remove(&standing.run) {
                     progress.finish();
                 }
                 self.tell_end(standing, trained);

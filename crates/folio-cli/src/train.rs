@@ -129,6 +129,9 @@ fn train_run(
     let _lock = claim(args, task, early_lock)?;
     if let Start::Resume { run, .. } = &task.start {
         print_resumption(run, &trainer);
+        if trainer.steps_left() == 0 {
+            eprintln!("it has done what it was asked to: give a larger --num_epochs or --max_steps for more");
+        }
     }
     if settings.save_checkpoint {
         print_disk(settings, trainer.model().parameters().values().len() as u64);

@@ -320,7 +320,7 @@ fn run_one(
     settings.num_epochs = stage.epochs;
     let directory = context.directory_of(run);
     if let Some(directory) = &directory
-        && let Some(standing) = ended_before(directory, &settings, run, stage.is_last)
+        && let Some(standing) = ended_before(directory, &settings, run)
     {
         return (standing, false);
     }
@@ -368,14 +368,14 @@ fn train(
 }
 
 /// How a run fares that needs no training in a stage: it has ended, or diverged, before.
-fn ended_before(directory: &RunDir, settings: &Settings, run: usize, is_last: bool) -> Option<Standing> {
+fn ended_before(directory: &RunDir, settings: &Settings, run: usize) -> Option<Standing> {
     let Status { state, epoch, error, eval_losses, .. } = directory.status().ok()??;
     let last_epoch = settings.last_epoch();
     let done = match state {
         RunState::Finished => epoch >= last_epoch || settings.max_steps.is_some(),
         RunState::Diverged => true,
-        // A later stage was under way.
-        RunState::Running | RunState::Stopped => epoch >= last_epoch && !is_last,
+        // A later stage was under way. At the very end of this one it has still to say that it is finished.
+        RunState::Running | RunState::Stopped => epoch > last_epoch,
         RunState::Failed => false,
     };
     let epochs = epoch.min(last_epoch);

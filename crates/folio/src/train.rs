@@ -172,7 +172,7 @@ impl Trainer {
         on_event: &mut dyn FnMut(&Event),
     ) -> Result<Outcome> {
         let last_epoch = self.last_epoch();
-        self.tell_start(last_epoch, on_event);
+        self.tell_start(on_event);
         while self.state.epoch < last_epoch {
             let epoch = self.state.epoch + 1;
             let (steps, taken) = (self.steps_of_epoch(), self.state.under_way.batches);
@@ -233,14 +233,20 @@ impl Trainer {
         self.dataset.steps_per_epoch(self.settings.batch_size).min(limit.saturating_sub(epoch_began))
     }
 
-    fn tell_start(&self, last_epoch: u64, on_event: &mut dyn FnMut(&Event)) {
-        let TrainingState { epoch, global_step: step, .. } = self.state;
-        let epochs = last_epoch.saturating_sub(epoch);
+    /// Steps that are left to take.
+    pub fn steps_left(&self) -> u64 {
+        let epochs = self.last_epoch().saturating_sub(self.state.epoch);
         let all = epochs.saturating_mul(self.dataset.steps_per_epoch(self.settings.batch_size));
-        let steps = all.saturating_sub(self.state.under_way.batches);
-        let steps = steps.min(self.settings.max_steps.unwrap_or(u64::MAX).saturating_sub(step));
+        let limit = self.settings.max_steps.unwrap_or(u64::MAX);
+        let left = all.saturating_sub(self.state.under_way.batches);
+        left.min(limit.saturating_sub(self.state.global_step))
+    }
+
+    fn tell_start(&self, on_event: &mut dyn FnMut(&Event)) {
+        let TrainingState { epoch, global_step: step, .. } = self.state;
         let parameters = self.model.parameters().values().len() as u64;
-        on_event(&Event::Started { epoch, step, steps, parameters, precision: self.settings.precision });
+        let (steps, precision) = (self.steps_left(), self.settings.precision);
+        on_event(&Event::Started { epoch, step, steps, parameters, precision });
     }
 
     /// One step on the blocks at `starts`. A step whose loss or gradients are not finite changes nothing but the count.

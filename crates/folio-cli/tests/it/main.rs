@@ -1,11 +1,14 @@
 //! The program itself, run in directories of its own.
 
+mod place;
+mod running;
+
 mod commands;
 mod continuing;
 mod files;
 mod flags;
 mod mistakes;
-mod place;
+mod searching;
 mod seed;
 mod stopping;
 mod sweep;

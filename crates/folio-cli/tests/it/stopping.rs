@@ -1,72 +1,19 @@
 //! Runs that are killed, interrupted and asked to save, at whatever moment, and go on as if nothing had happened.
 #![cfg(unix)]
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::{Duration, Instant};
+use std::process::ExitStatus;
+use std::time::Instant;
 
 use folio::rng::{Rng, Stream};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::place::{Place, words};
+use crate::place::Place;
+use crate::running::start;
 
 /// Three epochs of 13 steps, each of them saved, so that most of the time goes into saving.
 const RUN: &str = "--data plays.txt --n_emb 16 --n_heads 2 --n_blocks 1 --block_sizes 16 --batch_sizes 4 --dropouts 0.1 \
                    --num_epochs 3 --save_losses --save_checkpoint --save_every 1 --sample_tokens 5";
-
-/// A run of folio, whose lines on stderr come as it writes them.
-struct Running {
-    child: Child,
-    lines: Receiver<String>,
-}
-
-fn start(place: &Place, line: &str) -> Running {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_folio"));
-    command.args(words(line)).current_dir(place.path("")).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut child = command.spawn().expect("the program starts");
-    let stderr = child.stderr.take().expect("a pipe");
-    let (sender, lines) = channel();
-    std::thread::spawn(move || {
-        let mut lines = BufReader::new(stderr).lines().map_while(Result::ok);
-        // Whoever no longer listens does not want the rest.
-        while lines.next().is_some_and(|line| sender.send(line).is_ok()) {}
-    });
-    Running { child, lines }
-}
-
-impl Running {
-    /// Waits for a line that contains `part`; false if the program ends without one.
-    fn until(&self, part: &str) -> bool {
-        self.lines.iter().any(|line| line.contains(part))
-    }
-
-    /// Lets the program run for a while, or to its end, then sends it a signal.
-    fn signal_after(&mut self, time: Duration, signal: Signal) {
-        let deadline = Instant::now() + time;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.lines.recv_timeout(left) {
-                Ok(_) => {}
-                Err(RecvTimeoutError::Timeout) => break,
-                Err(RecvTimeoutError::Disconnected) => return,
-            }
-        }
-        self.signal(signal);
-    }
-
-    fn signal(&self, signal: Signal) {
-        let pid = Pid::from_child(&self.child);
-        // It has not been waited for, so that the number is still its own even if it has ended.
-        kill_process(pid, signal).expect("a process of our own");
-    }
-
-    fn end(mut self) -> (ExitStatus, Vec<String>) {
-        let rest = self.lines.iter().collect();
-        (self.child.wait().expect("a child of our own"), rest)
-    }
-}
 
 /// The lines of metrics.jsonl without what depends on the time and the number of starts.
 fn records(place: &Place, run: &str) -> Vec<Value> {

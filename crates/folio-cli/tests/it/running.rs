@@ -1,0 +1,75 @@
+//! A program that runs while a test looks on.
+#![cfg(unix)]
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::place::{Place, words};
+
+/// A run of folio, whose lines on stdout and stderr come as it writes them.
+pub(crate) struct Running {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+/// Starts `folio` with the words of a line.
+pub(crate) fn start(place: &Place, line: &str) -> Running {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_folio"));
+    command.args(words(line)).current_dir(place.path("")).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the program starts");
+    let (sender, lines) = channel();
+    pass_on(child.stdout.take().expect("a pipe"), sender.clone());
+    pass_on(child.stderr.take().expect("a pipe"), sender);
+    Running { child, lines }
+}
+
+fn pass_on(pipe: impl Read + Send + 'static, sender: Sender<String>) {
+    std::thread::spawn(move || {
+        let mut lines = BufReader::new(pipe).lines().map_while(Result::ok);
+        // Whoever no longer listens does not want the rest.
+        while lines.next().is_some_and(|line| sender.send(line).is_ok()) {}
+    });
+}
+
+impl Running {
+    /// Waits for a line that contains `part`; false if the program ends without one.
+    pub(crate) fn until(&self, part: &str) -> bool {
+        self.lines.iter().any(|line| line.contains(part))
+    }
+
+    /// The next line, if the program writes one before it ends.
+    pub(crate) fn next_line(&self) -> Option<String> {
+        self.lines.recv().ok()
+    }
+
+    /// Lets the program run for a while, or to its end, then sends it a signal.
+    pub(crate) fn signal_after(&mut self, time: Duration, signal: Signal) {
+        let deadline = Instant::now() + time;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(_) => {}
+                Err(RecvTimeoutError::Timeout) => break,
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+        self.signal(signal);
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        // It has not been waited for, so that the number is still its own even if it has ended.
+        kill_process(pid, signal).expect("a process of our own");
+    }
+
+    /// Waits for the end; returns what was not read yet.
+    pub(crate) fn end(mut self) -> (ExitStatus, Vec<String>) {
+        let rest = self.lines.iter().collect();
+        (self.child.wait().expect("a child of our own"), rest)
+    }
+}
