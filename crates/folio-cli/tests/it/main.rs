@@ -13,3 +13,4 @@ mod seed;
 mod stopping;
 mod sweep;
 mod tokenizer;
+mod trouble;

@@ -19,8 +19,14 @@ pub(crate) struct Running {
 /// Starts `folio` with the words of a line.
 pub(crate) fn start(place: &Place, line: &str) -> Running {
     let mut command = Command::new(env!("CARGO_BIN_EXE_folio"));
-    command.args(words(line)).current_dir(place.path("")).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().expect("the program starts");
+    command.args(words(line)).current_dir(place.path(""));
+    start_command(command)
+}
+
+/// Starts a program.
+pub(crate) fn start_command(mut command: Command) -> Running {
+    let mut child =
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
     let (sender, lines) = channel();
     pass_on(child.stdout.take().expect("a pipe"), sender.clone());
     pass_on(child.stderr.take().expect("a pipe"), sender);
@@ -36,6 +42,11 @@ fn pass_on(pipe: impl Read + Send + 'static, sender: Sender<String>) {
 }
 
 impl Running {
+    /// Its number.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Waits for a line that contains `part`; false if the program ends without one.
     pub(crate) fn until(&self, part: &str) -> bool {
         self.lines.iter().any(|line| line.contains(part))
