@@ -72,6 +72,31 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        /// Whatever stands in a file of options is read or refused in one line.
+        #[test]
+        fn any_file_is_read_or_refused(edits in proptest::collection::vec((0.0..1.0f64, "\\PC{0,6}|[0-9=.\\[\\]\"#\n]{1,4}"), 1..6)) {
+            let mut text = PRESETS[0].1.to_owned();
+            for (share, piece) in edits {
+                let start = text.floor_char_boundary((share * text.len() as f64) as usize);
+                let end = text.ceil_char_boundary((start + piece.len() / 2).min(text.len()));
+                text.replace_range(start..end, &piece);
+            }
+            let file = tempfile::NamedTempFile::new().expect("room");
+            std::fs::write(file.path(), &text).expect("room");
+            match config_file(file.path()) {
+                Ok(options) => {
+                    let (base, space) = options.settings();
+                    let _ = options.search(&base, &space).map(|(_, runs)| runs.iter().try_for_each(folio::settings::Settings::validate));
+                }
+                Err(error) => {
+                    let told: Vec<String> = error.chain().map(ToString::to_string).collect();
+                    proptest::prop_assert!(!told.join(": ").contains('\n'), "{told:?}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn a_flag_wins_over_a_preset_and_a_preset_over_the_default() {
         let flags = Options { n_emb: Some(48), ..Options::default() };

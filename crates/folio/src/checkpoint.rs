@@ -93,6 +93,32 @@ pub struct TrainingState {
     pub history: History,
 }
 
+impl TrainingState {
+    /// Checks that the numbers can have been written by a run, so that nothing that uses them need doubt it.
+    fn check(&self) -> std::result::Result<(), String> {
+        self.identity.model.validate().map_err(|error| error.to_string())?;
+        let Self { under_way, schedule_start, history, .. } = self;
+        let began = self.global_step.checked_sub(under_way.batches);
+        let learned = under_way.batches.checked_sub(under_way.skipped);
+        let cut_short = self.cut_short.as_ref();
+        let cut = cut_short.is_none_or(|cut| {
+            cut.sums.batches <= self.global_step && cut.sums.skipped <= cut.sums.batches && self.epoch > 0
+        });
+        let streams = [Some(&self.order), Some(&self.dropout), cut_short.map(|cut| &cut.order)];
+        let facts = [
+            ("more steps in the epoch than in all", began.is_some()),
+            ("more skipped steps than steps", learned.is_some() && self.optimizer_steps <= self.global_step),
+            ("an epoch cut short that cannot have been", cut),
+            ("a schedule that begins later than now", {
+                schedule_start.epoch <= self.epoch && schedule_start.step <= self.global_step
+            }),
+            ("a random stream that is stuck", streams.into_iter().flatten().all(Rng::is_sound)),
+            ("a history of other length than its epochs", history.is_of(self.epoch)),
+        ];
+        facts.iter().find(|(_, holds)| !holds).map_or(Ok(()), |(what, _)| Err((*what).to_owned()))
+    }
+}
+
 /// What a run is about, and may not change when it goes on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -199,11 +225,7 @@ impl Checkpoint {
         let state: TrainingState = serde_json::from_slice(&bytes).map_err(|error| {
             damaged(directory, format!("{STATE_FILE} is not as this folio writes it, {error}"))
         })?;
-        state
-            .identity
-            .model
-            .validate()
-            .map_err(|error| damaged(directory, format!("{STATE_FILE}: {error}")))?;
+        state.check().map_err(|what| damaged(directory, format!("{STATE_FILE}: {what}")))?;
         Ok(Self { directory: directory.to_path_buf(), manifest, state })
     }
 
@@ -249,6 +271,7 @@ impl Checkpoint {
     /// [`Error::Checkpoint`] if they are missing, damaged, or not of the model's shapes.
     pub fn parameters(&self) -> Result<Parameters> {
         let bytes = self.manifest.read_file(&self.directory, MODEL_FILE)?;
+        self.check_room(&bytes)?;
         let mut parameters = Parameters::zeros(&self.state.identity.model);
         let specs = parameters.specs().to_vec();
         tensors::read(
@@ -276,6 +299,15 @@ impl Checkpoint {
         let means = &mut [("mean.", &mut mean[..]), ("square.", &mut square[..])];
         tensors::read(&self.directory.join(OPTIMIZER_FILE), &bytes, specs, means)?;
         Ok(AdamW::from_state(config, self.state.optimizer_steps, mean, square))
+    }
+
+    /// Checks that a file is large enough for the model, before memory is taken for it.
+    fn check_room(&self, bytes: &[u8]) -> Result<()> {
+        let least = 4 * self.state.identity.model.matrix_elements();
+        if bytes.len() as u128 >= least {
+            return Ok(());
+        }
+        Err(damaged(&self.directory, format!("{MODEL_FILE} is too small for the model of {STATE_FILE}")))
     }
 
     fn error(&self, reason: String) -> Error {

@@ -120,6 +120,26 @@ impl History {
         self.losses.steps.len() as u64
     }
 
+    /// Whether it tells of so many epochs, in every list.
+    pub fn is_of(&self, epochs: u64) -> bool {
+        let Losses { train_losses, eval_losses, train_bits_per_character, eval_bits_per_character, .. } =
+            &self.losses;
+        let Losses { train_bits_per_byte, eval_bits_per_byte, gradient_norms, .. } = &self.losses;
+        let Losses { clipped_steps, skipped_steps, steps, .. } = &self.losses;
+        let numbers = [
+            train_losses,
+            eval_losses,
+            train_bits_per_character,
+            eval_bits_per_character,
+            train_bits_per_byte,
+            eval_bits_per_byte,
+            gradient_norms,
+            &self.learning_rates,
+        ];
+        let counts = [clipped_steps, skipped_steps, steps];
+        numbers.map(Vec::len).into_iter().chain(counts.map(Vec::len)).all(|length| length as u64 == epochs)
+    }
+
     /// Adds an epoch.
     pub fn push(&mut self, report: EpochReport) {
         let losses = &mut self.losses;

@@ -56,6 +56,11 @@ impl Rng {
         Self { state: std::array::from_fn(|_| split_mix(&mut state)) }
     }
 
+    /// Whether the state is one that a seed leads to: from zeros alone the generator makes zeros.
+    pub fn is_sound(&self) -> bool {
+        self.state != [0; 4]
+    }
+
     /// Sixty-four random bits.
     pub fn next_u64(&mut self) -> u64 {
         let [s0, s1, s2, s3] = &mut self.state;

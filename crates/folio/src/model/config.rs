@@ -33,6 +33,13 @@ impl ModelConfig {
         self.n_emb / self.n_heads
     }
 
+    /// The parameters but for the vectors: embeddings, and the matrices of each block.
+    pub(crate) fn matrix_elements(&self) -> u128 {
+        let [v, l, c, t] =
+            [self.vocab_size, self.n_blocks, self.n_emb, self.block_size].map(|size| size as u128);
+        (v + t) * c + 12 * l * c * c
+    }
+
     /// Checks that such a model can be.
     pub fn validate(&self) -> Result<()> {
         let sizes = [
@@ -48,14 +55,12 @@ impl ModelConfig {
                 return Err(Error::setting(name, reason));
             }
         }
-        let [v, l, c, t] =
-            [self.vocab_size, self.n_blocks, self.n_emb, self.block_size].map(|size| size as u128);
-        // Embeddings, and the matrices of each block: see `parameters::specs`.
-        let parameters = (v + t) * c + 12 * l * c * c;
+        let parameters = self.matrix_elements();
         if parameters > Self::MOST_PARAMETERS {
             let most = Self::MOST_PARAMETERS;
             let reason = format!(
-                "a width of {c} in {l} blocks makes a model of {parameters} parameters, more than {most}: give less"
+                "a width of {} in {} blocks makes a model of {parameters} parameters, more than {most}: give less",
+                self.n_emb, self.n_blocks
             );
             return Err(Error::setting("--n_emb", reason));
         }

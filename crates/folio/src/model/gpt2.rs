@@ -67,10 +67,10 @@ impl Gpt2 {
     /// About how many bytes of memory training takes on batches of so many sequences of `block_size` tokens: weights,
     /// gradients and AdamW's means, the packed weights, and the activations that the backward pass reads.
     pub fn training_bytes(config: &ModelConfig, precision: Precision, batch: usize) -> u64 {
-        let ModelConfig { vocab_size: v, n_blocks: l, n_emb: c, block_size: t, .. } = *config;
-        let [v, l, c, t, batch] = [v, l, c, t, batch].map(|size| size as u64);
+        let ModelConfig { n_blocks: l, n_emb: c, block_size: t, .. } = *config;
+        let [l, c, t, batch] = [l, c, t, batch].map(|size| size as u64);
         let element = if precision == Precision::F32 { 4 } else { 2 };
-        let parameters = (v + t) * c + 12 * l * c * c;
+        let parameters = config.matrix_elements() as u64;
         // A token's qkv, heads and fc (8 C) in the format, its two residual streams in f32, in each block; operands of
         // one block's weight gradients (16 C) in the format; the gradient of the residual stream.
         let token = c * (l * (8 * element + 8) + 16 * element + 8);

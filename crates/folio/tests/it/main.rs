@@ -2,6 +2,7 @@
 
 mod damage;
 mod faults;
+mod fuzz;
 mod golden;
 mod precision;
 mod resume;

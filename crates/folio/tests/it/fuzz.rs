@@ -1,0 +1,271 @@
+//! Every parser of a file, fed with what was a valid file before some bytes were changed, cut, doubled or put in: it
+//! reads it or refuses it in one line, and never panics, hangs, or takes memory that a file of that size cannot need.
+//!
+//! `PROPTEST_CASES=1000000 cargo test --release -p folio --test it fuzz` does it at length.
+
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use folio::checkpoint::{Checkpoint, CheckpointName};
+use folio::data::TokenStream;
+use folio::files::digest;
+use folio::records;
+use folio::run_dir::RunDir;
+use folio::settings::Settings;
+use folio::sweep::Sweep;
+use folio::tokenizer::Tokenizer;
+use folio::train::{Requests, Start, Trainer};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+const TEXT: &str = "to be or not to be that is the question: to be or not to be that is the question";
+
+fn settings() -> Settings {
+    let model =
+        Settings { n_emb: 2, n_heads: 1, n_blocks: 1, block_size: 4, batch_size: 4, ..Settings::default() };
+    Settings { num_epochs: 2, max_steps: Some(7), save_losses: true, save_checkpoint: true, ..model }
+}
+
+fn trainer(start: &Start) -> Result<Trainer, folio::error::Error> {
+    let tokenizer = Tokenizer::chars(TEXT);
+    let stream = TokenStream::encode(TEXT, &tokenizer, settings().split).expect("its own characters");
+    Trainer::new(settings(), Arc::new(stream), Arc::new(tokenizer), start)
+}
+
+/// A run with everything in it, made once; its last epoch was cut short.
+fn sound_run() -> &'static (TempDir, RunDir) {
+    static RUN: OnceLock<(TempDir, RunDir)> = OnceLock::new();
+    RUN.get_or_init(|| {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let run = RunDir::new(place.path());
+        let mut trainer = trainer(&Start::Fresh).expect("valid");
+        records::run_recorded(&mut trainer, Some(&run), &Requests::default(), &mut |_| {})
+            .expect("it trains");
+        Sweep::new(
+            folio::sweep::Plan::Halving { factor: 2 },
+            vec![settings(), Settings { seed: 2, ..settings() }],
+        )
+        .write(place.path())
+        .expect("room");
+        (place, run)
+    })
+}
+
+/// A change to a file. Places are shares of its length.
+#[derive(Clone, Debug)]
+enum Edit {
+    Set(f64, u8),
+    Flip(f64, u8),
+    Cut(f64, usize),
+    Insert(f64, Vec<u8>),
+    Repeat(f64, usize),
+}
+
+fn edit() -> impl Strategy<Value = Edit> {
+    let pieces = [
+        "0",
+        "9",
+        "-",
+        "1e400",
+        "null",
+        "[]",
+        "{}",
+        "\"",
+        "\\u0000",
+        ",",
+        "99999999999999999999",
+        "\u{ffff}",
+        "=",
+    ];
+    let piece = prop_oneof![
+        prop::sample::select(pieces.map(|piece| piece.as_bytes().to_vec()).to_vec()),
+        vec(any::<u8>(), 1..9)
+    ];
+    let place = 0.0..1.0f64;
+    prop_oneof![
+        (place.clone(), any::<u8>()).prop_map(|(place, byte)| Edit::Set(place, byte)),
+        (place.clone(), 0..8u8).prop_map(|(place, bit)| Edit::Flip(place, bit)),
+        (place.clone(), 1..40usize).prop_map(|(place, count)| Edit::Cut(place, count)),
+        (place.clone(), piece).prop_map(|(place, bytes)| Edit::Insert(place, bytes)),
+        (place, 1..200usize).prop_map(|(place, count)| Edit::Repeat(place, count)),
+    ]
+}
+
+fn edited(bytes: &[u8], edits: &[Edit]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    for edit in edits {
+        let at =
+            |share: &f64, length: usize| ((share * length as f64) as usize).min(length.saturating_sub(1));
+        let length = bytes.len();
+        match edit {
+            Edit::Set(place, byte) if length > 0 => bytes[at(place, length)] = *byte,
+            Edit::Flip(place, bit) if length > 0 => bytes[at(place, length)] ^= 1 << bit,
+            Edit::Cut(place, count) => {
+                let start = at(place, length);
+                bytes.drain(start..(start + count).min(length));
+            }
+            Edit::Insert(place, piece) => {
+                let start = at(place, length);
+                bytes.splice(start..start, piece.iter().copied());
+            }
+            Edit::Repeat(place, count) => {
+                let start = at(place, length);
+                let piece = bytes[start..(start + count).min(length)].to_vec();
+                bytes.splice(start..start, piece);
+            }
+            Edit::Set(..) | Edit::Flip(..) => {}
+        }
+    }
+    bytes
+}
+
+/// Checks that a refusal is one line that names what it refuses.
+fn check_told(error: &folio::error::Error, name: &str) {
+    let told = error.to_string();
+    assert!(!told.contains('\n') && !told.is_empty(), "{name}: {told}");
+}
+
+/// A copy of the sound run whose file `name` holds `bytes`.
+fn run_with(name: &str, bytes: &[u8]) -> (TempDir, RunDir) {
+    let (_, sound) = sound_run();
+    let place = tempfile::tempdir().expect("a temporary directory");
+    copy(sound.path(), place.path());
+    fs::write(place.path().join(name), bytes).expect("room");
+    let run = RunDir::new(place.path());
+    (place, run)
+}
+
+fn copy(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).expect("a directory") {
+        let (from, to) = {
+            let name = entry.expect("readable").file_name();
+            (from.join(&name), to.join(&name))
+        };
+        if from.is_symlink() {
+            continue;
+        }
+        if from.is_dir() {
+            fs::create_dir(&to).expect("room");
+            copy(&from, &to);
+        } else {
+            fs::copy(&from, &to).expect("room");
+        }
+    }
+}
+
+/// Makes the manifest of a checkpoint agree with its files, so that they are not refused for their hashes.
+fn believe(checkpoint: &Path) {
+    let path = checkpoint.join("manifest.json");
+    let mut manifest: serde_json::Value =
+        serde_json::from_slice(&fs::read(&path).expect("there")).expect("a manifest");
+    for (name, entry) in manifest["files"].as_object_mut().expect("files") {
+        let bytes = fs::read(checkpoint.join(name)).expect("there");
+        entry["bytes"] = bytes.len().into();
+        entry["sha256"] = digest(&bytes).into();
+    }
+    fs::write(path, manifest.to_string()).expect("room");
+}
+
+/// As many cases as a test takes some tenths of a second for; the environment may ask for more.
+fn cases(count: u32) -> ProptestConfig {
+    let asked = std::env::var("PROPTEST_CASES").ok().and_then(|count| count.parse().ok());
+    ProptestConfig { cases: asked.unwrap_or(count), failure_persistence: None, ..ProptestConfig::default() }
+}
+
+const CHECKPOINT: &str = "checkpoint_2";
+
+proptest! {
+    #![proptest_config(cases(300))]
+
+    #[test]
+    fn a_checkpoint(
+        file in prop::sample::select(vec!["model.safetensors", "optimizer.safetensors", "state.json"]),
+        edits in vec(edit(), 1..4),
+    ) {
+        let (_, sound) = sound_run();
+        let bytes = fs::read(sound.path().join(CHECKPOINT).join(file)).expect("there");
+        let (_place, run) = run_with(&format!("{CHECKPOINT}/{file}"), &edited(&bytes, &edits));
+        believe(&run.checkpoint(CheckpointName::Epoch(2)));
+        let read = Checkpoint::open(&run.checkpoint(CheckpointName::Epoch(2))).and_then(|checkpoint| {
+            let parameters = checkpoint.parameters()?;
+            checkpoint.optimizer(parameters.specs(), settings().adamw()).map(|_| ())
+        });
+        if let Err(error) = read {
+            check_told(&error, file);
+        }
+        // What is read can be gone on with.
+        match trainer(&Start::Resume { run, skip_damaged: false }) {
+            Ok(mut trainer) => {
+                let one_step = Requests::default();
+                one_step.stop.store(true, std::sync::atomic::Ordering::Relaxed);
+                if let Err(error) = trainer.run(None, &one_step, &mut |_| {}) {
+                    check_told(&error, file);
+                }
+            }
+            Err(error) => check_told(&error, file),
+        }
+    }
+
+    #[test]
+    fn a_manifest(edits in vec(edit(), 1..4)) {
+        let (_, sound) = sound_run();
+        let bytes = fs::read(sound.path().join(CHECKPOINT).join("manifest.json")).expect("there");
+        let (_place, run) = run_with(&format!("{CHECKPOINT}/manifest.json"), &edited(&bytes, &edits));
+        if let Err(error) = run.newest(false) {
+            check_told(&error, "manifest.json");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(1_500))]
+
+    #[test]
+    fn descriptions_of_a_run(
+        file in prop::sample::select(vec![
+            "hyperparameters.json", "model_hyperparameters.json", "tokenizer.json", "losses.json", "lrs.json",
+            "status.json", "sweep.json", "metrics.jsonl",
+        ]),
+        edits in vec(edit(), 1..4),
+    ) {
+        let (_, sound) = sound_run();
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let run = RunDir::new(place.path());
+        fs::write(place.path().join("hyperparameters.json"), "{}").expect("room");
+        let bytes = fs::read(sound.path().join(file)).expect("there");
+        fs::write(place.path().join(file), edited(&bytes, &edits)).expect("room");
+        let read = match file {
+            "hyperparameters.json" => run.settings().and_then(|settings| settings.validate()),
+            "model_hyperparameters.json" => run.model_config().map(|_| ()),
+            "tokenizer.json" => run.tokenizer().map(|tokenizer| {
+                let _ = tokenizer.encode(TEXT).map(|ids| tokenizer.decode(&ids));
+            }),
+            "losses.json" => run.losses().map(|losses| _ = losses.and_then(|losses| losses.best_epoch())),
+            "lrs.json" => run.learning_rates().map(|_| ()),
+            "status.json" => run.status().map(|_| ()),
+            "sweep.json" => Sweep::read(place.path()).map(|sweep| _ = sweep.map(|sweep| (sweep.rungs(), sweep.values(0)))),
+            _ => records::read(&run).map(|_| ()),
+        };
+        if let Err(error) = read {
+            check_told(&error, file);
+        }
+    }
+
+    #[test]
+    fn a_tokenizer_of_pairs(edits in vec(edit(), 1..4)) {
+        static BYTES: OnceLock<Vec<u8>> = OnceLock::new();
+        let bytes = BYTES.get_or_init(|| {
+            let file = tempfile::NamedTempFile::new().expect("room");
+            Tokenizer::train_bpe(TEXT, 270, &["<|end|>"]).expect("enough pairs").write(file.path()).expect("room");
+            fs::read(file.path()).expect("there")
+        });
+        let file = tempfile::NamedTempFile::new().expect("room");
+        fs::write(file.path(), edited(bytes, &edits)).expect("room");
+        match Tokenizer::read(file.path()) {
+            Ok(tokenizer) => _ = tokenizer.encode_special(TEXT).map(|ids| tokenizer.decode(&ids)),
+            Err(error) => check_told(&error, "tokenizer.json"),
+        }
+    }
+}
