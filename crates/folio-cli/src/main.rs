@@ -5,6 +5,7 @@
 mod bench;
 mod corpus;
 mod eval;
+mod export;
 mod generate;
 mod options;
 mod plan;
@@ -43,6 +44,8 @@ enum Command {
     Plot(plot::PlotArgs),
     /// List the runs of a sweep, the best first
     Runs(runs::RunsArgs),
+    /// Write the records of a run or a sweep as CSV
+    Export(export::ExportArgs),
     /// Train a tokenizer, encode and decode with one, look into one
     Tokenizer(tokenizer::TokenizerArgs),
     /// Time training steps, each of their operations, and the machine itself
@@ -70,6 +73,7 @@ fn run(args: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode> {
         Command::Eval(args) => eval::run(&args)?,
         Command::Plot(args) => plot::run(&args)?,
         Command::Runs(args) => runs::run(&args)?,
+        Command::Export(args) => export::run(&args)?,
         Command::Tokenizer(args) => tokenizer::run(&args)?,
         Command::Bench(args) => bench::run(&args)?,
         Command::Corpus => corpus::run()?,

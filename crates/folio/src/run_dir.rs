@@ -33,12 +33,16 @@ const MODEL_FILE: &str = "model_hyperparameters.json";
 const LOSSES_FILE: &str = "losses.json";
 const RATES_FILE: &str = "lrs.json";
 const STATUS_FILE: &str = "status.json";
+/// One JSON object for every step and epoch.
+pub(crate) const METRICS_FILE: &str = "metrics.jsonl";
+/// How the names of TensorBoard's event files begin, by which it finds them.
+pub(crate) const EVENT_FILES: &str = "events.out.tfevents.";
 /// Links to checkpoints.
 const LATEST: &str = "latest";
 const BEST: &str = "best";
 /// Every file that a run writes besides its checkpoints; the figures are those of `folio plot`.
 const FILES: [&str; 14] = [
-    "metrics.jsonl",
+    METRICS_FILE,
     "sweep.json",
     "report.html",
     LATEST,
@@ -150,7 +154,7 @@ impl RunDir {
 
     /// What there is of a run.
     fn remains(&self) -> Result<Vec<PathBuf>> {
-        let files = FILES.iter().map(|name| self.path.join(name));
+        let files = FILES.iter().map(|name| self.path.join(name)).chain(self.event_files()?);
         // Links count whether or not what they point at is there.
         let files = files.filter(|path| path.symlink_metadata().is_ok());
         let checkpoints = self.names()?.into_iter().map(|name| self.checkpoint(name));
@@ -450,16 +454,31 @@ impl RunDir {
         Ok(())
     }
 
+    /// The event files for TensorBoard.
+    fn event_files(&self) -> Result<Vec<PathBuf>> {
+        let names = self.entries(|kind| kind.is_file())?;
+        Ok(names
+            .iter()
+            .filter(|name| name.starts_with(EVENT_FILES))
+            .map(|name| self.path.join(name))
+            .collect())
+    }
+
     /// The names of the directories in this one.
     fn directories(&self) -> Result<Vec<String>> {
+        self.entries(|kind| kind.is_dir())
+    }
+
+    /// The names of what is in this directory and of a kind.
+    fn entries(&self, is_wanted: fn(&fs::FileType) -> bool) -> Result<Vec<String>> {
         let entries = match fs::read_dir(&self.path) {
             Ok(entries) => entries,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(Error::file("read", &self.path)(error)),
         };
         let entries = entries.filter_map(std::result::Result::ok);
-        let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-        Ok(directories.filter_map(|entry| entry.file_name().into_string().ok()).collect())
+        let wanted = entries.filter(|entry| entry.file_type().is_ok_and(|kind| is_wanted(&kind)));
+        Ok(wanted.filter_map(|entry| entry.file_name().into_string().ok()).collect())
     }
 
     fn read_if_there<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {

@@ -1,0 +1,85 @@
+//! `folio export`: the records of runs as CSV.
+
+use std::io::{ErrorKind, Write};
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Args;
+use folio::files::write_atomic;
+use folio::records;
+use folio::run_dir::RunDir;
+use folio::sweep::Sweep;
+use serde_json::Value;
+
+#[derive(Args)]
+#[command(rename_all = "snake_case")]
+#[command(after_help = "\
+Examples:
+  folio export runs/quick > epochs.csv
+  folio export runs/search --steps --out steps.csv")]
+pub(crate) struct ExportArgs {
+    /// A run, or a sweep
+    #[arg(value_name = "RUN_DIR")]
+    run_dir: PathBuf,
+    /// A row for every step, not for every epoch
+    #[arg(long)]
+    steps: bool,
+    /// The file to write [default: stdout]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+const STEP_COLUMNS: [&str; 7] = ["step", "epoch", "loss", "lr", "gradient_norm", "tokens_per_s", "skipped"];
+const EPOCH_COLUMNS: [&str; 12] = [
+    "epoch",
+    "step",
+    "train_loss",
+    "eval_loss",
+    "train_bits_per_character",
+    "eval_bits_per_character",
+    "train_bits_per_byte",
+    "eval_bits_per_byte",
+    "lr",
+    "gradient_norm",
+    "clipped_steps",
+    "skipped_steps",
+];
+
+pub(crate) fn run(args: &ExportArgs) -> anyhow::Result<()> {
+    let directory = RunDir::new(&args.run_dir);
+    let varying = Sweep::read(directory.path())?.map_or(Vec::new(), |sweep| sweep.varying);
+    let runs = directory.runs()?;
+    let (event, columns) =
+        if args.steps { ("step", &STEP_COLUMNS[..]) } else { ("epoch", &EPOCH_COLUMNS[..]) };
+    let mut table = csv::Writer::from_writer(Vec::new());
+    let names = varying.iter().map(String::as_str);
+    table.write_record(["run"].into_iter().chain(names).chain(columns.iter().copied()))?;
+    for run in runs {
+        let settings = serde_json::to_value(run.settings()?)?;
+        let name = run.path().file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let values: Vec<String> = varying.iter().map(|key| cell(&settings[key])).collect();
+        for line in records::read(&run)?.iter().filter(|line| line["event"] == event) {
+            let told = columns.iter().map(|column| cell(&line[*column]));
+            table.write_record([name.clone()].into_iter().chain(values.iter().cloned()).chain(told))?;
+        }
+    }
+    let bytes = table.into_inner().context("writing CSV in memory")?;
+    match &args.out {
+        Some(path) => write_atomic(path, &bytes)?,
+        None => match std::io::stdout().write_all(&bytes) {
+            // `folio export | head` has had what it wanted.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+            written => written.context("writing to stdout")?,
+        },
+    }
+    Ok(())
+}
+
+/// A value as a cell; what is unknown or not finite is an empty one.
+fn cell(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        value => value.to_string(),
+    }
+}
