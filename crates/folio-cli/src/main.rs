@@ -12,6 +12,7 @@ mod plan;
 mod plot;
 mod presets;
 mod progress;
+mod report;
 mod runs;
 mod signals;
 mod standings;
@@ -44,6 +45,8 @@ enum Command {
     Plot(plot::PlotArgs),
     /// List the runs of a sweep, the best first
     Runs(runs::RunsArgs),
+    /// Write a page with the curves, samples and settings of a run or a sweep
+    Report(report::ReportArgs),
     /// Write the records of a run or a sweep as CSV
     Export(export::ExportArgs),
     /// Train a tokenizer, encode and decode with one, look into one
@@ -73,6 +76,7 @@ fn run(args: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode> {
         Command::Eval(args) => eval::run(&args)?,
         Command::Plot(args) => plot::run(&args)?,
         Command::Runs(args) => runs::run(&args)?,
+        Command::Report(args) => report::run(&args)?,
         Command::Export(args) => export::run(&args)?,
         Command::Tokenizer(args) => tokenizer::run(&args)?,
         Command::Bench(args) => bench::run(&args)?,

@@ -7,8 +7,6 @@ use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use folio::run_dir::{RunDir, RunLock, RunState, Status};
 use serde_json::{Map, Value};
 
-use crate::standings::state_name;
-
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
 #[command(after_help = "\
@@ -95,7 +93,7 @@ fn state(run: &RunDir, status: Option<&Status>) -> &'static str {
     match status.map(|status| status.state) {
         None => "-",
         Some(RunState::Running) if !RunLock::is_held(run) => "killed",
-        Some(state) => state_name(state),
+        Some(state) => state.name(),
     }
 }
 

@@ -140,7 +140,7 @@ fn table(sweep: &Sweep, ranked: &[Standing]) -> Table {
     for (index, standing) in ranked.iter().enumerate() {
         let best = standing.best();
         let loss = if best.is_finite() { format!("{best:.4}") } else { "-".to_owned() };
-        let state = standing.state.map_or("waiting", state_name);
+        let state = standing.state.map_or("waiting", RunState::name);
         let row = [
             (index + 1).to_string(),
             name(standing.run),
@@ -156,15 +156,4 @@ fn table(sweep: &Sweep, ranked: &[Standing]) -> Table {
         }
     }
     table
-}
-
-/// A state in a word.
-pub(crate) fn state_name(state: RunState) -> &'static str {
-    match state {
-        RunState::Running => "running",
-        RunState::Stopped => "stopped",
-        RunState::Finished => "finished",
-        RunState::Diverged => "diverged",
-        RunState::Failed => "failed",
-    }
 }

@@ -49,3 +49,5 @@ pub mod train;
 
 pub mod records;
 pub mod sweep;
+
+pub mod report;

@@ -95,6 +95,17 @@ impl RunState {
         if matches!(error, Error::Diverged { .. }) { Self::Diverged } else { Self::Failed }
     }
 
+    /// The word itself.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+            Self::Finished => "finished",
+            Self::Diverged => "diverged",
+            Self::Failed => "failed",
+        }
+    }
+
     /// Whether it has ended with an error.
     pub fn has_failed(self) -> bool {
         matches!(self, Self::Diverged | Self::Failed)

@@ -536,7 +536,11 @@ fn searches_that_cannot_be() {
         ("train {TINY} --trials 3", USAGE, &["--trials", "--search random"]),
         ("train {TINY} --search random", USAGE, &["--search", "add --trials"]),
         ("train {TINY} --search random --trials 0", USAGE, &["--trials", "at least 1"]),
-        ("train {TINY} --search rand --trials 2", USAGE, &["unknown search 'rand'", "mean 'random'", "grid, random"]),
+        (
+            "train {TINY} --search rand --trials 2",
+            USAGE,
+            &["unknown search 'rand'", "mean 'random'", "grid, random"],
+        ),
         ("train {TINY} --search halving --trials 4", USAGE, &["--search halving", "add --run_dir"]),
         (
             "train {TINY} --search halving --trials 4 --halving_factor 1",

@@ -1,0 +1,181 @@
+//! The figures of a report, as Plotly.js takes them.
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::story::Story;
+
+/// Pieces that a curve of steps is cut into if it has more points than can be seen.
+const PIECES: usize = 2_000;
+
+/// One figure.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Figure {
+    /// The element it is drawn in.
+    pub(super) id: String,
+    /// What it shows, in words.
+    pub(super) caption: String,
+    data: Vec<Value>,
+    layout: Value,
+}
+
+/// The figures of one run.
+pub(super) fn of_run(story: &Story) -> Vec<Figure> {
+    let (steps, epochs) = (&story.step_lines, &story.epoch_lines);
+    let losses = vec![
+        faint(curve(steps, "loss", "each step")),
+        curve(epochs, "train_loss", "train"),
+        curve(epochs, "eval_loss", "eval"),
+    ];
+    let bits = vec![
+        curve(epochs, "train_bits_per_character", "train"),
+        curve(epochs, "eval_bits_per_character", "eval"),
+    ];
+    [
+        ("loss", "Loss in nats a token, by step", losses),
+        ("bits", "Loss in bits a character, after each epoch", bits),
+        ("rate", "Learning rate, by step", vec![curve(steps, "lr", "learning rate")]),
+        (
+            "norm",
+            "Norm of the gradients before clipping, by step",
+            vec![curve(steps, "gradient_norm", "norm")],
+        ),
+        ("speed", "Tokens a second, by step", vec![curve(steps, "tokens_per_s", "tokens a second")]),
+    ]
+    .into_iter()
+    .map(|(id, caption, data)| Figure {
+        id: format!("figure-{id}"),
+        caption: caption.to_owned(),
+        layout: json!({ "xaxis": { "title": { "text": "step" } }, "showlegend": data.len() > 1 }),
+        data,
+    })
+    .collect()
+}
+
+/// The figures of a sweep, whose runs differ in the settings `varying`.
+pub(super) fn of_sweep(ranked: &[&Story], varying: &[String]) -> Vec<Figure> {
+    let curves = ranked.iter().map(|story| {
+        let epochs: Vec<usize> = (1..=story.eval_losses.len()).collect();
+        json!({ "x": epochs, "y": story.eval_losses, "name": story.name, "mode": "lines+markers" })
+    });
+    let mut figures = vec![Figure {
+        id: "figure-runs".to_owned(),
+        caption: "Evaluation loss of every run in nats a token, by epoch".to_owned(),
+        data: curves.collect(),
+        layout: json!({ "xaxis": { "title": { "text": "epoch" } }, "showlegend": true }),
+    }];
+    let trained: Vec<&Story> = ranked.iter().copied().filter(|story| story.best.is_some()).collect();
+    let numeric = varying.iter().filter(|name| trained.iter().all(|story| story.settings[*name].is_number()));
+    let numeric: Vec<&String> = numeric.collect();
+    if trained.len() > 1 && !numeric.is_empty() {
+        figures.push(parallel(&trained, &numeric));
+        figures.extend(numeric.iter().map(|name| scatter(&trained, name)));
+    }
+    figures
+}
+
+/// Every run as a line through its settings to its loss.
+fn parallel(stories: &[&Story], names: &[&String]) -> Figure {
+    let losses: Vec<f64> = stories.iter().map(|story| story.best_loss()).collect();
+    let axis = |name: &&String| {
+        let values = values(stories, name);
+        if !is_wide(&values) {
+            return json!({ "label": name, "values": values });
+        }
+        let logs: Vec<f64> = values.iter().map(|value| value.log10()).collect();
+        let ticks: Vec<String> = values.iter().map(f64::to_string).collect();
+        json!({ "label": name, "values": logs, "tickvals": logs, "ticktext": ticks })
+    };
+    let mut axes: Vec<Value> = names.iter().map(axis).collect();
+    axes.push(json!({ "label": "best eval loss", "values": losses }));
+    let line = json!({ "color": losses, "colorscale": "Viridis", "showscale": true });
+    Figure {
+        id: "figure-parallel".to_owned(),
+        caption: "Settings and best evaluation loss of every run; drag along an axis to choose runs"
+            .to_owned(),
+        data: vec![json!({ "type": "parcoords", "dimensions": axes, "line": line })],
+        layout: json!({ "margin": { "l": 80, "r": 80, "t": 60, "b": 30 } }),
+    }
+}
+
+/// The best loss of every run over one setting.
+fn scatter(stories: &[&Story], name: &str) -> Figure {
+    let values = values(stories, name);
+    let kind = if is_wide(&values) { "log" } else { "linear" };
+    let losses: Vec<f64> = stories.iter().map(|story| story.best_loss()).collect();
+    let names: Vec<&str> = stories.iter().map(|story| story.name.as_str()).collect();
+    Figure {
+        id: format!("figure-by-{}", name.to_lowercase()),
+        caption: format!("Best evaluation loss of every run, by {name}"),
+        data: vec![
+            json!({ "x": values, "y": losses, "text": names, "mode": "markers", "marker": { "size": 10 } }),
+        ],
+        layout: json!({ "xaxis": { "type": kind, "title": { "text": name } }, "showlegend": false }),
+    }
+}
+
+fn values(stories: &[&Story], name: &str) -> Vec<f64> {
+    stories.iter().map(|story| story.settings[name].as_f64().unwrap_or_default()).collect()
+}
+
+/// Whether numbers are all positive and spread over more than a power of ten, so that their logarithms tell more.
+fn is_wide(values: &[f64]) -> bool {
+    let low = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let high = values.iter().copied().fold(0.0, f64::max);
+    low > 0.0 && high > 10.0 * low
+}
+
+/// A curve over steps.
+fn curve(lines: &[Value], key: &str, name: &str) -> Value {
+    let points: Vec<(u64, f64)> =
+        lines.iter().filter_map(|line| Some((line["step"].as_u64()?, line[key].as_f64()?))).collect();
+    let few = points.len() < 60;
+    let (x, y): (Vec<u64>, Vec<f64>) = thinned(&points, PIECES).into_iter().unzip();
+    json!({ "x": x, "y": y, "name": name, "mode": if few { "lines+markers" } else { "lines" } })
+}
+
+fn faint(mut curve: Value) -> Value {
+    curve["opacity"] = json!(0.4);
+    curve["line"] = json!({ "width": 1 });
+    curve["mode"] = json!("lines");
+    curve
+}
+
+/// Of each of so many equal pieces of a curve the lowest and the highest point, in order, so that no peak is lost; all
+/// points if they are few.
+fn thinned(points: &[(u64, f64)], pieces: usize) -> Vec<(u64, f64)> {
+    if points.len() <= 2 * pieces {
+        return points.to_vec();
+    }
+    let extremes = points.chunks(points.len().div_ceil(pieces)).flat_map(|piece| {
+        let order = |a: &&(u64, f64), b: &&(u64, f64)| a.1.total_cmp(&b.1);
+        let low = *piece.iter().min_by(order).expect("no piece is empty");
+        let high = *piece.iter().max_by(order).expect("no piece is empty");
+        if low.0 < high.0 { [low, high] } else { [high, low] }
+    });
+    let mut kept: Vec<_> = extremes.collect();
+    kept.dedup();
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_curve_keeps_its_peaks_and_its_order_when_it_is_thinned() {
+        let mut points: Vec<(u64, f64)> = (0..100_000).map(|step| (step, (step as f64).sin())).collect();
+        points[77_777].1 = 50.0;
+        points[33_333].1 = -50.0;
+        let kept = thinned(&points, 500);
+        assert!(kept.len() <= 1_000, "{}", kept.len());
+        assert!(kept.contains(&(77_777, 50.0)) && kept.contains(&(33_333, -50.0)));
+        assert!(kept.windows(2).all(|pair| pair[0].0 < pair[1].0));
+        let few = &points[..1_000];
+        assert_eq!(thinned(few, 500), few);
+        assert_eq!(thinned(&[], 500), []);
+        // A level curve has one point a piece.
+        let level: Vec<(u64, f64)> = (0..4_000).map(|step| (step, 1.0)).collect();
+        assert!(thinned(&level, 100).windows(2).all(|pair| pair[0].0 < pair[1].0));
+    }
+}
