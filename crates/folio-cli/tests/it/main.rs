@@ -8,6 +8,7 @@ mod continuing;
 mod files;
 mod flags;
 mod mistakes;
+mod report;
 mod searching;
 mod seed;
 mod stopping;

@@ -17,6 +17,7 @@ function draw() {
         paper_bgcolor: "rgba(0,0,0,0)",
         plot_bgcolor: "rgba(0,0,0,0)",
         font: { color: style.color },
+        modebar: { bgcolor: "rgba(0,0,0,0)", color: style.color },
         ...layout,
         xaxis: { ...axis, ...layout.xaxis },
         yaxis: { ...axis, ...layout.yaxis },
