@@ -44,4 +44,32 @@ fn a_training_step_allocates_nothing() {
         });
     }
     drop(profiler);
+    check_memory(adamw);
+}
+
+/// The estimate by which runs are trained at one time is near what a training step takes. In the one test of this
+/// file, since the allocator counts for the whole process.
+fn check_memory(adamw: AdamWConfig) {
+    // Where the activations weigh most, and where the weights do.
+    for (n_emb, batch_size, block_size) in [(128, 16, 128), (256, 1, 16)] {
+        let config = ModelConfig { vocab_size: 65, n_blocks: 4, n_emb, n_heads: 4, block_size, dropout: 0.1 };
+        let tokens: Vec<u32> = (0..(batch_size * block_size) as u32).map(|i| i % 65).collect();
+        let batch = Batch { inputs: &tokens, targets: &tokens, time: block_size };
+        for precision in [Precision::F32, Precision::Bf16] {
+            let profiler = dhat::Profiler::builder().testing().build();
+            ThreadPoolBuilder::new().num_threads(2).build().expect("threads").install(|| {
+                let mut model = Gpt2::new(config, precision, &mut Rng::new(1, Stream::Init));
+                let mut optimizer = AdamW::new(adamw, model.parameters().values().len());
+                model.train_step(batch, 0);
+                let (parameters, gradients) = model.parameters_and_gradients();
+                optimizer.step(parameters, gradients, 1e-3);
+            });
+            let taken = dhat::HeapStats::get().max_bytes as f64;
+            drop(profiler);
+            let estimate = Gpt2::training_bytes(&config, precision, batch_size) as f64;
+            // What it leaves out, the scratch of threads and of the head, takes up to 4 % here.
+            let ratio = estimate / taken;
+            assert!((0.9..1.1).contains(&ratio), "{precision:?}, {config:?}: {estimate} for {taken}");
+        }
+    }
 }

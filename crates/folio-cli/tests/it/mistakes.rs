@@ -261,7 +261,12 @@ fn checkpoints_that_cannot_be_continued() {
     place.ok(&format!("train {TINY} --run_dir bare"));
     let from = "train --from_checkpoint --from_checkpoint_run_dir";
     let run = format!("{from} run --from_checkpoint_step");
-    let mistakes: [(String, i32, &[&str]); 13] = [
+    let mistakes: [(String, i32, &[&str]); 14] = [
+        (
+            format!("{run} 1 --run_dir x"),
+            FAILURE,
+            &["run/checkpoint_1: keeps weights alone", "take the newest or the best", "--keep all"],
+        ),
         (format!("{run} 7 --run_dir x"), FAILURE, &["run: holds no checkpoint 7", "there are 1, 2"]),
         (format!("{from} bare --from_checkpoint_step 1"), FAILURE, &["bare: holds no", "--save_checkpoint"]),
         (format!("{from} none --from_checkpoint_step 1"), FAILURE, &["none: does not exist", "--run_dir"]),
