@@ -4,6 +4,7 @@
 
 mod bench;
 mod corpus;
+mod dashboard;
 mod eval;
 mod export;
 mod generate;
@@ -14,6 +15,7 @@ mod presets;
 mod progress;
 mod report;
 mod runs;
+mod screen;
 mod signals;
 mod standings;
 mod tokenizer;

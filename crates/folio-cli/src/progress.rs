@@ -1,11 +1,33 @@
 //! A run as it is told to a person: one line an epoch on stdout, a bar on stderr.
 
-use std::io::Write;
 use std::time::{Duration, Instant};
 
 use folio::history::EpochReport;
 use folio::train::{Event, StepReport};
-use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::screen;
+
+/// How training is shown while it goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Display {
+    /// By lines, and bars below them.
+    Bars,
+    /// By lines of JSON.
+    Json,
+    /// By the dashboard, which holds the lines back.
+    Dashboard,
+}
+
+impl Display {
+    /// Where bars are drawn.
+    pub(crate) fn target(self) -> ProgressDrawTarget {
+        match self {
+            Self::Bars | Self::Json => ProgressDrawTarget::stderr(),
+            Self::Dashboard => ProgressDrawTarget::hidden(),
+        }
+    }
+}
 
 /// Prints the events of a run.
 pub(crate) struct Progress {
@@ -25,8 +47,9 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    pub(crate) fn new(json: bool) -> Self {
-        Self::with_bar(ProgressBar::new(0), json, None)
+    pub(crate) fn new(display: Display) -> Self {
+        let bar = ProgressBar::with_draw_target(Some(0), display.target());
+        Self::with_bar(bar, display == Display::Json, None)
     }
 
     /// The only run of several that trains now, above whatever is below its bar.
@@ -109,16 +132,15 @@ impl Progress {
     /// Prints the line of the epoch that has ended, if it has not been told.
     fn tell(&mut self) {
         if let Some(line) = self.untold.take() {
-            self.bar.suspend(|| println!("{line}"));
+            self.bar.suspend(|| screen::out(&line));
         }
     }
 
     /// A line on stderr.
     fn say(&self, line: &str) {
         let name = self.name.as_ref().map_or(String::new(), |name| format!("{name}: "));
-        // Not the bar's own printing, which is silent where stderr is a file. If stderr is gone there is nobody left
-        // to tell.
-        self.bar.suspend(|| _ = writeln!(std::io::stderr(), "{name}{line}"));
+        // Not the bar's own printing, which is silent where stderr is a file.
+        self.bar.suspend(|| screen::err(&format!("{name}{line}")));
     }
 
     /// Takes the bar away and says how long it took.

@@ -19,12 +19,17 @@ pub(crate) struct Signals {
 
 impl Signals {
     /// From now on Ctrl-C and SIGTERM ask the run to stop, and a second one ends the program at once; SIGUSR1 asks it to
-    /// save.
-    pub(crate) fn install() -> anyhow::Result<Self> {
+    /// save. With a dashboard the second gives the terminal back first.
+    pub(crate) fn install(dashboard: bool) -> anyhow::Result<Self> {
         let requests = Requests::default();
         let stopped_by = Arc::new(AtomicUsize::new(0));
         let install = || {
-            for signal in [SIGINT, SIGTERM] {
+            #[cfg(unix)]
+            if dashboard {
+                listen(requests.clone(), Arc::clone(&stopped_by))?;
+            }
+            let by_flags: &[i32] = if cfg!(unix) && dashboard { &[] } else { &[SIGINT, SIGTERM] };
+            for &signal in by_flags {
                 // In this order: the first finds the request not made yet. Files are whole at any time, so that
                 // stopping at once does no harm.
                 flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&requests.stop))?;
@@ -52,4 +57,20 @@ impl Signals {
         };
         ExitCode::from(128 + signal as u8)
     }
+}
+
+/// Starts a thread that does what [`Signals::install`] says, which is more than a signal's handler may do.
+#[cfg(unix)]
+fn listen(requests: Requests, stopped_by: Arc<AtomicUsize>) -> std::io::Result<()> {
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
+    let obey = move || {
+        for signal in signals.forever() {
+            if requests.stop.swap(true, Ordering::Relaxed) {
+                crate::screen::close();
+                std::process::exit(128 + signal);
+            }
+            stopped_by.store(signal as usize, Ordering::Relaxed);
+        }
+    };
+    std::thread::Builder::new().name("signals".to_owned()).spawn(obey).map(drop)
 }

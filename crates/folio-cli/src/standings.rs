@@ -8,7 +8,8 @@ use folio::sweep::{Standing, Sweep, SweepEvent};
 use folio::train::{Event, Outcome};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use crate::progress::Progress;
+use crate::progress::{Display, Progress};
+use crate::screen;
 
 /// Lines of the table that is shown while runs train.
 const SHOWN: usize = 12;
@@ -29,12 +30,13 @@ pub(crate) struct Standings<'a> {
 }
 
 impl<'a> Standings<'a> {
-    pub(crate) fn new(sweep: &'a Sweep, json: bool, jobs: usize) -> Self {
-        let bars = MultiProgress::new();
+    pub(crate) fn new(sweep: &'a Sweep, display: Display, jobs: usize) -> Self {
+        let bars = MultiProgress::with_draw_target(display.target());
         let table = bars.add(ProgressBar::no_length());
         table.set_style(ProgressStyle::with_template("{msg}").expect("a valid template"));
         let unknown = |run| Standing { run, state: None, epochs: 0, eval_losses: Vec::new(), error: None };
         let ranked = (0..sweep.runs.len()).map(unknown).collect();
+        let json = display == Display::Json;
         Self { sweep, json, parallel: jobs > 1, bars, table, running: HashMap::new(), ranked }
     }
 
@@ -49,7 +51,7 @@ impl<'a> Standings<'a> {
                         self.sweep.runs.len(),
                         self.told_values(run)
                     );
-                    self.bars.suspend(|| println!("{line}"));
+                    self.bars.suspend(|| screen::out(&line));
                 }
                 let bar = self.bars.insert_before(&self.table, ProgressBar::new(0));
                 // One run at a time needs no name, but a program that reads many does.
@@ -57,6 +59,9 @@ impl<'a> Standings<'a> {
                 let progress =
                     if named { Progress::of(name(run), bar, self.json) } else { Progress::over(bar) };
                 self.running.insert(run, progress);
+                if let Some(standing) = self.ranked.iter_mut().find(|standing| standing.run == run) {
+                    standing.state = Some(RunState::Running);
+                }
             }
             SweepEvent::Run { run, event } => {
                 if let Some(progress) = self.running.get_mut(&run) {
@@ -87,8 +92,13 @@ impl<'a> Standings<'a> {
         self.table.finish_and_clear();
         self.ranked = ranked.to_vec();
         if !self.json && outcome == Outcome::Finished {
-            println!("\n{}", table(self.sweep, &self.ranked));
+            screen::out(&format!("\n{}", self.table()));
         }
+    }
+
+    /// All runs as far as they are known, the best first.
+    pub(crate) fn table(&self) -> String {
+        table(self.sweep, &self.ranked).to_string()
     }
 
     fn tell_end(&self, standing: &Standing, trained: bool) {
@@ -101,13 +111,12 @@ impl<'a> Standings<'a> {
     }
 
     fn say(&self, line: &str) {
-        self.bars.suspend(|| eprintln!("{line}"));
+        self.bars.suspend(|| screen::err(line));
     }
 
     /// Puts an epoch of a run that trains where it belongs.
     fn note_epoch(&mut self, run: usize, eval_loss: f64) {
         if let Some(standing) = self.ranked.iter_mut().find(|standing| standing.run == run) {
-            standing.state = Some(RunState::Running);
             standing.epochs += 1;
             standing.eval_losses.push(eval_loss);
         }

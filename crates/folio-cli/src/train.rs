@@ -11,13 +11,15 @@ use folio::model::Gpt2;
 use folio::records::run_recorded;
 use folio::run_dir::{RunDir, RunLock};
 use folio::settings::Settings;
-use folio::sweep::{Context, Sweep, run_sweep};
-use folio::train::{Outcome, Start, Trainer};
+use folio::sweep::{Context, Sweep, SweepEvent, run_sweep};
+use folio::train::{Event, Outcome, Start, Trainer};
 
+use crate::dashboard::{Dashboard, Told};
 use crate::options::{Options, whole};
 use crate::plan::{Task, Work, plan};
 use crate::presets;
-use crate::progress::Progress;
+use crate::progress::{Display, Progress};
+use crate::screen;
 use crate::signals::Signals;
 use crate::standings::Standings;
 use crate::usage::Usage;
@@ -84,8 +86,22 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "N", help_heading = "Machine", value_parser = whole::<usize>)]
     jobs: Option<usize>,
     /// One JSON object an epoch on stdout
-    #[arg(long, help_heading = "Machine")]
+    #[arg(long, help_heading = "Machine", conflicts_with = "tui")]
     json: bool,
+    /// Watch the run on the whole terminal: its curves, newest sample and time left, and a sweep's runs in order; q
+    /// saves and stops, s saves
+    #[arg(long, help_heading = "Machine")]
+    tui: bool,
+}
+
+impl TrainArgs {
+    fn display(&self) -> Display {
+        match (self.json, self.tui) {
+            (true, _) => Display::Json,
+            (false, true) => Display::Dashboard,
+            (false, false) => Display::Bars,
+        }
+    }
 }
 
 pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
@@ -93,8 +109,14 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     if args.jobs == Some(0) {
         return Err(Usage("--jobs: 0 is too few: give at least 1".into()).into());
     }
+    if args.tui && !screen::is_there() {
+        return Err(Usage(
+            "--tui needs a terminal: leave it out where stdout or stderr is a file or a pipe".into(),
+        )
+        .into());
+    }
     let task = plan(args)?;
-    let signals = Signals::install()?;
+    let signals = Signals::install(args.tui)?;
     let outcome = match &task.work {
         Work::Run(settings) => train_run(args, &task, settings, &signals)?,
         Work::Sweep(sweep) => train_sweep(args, &task, sweep, &signals)?,
@@ -136,11 +158,21 @@ fn train_run(
     if settings.save_checkpoint {
         print_disk(settings, trainer.model().parameters().values().len() as u64);
     }
-    let mut progress = Progress::new(args.json);
+    let dashboard = open_dashboard(args, task, signals)?;
+    if let Some(dashboard) = &dashboard {
+        let losses = &trainer.history().losses;
+        let epochs = losses.steps.iter().copied().zip(losses.eval_losses.iter().copied()).collect();
+        dashboard.tell(Told::History { run: 0, epochs });
+    }
+    let mut progress = Progress::new(args.display());
     let outcome = run_recorded(&mut trainer, task.run_dir.as_ref(), &signals.requests, &mut |event| {
         progress.on_event(event);
+        if let Some(dashboard) = &dashboard {
+            dashboard.tell(Told::Event { run: 0, event: event.clone() });
+        }
     });
     progress.finish();
+    drop(dashboard);
     let outcome = outcome?;
     if outcome == Outcome::Finished {
         if let Some(run_dir) = task.run_dir.as_ref().filter(|_| !settings.save_checkpoint) {
@@ -177,9 +209,17 @@ fn train_sweep(args: &TrainArgs, task: &Task, sweep: &Sweep, signals: &Signals) 
         threads: rayon::current_num_threads(),
         requests: signals.requests.clone(),
     };
-    let mut standings = Standings::new(sweep, args.json, jobs);
-    let mut listener = |event: folio::sweep::SweepEvent| standings.on_event(event);
-    let (outcome, ranked) = run_sweep(sweep, &context, &Mutex::new(&mut listener))?;
+    let dashboard = open_dashboard(args, task, signals)?;
+    let mut standings = Standings::new(sweep, args.display(), jobs);
+    let mut listener = |event: SweepEvent| {
+        standings.on_event(event.clone());
+        if let Some(dashboard) = &dashboard {
+            watch_sweep(dashboard, &standings, event);
+        }
+    };
+    let trained = run_sweep(sweep, &context, &Mutex::new(&mut listener));
+    drop(dashboard);
+    let (outcome, ranked) = trained?;
     standings.finish(&ranked, outcome);
     if outcome == Outcome::Finished
         && ranked.iter().all(|run| run.state.is_some_and(|state| state.has_failed()))
@@ -188,6 +228,34 @@ fn train_sweep(args: &TrainArgs, task: &Task, sweep: &Sweep, signals: &Signals) 
         return Err(anyhow::anyhow!("every run has failed, the first so: {error}"));
     }
     Ok(outcome)
+}
+
+/// The dashboard, if it is asked for.
+fn open_dashboard(args: &TrainArgs, task: &Task, signals: &Signals) -> anyhow::Result<Option<Dashboard>> {
+    let open = || {
+        let title = task.run_dir.as_ref().map_or("train".to_owned(), |run| run.path().display().to_string());
+        Dashboard::open(title, task.run_dir.is_some(), signals.requests.clone())
+    };
+    args.tui.then(open).transpose()
+}
+
+/// Tells the dashboard of an event that the standings know already.
+fn watch_sweep(dashboard: &Dashboard, standings: &Standings, event: SweepEvent) {
+    let moves = match event {
+        SweepEvent::Run { run, event } => {
+            dashboard.tell(Told::Event { run, event: event.clone() });
+            matches!(event, Event::EpochEnded { .. })
+        }
+        SweepEvent::RunEnded { standing, .. } => {
+            dashboard.tell(Told::Ended { run: standing.run });
+            true
+        }
+        SweepEvent::RunStarted { .. } => true,
+        SweepEvent::RungEnded { .. } => false,
+    };
+    if moves {
+        dashboard.tell(Told::Table(standings.table()));
+    }
 }
 
 /// Takes the task's directory, making it if it is not there, and removes what is to be overwritten.

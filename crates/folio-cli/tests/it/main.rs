@@ -5,6 +5,7 @@ mod running;
 
 mod commands;
 mod continuing;
+mod dashboard;
 mod files;
 mod flags;
 mod mistakes;
