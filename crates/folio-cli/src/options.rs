@@ -138,7 +138,7 @@ pub(crate) struct Options {
     /// [default: weights]
     #[arg(long, value_name = "WHAT", help_heading = "Files")]
     pub(crate) keep: Option<Keep>,
-    /// Write event files for TensorBoard
+    /// Write event files for TensorBoard, to be read with tensorboard --logdir DIR
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Files")]
     pub(crate) tensorboard: Option<bool>,
     /// Tokens of text to write when training has ended; as many are recorded after every epoch [default: none; 100]

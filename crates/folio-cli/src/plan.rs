@@ -62,6 +62,9 @@ pub(crate) fn plan(args: &TrainArgs) -> anyhow::Result<Task> {
         options = options.or(&Options::inherited(&run.settings()?))?;
     }
     let (mut base, space) = options.settings();
+    if let Start::Checkpoint { run, number, restart_schedule } = &start {
+        base.continue_from(run.path(), *number, *restart_schedule);
+    }
     let needs_directory = [
         ("--save_losses", base.save_losses),
         ("--save_checkpoint", base.save_checkpoint),

@@ -1,21 +1,35 @@
-//! What a run tells while it trains, in files that others read: `metrics.jsonl`, and event files for TensorBoard.
+//! `metrics.jsonl`: what a run told while it trained, one JSON object a line.
+//!
+//! ```text
+//! {"event":"start","step":0,"epoch":0,"parameters":…,"precision":"bf16","threads":2,"unix_time":…,"machine":{…},"folio":"0.1.0"}
+//! {"event":"step","step":1,"epoch":1,"loss":4.17,"lr":0.001,"gradient_norm":1.9,"tokens_per_s":70000,"skipped":false}
+//! {"event":"epoch","epoch":1,"step":490,"train_loss":…,"eval_loss":…,"train_bits_per_character":…,…,"sample":"…"}
+//! ```
+//!
+//! A run that goes on from a checkpoint drops the lines of what came after it, so that every step and epoch is told
+//! once. With `--tensorboard` the same numbers are written for TensorBoard too.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, ErrorKind};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
+use crate::machine::Machine;
 use crate::run_dir::{METRICS_FILE, RunDir};
-use crate::train::{Event, Outcome, Requests, Trainer};
+use crate::settings::Settings;
+use crate::train::{Event, Outcome, Requests, StepReport, Trainer};
 
-mod journal;
 mod metrics;
 mod tensorboard;
 
 use metrics::Metrics;
 use tensorboard::TensorBoard;
+
+/// How long lines wait to be written together.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Trains as [`Trainer::run`] does, and keeps the records of the run in its directory.
 ///
@@ -28,19 +42,12 @@ pub fn run_recorded(
     on_event: &mut dyn FnMut(&Event),
 ) -> Result<Outcome> {
     let Some(run_dir) = run_dir else { return trainer.run(None, requests, on_event) };
-    let mut records = Records {
-        metrics: Metrics::new(run_dir.path()),
-        tensorboard: trainer
-            .settings()
-            .tensorboard
-            .then(|| TensorBoard::new(run_dir.path(), trainer.settings())),
-        last_step: Instant::now(),
-    };
+    let mut recorder = Recorder::new(run_dir.path(), trainer.settings());
     let outcome = trainer.run(Some(run_dir), requests, &mut |event| {
-        records.on_event(event);
+        recorder.on_event(event);
         on_event(event);
     });
-    let written = records.flush();
+    let written = recorder.flush();
     // What went wrong in training is told before what went wrong in telling of it.
     outcome.and_then(|outcome| {
         let unsaved = |error| Error::Unsaved { path: run_dir.path().to_path_buf(), source: Box::new(error) };
@@ -48,48 +55,105 @@ pub fn run_recorded(
     })
 }
 
-struct Records {
+/// Makes records of events, and has them written.
+struct Recorder {
     metrics: Metrics,
-    tensorboard: Option<TensorBoard>,
+    board: Option<TensorBoard>,
+    written_at: Instant,
     /// When the last step ended, or its epoch began.
     last_step: Instant,
 }
 
-impl Records {
+impl Recorder {
+    fn new(run_dir: &Path, settings: &Settings) -> Self {
+        let board = settings.tensorboard.then(|| TensorBoard::new(run_dir, settings));
+        let now = Instant::now();
+        Self { metrics: Metrics::new(run_dir), board, written_at: now, last_step: now }
+    }
+
     fn on_event(&mut self, event: &Event) {
-        let mut tokens_per_s = 0.0;
-        if let Event::EpochStarted { .. } | Event::Step(_) = event {
-            let now = Instant::now();
-            let seconds = (now - self.last_step).as_secs_f64().max(1e-9);
-            self.last_step = now;
-            if let Event::Step(report) = event {
-                tokens_per_s = report.tokens as f64 / seconds;
+        match event {
+            Event::Started { epoch, step, parameters, precision, .. } => {
+                let kept = self.metrics.go_back_to(*epoch, *step);
+                if let Some(board) = &mut self.board {
+                    let kept = kept.split(|&byte| byte == b'\n');
+                    let kept = kept.filter_map(|line| serde_json::from_slice::<Value>(line).ok());
+                    board.begin(*step, kept.filter(|record| record["step"] == *step));
+                }
+                self.push(&json!({
+                    "event": "start", "step": step, "epoch": epoch, "parameters": parameters,
+                    "precision": precision.name(), "threads": rayon::current_num_threads(),
+                    "unix_time": since_1970().as_secs(),
+                    "machine": Machine::here(), "folio": env!("CARGO_PKG_VERSION"),
+                }));
             }
+            Event::EpochStarted { .. } => self.last_step = Instant::now(),
+            Event::Step(report) => self.push_step(report),
+            Event::EpochEnded { epoch, report, sample, .. } => {
+                let mut record = json!({ "event": "epoch", "epoch": epoch });
+                let told = serde_json::to_value(report).expect("numbers are JSON");
+                record
+                    .as_object_mut()
+                    .expect("an object")
+                    .extend(told.as_object().expect("a struct").clone());
+                record["sample"] = json!(sample);
+                self.push(&record);
+            }
+            Event::Saving | Event::Saved { .. } | Event::Evaluating | Event::Warning { .. } => {}
         }
-        self.metrics.on_event(event, tokens_per_s);
-        if let Some(tensorboard) = &mut self.tensorboard {
-            tensorboard.on_event(event, tokens_per_s);
-        }
-        if !matches!(event, Event::Step(_)) {
-            // What cannot be written waits, and is tried again.
+        if !matches!(event, Event::Step(_)) || self.written_at.elapsed() >= PATIENCE {
+            // What cannot be written stays, and is tried again.
             let _ = self.flush();
         }
     }
 
+    fn push_step(&mut self, report: &StepReport) {
+        let now = Instant::now();
+        let seconds = (now - self.last_step).as_secs_f64().max(1e-9);
+        self.last_step = now;
+        let StepReport { epoch, step, tokens, loss, gradient_norm, learning_rate, skipped } = *report;
+        self.push(&json!({
+            "event": "step", "step": step, "epoch": epoch, "loss": loss, "lr": learning_rate,
+            "gradient_norm": gradient_norm, "tokens_per_s": (tokens as f64 / seconds).round(), "skipped": skipped,
+        }));
+    }
+
+    fn push(&mut self, record: &Value) {
+        self.metrics.push(record);
+        if let Some(board) = &mut self.board {
+            board.push(record);
+        }
+    }
+
+    /// Writes what waits.
     fn flush(&mut self) -> Result<()> {
-        let metrics = self.metrics.flush();
-        let tensorboard = self.tensorboard.as_mut().map_or(Ok(()), TensorBoard::flush);
-        metrics.and(tensorboard)
+        self.written_at = Instant::now();
+        let written = self.metrics.flush();
+        // Each whether or not the other fails.
+        let shown = self.board.as_mut().map_or(Ok(()), TensorBoard::flush);
+        written.and(shown)
     }
 }
 
-/// The time, in seconds since 1970.
-fn unix_time() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
+/// Appends to a file, all or nothing, so that nothing is written twice when it is tried again.
+fn append(path: &Path, bytes: &[u8]) -> Result<()> {
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    let write = || {
+        let mut file = OpenOptions::new().create(true).append(true).open(path)?;
+        let length = file.metadata()?.len();
+        file.write_all(bytes).inspect_err(|_| _ = file.set_len(length))
+    };
+    write().map_err(Error::file("write", path))
 }
 
-/// The lines of a run's `metrics.jsonl`, oldest first; none if it has none. A last line that is half-written is left
-/// out.
+/// The time, of which clocks before 1970 know nothing.
+fn since_1970() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// The records of a run, oldest first; none if it has none. A last line that is half-written is left out.
 ///
 /// # Errors
 /// If the file cannot be read.
@@ -103,4 +167,102 @@ pub fn read(run_dir: &RunDir) -> Result<Vec<Value>> {
     let lines = BufReader::new(file).split(b'\n');
     let records = lines.map_while(std::result::Result::ok);
     Ok(records.filter_map(|line| serde_json::from_slice(&line).ok()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::tensorboard::tests::shown;
+    use super::*;
+    use crate::history::EpochReport;
+    use crate::model::Precision;
+    use crate::text::Bits;
+
+    /// Records epochs of 3 steps from a place in the run, until `last_step` or, if `ends` says so, the end of its epoch.
+    /// Losses depend on `session`.
+    fn record(run_dir: &Path, (epoch, step): (u64, u64), last_step: u64, ends: bool, session: u64) {
+        let settings = Settings { tensorboard: true, ..Settings::default() };
+        let mut recorder = Recorder::new(run_dir, &settings);
+        let precision = Precision::F32;
+        recorder.on_event(&Event::Started { epoch, step, steps: 99, parameters: 5, precision });
+        let end = |recorder: &mut Recorder, step: u64| {
+            let bits = Bits { per_character: 1.0, per_byte: 2.0 };
+            let report = EpochReport {
+                train_loss: session as f64,
+                eval_loss: step as f64 + session as f64,
+                train_bits: bits,
+                eval_bits: bits,
+                learning_rate: 0.1,
+                gradient_norm: 1.0,
+                clipped_steps: 0,
+                skipped_steps: 0,
+                step,
+            };
+            let sample = Some(format!("session {session}"));
+            recorder.on_event(&Event::EpochEnded { epoch: step / 3, last_epoch: 9, report, sample });
+        };
+        if step > epoch * 3 && step % 3 == 0 {
+            // Its last step was taken, but it has still to end.
+            end(&mut recorder, step);
+        }
+        for step in step + 1..=last_step {
+            let loss = step as f32 + session as f32 / 8.0;
+            recorder.on_event(&Event::Step(StepReport {
+                epoch: step.div_ceil(3),
+                step,
+                tokens: 4,
+                loss,
+                gradient_norm: 1.0,
+                learning_rate: 0.1,
+                skipped: false,
+            }));
+            if step % 3 == 0 && (step < last_step || ends) {
+                end(&mut recorder, step);
+            }
+        }
+        recorder.flush().expect("room");
+    }
+
+    /// The curves that metrics.jsonl tells.
+    fn recorded(run_dir: &Path) -> BTreeMap<(String, i64), Vec<f32>> {
+        let records = read(&RunDir::new(run_dir)).expect("readable");
+        let told = records.iter().filter(|record| record["event"] != "start").flat_map(|record| {
+            let (kind, step) = (record["event"].as_str().expect("a name"), record["step"].as_i64());
+            let numbers = record.as_object().expect("an object").iter();
+            let numbers = numbers.filter(|(key, _)| !matches!(key.as_str(), "step" | "epoch"));
+            numbers.filter_map(move |(key, value)| {
+                Some(((format!("{kind}/{key}"), step?), vec![value.as_f64()? as f32]))
+            })
+        });
+        told.collect()
+    }
+
+    #[test]
+    fn tensorboard_shows_what_the_metrics_tell_after_any_resumption() {
+        // Where a first session ends, whether with its epoch, and what was saved of it: an epoch and a step.
+        for (last_step, ends, saved) in [
+            (5, true, (0, 0)),
+            (5, true, (1, 3)),
+            (5, true, (1, 4)),
+            (5, true, (1, 5)),
+            (6, false, (1, 6)),
+            // The epoch has ended, but was saved before, or is taken back to go on.
+            (6, true, (1, 6)),
+            (6, true, (2, 6)),
+        ] {
+            let directory = tempfile::tempdir().expect("room");
+            let run_dir = directory.path();
+            record(run_dir, (0, 0), last_step, ends, 0);
+            assert_eq!(shown(run_dir), recorded(run_dir));
+            record(run_dir, saved, 8, true, 1);
+            record(run_dir, (2, 7), 9, true, 2);
+            let (shown, recorded) = (shown(run_dir), recorded(run_dir));
+            assert_eq!(shown, recorded, "{last_step} steps, saved at {saved:?}");
+            let losses = (1..=9).map(|step| shown[&("step/loss".to_owned(), step)][0]);
+            let session = |step: u64| [0.0, 0.125, 0.25][usize::from(step > saved.1) + usize::from(step > 7)];
+            let expected: Vec<f32> = (1..=9).map(|step| step as f32 + session(step)).collect();
+            assert_eq!(losses.collect::<Vec<f32>>(), expected);
+        }
+    }
 }

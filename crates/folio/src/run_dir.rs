@@ -3,6 +3,8 @@
 //! ```text
 //! RUN_DIR/hyperparameters.json  model_hyperparameters.json  tokenizer.json  vocab.json  losses.json  lrs.json
 //!         status.json           whether it trains, has ended, was stopped or failed
+//!         metrics.jsonl         the records of every step and epoch
+//!         events.out.tfevents.N.folio   the same for TensorBoard, a file for each start
 //!         checkpoint_N/         after epoch N
 //!         step_N/               after step N: one at most, and only while no later checkpoint is there
 //!         latest  best          links to the newest checkpoint and to the one with the lowest evaluation loss
@@ -24,8 +26,10 @@ use crate::optim::AdamW;
 use crate::settings::{Keep, Settings};
 use crate::tokenizer::Tokenizer;
 
+mod event_files;
 mod lock;
 
+pub(crate) use event_files::{event_files, next_event_file};
 pub use lock::RunLock;
 
 const SETTINGS_FILE: &str = "hyperparameters.json";
@@ -35,8 +39,6 @@ const RATES_FILE: &str = "lrs.json";
 const STATUS_FILE: &str = "status.json";
 /// One JSON object for every step and epoch.
 pub(crate) const METRICS_FILE: &str = "metrics.jsonl";
-/// How the names of TensorBoard's event files begin, by which it finds them.
-pub(crate) const EVENT_FILES: &str = "events.out.tfevents.";
 /// Links to checkpoints.
 const LATEST: &str = "latest";
 const BEST: &str = "best";
@@ -165,7 +167,7 @@ impl RunDir {
 
     /// What there is of a run.
     fn remains(&self) -> Result<Vec<PathBuf>> {
-        let files = FILES.iter().map(|name| self.path.join(name)).chain(self.event_files()?);
+        let files = FILES.iter().map(|name| self.path.join(name)).chain(event_files(&self.path)?);
         // Links count whether or not what they point at is there.
         let files = files.filter(|path| path.symlink_metadata().is_ok());
         let checkpoints = self.names()?.into_iter().map(|name| self.checkpoint(name));
@@ -282,7 +284,12 @@ impl RunDir {
                 (CheckpointName::Step(_), _) | (CheckpointName::Epoch(_), Keep::Best) => {
                     self.remove_checkpoint(other)?;
                 }
-                (CheckpointName::Epoch(_), Keep::Weights) => checkpoint::strip(&self.checkpoint(other))?,
+                (CheckpointName::Epoch(_), Keep::Weights) => match checkpoint::strip(&self.checkpoint(other))
+                {
+                    // One that is damaged is left as it is: it is told of when somebody asks for it.
+                    Err(Error::Checkpoint { .. }) => {}
+                    stripped => stripped?,
+                },
                 (CheckpointName::Epoch(_), Keep::All) => {}
             }
         }
@@ -465,31 +472,16 @@ impl RunDir {
         Ok(())
     }
 
-    /// The event files for TensorBoard.
-    fn event_files(&self) -> Result<Vec<PathBuf>> {
-        let names = self.entries(|kind| kind.is_file())?;
-        Ok(names
-            .iter()
-            .filter(|name| name.starts_with(EVENT_FILES))
-            .map(|name| self.path.join(name))
-            .collect())
-    }
-
     /// The names of the directories in this one.
     fn directories(&self) -> Result<Vec<String>> {
-        self.entries(|kind| kind.is_dir())
-    }
-
-    /// The names of what is in this directory and of a kind.
-    fn entries(&self, is_wanted: fn(&fs::FileType) -> bool) -> Result<Vec<String>> {
         let entries = match fs::read_dir(&self.path) {
             Ok(entries) => entries,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(Error::file("read", &self.path)(error)),
         };
         let entries = entries.filter_map(std::result::Result::ok);
-        let wanted = entries.filter(|entry| entry.file_type().is_ok_and(|kind| is_wanted(&kind)));
-        Ok(wanted.filter_map(|entry| entry.file_name().into_string().ok()).collect())
+        let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        Ok(directories.filter_map(|entry| entry.file_name().into_string().ok()).collect())
     }
 
     fn read_if_there<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {

@@ -1,5 +1,6 @@
 //! Everything that a run is determined by.
 
+use std::path::Path;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -284,6 +285,14 @@ impl Settings {
             block_size: self.block_size,
             dropout: self.dropout as f32,
         }
+    }
+
+    /// Notes that the run goes on from an epoch of another.
+    pub fn continue_from(&mut self, run_dir: &Path, epoch: u64, restart_schedule: bool) {
+        let run_dir = std::path::absolute(run_dir).unwrap_or_else(|_| run_dir.to_path_buf());
+        self.from_checkpoint_run_dir = Some(run_dir.display().to_string());
+        self.from_checkpoint_step = Some(epoch);
+        self.restart_schedule = restart_schedule;
     }
 
     /// The epochs of the whole history when this run has ended, those included that it goes on from.

@@ -119,12 +119,12 @@ impl Sweep {
         let mut left = runs;
         while left > 1 && rungs[0].epochs / factor >= 1 {
             rungs.push_front(Rung { runs, epochs: rungs[0].epochs / factor });
-            left = left.div_ceil(factor as usize);
+            left /= factor as usize;
         }
         let mut runs = runs;
         for rung in &mut rungs {
             rung.runs = runs;
-            runs = runs.div_ceil(factor as usize);
+            runs = (runs / factor as usize).max(1);
         }
         rungs.into()
     }

@@ -81,10 +81,7 @@ impl Trainer {
     ) -> Result<Self> {
         settings.validate()?;
         if let Start::Checkpoint { run, number, restart_schedule } = start {
-            let run = std::path::absolute(run.path()).unwrap_or_else(|_| run.path().to_path_buf());
-            settings.from_checkpoint_run_dir = Some(run.display().to_string());
-            settings.from_checkpoint_step = Some(*number);
-            settings.restart_schedule = *restart_schedule;
+            settings.continue_from(run.path(), *number, *restart_schedule);
         }
         let dataset = Dataset::new(stream, settings.block_size, settings.seed)?;
         let identity = Identity::of(&settings, &tokenizer);

@@ -61,6 +61,31 @@ fn a_run_writes_only_what_it_is_asked_for() {
 }
 
 #[test]
+fn every_start_has_an_event_file_for_tensorboard() {
+    let place = Place::new();
+    let event_files = |run: &str| -> Vec<String> {
+        place.names(run).into_iter().filter(|name| name.contains("tfevents")).collect()
+    };
+    let numbered = |number: u32| format!("events.out.tfevents.{number:010}.folio");
+    place.ok(&format!("train {TINY} --save_checkpoint --tensorboard --run_dir run"));
+    assert_eq!(event_files("run"), [numbered(1)]);
+    let first = place.read(&format!("run/{}", numbered(1)));
+    // Two epochs' samples and their losses by name.
+    for (part, times) in [("epoch/eval_loss", 2), ("step/loss", 2 * STEPS), ("brain.Event:2", 1)] {
+        let found = first.windows(part.len()).filter(|window| *window == part.as_bytes()).count();
+        assert_eq!(found, times, "{part}");
+    }
+    place.ok("train --resume run --num_epochs 3");
+    assert_eq!(event_files("run"), [numbered(1), numbered(2)]);
+    assert!(place.read(&format!("run/{}", numbered(1))) == first, "TensorBoard may be reading it");
+    place.write("run/events.out.tfevents.1234567890.host", "another program's");
+    place.ok(&format!("train {TINY} --run_dir run --overwrite"));
+    assert_eq!(event_files("run"), ["events.out.tfevents.1234567890.host"], "only ours are removed");
+    place.ok(&format!("train {TINY} --learning_rates 1e-3 1e-4 --tensorboard --run_dir search"));
+    assert_eq!(event_files("search"), [1, 2].map(|run| format!("run_{run}/{}", numbered(1))));
+}
+
+#[test]
 fn descriptions_have_the_ancestor_s_keys() {
     let place = Place::new();
     place.ok(&format!("train {TINY} --run_dir run --split contiguous"));

@@ -51,6 +51,30 @@ fn check_goes_on(sweep: &str, signal: Signal, stop_after: usize) {
 }
 
 #[test]
+fn a_sweep_from_a_checkpoint_that_is_killed_goes_on() {
+    let place = Place::new();
+    place.ok(&format!(
+        "train {MODEL} --block_sizes 16 --batch_sizes 4 --num_epochs 3 --save_checkpoint --run_dir first"
+    ));
+    let from = "train --from_checkpoint --from_checkpoint_run_dir first --from_checkpoint_step 3 --num_epochs 2 \
+                --learning_rates 1e-3 3e-3 1e-4 --save_losses";
+    place.ok(&format!("{from} --run_dir whole"));
+    let killed = start(&place, &format!("{from} --json --run_dir search"));
+    // In the midst of the second run, at an epoch beyond the number of those it is to train.
+    assert_eq!(epochs(&killed, 3).last(), Some(&("run_2".to_owned(), 4)));
+    killed.signal(Signal::KILL);
+    killed.end();
+    place.ok("train --resume search");
+    for run in ["run_1", "run_2", "run_3"] {
+        for name in ["losses.json", "status.json", "hyperparameters.json"] {
+            let read = |sweep: &str| place.text(&format!("{sweep}/{run}/{name}"));
+            assert_eq!(read("search"), read("whole"), "{name} of {run}");
+        }
+        assert_eq!(place.numbers(&format!("search/{run}/losses.json"), "/eval_losses").len(), 5);
+    }
+}
+
+#[test]
 fn a_grid_of_twelve_that_is_killed_goes_on() {
     check_goes_on(&format!("{RUNS} {GRID}"), Signal::KILL, 13);
 }

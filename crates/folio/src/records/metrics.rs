@@ -1,92 +1,63 @@
-//! `metrics.jsonl`: one JSON object a line.
-//!
-//! ```text
-//! {"event":"start","step":0,"epoch":0,"parameters":…,"precision":"bf16","threads":2,"unix_time":…,"machine":{…},"folio":"0.1.0"}
-//! {"event":"step","step":1,"epoch":1,"loss":4.17,"lr":0.001,"gradient_norm":1.9,"tokens_per_s":70000,"skipped":false}
-//! {"event":"epoch","epoch":1,"step":490,"train_loss":…,"eval_loss":…,"train_bits_per_character":…,…,"sample":"…"}
-//! ```
-//!
-//! A run that goes on from a checkpoint drops the lines of what came after it, so that every step and epoch is told
-//! once.
+//! The file `metrics.jsonl`.
 
 use std::fs;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::journal::Journal;
-use super::unix_time;
+use super::append;
 use crate::error::{Error, Result};
 use crate::files::write_atomic;
-use crate::machine::Machine;
 use crate::run_dir::METRICS_FILE;
-use crate::train::{Event, StepReport};
 
 /// Writes `metrics.jsonl`.
 pub(super) struct Metrics {
-    journal: Journal,
+    path: PathBuf,
+    /// Lines that are not written yet; they wait here while the disk is full.
+    lines: Vec<u8>,
+    /// Whether they take the place of those in the file, which could not be rewritten when it should have been.
+    replace: bool,
 }
 
 impl Metrics {
     pub(super) fn new(run_dir: &Path) -> Self {
-        Self { journal: Journal::new(run_dir.join(METRICS_FILE)) }
+        Self { path: run_dir.join(METRICS_FILE), lines: Vec::new(), replace: false }
     }
 
+    /// Drops the lines of what came after an epoch and a step. Returns the others.
+    pub(super) fn go_back_to(&mut self, epoch: u64, step: u64) -> Vec<u8> {
+        // If the old file cannot be read now, the failure is told by the first attempt to write.
+        let Ok((kept, all_stay)) = kept_lines(&self.path, epoch, step) else { return Vec::new() };
+        if !all_stay && write_atomic(&self.path, &kept).is_err() {
+            self.lines.clone_from(&kept);
+            self.replace = true;
+        }
+        kept
+    }
+
+    pub(super) fn push(&mut self, record: &Value) {
+        self.lines.extend_from_slice(format!("{record}\n").as_bytes());
+    }
+
+    /// Writes the lines that wait.
     pub(super) fn flush(&mut self) -> Result<()> {
-        self.journal.flush()
-    }
-
-    pub(super) fn on_event(&mut self, event: &Event, tokens_per_s: f64) {
-        match event {
-            Event::Started { epoch, step, parameters, precision, .. } => {
-                self.drop_later(*epoch, *step);
-                self.push(&json!({
-                    "event": "start", "step": step, "epoch": epoch, "parameters": parameters,
-                    "precision": precision.name(), "threads": rayon::current_num_threads(),
-                    "unix_time": unix_time() as u64, "machine": Machine::here(), "folio": env!("CARGO_PKG_VERSION"),
-                }));
-            }
-            Event::Step(report) => {
-                let StepReport { epoch, step, loss, gradient_norm, learning_rate, skipped, .. } = *report;
-                self.push(&json!({
-                    "event": "step", "step": step, "epoch": epoch, "loss": loss, "lr": learning_rate,
-                    "gradient_norm": gradient_norm, "tokens_per_s": tokens_per_s.round(), "skipped": skipped,
-                }));
-            }
-            Event::EpochEnded { epoch, report, sample, .. } => {
-                let mut line = json!({ "event": "epoch", "epoch": epoch });
-                let told = serde_json::to_value(report).expect("numbers are JSON");
-                line.as_object_mut().expect("an object").extend(told.as_object().expect("a struct").clone());
-                line["sample"] = json!(sample);
-                self.push(&line);
-            }
-            Event::EpochStarted { .. }
-            | Event::Saving
-            | Event::Saved { .. }
-            | Event::Evaluating
-            | Event::Warning { .. } => {}
+        if self.replace {
+            write_atomic(&self.path, &self.lines)?;
+            self.replace = false;
+        } else {
+            append(&self.path, &self.lines)?;
         }
-    }
-
-    fn push(&mut self, line: &Value) {
-        self.journal.push(format!("{line}\n").as_bytes());
-    }
-
-    /// Drops the lines of what came after an epoch and a step. If the file can be neither read nor written now, the
-    /// first attempt to append to it tells.
-    fn drop_later(&mut self, epoch: u64, step: u64) {
-        if let Ok(Some(kept)) = kept_lines(self.journal.path(), epoch, step) {
-            let _ = write_atomic(self.journal.path(), &kept);
-        }
+        self.lines.clear();
+        Ok(())
     }
 }
 
-/// The lines of a file up to an epoch and a step, if there are others that have to go.
-fn kept_lines(path: &Path, epoch: u64, step: u64) -> Result<Option<Vec<u8>>> {
+/// The lines of a file up to an epoch and a step, and whether these are all.
+fn kept_lines(path: &Path, epoch: u64, step: u64) -> Result<(Vec<u8>, bool)> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok((Vec::new(), true)),
         Err(error) => return Err(Error::file("read", path)(error)),
     };
     let stays = |line: &&[u8]| {
@@ -100,5 +71,29 @@ fn kept_lines(path: &Path, epoch: u64, step: u64) -> Result<Option<Vec<u8>>> {
     };
     let kept: Vec<u8> =
         bytes.split_inclusive(|&byte| byte == b'\n').filter(stays).flatten().copied().collect();
-    Ok((kept.len() < bytes.len()).then_some(kept))
+    let all_stay = kept.len() == bytes.len();
+    Ok((kept, all_stay))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_could_not_be_rewritten_at_first_is_rewritten_later() {
+        let directory = tempfile::tempdir().expect("room");
+        let line = |step: u64| format!("{}\n", json!({ "event": "step", "step": step }));
+        let path = directory.path().join(METRICS_FILE);
+        fs::write(&path, [line(1), line(2)].concat()).expect("room");
+        // As after an attempt to go back to step 1 on a disk without room.
+        let mut metrics = Metrics { path, lines: line(1).into_bytes(), replace: true };
+        for step in [2, 3] {
+            metrics.push(&json!({ "event": "step", "step": step }));
+            metrics.flush().expect("room");
+        }
+        let written = fs::read_to_string(&metrics.path).expect("a file");
+        assert_eq!(written, [line(1), line(2), line(3)].concat());
+    }
 }

@@ -15,7 +15,7 @@ use crate::settings::Settings;
 /// ```
 /// use folio::sweep::Choice;
 /// assert_eq!("1e-3".parse(), Ok(Choice::Value(1e-3)));
-/// assert_eq!("8..64:log".parse(), Ok(Choice::Range { low: 8, high: 64, log: true }));
+/// assert_eq!("8..64:log".parse(), Ok(Choice::Range { low: 8_u64, high: 64, log: true }));
 /// assert!("64..8".parse::<Choice<u64>>().is_err());
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]

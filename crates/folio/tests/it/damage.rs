@@ -159,6 +159,18 @@ fn a_damaged_newest_checkpoint_is_named_and_the_one_before_offered() {
 }
 
 #[test]
+fn an_old_checkpoint_that_is_damaged_does_not_keep_a_run_from_saving() {
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let run = run(place.path());
+    let manifest = run.checkpoint(CheckpointName::Epoch(1)).join("manifest.json");
+    fs::write(manifest, "{").expect("room");
+    let losses = run.losses().expect("readable").expect("saved");
+    run.settle(CheckpointName::Epoch(2), folio::settings::Keep::Weights, &losses)
+        .expect("the others are well");
+    assert_eq!(run.epochs().expect("readable"), [1, 2]);
+}
+
+#[test]
 fn a_checkpoint_of_another_run_is_refused() {
     let place = tempfile::tempdir().expect("a temporary directory");
     let run = run(place.path());

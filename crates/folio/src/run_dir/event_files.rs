@@ -1,0 +1,46 @@
+//! The names of the event files that TensorBoard reads: one for each start of the run.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// How the files' names begin and end; between them is a number, by which TensorBoard reads them in order.
+const PREFIX: &str = "events.out.tfevents.";
+const SUFFIX: &str = ".folio";
+
+/// The event files of a run, in order.
+///
+/// # Errors
+/// If the directory is there and cannot be read.
+pub(crate) fn event_files(run_dir: &Path) -> Result<Vec<PathBuf>> {
+    Ok(numbered_files(run_dir)?.into_iter().map(|(_, path)| path).collect())
+}
+
+/// Where the next event file goes.
+///
+/// # Errors
+/// As [`event_files`].
+pub(crate) fn next_event_file(run_dir: &Path) -> Result<PathBuf> {
+    let number = numbered_files(run_dir)?.last().map_or(1, |(number, _)| number.saturating_add(1));
+    // As many digits as the seconds that stand there in others' files: names sort as numbers do.
+    Ok(run_dir.join(format!("{PREFIX}{number:010}{SUFFIX}")))
+}
+
+fn numbered_files(run_dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let entries = match fs::read_dir(run_dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::file("read", run_dir)(error)),
+    };
+    let numbered = entries.filter_map(|entry| {
+        let path = entry.ok()?.path();
+        let name = path.file_name()?.to_str()?;
+        let number = name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?.parse().ok()?;
+        Some((number, path))
+    });
+    let mut numbered: Vec<(u64, PathBuf)> = numbered.collect();
+    numbered.sort();
+    Ok(numbered)
+}
