@@ -21,6 +21,10 @@ const STYLE: &str = include_str!("report/page.css");
 /// What draws the figures and sorts the table.
 const SCRIPT: &str = include_str!("report/page.js");
 
+/// What the page may do.
+const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; \
+                      img-src data: blob:";
+
 /// The page of a run, or of a sweep, as its files are now.
 ///
 /// # Errors
@@ -43,7 +47,9 @@ pub fn page(run_dir: &RunDir) -> Result<String> {
             head {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
-                // Nothing is to be asked for, not even the icon.
+                // The browser lets the page ask for nothing; the icon is none. Plotly.js makes functions of text to draw
+                // parallel coordinates.
+                meta http-equiv="Content-Security-Policy" content=(POLICY);
                 link rel="icon" href="data:,";
                 title { (title) " · folio" }
                 style { (PreEscaped(STYLE)) }
