@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod chat;
 mod corpus;
 mod dashboard;
 mod eval;
@@ -41,6 +42,8 @@ enum Command {
     Train(Box<train::TrainArgs>),
     /// Write text with a trained model
     Generate(generate::GenerateArgs),
+    /// Write a text together with a trained model
+    Chat(chat::ChatArgs),
     /// Measure a trained model on text that it never trained on
     Eval(eval::EvalArgs),
     /// Draw the loss and learning-rate curves of a run or a sweep
@@ -53,7 +56,7 @@ enum Command {
     Export(export::ExportArgs),
     /// Train a tokenizer, encode and decode with one, look into one
     Tokenizer(tokenizer::TokenizerArgs),
-    /// Time training steps, each of their operations, and the machine itself
+    /// Time training steps, each of their operations, writing, and the machine itself
     Bench(bench::BenchArgs),
     /// Print the embedded text, tiny Shakespeare
     Corpus,
@@ -75,6 +78,7 @@ fn run(args: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Train(args) => return train::run(&args),
         Command::Generate(args) => generate::run(&args)?,
+        Command::Chat(args) => chat::run(&args)?,
         Command::Eval(args) => eval::run(&args)?,
         Command::Plot(args) => plot::run(&args)?,
         Command::Runs(args) => runs::run(&args)?,
