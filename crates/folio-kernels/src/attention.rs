@@ -22,7 +22,7 @@ use crate::vector::{LANES, exp, max, sum, sum_by};
 
 mod cached;
 
-pub use cached::{KeyValueCache, attention_cached};
+pub use cached::{KeyValueCache, OnWeights, attention_cached};
 
 /// Queries of one tile: enough rows for a product to run well, few enough that a tile of scores at T = 1,024
 /// (256 KiB) stays in the second-level cache.

@@ -226,7 +226,7 @@ mod tests {
         for len in 1..=mixed.len() {
             let mut stream = TextStream::default();
             let pieces: String = mixed.chunks(len).map(|piece| stream.push(piece)).collect();
-            assert_eq!(pieces + &stream.finish(), String::from_utf8_lossy(&mixed), "pieces of {len}");
+            assert_eq!(pieces + stream.finish(), String::from_utf8_lossy(&mixed), "pieces of {len}");
         }
     }
 

@@ -77,12 +77,14 @@ fn panels(time: usize, head_size: usize) -> [PanelDims; 2] {
     [PanelDims { depth: head_size, cols: time }, PanelDims { depth: time, cols: head_size }]
 }
 
+/// Is told a token's place in its text, and what it attends to: softmax(...) over the keys up to there.
+pub type OnWeights<'a> = &'a mut dyn FnMut(usize, &[f32]);
+
 /// Appends the keys and values of some tokens to the cache of head `h`; then `y = softmax(q kᵀ / sqrt(D)) v`, where each
 /// token sees those before it and itself.
 ///
 /// `y` (tokens, C) is overwritten in the head's columns, which it holds and no others; `qkv` (tokens, 3C), their number
-/// and the size of heads by `dims`. If `on_weights` is given, it is called with each token's place in the text and its
-/// softmax(...) over the keys up to there.
+/// and the size of heads by `dims`; `on_weights`, if given, is called for each token.
 ///
 /// # Panics
 /// If the cache has no room for so many tokens, or one of the others is of another size.
@@ -92,7 +94,7 @@ pub fn attention_cached<E: Element>(
     qkv: &[E],
     cache: &mut KeyValueCache<E>,
     scratch: &mut AttentionScratch<E>,
-    mut on_weights: Option<&mut dyn FnMut(usize, &[f32])>,
+    mut on_weights: Option<OnWeights>,
 ) {
     let AttentionDims { heads, head_size, .. } = dims;
     let width = 3 * dims.channels();
