@@ -7,19 +7,17 @@
 //! Efficient Integer-Arithmetic-Only Inference", section 2.1, with a zero point of 0). Only weights are quantised:
 //! activations and sums stay as they are, so that a weight is off by half a scale at most and nothing else is.
 
-use std::cell::RefCell;
 use std::ops::Range;
 
-use crate::buffer::Buffer;
 use crate::isa::Isa;
 use crate::matmul::{At, Fetch, Lhs, Rhs};
-use crate::panels::{PANEL_COLS, PanelDims, Panels};
-use crate::tile::ROWS;
+use crate::panels::{PANEL_COLS, PanelDims};
+use crate::tile::{self, ROWS};
 
 /// One row of a panel: a cache line.
 #[derive(Clone, Copy, Debug)]
-#[repr(align(64))]
-struct Line([i8; PANEL_COLS]);
+#[repr(C, align(64))]
+pub(crate) struct Line([i8; PANEL_COLS]);
 
 /// A matrix (depth, cols) in eight bits.
 #[derive(Clone, Debug)]
@@ -101,55 +99,23 @@ impl Rhs<f32> for QuantizedPanels<'_> {
         mut finish: impl FnMut(At, &mut [[f32; PANEL_COLS]; ROWS]),
     ) {
         let Lhs::Rows { data, stride } = lhs else { panic!("quantised weights meet rows") };
-        thread_local! {
-            static WIDE: RefCell<Buffer<f32>> = RefCell::default();
-        }
-        // Taken out, for what runs inside a call of the standard library is not compiled for the instruction set.
-        let mut wide = WIDE.take();
         let panels = self.lines.chunks_exact(self.depth.max(1)).zip(self.scales.chunks_exact(PANEL_COLS));
         for (col, (lines, scales)) in (0..self.cols).step_by(PANEL_COLS).zip(panels) {
             let cols = (self.cols - col).min(PANEL_COLS);
-            if rows.len() <= FEW {
-                for row in rows.clone() {
-                    let at = At { row, col, rows: 1, cols };
-                    fetches.iter().for_each(|fetch| fetch.tile(at));
-                    let mut tile = [[0.0; PANEL_COLS]; ROWS];
-                    let left = &data[row * stride..][..self.depth];
-                    tile[0] = sums(isa, left, lines);
-                    scale(&mut tile[..1], scales);
-                    finish(at, &mut tile);
-                }
-            } else {
-                widen(lines, &mut wide);
-                Panels::new(PanelDims { depth: self.depth, cols }, &wide).product_ahead(
-                    isa,
-                    rows.clone(),
-                    lhs,
-                    [],
-                    #[inline(always)]
-                    |at, tile| {
-                        scale(&mut tile[..at.rows], scales);
-                        finish(At { col, ..at }, tile);
-                    },
-                );
+            for row in rows.clone().step_by(ROWS) {
+                let at = At { row, col, rows: (rows.end - row).min(ROWS), cols };
+                fetches.iter().for_each(|fetch| fetch.tile(at));
+                let left =
+                    std::array::from_fn(|r| &data[(row + r.min(at.rows - 1)) * stride..][..self.depth]);
+                let tile = if let Some(tile) = tile::multiply_quantized(isa, at.rows, &left, lines) {
+                    &mut { tile }.0
+                } else {
+                    &mut left.map(|left| sums(isa, left, lines))
+                };
+                scale(&mut tile[..at.rows], scales);
+                finish(at, tile);
             }
         }
-        WIDE.set(wide);
-    }
-}
-
-/// So few rows are multiplied with the eight bits themselves. For more it pays to widen a panel first, which then is in
-/// the second-level cache for all of them. Both add up in the same order, so that the bits are the same.
-const FEW: usize = 2;
-
-/// A panel in f32, not yet scaled, at the head of `wide`, which grows if need be.
-#[inline(always)]
-fn widen(lines: &[Line], wide: &mut Buffer<f32>) {
-    if wide.len() < size_of_val(lines) {
-        *wide = Buffer::zeroed(size_of_val(lines));
-    }
-    for (wide, line) in wide.chunks_exact_mut(PANEL_COLS).zip(lines) {
-        wide.iter_mut().zip(&line.0).for_each(|(wide, &q)| *wide = f32::from(q));
     }
 }
 

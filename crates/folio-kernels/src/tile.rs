@@ -5,6 +5,7 @@
 
 use crate::element::Element;
 use crate::isa::Isa;
+use crate::quantized::Line;
 
 /// Rows of a tile.
 pub(crate) const ROWS: usize = 6;
@@ -105,6 +106,51 @@ unsafe fn rows<E: Element, const R: usize>(
         let _ = isa;
         groups::<E, R>(tile, lhs, rhs, walk);
     }
+}
+
+/// The sums of some rows with a panel of eight bits, if the processor has instructions to widen them on the way; each sum
+/// runs in the order of the depth. Rows from `rows` on mean nothing.
+#[inline(always)]
+pub(crate) fn multiply_quantized(
+    isa: Isa,
+    rows: usize,
+    lhs: &[&[f32]; ROWS],
+    lines: &[Line],
+) -> Option<Tile> {
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_avx512() {
+        assert!(lhs.iter().all(|row| row.len() == lines.len()), "rows of {} lines", lines.len());
+        let mut tile = Tile([[0.0; COLS]; ROWS]);
+        let ahead = Ahead { start: lines.as_ptr().cast(), lines: 0 };
+        let (segments, units) = (1, lines.len());
+        let walk = Walk {
+            rows,
+            cols: COLS,
+            add: false,
+            segments,
+            units,
+            lhs_step: 1,
+            lhs_segment: 0,
+            rhs_segment: 0,
+            ahead,
+        };
+        let lhs = lhs.map(<[f32]>::as_ptr);
+        let rhs = lines.as_ptr().cast();
+        // SAFETY: an `Isa` exists only if the processor has it; every row and the panel have as many units as the walk.
+        unsafe {
+            match rows {
+                1 => x86::avx512_i8::<1>(&mut tile, lhs, rhs, &walk),
+                2 => x86::avx512_i8::<2>(&mut tile, lhs, rhs, &walk),
+                3 => x86::avx512_i8::<3>(&mut tile, lhs, rhs, &walk),
+                4 => x86::avx512_i8::<4>(&mut tile, lhs, rhs, &walk),
+                5 => x86::avx512_i8::<5>(&mut tile, lhs, rhs, &walk),
+                _ => x86::avx512_i8::<6>(&mut tile, lhs, rhs, &walk),
+            }
+        }
+        return Some(tile);
+    }
+    let _ = (isa, rows, lhs, lines);
+    None
 }
 
 /// The tile in plain Rust, [`GROUP`] columns at a time; compiled for the caller's instruction set.
@@ -242,6 +288,26 @@ mod x86 {
     }
 
     /// # Safety
+    /// The units of the walk must be readable in every row of `lhs`, and as many lines of [`COLS`] bytes from `rhs` on; the
+    /// processor must have AVX-512 F.
+    #[target_feature(enable = "avx512f,fma")]
+    pub(super) unsafe fn avx512_i8<const R: usize>(
+        tile: &mut Tile,
+        lhs: [*const f32; ROWS],
+        rhs: *const i8,
+        walk: &Walk,
+    ) {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            let load = |place: usize| {
+                let bytes = _mm_loadu_si128(rhs.add(place).cast());
+                _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))
+            };
+            fixed::<R, 4>(tile, lhs, load, walk, |sum, a, b| _mm512_fmadd_ps(a, b, sum));
+        }
+    }
+
+    /// # Safety
     /// As [`super::multiply`]; the processor must have AVX-512 F and BF16.
     #[target_feature(enable = "avx512f,avx512bf16,fma")]
     pub(super) unsafe fn avx512_bf16<const R: usize>(
@@ -269,22 +335,25 @@ mod x86 {
     ) {
         // SAFETY: passed on to the caller.
         unsafe {
+            let load = |place: usize| _mm512_loadu_ps(rhs.add(place));
             match walk.cols.div_ceil(16) {
-                1 => fixed::<R, 1>(tile, lhs, rhs, walk, multiply_add),
-                2 => fixed::<R, 2>(tile, lhs, rhs, walk, multiply_add),
-                3 => fixed::<R, 3>(tile, lhs, rhs, walk, multiply_add),
-                _ => fixed::<R, 4>(tile, lhs, rhs, walk, multiply_add),
+                1 => fixed::<R, 1>(tile, lhs, load, walk, multiply_add),
+                2 => fixed::<R, 2>(tile, lhs, load, walk, multiply_add),
+                3 => fixed::<R, 3>(tile, lhs, load, walk, multiply_add),
+                _ => fixed::<R, 4>(tile, lhs, load, walk, multiply_add),
             }
         }
     }
 
+    /// `load` gives 16 columns of a unit of the right operand, which begin so many columns after its start.
+    ///
     /// # Safety
     /// As [`vectors`].
     #[inline(always)]
     unsafe fn fixed<const R: usize, const V: usize>(
         tile: &mut Tile,
         lhs: [*const f32; ROWS],
-        rhs: *const f32,
+        load: impl Fn(usize) -> __m512,
         walk: &Walk,
         multiply_add: impl Fn(__m512, __m512, __m512) -> __m512 + Copy,
     ) {
@@ -295,7 +364,7 @@ mod x86 {
                 sums = from_fn(|r| from_fn(|v| _mm512_load_ps(tile.0[r].as_ptr().add(16 * v))));
             }
             for segment in 0..walk.segments {
-                let mut rhs = rhs.add(segment * walk.rhs_segment);
+                let mut right = segment * walk.rhs_segment;
                 let mut offset = segment * walk.lhs_segment;
                 let mut ahead = walk.ahead.start;
                 for _ in 0..walk.units {
@@ -303,14 +372,14 @@ mod x86 {
                         prefetch(ahead.wrapping_add(line * LINE), Intent::ReadLater);
                     }
                     ahead = ahead.wrapping_add(COLS * size_of::<f32>());
-                    let b: [__m512; V] = from_fn(|v| _mm512_loadu_ps(rhs.add(16 * v)));
+                    let b: [__m512; V] = from_fn(|v| load(right + 16 * v));
+                    right += COLS;
                     for r in 0..R {
                         let a = _mm512_set1_ps(lhs[r].add(offset).read_unaligned());
                         for v in 0..V {
                             sums[r][v] = multiply_add(sums[r][v], a, b[v]);
                         }
                     }
-                    rhs = rhs.add(COLS);
                     offset += walk.lhs_step;
                 }
             }

@@ -55,7 +55,8 @@ impl<E: Element> KeyValueCache<E> {
         let [key_panels, value_panels] = panels(self.capacity, self.head_size);
         let keys = self.len.div_ceil(PANEL_COLS) * key_panels.panel_len::<E>();
         let values = self.len.div_ceil(E::PAIR) * PANEL_COLS * E::PAIR;
-        let value_panels = self.values.chunks_exact(value_panels.panel_len::<E>()).map(|panel| &panel[..values]);
+        let value_panels =
+            self.values.chunks_exact(value_panels.panel_len::<E>()).map(|panel| &panel[..values]);
         for part in [&self.keys_t[..keys]].into_iter().chain(value_panels) {
             for start in (0..size_of_val(part)).step_by(LINE) {
                 prefetch(part.as_ptr().cast::<u8>().wrapping_add(start), Intent::ReadLater);
@@ -67,10 +68,12 @@ impl<E: Element> KeyValueCache<E> {
     fn append(&mut self, key: &[E], value: &[E]) {
         let t = self.len;
         let [key_panels, value_panels] = panels(self.capacity, self.head_size);
+        // Element by element: for two at a time a call of memcpy or memset would cost more than all else here.
         // A column of its panel.
         let panel = &mut self.keys_t[t / PANEL_COLS * key_panels.panel_len::<E>()..];
         for (unit, key) in panel.chunks_mut(PANEL_COLS * E::PAIR).zip(key.chunks(E::PAIR)) {
-            unit[t % PANEL_COLS * E::PAIR..][..key.len()].copy_from_slice(key);
+            let places = &mut unit[t % PANEL_COLS * E::PAIR..];
+            places.iter_mut().zip(key).for_each(|(place, key)| *place = *key);
         }
         // A row of every panel; or half of one, the other half of which must not be an older text's.
         let half = t % E::PAIR;
@@ -78,8 +81,10 @@ impl<E: Element> KeyValueCache<E> {
         for (panel, value) in panels.zip(value.chunks(PANEL_COLS)) {
             let unit = &mut panel[t / E::PAIR * PANEL_COLS * E::PAIR..];
             for (pair, value) in unit.chunks_exact_mut(E::PAIR).zip(value) {
-                pair[half..].fill(E::default());
                 pair[half] = *value;
+                if half + 1 < E::PAIR {
+                    pair[half + 1] = E::default();
+                }
             }
         }
         self.len += 1;
