@@ -16,6 +16,7 @@ mod progress;
 mod report;
 mod runs;
 mod screen;
+mod serve;
 mod signals;
 mod standings;
 mod tokenizer;
@@ -41,6 +42,8 @@ enum Command {
     Train(Box<train::TrainArgs>),
     /// Write text with a trained model
     Generate(generate::GenerateArgs),
+    /// Let browsers and programs ask trained models, and watch runs
+    Serve(serve::ServeArgs),
     /// Measure a trained model on text that it never trained on
     Eval(eval::EvalArgs),
     /// Draw the loss and learning-rate curves of a run or a sweep
@@ -75,6 +78,7 @@ fn run(args: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Train(args) => return train::run(&args),
         Command::Generate(args) => generate::run(&args)?,
+        Command::Serve(args) => return serve::run(&args),
         Command::Eval(args) => eval::run(&args)?,
         Command::Plot(args) => plot::run(&args)?,
         Command::Runs(args) => runs::run(&args)?,
