@@ -1,5 +1,6 @@
-//! `folio bench`: how fast this machine trains, and why.
+//! `folio bench`: how fast this machine trains and writes, and why.
 
+mod generate;
 mod kernels;
 mod peak;
 mod tokenizer;
@@ -29,6 +30,8 @@ pub(crate) struct BenchArgs {
 enum What {
     /// Time training steps of any size on random tokens; one JSON line
     Step(StepArgs),
+    /// Time the writing of texts with a model of any size and random weights; one JSON line
+    Generate(generate::GenerateArgs),
     /// Time every operation of a step by itself, beside what the machine can do
     Kernels(KernelsArgs),
     /// Measure what the machine can do: arithmetic in registers, copying in memory
@@ -139,6 +142,7 @@ struct StepArgs {
 pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     match &args.what {
         What::Step(args) => step(args),
+        What::Generate(args) => generate::run(args),
         What::Kernels(args) => kernels(args),
         What::Peak(args) => peak(args),
         What::Tokenizer(args) => tokenizer::run(args),
@@ -158,12 +162,13 @@ fn peak(args: &PeakArgs) -> anyhow::Result<()> {
 
 fn print_peak(peak: Peak) {
     println!(
-        "{} threads, {}: {:.0} GFLOP/s in f32, {:.0} in bf16; copies {:.1} GB/s",
+        "{} threads, {}: {:.0} GFLOP/s in f32, {:.0} in bf16; copies {:.1} GB/s, reads {:.1}",
         rayon::current_num_threads(),
         Isa::detected().name(),
         peak.f32_gflop_per_s,
         peak.bf16_gflop_per_s,
         peak.copy_gb_per_s,
+        peak.read_gb_per_s,
     );
 }
 

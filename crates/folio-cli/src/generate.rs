@@ -3,20 +3,25 @@
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
 use folio::checkpoint::CheckpointName;
-use folio::generate::{Sampling, generate};
-use folio::model::Gpt2;
-use folio::rng::{Rng, Stream};
+use folio::generate::{Finish, Generator};
+use folio::model::{Gpt2, Predictor, WeightFormat};
 use folio::run_dir::RunDir;
-use folio::text::TextStream;
 use folio::tokenizer::Tokenizer;
 
-use crate::options::{real, whole};
+use crate::options::whole;
 use crate::train::set_threads;
 use crate::usage::Usage;
+
+mod drawing;
+mod page;
+
+pub(crate) use drawing::DrawingArgs;
+pub(crate) use page::{Look, Page, legend};
 
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
@@ -24,37 +29,35 @@ use crate::usage::Usage;
 Examples:
   folio generate runs/quick --prompt 'ROMEO:' --max_new_tokens 300
   folio generate runs/search --best_eval_loss_model --temperature 0.8 --top-k 20 --num-samples 3 --seed 7
-  folio generate runs/mine --checkpoint_step 5 10 15 --write_to_file samples.txt")]
+  folio generate runs/mine --all_checkpoints --prompt 'The ' --max_new_tokens 60      (to watch it learn)
+  folio generate runs/mine --checkpoint_step 5 10 15 --write_to_file samples.txt
+  folio generate runs/mine --show-probabilities --min_p 0.05 --stop 'ROMEO:'")]
 pub(crate) struct GenerateArgs {
     #[command(flatten)]
     which: WhichModel,
+    /// Write with every checkpoint of the run, one after the other
+    #[arg(long, conflicts_with_all = ["checkpoint_step", "best_eval_loss_model"])]
+    all_checkpoints: bool,
     /// Tokens to write
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = whole::<usize>)]
     max_new_tokens: usize,
     /// Text to go on from [default: the vocabulary's first token]
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
-    /// Below 1 bolder, above 1 wilder; 0 always takes the likeliest token
-    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = real::<f64>)]
-    temperature: f64,
-    /// Draw from so many of the likeliest tokens only
-    #[arg(long, value_name = "N", value_parser = whole::<usize>)]
-    top_k: Option<usize>,
-    /// Draw from the likeliest tokens that together reach this probability only
-    #[arg(long, value_name = "X", value_parser = real::<f64>)]
-    top_p: Option<f64>,
-    /// The same seed writes the same text [default: another at every call]
-    #[arg(long, value_name = "N", value_parser = whole::<u64>)]
-    seed: Option<u64>,
-    /// Texts to write
+    #[command(flatten)]
+    drawing: DrawingArgs,
+    /// Texts to write, all at the same time; the second is that of the seed after the first's
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole::<usize>)]
     num_samples: usize,
+    /// Colour each token by its probability; without a terminal a line for each
+    #[arg(long)]
+    show_probabilities: bool,
+    /// One JSON object a text
+    #[arg(long, conflicts_with = "show_probabilities")]
+    json: bool,
     /// Append the text to this file in the run directory
     #[arg(long, value_name = "NAME")]
     write_to_file: Option<PathBuf>,
-    /// Threads to compute with [default: all cores]
-    #[arg(long, value_name = "N", value_parser = whole::<usize>)]
-    threads: Option<usize>,
 }
 
 /// Which model of a run is meant.
@@ -107,64 +110,126 @@ pub(crate) fn load_model(run: &RunDir, name: CheckpointName, tokenizer: &Tokeniz
     Ok(Gpt2::from_parameters(config, run.settings()?.precision, checkpoint.parameters()?))
 }
 
+/// The model of a checkpoint of a run, to write with; in the numbers that it was trained in, if no others are asked for.
+pub(crate) fn load_predictor(
+    run: &RunDir,
+    name: CheckpointName,
+    tokenizer: &Tokenizer,
+    format: Option<WeightFormat>,
+) -> anyhow::Result<Predictor> {
+    let checkpoint = run.open_checkpoint(name)?;
+    checkpoint.check_tokenizer(tokenizer)?;
+    let config = checkpoint.state().identity.model;
+    let trained_in = run.settings()?.precision;
+    let format = format.unwrap_or(WeightFormat::of(trained_in));
+    format.check(&config)?;
+    Ok(Predictor::new(config, format, &checkpoint.parameters()?))
+}
+
 pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
-    let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p };
-    sampling.validate()?;
-    set_threads(args.threads)?;
-    let (run, names) = args.which.find()?;
-    let tokenizer = run.tokenizer()?;
-    let start = start_tokens(args.prompt.as_deref(), &tokenizer)?;
+    args.drawing.sampling().validate()?;
+    if args.num_samples == 0 {
+        return Err(Usage("--num_samples: 0 writes nothing: give at least 1".into()).into());
+    }
+    set_threads(args.drawing.threads)?;
+    let (run, mut names) = args.which.find()?;
+    if args.all_checkpoints {
+        names = run.names()?;
+    }
+    let tokenizer = Arc::new(run.tokenizer()?);
+    let prompt = args.prompt.as_deref().unwrap_or_default();
+    let start = tokenizer.encode(prompt).context("--prompt")?;
     let output =
         args.write_to_file.as_deref().map(|name| output_file(&args.which.run_dir, name)).transpose()?;
-    let seed = args.seed.unwrap_or_else(seed_from_clock);
-    for &name in &names {
-        let mut model = load_model(&run, name, &tokenizer)?;
-        let mut rng = Rng::new(seed, Stream::Sampling);
-        for sample in 0..args.num_samples {
-            let text = write_sample(args, &mut model, &tokenizer, &start, &sampling, &mut rng)?;
+    let seed = args.drawing.seed();
+    let look = if args.show_probabilities { Look::of_probabilities() } else { Look::Plain };
+    if look == Look::Coloured {
+        eprintln!("{}", legend());
+    }
+    for (place, &name) in names.iter().enumerate() {
+        let predictor = load_predictor(&run, name, &tokenizer, args.drawing.precision)?;
+        if args.all_checkpoints && !args.json {
+            println!("{}", heading(&run, name));
+        }
+        let generator = Generator::new(Arc::new(predictor), Arc::clone(&tokenizer));
+        let texts = write(args, generator, &start, (seed, look))?;
+        for (sample, text) in texts.iter().enumerate() {
+            if args.json {
+                println!("{}", told(name, seed.wrapping_add(sample as u64), prompt, text));
+            }
             if let Some(path) = &output {
-                append(path, name, &text)?;
+                append(path, name, &(prompt.to_owned() + &text.text))?;
             }
-            if sample + 1 < args.num_samples || names.len() > 1 {
-                println!("----");
-            }
+        }
+        if !args.json && place + 1 < names.len() {
+            println!("{BETWEEN}");
         }
     }
     Ok(())
 }
 
-/// Writes one text to stdout as it is drawn, and returns it.
-fn write_sample(
-    args: &GenerateArgs,
-    model: &mut Gpt2,
-    tokenizer: &Tokenizer,
-    start: &[u32],
-    sampling: &Sampling,
-    rng: &mut Rng,
-) -> anyhow::Result<String> {
-    let mut stdout = std::io::stdout().lock();
-    let mut text = args.prompt.clone().unwrap_or_default();
-    write!(stdout, "{text}")?;
-    let mut stream = TextStream::default();
-    let mut printed = Ok(());
-    generate(model, &mut start.to_vec(), args.max_new_tokens, sampling, rng, |token| {
-        let piece = stream.push(&tokenizer.decode_bytes(&[token]));
-        if printed.is_ok() {
-            printed = write!(stdout, "{piece}").and_then(|()| stdout.flush());
-        }
-        text += &piece;
-    });
-    printed?;
-    let rest = stream.finish();
-    writeln!(stdout, "{rest}")?;
-    Ok(text + &rest)
+/// Stands between two texts.
+const BETWEEN: &str = "----";
+
+/// A text that was written.
+#[derive(Clone, Default)]
+struct Written {
+    text: String,
+    tokens: usize,
+    finish: Option<Finish>,
 }
 
-/// The tokens that generation starts from: the prompt's, or token 0 as in the ancestor.
-fn start_tokens(prompt: Option<&str>, tokenizer: &Tokenizer) -> anyhow::Result<Vec<u32>> {
-    let Some(prompt) = prompt else { return Ok(vec![0]) };
-    let tokens = tokenizer.encode(prompt).context("--prompt")?;
-    Ok(if tokens.is_empty() { vec![0] } else { tokens })
+/// Writes all samples of one model to stdout as they are drawn, unless they are told as JSON, and returns them.
+fn write(
+    args: &GenerateArgs,
+    mut generator: Generator,
+    start: &[u32],
+    (seed, look): (u64, Look),
+) -> anyhow::Result<Vec<Written>> {
+    for sample in 0..args.num_samples {
+        let seed = seed.wrapping_add(sample as u64);
+        let mut request = args.drawing.request(start.to_vec(), args.max_new_tokens, seed);
+        request.logprobs = args.show_probabilities.then_some(0);
+        generator.begin(request)?;
+    }
+    let prompt = look.show_prompt(args.prompt.as_deref().unwrap_or_default());
+    let mut page = Page::new(vec![prompt; args.num_samples]);
+    let mut texts = vec![Written::default(); args.num_samples];
+    while generator.texts() > 0 {
+        generator.step(|id, drawn| {
+            let sample = id.number() as usize;
+            let text = &mut texts[sample];
+            text.text += drawn.text;
+            text.tokens += 1;
+            text.finish = drawn.finish;
+            page.push(sample, &look.show(&drawn), drawn.finish.is_some());
+        });
+        if !args.json {
+            page.show(&format!("{BETWEEN}\n"))?;
+        }
+    }
+    Ok(texts)
+}
+
+/// A text as JSON.
+fn told(name: CheckpointName, seed: u64, prompt: &str, written: &Written) -> serde_json::Value {
+    let finish = match written.finish {
+        Some(Finish::Stop) => "stop",
+        _ => "length",
+    };
+    serde_json::json!({
+        "checkpoint": name.to_string(), "seed": seed, "prompt": prompt, "text": written.text,
+        "tokens": written.tokens, "finish": finish,
+    })
+}
+
+/// What stands over the text of one checkpoint of several.
+fn heading(run: &RunDir, name: CheckpointName) -> String {
+    let CheckpointName::Epoch(epoch) = name else { return format!("== {name}") };
+    let losses = run.losses().ok().flatten();
+    let loss = losses.and_then(|losses| losses.eval_losses.get(epoch as usize - 1).copied());
+    let loss = loss.map_or(String::new(), |loss| format!(", eval loss {loss:.4}"));
+    format!("== after epoch {epoch}{loss}")
 }
 
 /// The file that `--write_to_file` names, which must lie directly in the run directory.
@@ -186,10 +251,4 @@ fn append(path: &Path, name: CheckpointName, text: &str) -> anyhow::Result<()> {
     let open = OpenOptions::new().create(true).append(true).open(path);
     let write = |mut file: std::fs::File| writeln!(file, "Checkpoint {number} output:\n{text}\n");
     open.and_then(write).with_context(|| format!("cannot write {}", path.display()))
-}
-
-/// A seed that differs from call to call.
-fn seed_from_clock() -> u64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.map_or(0, |elapsed| elapsed.as_nanos() as u64)
 }

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod chat;
 mod corpus;
 mod dashboard;
 mod eval;
@@ -42,6 +43,8 @@ enum Command {
     Train(Box<train::TrainArgs>),
     /// Write text with a trained model
     Generate(generate::GenerateArgs),
+    /// Write a text together with a trained model
+    Chat(chat::ChatArgs),
     /// Let browsers and programs ask trained models, and watch runs
     Serve(serve::ServeArgs),
     /// Measure a trained model on text that it never trained on
@@ -56,7 +59,7 @@ enum Command {
     Export(export::ExportArgs),
     /// Train a tokenizer, encode and decode with one, look into one
     Tokenizer(tokenizer::TokenizerArgs),
-    /// Time training steps, each of their operations, and the machine itself
+    /// Time training steps, each of their operations, writing, and the machine itself
     Bench(bench::BenchArgs),
     /// Print the embedded text, tiny Shakespeare
     Corpus,
@@ -78,6 +81,7 @@ fn run(args: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Train(args) => return train::run(&args),
         Command::Generate(args) => generate::run(&args)?,
+        Command::Chat(args) => chat::run(&args)?,
         Command::Serve(args) => return serve::run(&args),
         Command::Eval(args) => eval::run(&args)?,
         Command::Plot(args) => plot::run(&args)?,

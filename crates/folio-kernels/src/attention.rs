@@ -10,6 +10,7 @@
 //! the backward pass recomputes P from it (Dao et al. 2022, "FlashAttention", algorithm 4).
 
 use crate::buffer::Buffer;
+use crate::columns::ColumnsMut;
 use crate::dims::AttentionDims;
 use crate::dropout::Dropout;
 use crate::element::Element;
@@ -18,6 +19,10 @@ use crate::matmul::{Lhs, Store, product, product_into};
 use crate::panels::{PanelDims, Panels, pack_columns, pack_rows};
 use crate::rounding::round;
 use crate::vector::{LANES, exp, max, sum, sum_by};
+
+mod cached;
+
+pub use cached::{KeyValueCache, OnWeights, attention_cached};
 
 /// Queries of one tile: enough rows for a product to run well, few enough that a tile of scores at T = 1,024
 /// (256 KiB) stays in the second-level cache.
@@ -177,6 +182,8 @@ struct Head {
 /// The queries `start..end`, which see the keys `0..end`.
 #[derive(Clone, Copy)]
 struct Tile {
+    /// The first query that is computed at all; queries and outputs before it are not in memory.
+    past: usize,
     start: usize,
     end: usize,
 }
@@ -202,9 +209,11 @@ impl Head {
         PanelDims { depth: self.dims.head_size, cols: self.dims.time }
     }
 
-    fn tiles(self) -> impl Iterator<Item = Tile> {
+    /// The queries from `past` on, tile by tile.
+    fn tiles(self, past: usize) -> impl Iterator<Item = Tile> {
         let time = self.dims.time;
-        (0..time).step_by(TILE).map(move |start| Tile { start, end: (start + TILE).min(time) })
+        let tile = move |start| Tile { past, start, end: (start + TILE).min(time) };
+        (past..time).step_by(TILE).map(tile)
     }
 
     #[inline(always)]
@@ -218,35 +227,47 @@ impl Head {
     ) {
         let AttentionScratch { scores, rows, keys_t, rows_panels, totals, .. } = scratch;
         let channels = self.dims.channels();
-        let head_size = self.dims.head_size;
-        let [_, k, v] = self.columns();
+        let [q, k, v] = self.columns();
         pack_columns(isa, self.channel_panels(), keys_t, &qkv[k..], 3 * channels);
         pack_rows(isa, self.token_panels(), rows_panels, &qkv[v..], 3 * channels);
         let keys_t = Panels::new(self.channel_panels(), keys_t);
         let values = Panels::new(self.token_panels(), rows_panels);
-        let stride = score_stride(self.dims.time);
-        for tile @ Tile { start, end } in self.tiles() {
+        let mut y = ColumnsMut::new(y, channels).split_at(q).1;
+        for tile @ Tile { start, end, .. } in self.tiles(0) {
             self.scores(isa, tile, scores, qkv, keys_t);
             self.softmax(isa, tile, scores, rows, &mut lse[start..end], totals);
-            // The weights are not divided by their sum; the output is.
-            let lhs = Lhs::Rows { data: rows, stride };
-            product(
-                isa,
-                0..end - start,
-                lhs,
-                values.corner(end, head_size),
-                #[inline(always)]
-                |at, tile| {
-                    for (r, sums) in tile[..at.rows].iter_mut().enumerate() {
-                        let normaliser = 1.0 / totals[at.row + r];
-                        let place = (start + at.row + r) * channels + self.h * head_size + at.col;
-                        let sums = &mut sums[..at.cols];
-                        sums.iter_mut().for_each(|sum| *sum *= normaliser);
-                        round(isa, &mut y[place..][..at.cols], sums);
-                    }
-                },
-            );
+            self.mix(isa, tile, &mut y, rows, values, totals);
         }
+    }
+
+    /// The tile's rows of `y`: the values, mixed by weights that are not divided by their sums. The first of `y`'s columns
+    /// are this head's.
+    #[inline(always)]
+    fn mix<E: Element>(
+        self,
+        isa: Isa,
+        Tile { past, start, end }: Tile,
+        y: &mut ColumnsMut<E>,
+        rows: &[E],
+        values: Panels<E>,
+        totals: &[f32; TILE],
+    ) {
+        let lhs = Lhs::Rows { data: rows, stride: score_stride(self.dims.time) };
+        product(
+            isa,
+            0..end - start,
+            lhs,
+            values.corner(end, self.dims.head_size),
+            #[inline(always)]
+            |at, tile| {
+                for (r, sums) in (at.row..).zip(&mut tile[..at.rows]) {
+                    let normaliser = 1.0 / totals[r];
+                    let sums = &mut sums[..at.cols];
+                    sums.iter_mut().for_each(|sum| *sum *= normaliser);
+                    round(isa, &mut y.row(start - past + r)[at.col..][..at.cols], sums);
+                }
+            },
+        );
     }
 
     /// Raw scores of a tile to `drop(exp(S - max))` in `rows`, with their sums (before dropout) and log-sum-exp.
@@ -305,7 +326,7 @@ impl Head {
         let gradient = self.dims.time * head_size;
         scratch.dkeys[..gradient].fill(0.0);
         scratch.dvalues[..gradient].fill(0.0);
-        for tile in self.tiles() {
+        for tile in self.tiles(0) {
             self.backward_tile(isa, tile, dqkv, dy, forward, scratch);
         }
         let rows = dqkv.chunks_exact_mut(stride);
@@ -334,7 +355,7 @@ impl Head {
         let head_size = self.dims.head_size;
         let [q, _, _] = self.columns();
         let Forward { qkv, .. } = forward;
-        let Tile { start, end } = tile;
+        let Tile { start, end, .. } = tile;
         let (queries, stride) = (end - start, score_stride(self.dims.time));
 
         // dP = dY Vᵀ
@@ -429,7 +450,7 @@ impl Head {
     fn scores<E: Element>(
         self,
         isa: Isa,
-        Tile { start, end }: Tile,
+        Tile { past, start, end }: Tile,
         scores: &mut [f32],
         qkv: &[E],
         keys_t: Panels<E>,
@@ -437,7 +458,8 @@ impl Head {
         let [q, _, _] = self.columns();
         let lhs = Lhs::Rows { data: &qkv[q..], stride: 3 * self.dims.channels() };
         let keys_t = keys_t.corner(self.dims.head_size, end);
-        product_into(isa, start..end, lhs, keys_t, scores, score_stride(self.dims.time), Store::Over);
+        let queries = start - past..end - past;
+        product_into(isa, queries, lhs, keys_t, scores, score_stride(self.dims.time), Store::Over);
     }
 }
 

@@ -10,10 +10,12 @@
 //! nothing in bfloat16 however large the logits are. PyTorch's `F.cross_entropy`.
 
 use crate::buffer::Buffer;
+use crate::columns::ColumnsMut;
 use crate::dims::HeadDims;
 use crate::element::Element;
 use crate::isa::Isa;
-use crate::matmul::{At, Lhs, Store, product, product_into};
+use crate::linear::for_each_row;
+use crate::matmul::{At, Fetch, Lhs, Rhs, Store, product, product_into};
 use crate::panels::{PANEL_COLS, PanelDims, Panels, pack_rows_panel};
 use crate::rounding::round;
 use crate::vector::{exp, max, sum};
@@ -193,25 +195,21 @@ impl<E: Element> HeadScratch<E> {
     }
 }
 
-/// `logits = x wteᵀ`.
+/// `logits = x wteᵀ`, or some columns of it.
 ///
-/// `logits` (M, V) is overwritten; `x` (M, C); `wte_t` is wteᵀ (C, V) in panels.
-pub fn head_logits<E: Element>(dims: HeadDims, logits: &mut [f32], x: &[E], wte_t: Panels<E>) {
+/// `logits` (M, V) is overwritten; `x` (M, C); `wte_t` is wteᵀ (C, V) in panels, whole; `logits` says which columns are
+/// wanted.
+pub fn head_logits<E: Element>(dims: HeadDims, mut logits: ColumnsMut<f32>, x: &[E], wte_t: impl Rhs<E>) {
     let HeadDims { rows, channels, vocab } = dims;
-    assert_eq!((logits.len(), x.len()), (rows * vocab, rows * channels), "{dims:?}");
-    let isa = Isa::detected();
-    isa.run(
+    assert_eq!((logits.rows(), logits.stride(), x.len()), (rows, vocab, rows * channels), "{dims:?}");
+    let lhs = Lhs::Rows { data: x, stride: channels };
+    for_each_row(
+        Isa::detected(),
+        rows,
+        lhs,
+        wte_t.columns(logits.range()),
+        [Fetch::columns(&logits)],
         #[inline(always)]
-        || {
-            product_into(
-                isa,
-                0..rows,
-                Lhs::Rows { data: x, stride: channels },
-                wte_t,
-                logits,
-                vocab,
-                Store::Over,
-            )
-        },
+        |row, col, sums| logits.row(row)[col..][..sums.len()].copy_from_slice(sums),
     );
 }

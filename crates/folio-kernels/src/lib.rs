@@ -13,6 +13,7 @@
 //! pool. Every sum has a fixed order, so that results do not depend on the number of threads.
 //!
 //! ```
+//! use folio_kernels::columns::ColumnsMut;
 //! use folio_kernels::dims::LinearDims;
 //! use folio_kernels::isa::Isa;
 //! use folio_kernels::linear::linear_forward;
@@ -23,7 +24,8 @@
 //! let mut w = vec![0.0f32; w_dims.len::<f32>()];
 //! pack_rows(Isa::detected(), w_dims, &mut w, &[1.0f32, 2.0, 0.0, 1.0], dims.outputs);
 //! let mut y = [0.0f32; 2];
-//! linear_forward(dims, &mut y, &[1.0, 2.0], Panels::new(w_dims, &w), &[0.5, 0.5]);
+//! let columns = ColumnsMut::new(&mut y, dims.outputs);
+//! linear_forward(dims, columns, &[1.0, 2.0], Panels::new(w_dims, &w), &[0.5, 0.5]);
 //! assert_eq!(y, [1.5, 4.5]);
 //! ```
 
@@ -32,9 +34,11 @@ pub mod isa;
 pub mod vector;
 
 pub mod buffer;
+pub mod columns;
 pub mod element;
 pub mod matmul;
 pub mod panels;
+pub mod quantized;
 mod tile;
 
 pub mod adamw;

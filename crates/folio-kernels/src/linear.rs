@@ -6,107 +6,113 @@
 
 use std::ops::Range;
 
+use crate::columns::ColumnsMut;
 use crate::dims::{LinearDims, RowDims};
 use crate::dropout::Dropout;
 use crate::element::Element;
 use crate::gelu::{gelu, gelu_and_slope};
 use crate::isa::Isa;
-use crate::matmul::{At, Fetch, Lhs, Store, product_ahead, product_into};
+use crate::matmul::{At, Fetch, Lhs, Rhs, Store, product_into};
 use crate::panels::{PANEL_COLS, PanelDims, Panels, store_unit};
 use crate::rounding::round;
 use crate::tile::ROWS;
 
-/// `y = x w + bias`.
+/// `y = x w + bias`, or some columns of it.
 ///
-/// `y` (M, N) is overwritten; `x` (M, K); `w` (K, N) in panels; `bias` (N).
-pub fn linear_forward<E: Element>(dims: LinearDims, y: &mut [E], x: &[E], w: Panels<E>, bias: &[f32]) {
-    let outputs = dims.outputs;
-    check(dims, y.len(), x.len(), bias.len());
-    let fetches = [Fetch::to_write(y, outputs)];
+/// `y` (M, N) is overwritten; `x` (M, K); `w` (K, N) in panels; `bias` (N). `dims` are those of the whole layer, and so
+/// are `w` and `bias`; `y` says which columns are wanted.
+pub fn linear_forward<E: Element>(
+    dims: LinearDims,
+    mut y: ColumnsMut<E>,
+    x: &[E],
+    w: impl Rhs<E>,
+    bias: &[f32],
+) {
+    check_columns(dims, &y, x, bias);
+    let (w, bias) = (w.columns(y.range()), &bias[y.range()]);
     let isa = Isa::detected();
     for_each_row(
         isa,
         dims.rows,
         rows_of(x, dims.inputs),
         w,
-        fetches,
+        [Fetch::columns(&y)],
         #[inline(always)]
         |row, col, sums| {
-            let y = &mut y[row * outputs + col..][..sums.len()];
             sums.iter_mut().zip(&bias[col..]).for_each(|(sum, bias)| *sum += bias);
-            round(isa, y, sums);
+            round(isa, &mut y.row(row)[col..][..sums.len()], sums);
         },
     );
 }
 
-/// `y = residual + drop(x w + bias)`: the end of both halves of a block.
+/// `y = residual + drop(x w + bias)`, or some columns of it: the end of both halves of a block.
 ///
-/// `y` (M, N) is overwritten; `residual` (M, N); `x` (M, K); `w` (K, N) in panels; `bias` (N).
+/// `y` (M, N) is overwritten; `residual` (M, N); `x` (M, K); `w` (K, N) in panels; `bias` (N); columns as in
+/// [`linear_forward`].
 pub fn linear_residual_forward<E: Element>(
     dims: LinearDims,
-    y: &mut [f32],
+    mut y: ColumnsMut<f32>,
     residual: &[f32],
     x: &[E],
-    (w, bias): (Panels<E>, &[f32]),
+    (w, bias): (impl Rhs<E>, &[f32]),
     dropout: Dropout,
 ) {
-    let outputs = dims.outputs;
-    check(dims, y.len(), x.len(), bias.len());
-    assert_eq!(residual.len(), y.len(), "residual of {dims:?}");
-    let fetches = [Fetch::to_read(residual, outputs), Fetch::to_write(y, outputs)];
+    check_columns(dims, &y, x, bias);
+    assert_eq!(residual.len(), dims.rows * dims.outputs, "residual of {dims:?}");
+    let first = y.range().start;
+    let (w, bias, residual) = (w.columns(y.range()), &bias[y.range()], &residual[first..]);
     for_each_row(
         Isa::detected(),
         dims.rows,
         rows_of(x, dims.inputs),
         w,
-        fetches,
+        [Fetch::to_read(residual, dims.outputs), Fetch::columns(&y)],
         #[inline(always)]
         |row, col, sums| {
-            let place = row * outputs + col;
-            let (y, residual) = (&mut y[place..][..sums.len()], &residual[place..][..sums.len()]);
+            let y = &mut y.row(row)[col..][..sums.len()];
+            let residual = &residual[row * dims.outputs + col..][..sums.len()];
             let outputs = y.iter_mut().zip(sums).zip(&bias[col..]).zip(residual);
             if dropout.is_identity() {
                 outputs.for_each(|(((y, sum), bias), residual)| *y = residual + (*sum + bias));
             } else {
                 let mask = dropout.row(row);
                 for (c, (((y, sum), bias), residual)) in outputs.enumerate() {
-                    *y = residual + (*sum + bias) * mask.factor((col + c) as u32);
+                    *y = residual + (*sum + bias) * mask.factor((first + col + c) as u32);
                 }
             }
         },
     );
 }
 
-/// `fc = x w + bias` and `y = gelu(fc)`.
+/// `fc = x w + bias` and `y = gelu(fc)`, or some columns of both.
 ///
-/// `fc` and `y` (M, N) are overwritten; `x` (M, K); `w` (K, N) in panels; `bias` (N).
+/// `fc` and `y` (M, N) are overwritten; `x` (M, K); `w` (K, N) in panels; `bias` (N); columns as in
+/// [`linear_forward`], the same of both.
 pub fn linear_gelu_forward<E: Element>(
     dims: LinearDims,
-    fc: &mut [E],
-    y: &mut [E],
+    (mut fc, mut y): (ColumnsMut<E>, ColumnsMut<E>),
     x: &[E],
-    (w, bias): (Panels<E>, &[f32]),
+    (w, bias): (impl Rhs<E>, &[f32]),
 ) {
-    let outputs = dims.outputs;
-    check(dims, y.len(), x.len(), bias.len());
-    assert_eq!(fc.len(), y.len(), "GELU's input and output");
-    let fetches = [Fetch::to_write(fc, outputs)];
+    check_columns(dims, &y, x, bias);
+    check_columns(dims, &fc, x, bias);
+    assert_eq!(fc.range(), y.range(), "GELU's input and output");
+    let (w, bias) = (w.columns(y.range()), &bias[y.range()]);
     let isa = Isa::detected();
     for_each_row(
         isa,
         dims.rows,
         rows_of(x, dims.inputs),
         w,
-        fetches,
+        [Fetch::columns(&fc)],
         #[inline(always)]
         |row, col, sums| {
-            let place = row * outputs + col;
-            let (fc, y) = (&mut fc[place..][..sums.len()], &mut y[place..][..sums.len()]);
+            let fc = &mut fc.row(row)[col..][..sums.len()];
             sums.iter_mut().zip(&bias[col..]).for_each(|(sum, bias)| *sum += bias);
             round(isa, fc, sums);
             // The backward pass sees the rounded value, so the forward pass takes it as well.
             sums.iter_mut().zip(fc).for_each(|(sum, fc)| *sum = gelu(fc.to_f32()));
-            round(isa, y, sums);
+            round(isa, &mut y.row(row)[col..][..sums.len()], sums);
         },
     );
 }
@@ -136,22 +142,21 @@ pub fn linear_backward_input<E: Element, O: Element>(
 
 /// Calls `finish(row, column, sums)` with every row of every tile of `lhs rhs`.
 #[inline(always)]
-fn for_each_row<E: Element, const N: usize>(
+pub(crate) fn for_each_row<E: Element, const N: usize>(
     isa: Isa,
     rows: usize,
     lhs: Lhs<E>,
-    rhs: Panels<E>,
+    rhs: impl Rhs<E>,
     fetches: [Fetch; N],
     mut finish: impl FnMut(usize, usize, &mut [f32]),
 ) {
     isa.run(
         #[inline(always)]
         || {
-            product_ahead(
+            rhs.product_ahead(
                 isa,
                 0..rows,
                 lhs,
-                rhs,
                 fetches,
                 #[inline(always)]
                 |at, tile| {
@@ -195,11 +200,10 @@ pub fn linear_gelu_backward<E: Element>(
     isa.run(
         #[inline(always)]
         || {
-            product_ahead(
+            w_t.product_ahead(
                 isa,
                 0..rows,
                 rows_of(dy, outputs),
-                w_t,
                 [Fetch::to_read(fc, inputs)],
                 #[inline(always)]
                 |at, tile| {
@@ -296,6 +300,12 @@ pub fn column_sums<E: Element>(dims: RowDims, sums: &mut [f32], x: &[E]) {
 
 fn rows_of<E>(data: &[E], stride: usize) -> Lhs<'_, E> {
     Lhs::Rows { data, stride }
+}
+
+fn check_columns<E, O>(dims: LinearDims, y: &ColumnsMut<O>, x: &[E], bias: &[f32]) {
+    let LinearDims { rows, inputs, outputs } = dims;
+    let found = (y.rows(), y.stride(), x.len(), bias.len());
+    assert_eq!(found, (rows, outputs, rows * inputs, outputs), "{dims:?}");
 }
 
 fn check(dims: LinearDims, y_len: usize, x_len: usize, bias_len: usize) {

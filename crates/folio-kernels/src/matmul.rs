@@ -8,10 +8,11 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use crate::columns::ColumnsMut;
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::panels::Panels;
-use crate::tile::{self, COLS, Intent, LINE, ROWS, Tile, Walk};
+use crate::tile::{self, Ahead, COLS, Intent, LINE, ROWS, Tile, Walk};
 
 /// A left operand.
 #[derive(Clone, Copy, Debug)]
@@ -51,33 +52,57 @@ pub fn product<E: Element>(
     rhs: Panels<E>,
     finish: impl FnMut(At, &mut [[f32; COLS]; ROWS]),
 ) {
-    product_ahead(isa, rows, lhs, rhs, [], finish);
+    rhs.product_ahead(isa, rows, lhs, [], finish);
 }
 
-/// [`product`] that asks for the memory which `finish` will read and write before a tile is computed, so that it comes
-/// meanwhile. Processors do not foresee it, for a tile is a narrow column of a wide array.
-#[inline(always)]
-pub fn product_ahead<E: Element, const N: usize>(
-    isa: Isa,
-    rows: Range<usize>,
-    lhs: Lhs<E>,
-    rhs: Panels<E>,
-    fetches: [Fetch; N],
-    mut finish: impl FnMut(At, &mut [[f32; COLS]; ROWS]),
-) {
-    for_each_tile(
-        isa,
-        rows,
-        lhs,
-        rhs,
-        #[inline(always)]
-        |at, _| {
-            fetches.iter().for_each(|fetch| fetch.tile(at));
-            false
-        },
-        #[inline(always)]
-        |at, tile| finish(at, &mut tile.0),
+/// A right operand, in whatever numbers it is.
+pub trait Rhs<E: Element>: Copy {
+    /// Some of its columns, from a multiple of 64 on.
+    ///
+    /// # Panics
+    /// If they are outside.
+    fn columns(self, range: Range<usize>) -> Self;
+
+    /// [`product`] that asks for the memory which `finish` will read and write before a tile is computed, so that it
+    /// comes meanwhile. Processors do not foresee it, for a tile is a narrow column of a wide array.
+    fn product_ahead<const N: usize>(
+        self,
+        isa: Isa,
+        rows: Range<usize>,
+        lhs: Lhs<E>,
+        fetches: [Fetch; N],
+        finish: impl FnMut(At, &mut [[f32; COLS]; ROWS]),
     );
+}
+
+impl<E: Element> Rhs<E> for Panels<'_, E> {
+    fn columns(self, range: Range<usize>) -> Self {
+        Panels::columns(self, range)
+    }
+
+    #[inline(always)]
+    fn product_ahead<const N: usize>(
+        self,
+        isa: Isa,
+        rows: Range<usize>,
+        lhs: Lhs<E>,
+        fetches: [Fetch; N],
+        mut finish: impl FnMut(At, &mut [[f32; COLS]; ROWS]),
+    ) {
+        for_each_tile(
+            isa,
+            rows,
+            lhs,
+            self,
+            #[inline(always)]
+            |at, _| {
+                fetches.iter().for_each(|fetch| fetch.tile(at));
+                false
+            },
+            #[inline(always)]
+            |at, tile| finish(at, &mut tile.0),
+        );
+    }
 }
 
 /// A row-major array that a product's tiles are matched with.
@@ -101,9 +126,15 @@ impl Fetch {
         Self { intent: Intent::Write, ..Self::to_read(array, stride) }
     }
 
+    /// Some columns that will be overwritten.
+    pub fn columns<T>(columns: &ColumnsMut<T>) -> Self {
+        let (start, stride) = (columns.as_ptr().cast(), columns.stride());
+        Self { start, element_size: size_of::<T>(), stride, intent: Intent::Write }
+    }
+
     /// Asks for one tile.
     #[inline(always)]
-    fn tile(&self, at: At) {
+    pub(crate) fn tile(&self, at: At) {
         for row in at.row..at.row + at.rows {
             let start = self.start.wrapping_add((row * self.stride + at.col) * self.element_size);
             for line in (0..at.cols * self.element_size).step_by(LINE) {
@@ -212,7 +243,9 @@ fn for_each_tile<E: Element>(
             let at = At { row, col, rows: (rows.end - row).min(ROWS), cols };
             let add = begin(at, &mut tile);
             let left = std::array::from_fn(|r| row_start(lhs, row + r.min(at.rows - 1)));
-            let walk = Walk { rows: at.rows, cols, add, segments, units, lhs_step, lhs_segment, rhs_segment };
+            let ahead = ahead.with_tile(index);
+            let walk =
+                Walk { rows: at.rows, cols, add, segments, units, lhs_step, lhs_segment, rhs_segment, ahead };
             // SAFETY: `check` made sure that the walk stays inside both operands for every row of `rows`, and
             // the panel is one of the right operand's.
             unsafe { tile::multiply(isa, &mut tile, &left, right, &walk) };
@@ -226,30 +259,49 @@ fn for_each_tile<E: Element>(
 struct NextPanel<'a, E> {
     panels: Panels<'a, E>,
     start: *const E,
-    /// Units that come with each tile; none if there is no panel to the right.
-    units: usize,
+    /// Tiles of the panel at hand; none if there is no panel to the right.
+    tiles: usize,
 }
+
+/// Cache lines of one unit.
+const UNIT_LINES: usize = COLS * size_of::<f32>() / LINE;
 
 impl<'a, E: Element> NextPanel<'a, E> {
     #[inline(always)]
     fn new(panels: Panels<'a, E>, col: usize, rows: usize) -> Self {
         let place = (col / COLS + 1) * panels.panel_stride;
-        let tiles = rows.div_ceil(ROWS).max(1);
-        let units = if col + COLS < panels.cols { panels.segments * panels.units } else { 0 };
-        Self { panels, start: panels.data.as_ptr().wrapping_add(place), units: units.div_ceil(tiles) }
+        let tiles = if col + COLS < panels.cols { rows.div_ceil(ROWS) } else { 0 };
+        Self { panels, start: panels.data.as_ptr().wrapping_add(place), tiles }
     }
 
-    /// Asks for the part that belongs to the tile with this index.
+    /// Whether so much comes with each tile that it has to be spread over its time.
+    fn is_spread(&self) -> bool {
+        (1..=2 * UNIT_LINES).contains(&self.tiles) && self.panels.segments == 1
+    }
+
+    /// Asks for the part that belongs to the tile with this index, if that is little.
     #[inline(always)]
     fn fetch(&self, index: usize) {
+        if self.tiles == 0 || self.is_spread() {
+            return;
+        }
         let all = self.panels.segments * self.panels.units;
-        for unit in index * self.units..((index + 1) * self.units).min(all) {
+        let count = all.div_ceil(self.tiles);
+        for unit in index * count..((index + 1) * count).min(all) {
             let (segment, unit) = (unit / self.panels.units, unit % self.panels.units);
             let unit = self.start.wrapping_add(segment * self.panels.segment_stride + unit * COLS * E::PAIR);
-            for line in (0..COLS * E::PAIR * size_of::<E>()).step_by(LINE) {
-                tile::prefetch(unit.cast::<u8>().wrapping_add(line), Intent::ReadLater);
+            for line in 0..UNIT_LINES {
+                tile::prefetch(unit.cast::<u8>().wrapping_add(line * LINE), Intent::ReadLater);
             }
         }
+    }
+
+    /// The part that comes while the tile with this index is computed, if it is much.
+    #[inline(always)]
+    fn with_tile(&self, index: usize) -> Ahead {
+        let lines = if self.is_spread() { UNIT_LINES.div_ceil(self.tiles) } else { 0 };
+        let (first, end) = (index * lines, ((index + 1) * lines).min(UNIT_LINES));
+        Ahead { start: self.start.cast::<u8>().wrapping_add(first * LINE), lines: end.saturating_sub(first) }
     }
 }
 

@@ -10,6 +10,8 @@
 //!                             b0 b1 b2 ...
 //! ```
 
+use std::ops::Range;
+
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::rounding::{convert, convert_pairs};
@@ -89,6 +91,21 @@ impl<'a, E: Element> Panels<'a, E> {
         let units = depth.div_ceil(E::PAIR);
         assert!(units <= self.units && cols <= self.cols, "({depth}, {cols}) of {}", self.cols);
         Self { cols, units, ..self }
+    }
+
+    /// Some of the columns, from the first of a panel on.
+    ///
+    /// # Panics
+    /// If they are outside, or begin inside a panel.
+    pub fn columns(self, range: Range<usize>) -> Self {
+        assert!(range.start.is_multiple_of(COLS) && range.end <= self.cols, "{range:?} of {}", self.cols);
+        let data = &self.data[range.start / COLS * self.panel_stride..];
+        Self { data, cols: range.len(), ..self }
+    }
+
+    /// Bytes that a product reads.
+    pub fn bytes(self) -> usize {
+        self.segments * self.units * self.cols * E::PAIR * size_of::<E>()
     }
 
     /// Columns.

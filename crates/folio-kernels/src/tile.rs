@@ -36,6 +36,18 @@ pub(crate) struct Walk {
     pub(crate) lhs_segment: usize,
     /// From one stretch of the right operand to the next.
     pub(crate) rhs_segment: usize,
+    /// Memory that will be wanted next, to be brought near meanwhile.
+    pub(crate) ahead: Ahead,
+}
+
+/// A panel that comes near while a tile is computed, so many cache lines of its every unit. Asking for all of them at
+/// once would hold up the tile: few can be under way at a time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ahead {
+    /// The first line of its first unit.
+    pub(crate) start: *const u8,
+    /// Lines of each unit; a unit is four.
+    pub(crate) lines: usize,
 }
 
 /// `tile = lhs rhs` or `tile += lhs rhs` for the rows and columns that are wanted; columns up to the next multiple
@@ -140,7 +152,7 @@ unsafe fn groups<E: Element, const R: usize>(
 
 /// `a b + c`, in one rounding where that is one instruction.
 #[inline(always)]
-fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
+pub(crate) fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
     if cfg!(any(target_feature = "fma", target_arch = "aarch64")) { a.mul_add(b, c) } else { a * b + c }
 }
 
@@ -212,7 +224,7 @@ mod x86 {
     use std::arch::x86_64::*;
     use std::array::from_fn;
 
-    use super::{COLS, Element, LINE, ROWS, Tile, Walk};
+    use super::{COLS, Element, Intent, LINE, ROWS, Tile, Walk, prefetch};
 
     /// # Safety
     /// As [`super::multiply`]; the processor must have AVX-512 F.
@@ -285,7 +297,12 @@ mod x86 {
             for segment in 0..walk.segments {
                 let mut rhs = rhs.add(segment * walk.rhs_segment);
                 let mut offset = segment * walk.lhs_segment;
+                let mut ahead = walk.ahead.start;
                 for _ in 0..walk.units {
+                    for line in 0..walk.ahead.lines {
+                        prefetch(ahead.wrapping_add(line * LINE), Intent::ReadLater);
+                    }
+                    ahead = ahead.wrapping_add(COLS * size_of::<f32>());
                     let b: [__m512; V] = from_fn(|v| _mm512_loadu_ps(rhs.add(16 * v)));
                     for r in 0..R {
                         let a = _mm512_set1_ps(lhs[r].add(offset).read_unaligned());

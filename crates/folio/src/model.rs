@@ -23,8 +23,12 @@ mod packed;
 mod parameters;
 mod pass;
 mod precision;
+mod predictor;
+mod weight_format;
 
 pub use config::ModelConfig;
 pub use gpt2::{Batch, Gpt2};
 pub use parameters::{ParameterSpec, Parameters};
 pub use precision::{Precision, PrecisionChoice};
+pub use predictor::{Cache, PASS_TOKENS, Predictor, Text, Workspace};
+pub use weight_format::WeightFormat;

@@ -67,22 +67,32 @@ pub struct TextStream {
 impl TextStream {
     /// All whole characters up to the end of `bytes`. What cannot become one is U+FFFD.
     pub fn push(&mut self, bytes: &[u8]) -> String {
+        let mut text = String::new();
+        self.push_to(bytes, &mut text);
+        text
+    }
+
+    /// [`TextStream::push`] that appends to a text.
+    pub fn push_to(&mut self, bytes: &[u8], text: &mut String) {
         self.begun.extend_from_slice(bytes);
-        let whole = match std::str::from_utf8(&self.begun) {
-            Ok(text) => text.len(),
-            Err(_) => {
-                let broken = self.begun.utf8_chunks().last().map_or(&[][..], |chunk| chunk.invalid());
-                // The last character may still be completed if nothing in it is wrong so far.
-                let may_go_on = std::str::from_utf8(broken).is_err_and(|error| error.error_len().is_none());
-                self.begun.len() - if may_go_on { broken.len() } else { 0 }
+        let mut begun = 0;
+        for chunk in self.begun.utf8_chunks() {
+            text.push_str(chunk.valid());
+            let broken = chunk.invalid();
+            // The last character may still be completed if nothing in it is wrong so far.
+            let may_go_on = std::str::from_utf8(broken).is_err_and(|error| error.error_len().is_none());
+            if may_go_on {
+                begun = broken.len();
+            } else if !broken.is_empty() {
+                text.push(char::REPLACEMENT_CHARACTER);
             }
-        };
-        String::from_utf8_lossy(&self.begun.drain(..whole).collect::<Vec<_>>()).into_owned()
+        }
+        self.begun.drain(..self.begun.len() - begun);
     }
 
     /// What is left: U+FFFD if a character has begun and not ended.
-    pub fn finish(self) -> String {
-        String::from_utf8_lossy(&self.begun).into_owned()
+    pub fn finish(self) -> &'static str {
+        if self.begun.is_empty() { "" } else { "\u{fffd}" }
     }
 }
 
@@ -216,7 +226,7 @@ mod tests {
         for len in 1..=mixed.len() {
             let mut stream = TextStream::default();
             let pieces: String = mixed.chunks(len).map(|piece| stream.push(piece)).collect();
-            assert_eq!(pieces + &stream.finish(), String::from_utf8_lossy(&mixed), "pieces of {len}");
+            assert_eq!(pieces + stream.finish(), String::from_utf8_lossy(&mixed), "pieces of {len}");
         }
     }
 

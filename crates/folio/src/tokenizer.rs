@@ -300,6 +300,19 @@ impl Tokenizer {
         }
     }
 
+    /// Appends the bytes that a token stands for.
+    ///
+    /// # Panics
+    /// If the id is not below [`Tokenizer::vocab_size`].
+    pub fn push_bytes(&self, id: u32, bytes: &mut Vec<u8>) {
+        match &self.model {
+            Model::Chars(vocabulary) => {
+                bytes.extend_from_slice(vocabulary.char(id).encode_utf8(&mut [0; 4]).as_bytes())
+            }
+            Model::Bpe(bpe) => bytes.extend_from_slice(bpe.token(id)),
+        }
+    }
+
     /// The bytes that these ids stand for, which for BPE need not be whole characters.
     ///
     /// # Panics

@@ -9,9 +9,9 @@ use crate::checkpoint::{Checkpoint, CheckpointName, CutShort, Identity, Schedule
 use crate::data::{BatchBuffer, Dataset, Part, TokenStream};
 use crate::error::{Error, Result};
 use crate::evaluate::mean_batch_loss;
-use crate::generate::{Sampling, generate};
+use crate::generate::{Generator, Request};
 use crate::history::{EpochReport, EpochSums, History};
-use crate::model::{Gpt2, ModelConfig};
+use crate::model::{Gpt2, ModelConfig, Predictor, WeightFormat};
 use crate::optim::AdamW;
 use crate::rng::{Rng, Stream};
 use crate::run_dir::RunDir;
@@ -335,10 +335,17 @@ impl Trainer {
 
     /// What the model writes now, from token 0, as in the ancestor. The same text whenever it is asked at this step.
     pub fn sample(&mut self, tokens: usize) -> String {
-        let mut rng = Rng::new(self.settings.seed, Stream::Sampling);
-        let mut context = vec![0];
-        generate(&mut self.model, &mut context, tokens, &Sampling::default(), &mut rng, |_| {});
-        self.tokenizer.decode(&context[1..])
+        if tokens == 0 {
+            return String::new();
+        }
+        let (config, format) = (*self.model.config(), WeightFormat::of(self.settings.precision));
+        let predictor = Arc::new(Predictor::new(config, format, self.model.parameters()));
+        let mut text = String::new();
+        let request = Request { max_new_tokens: tokens, seed: self.settings.seed, ..Request::default() };
+        let mut generator = Generator::new(predictor, Arc::clone(&self.tokenizer));
+        let written = generator.write(request, |drawn| text += drawn.text);
+        written.expect("a request without a prompt can be met");
+        text
     }
 
     /// The rate of the step to come.

@@ -1,15 +1,19 @@
-//! A training step allocates nothing: a binary of its own, since an allocator is one for the whole process.
+//! A training step allocates nothing, nor does a token that is written: a binary of its own, since an allocator is one for the whole process.
 
-use folio::model::{Batch, Gpt2, ModelConfig, Precision};
+use std::sync::Arc;
+
+use folio::generate::{Generator, PastContext, Request, Sampling};
+use folio::model::{Batch, Gpt2, ModelConfig, Parameters, Precision, Predictor, WeightFormat};
 use folio::optim::{AdamW, AdamWConfig};
 use folio::rng::{Rng, Stream};
+use folio::tokenizer::Tokenizer;
 use rayon::ThreadPoolBuilder;
 
 #[global_allocator]
 static ALLOCATOR: dhat::Alloc = dhat::Alloc;
 
 #[test]
-fn a_training_step_allocates_nothing() {
+fn a_training_step_and_a_token_allocate_nothing() {
     let config =
         ModelConfig { vocab_size: 65, n_blocks: 2, n_emb: 64, n_heads: 2, block_size: 32, dropout: 0.1 };
     let adamw = AdamWConfig {
@@ -43,8 +47,56 @@ fn a_training_step_allocates_nothing() {
             assert_eq!(blocks, 0, "blocks allocated by 20 steps in {precision:?}");
         });
     }
+    check_writing(config);
     drop(profiler);
     check_memory(adamw);
+}
+
+/// A token allocates nothing, once the first have found their buffers. In the one test of this file, since the allocator
+/// counts for the whole process.
+fn check_writing(config: ModelConfig) {
+    let parameters = Parameters::random(&config, &mut Rng::new(1, Stream::Init));
+    let vocabulary: String = ('!'..).take(config.vocab_size).collect();
+    let sampling = Sampling {
+        repetition_penalty: 1.1,
+        temperature: 0.9,
+        top_k: Some(40),
+        top_p: Some(0.95),
+        min_p: Some(0.01),
+    };
+    let request = Request {
+        max_new_tokens: 200,
+        sampling,
+        stop: vec!["!!!!".to_owned()],
+        logprobs: Some(5),
+        ..Request::default()
+    };
+    for (format, past_context) in [
+        (WeightFormat::F32, PastContext::Exact),
+        (WeightFormat::Bf16, PastContext::Rolling),
+        (WeightFormat::Int8, PastContext::Rolling),
+    ] {
+        ThreadPoolBuilder::new().num_threads(2).build().expect("threads").install(|| {
+            let predictor = Arc::new(Predictor::new(config, format, &parameters));
+            let mut generator = Generator::new(predictor, Arc::new(Tokenizer::chars(&vocabulary)));
+            for seed in 0..5 {
+                generator.begin(Request { seed, past_context, ..request.clone() }).expect("can be met");
+            }
+            let mut step = || {
+                let before = dhat::HeapStats::get().total_blocks;
+                generator.step(|_, drawn| assert_eq!(drawn.alternatives.len(), 5));
+                dhat::HeapStats::get().total_blocks - before
+            };
+            assert!(step() > 0, "the first step allocates its buffers");
+            (1..40).for_each(|_| {
+                step();
+            });
+            // Well past the context of 32.
+            let blocks: u64 = (40..100).map(|_| step()).sum();
+            assert_eq!(blocks, 0, "blocks allocated by 60 steps of 5 texts in {format:?}");
+            assert_eq!(generator.texts(), 5);
+        });
+    }
 }
 
 /// The estimate by which runs are trained at one time is near what a training step takes. In the one test of this

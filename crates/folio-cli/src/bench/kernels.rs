@@ -6,6 +6,7 @@ use folio::model::Precision;
 use folio_kernels::adamw::{AdamwStep, adamw};
 use folio_kernels::attention::{AttentionScratch, Forward, attention_backward, attention_forward};
 use folio_kernels::buffer::Buffer;
+use folio_kernels::columns::ColumnsMut;
 use folio_kernels::dims::{AttentionDims, HeadDims, LinearDims, RowDims};
 use folio_kernels::dropout::{Dropout, dropout_backward};
 use folio_kernels::element::{Bf16, Element};
@@ -167,7 +168,7 @@ impl<E: Element> Bench<E> {
         let cost = Cost { flop, bytes: activations };
         if outputs == 3 * c {
             self.time(("linear_forward", forward_shape), cost, &mut states, |_, (x, y, ..)| {
-                linear_forward(dims, y, x, w, &bias);
+                linear_forward(dims, ColumnsMut::new(y, dims.outputs), x, w, &bias);
             });
         } else if outputs == 4 * c {
             let bytes = element * tokens * (inputs + 2 * outputs);
@@ -177,7 +178,8 @@ impl<E: Element> Bench<E> {
                 cost,
                 &mut states,
                 |_, (x, y, .., again, _)| {
-                    linear_gelu_forward(dims, y, again, x, (w, &bias));
+                    let outputs = (ColumnsMut::new(y, dims.outputs), ColumnsMut::new(again, dims.outputs));
+                    linear_gelu_forward(dims, outputs, x, (w, &bias));
                 },
             );
         } else {
@@ -186,6 +188,7 @@ impl<E: Element> Bench<E> {
             let name = ("linear_residual_forward", forward_shape);
             self.time(name, cost, &mut states, |_, (x, _, y, residual, ..)| {
                 let y = &mut y[..time * outputs];
+                let y = ColumnsMut::new(y, dims.outputs);
                 linear_residual_forward(dims, y, residual, x, (w, &bias), dropout);
             });
         }

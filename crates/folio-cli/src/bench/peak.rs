@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use folio_kernels::element::{Bf16, Element};
+use folio_kernels::isa::Isa;
 use folio_kernels::peak::multiply_add;
 use rayon::prelude::*;
 use serde::Serialize;
@@ -16,6 +17,8 @@ pub(super) struct Peak {
     pub(super) bf16_gflop_per_s: f64,
     /// Copying from memory to memory, read and written bytes together.
     pub(super) copy_gb_per_s: f64,
+    /// Reading from memory.
+    pub(super) read_gb_per_s: f64,
 }
 
 impl Peak {
@@ -24,6 +27,7 @@ impl Peak {
             f32_gflop_per_s: arithmetic::<f32>(),
             bf16_gflop_per_s: arithmetic::<Bf16>(),
             copy_gb_per_s: copying(),
+            read_gb_per_s: reading(),
         }
     }
 }
@@ -58,4 +62,22 @@ fn copying() -> f64 {
         (2 * BYTES * arrays.len()) as f64 / start.elapsed().as_secs_f64() / 1e9
     };
     (0..8).map(|_| run()).fold(0.0, f64::max)
+}
+
+/// Reads 128 MiB a thread, which no cache holds: adds up whole numbers, which compilers turn into vector instructions.
+pub(super) fn reading() -> f64 {
+    const NUMBERS: usize = 16 << 20;
+    let arrays: Vec<Vec<u64>> = (0..rayon::current_num_threads()).map(|_| vec![1; NUMBERS]).collect();
+    let run = |_| {
+        let start = Instant::now();
+        let sum = |array: &Vec<u64>| {
+            Isa::detected().run(
+                #[inline(always)]
+                || array.iter().fold(0u64, |sum, value| sum.wrapping_add(*value)),
+            )
+        };
+        std::hint::black_box(arrays.par_iter().with_max_len(1).map(sum).sum::<u64>());
+        (NUMBERS * size_of::<u64>() * arrays.len()) as f64 / start.elapsed().as_secs_f64() / 1e9
+    };
+    (0..8).map(run).fold(0.0, f64::max)
 }

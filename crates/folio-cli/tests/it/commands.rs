@@ -53,10 +53,100 @@ fn generate_takes_the_epochs_and_samples_it_is_given() {
     let (first, second) = (of("--checkpoint_step 1"), of("--checkpoint_step 2"));
     assert_ne!(first, second);
     assert_eq!(of(""), second, "the last by default");
-    assert_eq!(of("--checkpoint_step 1 2"), format!("{first}----\n{second}----\n"));
+    assert_eq!(of("--checkpoint_step 1 2"), format!("{first}----\n{second}"));
     let two = of("--num_samples 2");
     let (one, other) = two.split_once("----\n").expect("a line between two samples");
     assert!(one == second && other != second, "{two}");
+    assert_eq!(place.ok("generate run --seed 2").stdout, other, "the second sample is the next seed's");
+}
+
+#[test]
+fn generate_shows_how_a_run_learned() {
+    let place = place_with_run();
+    let losses = place.numbers("run/losses.json", "/eval_losses");
+    let of = |flags: &str| place.ok(&format!("generate run --seed 1 --max_new_tokens 9 {flags}")).stdout;
+    let expected: Vec<String> = (1..=2)
+        .map(|epoch| {
+            let loss = losses[epoch - 1];
+            format!(
+                "== after epoch {epoch}, eval loss {loss:.4}\n{}",
+                of(&format!("--checkpoint_step {epoch}"))
+            )
+        })
+        .collect();
+    assert_eq!(of("--all_checkpoints"), expected.join("----\n"));
+}
+
+#[test]
+fn generate_tells_its_texts_as_json() {
+    let place = place_with_run();
+    let plain = place.ok("generate run --prompt We --num_samples 2 --seed 4 --max_new_tokens 12").stdout;
+    let lines = json_lines(
+        &place.ok("generate run --prompt We --num_samples 2 --seed 4 --max_new_tokens 12 --json").stdout,
+    );
+    let texts: Vec<String> =
+        lines.iter().map(|line| format!("We{}\n", line["text"].as_str().expect("text"))).collect();
+    assert_eq!(texts.join("----\n"), plain);
+    for (line, seed) in lines.iter().zip(4..) {
+        let rest = (&line["checkpoint"], &line["seed"], &line["prompt"], &line["tokens"], &line["finish"]);
+        let expected = ("checkpoint_2".into(), seed.into(), "We".into(), 12.into(), "length".into());
+        let (checkpoint, seed, prompt, tokens, finish): (Value, Value, Value, Value, Value) = expected;
+        assert_eq!(rest, (&checkpoint, &seed, &prompt, &tokens, &finish));
+    }
+}
+
+#[test]
+fn generate_lists_probabilities_where_there_are_no_colours() {
+    let place = place_with_run();
+    let flags = "--prompt We --seed 4 --max_new_tokens 30";
+    let plain = place.ok(&format!("generate run {flags}")).stdout;
+    let listed = place.ok(&format!("generate run {flags} --show-probabilities")).stdout;
+    let mut text = String::new();
+    for (index, line) in listed.lines().enumerate() {
+        let (number, token) = line.split_at(9);
+        text += &serde_json::from_str::<String>(token.trim()).expect("a string");
+        let percent =
+            number.trim().strip_suffix('%').map(|number| number.trim().parse::<f64>().expect("a number"));
+        assert!(percent.map_or(index == 0, |percent| (0.0..=100.0).contains(&percent)), "{line}");
+    }
+    assert_eq!(text + "\n", plain);
+}
+
+#[test]
+fn generate_stops_before_a_stop_string_and_where_the_context_ends() {
+    let place = place_with_run();
+    let free = place.ok("generate run --seed 5 --max_new_tokens 60").stdout;
+    let (before, _) = free.split_once('e').expect("an e among 60 letters");
+    let stopped = place.ok("generate run --seed 5 --max_new_tokens 60 --stop e --stop zzzz").stdout;
+    assert_eq!(stopped, format!("{before}\n"));
+    // The block is 16: token 0 and 15 more fit, and one follows them.
+    let full = place.ok("generate run --seed 5 --max_new_tokens 60 --past_context stop").stdout;
+    assert_eq!(full.trim_end_matches('\n'), free.chars().take(16).collect::<String>().trim_end_matches('\n'));
+}
+
+#[test]
+fn generate_writes_with_weights_of_fewer_bits() {
+    let place = place_with_run();
+    for precision in ["f32", "bf16", "int8"] {
+        let of = |threads: usize| {
+            place.ok(&format!("generate run --seed 1 --precision {precision} --threads {threads}")).stdout
+        };
+        assert_eq!(of(1), of(3), "{precision}");
+    }
+}
+
+#[test]
+fn chat_goes_on_from_what_was_said() {
+    let place = place_with_run();
+    let said = place.ok_with("chat run --seed 1 --max_new_tokens 20", "We \n\n/reset\nWe \n").stdout;
+    let alone = place.ok("generate run --seed 1 --max_new_tokens 20 --prompt 'We '").stdout;
+    let alone = alone.strip_prefix("We ").expect("the prompt");
+    assert!(said.starts_with(alone), "{said} after {alone}");
+    assert!(said.ends_with(alone), "{said} goes back to {alone}");
+    let refused = place.ok_with("chat run", "We \u{20ac}\n/what\n/temperature x\n/temperature 0.5\n/help\n");
+    for part in ["'\u{20ac}'", "/what", "/temperature", "/reset"] {
+        assert!(refused.stderr.contains(part), "{part} in {}", refused.stderr);
+    }
 }
 
 #[test]

@@ -352,6 +352,18 @@ fn models_that_cannot_be_used() {
         ("generate run --temperature -1", USAGE, &["--temperature", "-1", "give 0"]),
         ("generate run --top_k 0", USAGE, &["--top_k", "at least 1"]),
         ("generate run --top_p 2", USAGE, &["--top_p", "2 is outside (0, 1]"]),
+        ("generate run --min_p 2", USAGE, &["--min_p", "2 is outside [0, 1]"]),
+        ("generate run --repetition_penalty 0", USAGE, &["--repetition_penalty", "0 will not do"]),
+        ("generate run --num_samples 0", USAGE, &["--num_samples", "at least 1"]),
+        ("generate run --max_new_tokens 0", USAGE, &["--max_new_tokens", "at least 1"]),
+        ("generate run --stop ''", USAGE, &["--stop", "empty"]),
+        ("generate run --precision int4", USAGE, &["'int4'", "int8"]),
+        ("generate run --past_context wrap", USAGE, &["'wrap'", "exact", "rolling", "stop"]),
+        (
+            "generate run --all_checkpoints --checkpoint_step 1",
+            USAGE,
+            &["--all_checkpoints", "--checkpoint_step"],
+        ),
         ("generate run --write_to_file ../x", USAGE, &["--write_to_file", "../x", "without folders"]),
         ("generate run --threads 0", USAGE, &["--threads", "at least 1"]),
         (

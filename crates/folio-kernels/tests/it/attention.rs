@@ -1,6 +1,7 @@
 //! Causal attention, with and without dropout. Tiles are 64 queries long.
 
-use folio_kernels::attention::{self, AttentionScratch, Forward};
+use folio_kernels::attention::{self, AttentionScratch, Forward, KeyValueCache, attention_cached};
+use folio_kernels::columns::ColumnsMut;
 use folio_kernels::dims::AttentionDims;
 use folio_kernels::dropout::Dropout;
 use folio_kernels::element::{Bf16, Element};
@@ -133,6 +134,75 @@ fn compare_one_by_one<E: Element>() {
 fn sequences_give_the_same_bits_alone_and_together() {
     compare_one_by_one::<f32>();
     compare_one_by_one::<Bf16>();
+}
+
+/// What a cache gives, token by token as `cuts` has them, beside what one pass gives.
+fn compare_cached<E: Element>(cuts: impl Fn(usize) -> usize) {
+    for sizes in SIZES {
+        let dims = AttentionDims { batch: 1, ..even::<E>(sizes) };
+        let AttentionDims { time, heads, head_size, .. } = dims;
+        let attention = Attention::<E>::random(dims, Dropout::none());
+        let other = nans::<E>(dims.channels() * 3);
+        let width = dims.channels();
+        let room = AttentionDims { time: time + 3, ..dims };
+        on_every_isa(|isa| {
+            let mut scratch = used_scratch(dims);
+            let (want, _) = attention.forward(&mut scratch);
+            let mut got = nans::<E>(time * width);
+            for h in 0..heads {
+                let mut cache = KeyValueCache::new(room);
+                let mut run = |y: &mut [E], qkv: &[E], cache: &mut KeyValueCache<E>| {
+                    let y = ColumnsMut::new(y, width).split_at(h * head_size).1.split_at(head_size).0;
+                    let mut seen = Vec::new();
+                    let mut on_weights =
+                        |i: usize, row: &[f32]| seen.push((i, row.len(), row.iter().sum::<f32>()));
+                    attention_cached((dims, h), y, qkv, cache, &mut scratch, Some(&mut on_weights));
+                    seen
+                };
+                // An older text, that must leave nothing behind.
+                run(&mut nans::<E>(width), &other, &mut cache);
+                cache.clear();
+                let mut first = 0;
+                while first < time {
+                    let next = (first + cuts(first)).min(time);
+                    let qkv = &attention.qkv[first * 3 * width..next * 3 * width];
+                    let seen = run(&mut got[first * width..next * width], qkv, &mut cache);
+                    assert_eq!(seen.len(), next - first);
+                    for (i, (place, keys, sum)) in (first..next).zip(seen) {
+                        assert_eq!((place, keys), (i, i + 1), "whose weights these are");
+                        // Each quotient is off by 1.5 U, the total by U a term; the sum here by as much.
+                        assert!(f64::from((sum - 1.0).abs()) <= (2 * keys + 2) as f64 * U, "{sum} of {keys}");
+                    }
+                    first = next;
+                }
+            }
+            assert_same_bits(&format!("{dims:?} {} on {}", format::<E>(), isa.name()), &got, &want);
+        });
+    }
+}
+
+#[test]
+fn tokens_that_come_one_by_one_have_the_same_bits_as_together() {
+    compare_cached::<f32>(|_| 1);
+    compare_cached::<Bf16>(|_| 1);
+}
+
+#[test]
+fn tokens_that_come_in_pieces_have_the_same_bits_as_together() {
+    compare_cached::<f32>(|first| [3, 70, 1, 64][first % 4]);
+    compare_cached::<Bf16>(|first| [3, 70, 1, 64][first % 4]);
+}
+
+#[test]
+#[should_panic(expected = "2 tokens after 1 in a cache for 2")]
+fn a_cache_that_is_full_is_refused() {
+    let dims = AttentionDims { batch: 1, time: 2, heads: 1, head_size: 2 };
+    let (mut cache, mut scratch) = (KeyValueCache::<f32>::new(dims), AttentionScratch::new(dims));
+    for tokens in [1, 2] {
+        let mut y = vec![0.0; tokens * 2];
+        let y = ColumnsMut::new(&mut y, 2);
+        attention_cached((dims, 0), y, &vec![0.0; tokens * 6], &mut cache, &mut scratch, None);
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use folio_kernels::attention::{self, AttentionScratch, Forward};
+use folio_kernels::columns::ColumnsMut;
 use folio_kernels::dims::{AttentionDims, LinearDims, RowDims};
 use folio_kernels::dropout::{self, Dropout};
 use folio_kernels::element::{Bf16, Element};
@@ -87,7 +88,14 @@ fn draw_by_every_kernel<E: Element>() {
             let (mut y, zeros) = (vec![f32::NAN; ones.len()], vec![0.0; ones.len()]);
             let w = (Panels::new(panels, &w), &zeros[..dims.cols]);
             let x = rounded::<E>(&vec![1.0; 2 * dims.rows]);
-            linear::linear_residual_forward(linear, &mut y, &zeros, &x, w, dropout);
+            linear::linear_residual_forward(
+                linear,
+                ColumnsMut::new(&mut y, linear.outputs),
+                &zeros,
+                &x,
+                w,
+                dropout,
+            );
             assert_same_bits(&format!("residual, {case}"), &y, &mask);
         });
     }

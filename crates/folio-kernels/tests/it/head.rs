@@ -1,5 +1,6 @@
 //! The head and its loss. Panels are 64 tokens of the vocabulary wide, segments 2,048.
 
+use folio_kernels::columns::ColumnsMut;
 use folio_kernels::dims::{HeadDims, LinearDims, RowDims};
 use folio_kernels::element::{Bf16, Element};
 use folio_kernels::head::{self, HeadScratch, VOCAB_SEGMENT};
@@ -143,7 +144,12 @@ fn logits<E: Element>() {
         let (panels, wte_t) = head.wte_t();
         check("head_logits", &(format::<E>(), dims), &[expected], || {
             let mut logits = vec![f32::NAN; rows * vocab];
-            head::head_logits(dims, &mut logits, &head.x, Panels::new(panels, &wte_t));
+            head::head_logits(
+                dims,
+                ColumnsMut::new(&mut logits, dims.vocab),
+                &head.x,
+                Panels::new(panels, &wte_t),
+            );
             vec![logits]
         });
     }

@@ -1,6 +1,7 @@
 //! Linear layers with what comes after them. Each term passes through its own rounding and at most one addition for
 //! every term.
 
+use folio_kernels::columns::ColumnsMut;
 use folio_kernels::dims::{LinearDims, RowDims};
 use folio_kernels::dropout::Dropout;
 use folio_kernels::element::{Bf16, Element};
@@ -125,7 +126,7 @@ fn forward<E: Element>() {
         let (w_dims, w) = layer.w();
         check("linear_forward", &layer.shape(), &[expected], || {
             let mut y = nans::<E>(layer.dy.len());
-            linear::linear_forward(dims, &mut y, &layer.x, Panels::new(w_dims, &w), &layer.bias);
+            linear::linear_forward(dims, whole(&mut y, dims), &layer.x, Panels::new(w_dims, &w), &layer.bias);
             vec![singles(&y)]
         });
     }
@@ -155,7 +156,14 @@ fn residual_forward<E: Element>() {
             check("linear_residual_forward", &(layer.shape(), dropout), &[expected], || {
                 let mut y = vec![f32::NAN; layer.dy.len()];
                 let w = (Panels::new(w_dims, &w), &layer.bias[..]);
-                linear::linear_residual_forward(dims, &mut y, &layer.residual, &layer.x, w, dropout);
+                linear::linear_residual_forward(
+                    dims,
+                    whole(&mut y, dims),
+                    &layer.residual,
+                    &layer.x,
+                    w,
+                    dropout,
+                );
                 vec![y]
             });
         }
@@ -178,7 +186,7 @@ fn gelu_forward<E: Element>() {
             let case = format!("linear_gelu_forward {:?} on {}", layer.shape(), isa.name());
             let (mut fc, mut y) = (nans::<E>(layer.dy.len()), nans::<E>(layer.dy.len()));
             let w = (Panels::new(w_dims, &w), &layer.bias[..]);
-            linear::linear_gelu_forward(dims, &mut fc, &mut y, &layer.x, w);
+            linear::linear_gelu_forward(dims, (whole(&mut fc, dims), whole(&mut y, dims)), &layer.x, w);
             expected.compare(&case, &singles(&fc));
             // GELU is taken of what was stored, exactly.
             gelu::expected_values(&singles(&fc)).stored::<E>().compare(&case, &singles(&y));
@@ -266,7 +274,7 @@ fn gelu_again<E: Element>() {
     on_every_isa(|isa| {
         let (mut fc, mut y, mut dfc) = (nans::<E>(x.len()), nans::<E>(x.len()), nans::<E>(x.len()));
         let w = Panels::new(panels, &w);
-        linear::linear_gelu_forward(dims, &mut fc, &mut y, &x, (w, &[0.0; 70]));
+        linear::linear_gelu_forward(dims, (whole(&mut fc, dims), whole(&mut y, dims)), &x, (w, &[0.0; 70]));
         assert_eq!(wide(&fc), wide(&x));
         let (mut dfc_panels, mut gelu_panels) = (nans::<E>(out.len::<E>()), nans::<E>(out.len::<E>()));
         let gradients =
@@ -366,7 +374,13 @@ fn an_output_of_the_wrong_length_is_refused() {
     let dims = PanelDims { depth: 2, cols: 3 };
     let w = in_panels(dims, &[0.0f32; 6]);
     let sizes = LinearDims { rows: 2, inputs: 2, outputs: 3 };
-    linear::linear_forward(sizes, &mut [0.0; 5], &[0.0; 4], Panels::new(dims, &w), &[0.0; 3]);
+    linear::linear_forward(
+        sizes,
+        ColumnsMut::new(&mut [0.0; 4], 2),
+        &[0.0; 4],
+        Panels::new(dims, &w),
+        &[0.0; 3],
+    );
 }
 
 #[test]
@@ -381,4 +395,9 @@ fn a_gradient_of_the_wrong_length_is_refused() {
         Panels::new(dy, &zeros),
         false,
     );
+}
+
+/// All columns of a layer's output.
+fn whole<T>(y: &mut [T], dims: LinearDims) -> ColumnsMut<'_, T> {
+    ColumnsMut::new(y, dims.outputs)
 }

@@ -20,5 +20,6 @@ mod gelu;
 mod head;
 mod layernorm;
 mod linear;
+mod quantized;
 
 mod threads;

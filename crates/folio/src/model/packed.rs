@@ -47,7 +47,7 @@ pub(super) struct PackedLinear<E> {
 }
 
 /// A matrix in panels; without memory until it is first packed.
-struct PackedMatrix<E> {
+pub(super) struct PackedMatrix<E> {
     dims: PanelDims,
     data: Buffer<E>,
 }
@@ -156,7 +156,20 @@ impl<E: Element> PackedMatrix<E> {
         Self { dims: PanelDims { depth, cols }, data: Buffer::default() }
     }
 
-    fn panels(&self) -> Panels<'_, E> {
+    /// `w` (depth, cols), or, if `transposed`, the transpose of `w` (cols, depth).
+    pub(super) fn of(dims: PanelDims, w: &[f32], transposed: bool) -> Self {
+        let PanelDims { depth, cols } = dims;
+        let mut matrix = Self::new(depth, cols);
+        let memory = matrix.memory();
+        if transposed {
+            pack((cols, depth), None, Some(memory), w, false);
+        } else {
+            pack((depth, cols), Some(memory), None, w, false);
+        }
+        matrix
+    }
+
+    pub(super) fn panels(&self) -> Panels<'_, E> {
         Panels::new(self.dims, &self.data)
     }
 

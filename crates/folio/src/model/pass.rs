@@ -4,6 +4,7 @@
 //! which sum over all tokens, come after each block, and there threads take rows of the weights.
 
 use folio_kernels::attention::{Forward, attention_backward, attention_forward};
+use folio_kernels::columns::ColumnsMut;
 use folio_kernels::dims::{AttentionDims, EmbeddingDims, HeadDims, LinearDims, RowDims};
 use folio_kernels::dropout::{Dropout, dropout_backward, dropout_in_place};
 use folio_kernels::element::Element;
@@ -120,6 +121,7 @@ impl Pass {
         self.forward(0, weights, &mut a.sequences[0], workspace, tokens);
         let c = self.config.n_emb;
         let last = &workspace.normed[(self.time - 1) * c..][..c];
+        let logits = ColumnsMut::new(logits, self.config.vocab_size);
         head_logits(HeadDims { rows: 1, ..self.head_dims() }, logits, last, weights.packed.head());
     }
 
@@ -166,18 +168,34 @@ impl Pass {
         let BlockWeights { vectors: v, packed } = w;
 
         self.layernorm(normed, &mut a.ln_1, input, (v.ln_1_weight, v.ln_1_bias));
-        linear_forward(self.linear(&packed.c_attn), qkv, normed, packed.c_attn.forward(), v.c_attn_bias);
+        linear_forward(
+            self.linear(&packed.c_attn),
+            ColumnsMut::new(qkv, 3 * c),
+            normed,
+            packed.c_attn.forward(),
+            v.c_attn_bias,
+        );
         let dropout = self.dropout(Site::AttentionWeights(idx), b);
         attention_forward(self.attention_dims(), heads, lse, qkv, dropout, &mut workspace.attention);
         let attn_proj = (packed.attn_proj.forward(), v.attn_proj_bias);
         let dropout = self.dropout(Site::AttentionBranch(idx), b);
-        linear_residual_forward(self.linear(&packed.attn_proj), middle, input, heads, attn_proj, dropout);
+        let middle_columns = ColumnsMut::new(middle, c);
+        linear_residual_forward(
+            self.linear(&packed.attn_proj),
+            middle_columns,
+            input,
+            heads,
+            attn_proj,
+            dropout,
+        );
 
         self.layernorm(normed, &mut a.ln_2, middle, (v.ln_2_weight, v.ln_2_bias));
         let c_fc = (packed.c_fc.forward(), v.c_fc_bias);
-        linear_gelu_forward(self.linear(&packed.c_fc), fc, gelu, normed, c_fc);
+        let columns = (ColumnsMut::new(fc, 4 * c), ColumnsMut::new(gelu, 4 * c));
+        linear_gelu_forward(self.linear(&packed.c_fc), columns, normed, c_fc);
         let mlp_proj = (packed.mlp_proj.forward(), v.mlp_proj_bias);
         let dropout = self.dropout(Site::MlpBranch(idx), b);
+        let output = ColumnsMut::new(output, c);
         linear_residual_forward(self.linear(&packed.mlp_proj), output, middle, gelu, mlp_proj, dropout);
     }
 

@@ -66,12 +66,16 @@ impl CharVocabulary {
     }
 
     pub(super) fn decode(&self, ids: &[u32]) -> String {
+        ids.iter().map(|&id| self.char(id)).collect()
+    }
+
+    /// The character of an id.
+    pub(super) fn char(&self, id: u32) -> char {
         let vocab_size = self.chars.len();
-        let char_of = |&id: &u32| match self.chars.get(id as usize) {
-            Some(&c) => c,
-            None => panic!("token id {id} is outside the vocabulary of {vocab_size}"),
+        let Some(&char) = self.chars.get(id as usize) else {
+            panic!("token id {id} is outside the vocabulary of {vocab_size}")
         };
-        ids.iter().map(char_of).collect()
+        char
     }
 
     #[inline]

@@ -3,6 +3,7 @@
 mod damage;
 mod faults;
 mod fuzz;
+mod generation;
 mod golden;
 mod precision;
 mod resume;

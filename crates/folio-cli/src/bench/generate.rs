@@ -1,0 +1,151 @@
+//! `folio bench generate`: how fast this machine writes.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::Args;
+use folio::generate::{Generator, PastContext, Request};
+use folio::model::{ModelConfig, Parameters, PrecisionChoice, Predictor, WeightFormat};
+use folio::rng::{Rng, Stream};
+use folio::tokenizer::Tokenizer;
+use folio_kernels::isa::Isa;
+
+use super::peak::reading;
+use super::peak_mib;
+use crate::options::whole;
+use crate::train::set_threads;
+use crate::usage::Usage;
+
+#[derive(Args)]
+#[command(rename_all = "snake_case")]
+#[command(after_help = "\
+A text's tokens each read all weights and the keys and values of those before: GB/s counts both, and the share is of what
+the machine reads from memory; above 100 % they came from the processor's cache.
+
+Example:
+  folio bench generate --block 256 --vocab 65 --emb 384 --blocks 6 --heads 6 --tokens 256 --streams 16")]
+pub(super) struct GenerateArgs {
+    /// The longest context
+    #[arg(long, default_value_t = 256, value_parser = whole::<usize>)]
+    block: usize,
+    /// Tokens of the vocabulary
+    #[arg(long, default_value_t = 65, value_parser = whole::<usize>)]
+    vocab: usize,
+    /// Width of the model
+    #[arg(long, default_value_t = 384, value_parser = whole::<usize>)]
+    emb: usize,
+    /// Transformer blocks
+    #[arg(long, default_value_t = 6, value_parser = whole::<usize>)]
+    blocks: usize,
+    /// Attention heads
+    #[arg(long, default_value_t = 6, value_parser = whole::<usize>)]
+    heads: usize,
+    /// Tokens to write, from nothing
+    #[arg(long, default_value_t = 200, value_parser = whole::<usize>)]
+    tokens: usize,
+    /// Texts that are written at the same time
+    #[arg(long, default_value_t = 1, value_parser = whole::<usize>)]
+    streams: usize,
+    /// Numbers that the weights are in: f32, bf16, int8, or auto for the faster of the first two
+    #[arg(long, default_value = "auto")]
+    precision: Format,
+    /// What to do when the context is full: exact, rolling or stop
+    #[arg(long, default_value = "exact")]
+    past_context: PastContext,
+    /// Times to write them, after one that does not count; the median is told
+    #[arg(long, default_value_t = 5, value_parser = whole::<usize>)]
+    rounds: usize,
+    /// Threads to compute with [default: all cores]
+    #[arg(long, value_parser = whole::<usize>)]
+    threads: Option<usize>,
+}
+
+/// A format of weights, or the faster of those that are trained with.
+#[derive(Clone, Copy, Debug)]
+enum Format {
+    Auto,
+    Given(WeightFormat),
+}
+
+impl std::str::FromStr for Format {
+    type Err = folio::error::Error;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        if name == "auto" { Ok(Self::Auto) } else { name.parse().map(Self::Given) }
+    }
+}
+
+pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
+    let config = ModelConfig {
+        vocab_size: args.vocab,
+        n_blocks: args.blocks,
+        n_emb: args.emb,
+        n_heads: args.heads,
+        block_size: args.block,
+        dropout: 0.0,
+    };
+    config.validate()?;
+    if args.tokens == 0 || args.streams == 0 || args.rounds == 0 {
+        return Err(Usage("--tokens, --streams and --rounds must be at least 1".into()).into());
+    }
+    let format = match args.precision {
+        Format::Given(format) => format,
+        Format::Auto => WeightFormat::of(PrecisionChoice::Auto.resolve(args.emb, args.heads)),
+    };
+    format.check(&config)?;
+    set_threads(args.threads)?;
+    let parameters = Parameters::random(&config, &mut Rng::new(0, Stream::Init));
+    let predictor = Arc::new(Predictor::new(config, format, &parameters));
+    drop(parameters);
+    let mut generator = Generator::new(Arc::clone(&predictor), Arc::new(vocabulary(args.vocab)?));
+    let mut times = Vec::new();
+    for round in 0..=args.rounds {
+        for stream in 0..args.streams {
+            generator.begin(Request {
+                max_new_tokens: args.tokens,
+                seed: stream as u64,
+                past_context: args.past_context,
+                ..Request::default()
+            })?;
+        }
+        let start = Instant::now();
+        while generator.texts() > 0 {
+            generator.step(|_, _| {});
+        }
+        if round > 0 {
+            times.push(start.elapsed().as_secs_f64());
+        }
+    }
+    times.sort_by(f64::total_cmp);
+    let median = (times[(times.len() - 1) / 2] + times[times.len() / 2]) / 2.0;
+    // Within the context: the weights once a step, and of each text the keys and values so far.
+    let steps = args.tokens as f64;
+    let seen = (args.tokens.min(args.block) + 1) as f64 / 2.0;
+    let cached = predictor.cache_bytes() as f64 / args.block as f64 * seen * args.streams as f64;
+    let is_within = args.tokens <= args.block;
+    let gb_per_s = (predictor.weight_bytes() as f64 + cached) * steps / median / 1e9;
+    let memory = reading();
+    println!(
+        "{}",
+        serde_json::json!({
+            "what": "generate", "block": args.block, "vocab": args.vocab, "emb": args.emb, "blocks": args.blocks,
+            "heads": args.heads, "tokens": args.tokens, "streams": args.streams, "precision": format.name(),
+            "past_context": args.past_context.name(), "threads": rayon::current_num_threads(),
+            "isa": Isa::detected().name(), "tokens_per_s": (args.tokens * args.streams) as f64 / median,
+            "tokens_per_s_max": (args.tokens * args.streams) as f64 / times[0],
+            "weights_mb": predictor.weight_bytes() as f64 / 1e6, "gb_per_s": is_within.then_some(gb_per_s),
+            "memory_gb_per_s": memory, "share_of_memory": is_within.then_some(100.0 * gb_per_s / memory),
+            "peak_mib": peak_mib(),
+        })
+    );
+    Ok(())
+}
+
+/// A vocabulary of so many tokens: as many characters, whichever they are.
+fn vocabulary(size: usize) -> anyhow::Result<Tokenizer> {
+    let text: String = ('\u{21}'..=char::MAX).take(size).collect();
+    if text.chars().count() < size {
+        return Err(Usage(format!("--vocab {size}: there are not so many characters")).into());
+    }
+    Ok(Tokenizer::chars(&text))
+}

@@ -1,0 +1,338 @@
+//! Drawing a token from the model's logits.
+
+use folio_kernels::isa::Isa;
+use folio_kernels::vector::{exp, max};
+
+use crate::error::{Error, Result};
+use crate::rng::Rng;
+
+/// How a token is drawn from the model's logits. What is set applies in the order of the fields.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// Logits of tokens that the text has already are divided by this if positive, else multiplied (Keskar et al. 2019,
+    /// "CTRL", section 4.1): above 1 the text repeats itself less. 1 changes nothing.
+    pub repetition_penalty: f64,
+    /// Logits are divided by this: below 1 bolder, above 1 wilder; 0 always takes the likeliest token.
+    pub temperature: f64,
+    /// Only so many of the likeliest tokens are drawn from (Fan, Lewis and Dauphin 2018).
+    pub top_k: Option<usize>,
+    /// Only the likeliest tokens that together reach this probability are drawn from (Holtzman et al. 2020,
+    /// "The Curious Case of Neural Text Degeneration": nucleus sampling).
+    pub top_p: Option<f64>,
+    /// Only tokens with at least this share of the likeliest one's probability are drawn from (Nguyen et al. 2024,
+    /// "Turning Up the Heat: Min-p Sampling").
+    pub min_p: Option<f64>,
+}
+
+impl Default for Sampling {
+    /// The ancestor's: the softmax as it is.
+    fn default() -> Self {
+        Self { repetition_penalty: 1.0, temperature: 1.0, top_k: None, top_p: None, min_p: None }
+    }
+}
+
+impl Sampling {
+    /// Checks every number.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] that names the one that will not do.
+    pub fn validate(&self) -> Result<()> {
+        let Self { repetition_penalty, temperature, top_k, top_p, min_p } = *self;
+        if !repetition_penalty.is_finite() || repetition_penalty <= 0.0 {
+            let reason = format!(
+                "{repetition_penalty} will not do: give 1 (no penalty) or more, or less than 1 and above 0"
+            );
+            return Err(Error::setting("--repetition_penalty", reason));
+        }
+        if !temperature.is_finite() || temperature < 0.0 {
+            let reason = format!("{temperature} will not do: give 0 (the likeliest token) or more");
+            return Err(Error::setting("--temperature", reason));
+        }
+        if top_k == Some(0) {
+            return Err(Error::setting("--top_k", "0 leaves no token to draw: give at least 1"));
+        }
+        if let Some(top_p) = top_p.filter(|&top_p| !(top_p > 0.0 && top_p <= 1.0)) {
+            return Err(Error::setting("--top_p", format!("{top_p} is outside (0, 1]")));
+        }
+        if let Some(min_p) = min_p.filter(|&min_p| !(0.0..=1.0).contains(&min_p)) {
+            return Err(Error::setting("--min_p", format!("{min_p} is outside [0, 1]")));
+        }
+        Ok(())
+    }
+}
+
+/// Draws tokens; what it works with is allocated once.
+///
+/// ```
+/// use folio::generate::{Sampler, Sampling};
+/// use folio::rng::{Rng, Stream};
+/// let mut rng = Rng::new(1, Stream::Sampling);
+/// let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
+/// assert_eq!(Sampler::default().draw(&greedy, &[0.5, 2.0, 1.0], &[], &mut rng), 1);
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Sampler {
+    /// exp((logit - greatest) / temperature) of each token.
+    weights: Vec<f32>,
+    /// The tokens that are drawn from, or of which some are.
+    candidates: Vec<u32>,
+}
+
+impl Sampler {
+    /// Draws a token from logits (V). `seen` says of each token whether the text has it already, or is empty.
+    ///
+    /// # Panics
+    /// If there are no logits.
+    pub fn draw(&mut self, sampling: &Sampling, logits: &[f32], seen: &[bool], rng: &mut Rng) -> u32 {
+        assert!(!logits.is_empty(), "a vocabulary has tokens");
+        self.weights.clear();
+        self.weights.extend_from_slice(logits);
+        if sampling.repetition_penalty != 1.0 {
+            let penalty = sampling.repetition_penalty as f32;
+            for (logit, _) in self.weights.iter_mut().zip(seen).filter(|(_, seen)| **seen) {
+                *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+            }
+        }
+        if sampling.temperature == 0.0 {
+            return likeliest(&self.weights);
+        }
+        exponentials(&mut self.weights, sampling.temperature as f32);
+        if sampling.top_k.is_none() && sampling.top_p.is_none() && sampling.min_p.is_none() {
+            return pick((0..).zip(self.weights.iter().copied()), rng);
+        }
+        self.candidates.clear();
+        self.candidates.extend(0..logits.len() as u32);
+        self.filter(sampling);
+        pick(self.candidates.iter().map(|&token| (token, self.weights[token as usize])), rng)
+    }
+
+    /// Reduces the candidates to those that are drawn from.
+    fn filter(&mut self, sampling: &Sampling) {
+        let Self { weights, candidates } = self;
+        let weight = |token: &u32| weights[*token as usize];
+        if let Some(top_k) = sampling.top_k {
+            sort_first(candidates, weights, top_k);
+            candidates.truncate(top_k);
+        }
+        if let Some(top_p) = sampling.top_p {
+            let total: f64 = candidates.iter().map(|token| f64::from(weight(token))).sum();
+            let (mut needed, mut reached, mut sorted) = (0, 0.0, 0);
+            while needed < candidates.len() && reached < top_p * total {
+                if needed == sorted {
+                    // Few are needed as a rule: they are sorted as far as they are asked for.
+                    let further = (3 * sorted).max(64);
+                    sort_first(&mut candidates[sorted..], weights, further);
+                    sorted += further;
+                }
+                reached += f64::from(weight(&candidates[needed]));
+                needed += 1;
+            }
+            candidates.truncate(needed.max(1));
+        }
+        if let Some(min_p) = sampling.min_p {
+            // The likeliest token's weight is 1.
+            candidates.retain(|token| f64::from(weight(token)) >= min_p);
+        }
+    }
+
+    /// The natural logarithms of the softmax of logits (V): of one token, and of the likeliest `count`, the likeliest first,
+    /// in `alternatives`, which is overwritten.
+    pub fn log_probabilities(
+        &mut self,
+        logits: &[f32],
+        token: u32,
+        count: usize,
+        alternatives: &mut Vec<(u32, f32)>,
+    ) -> f32 {
+        self.weights.clear();
+        self.weights.extend_from_slice(logits);
+        let greatest = exponentials(&mut self.weights, 1.0);
+        let total: f64 = self.weights.iter().copied().map(f64::from).sum();
+        let log_probability =
+            |token: u32| (f64::from(logits[token as usize]) - f64::from(greatest) - total.ln()) as f32;
+        self.candidates.clear();
+        self.candidates.extend(0..logits.len() as u32);
+        sort_first(&mut self.candidates, logits, count);
+        alternatives.clear();
+        alternatives.extend(self.candidates.iter().take(count).map(|&token| (token, log_probability(token))));
+        log_probability(token)
+    }
+}
+
+/// The token with the greatest logit; of several the first.
+fn likeliest(logits: &[f32]) -> u32 {
+    let greatest = max(logits);
+    logits.iter().position(|&logit| logit == greatest).unwrap_or(0) as u32
+}
+
+/// `logits = exp((logits - greatest) / temperature)`; returns the greatest.
+fn exponentials(logits: &mut [f32], temperature: f32) -> f32 {
+    Isa::detected().run(
+        #[inline(always)]
+        || {
+            let greatest = max(logits);
+            for logit in logits {
+                // What exp would not take far enough down is zero, so that a token a hundred below the likeliest is not
+                // drawn from a vocabulary of many.
+                let scaled = (*logit - greatest) / temperature;
+                *logit = if scaled < -87.0 { 0.0 } else { exp(scaled) };
+            }
+            greatest
+        },
+    )
+}
+
+/// Brings the `count` candidates of greatest weight to the front, the greatest first, equal ones in the order of the
+/// vocabulary.
+fn sort_first(candidates: &mut [u32], weights: &[f32], count: usize) {
+    let order = |a: &u32, b: &u32| weights[*b as usize].total_cmp(&weights[*a as usize]).then(a.cmp(b));
+    if count < candidates.len() {
+        candidates.select_nth_unstable_by(count, order);
+    }
+    let count = count.min(candidates.len());
+    candidates[..count].sort_unstable_by(order);
+}
+
+/// Draws one of some tokens with their weights.
+fn pick(weighted: impl Iterator<Item = (u32, f32)> + Clone, rng: &mut Rng) -> u32 {
+    let total: f64 = weighted.clone().map(|(_, weight)| f64::from(weight)).sum();
+    let mut left = rng.next_f64() * total;
+    let mut last = 0;
+    for (token, weight) in weighted {
+        left -= f64::from(weight);
+        if left < 0.0 {
+            return token;
+        }
+        // Should rounding leave something, the last that can be drawn.
+        if weight > 0.0 {
+            last = token;
+        }
+    }
+    last
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Stream;
+
+    const PROBABILITIES: [f32; 4] = [0.1, 0.2, 0.3, 0.4];
+
+    /// How often each of four tokens with probabilities 0.1, 0.2, 0.3, 0.4 is drawn in 10,000.
+    fn frequencies(sampling: Sampling, seen: &[bool]) -> [u32; 4] {
+        let logits = PROBABILITIES.map(f32::ln);
+        let mut rng = Rng::new(5, Stream::Sampling);
+        let mut sampler = Sampler::default();
+        let mut counts = [0; 4];
+        for _ in 0..10_000 {
+            counts[sampler.draw(&sampling, &logits, seen, &mut rng) as usize] += 1;
+        }
+        counts
+    }
+
+    /// Six deviations of a binomial count: 6 sqrt(10,000 / 4).
+    #[track_caller]
+    fn check(sampling: Sampling, want: [u32; 4]) {
+        check_seen(sampling, &[], want);
+    }
+
+    #[track_caller]
+    fn check_seen(sampling: Sampling, seen: &[bool], want: [u32; 4]) {
+        let counts = frequencies(sampling, seen);
+        for (count, want) in counts.into_iter().zip(want) {
+            let slack = if want == 0 || want == 10_000 { 0 } else { 300 };
+            assert!(count.abs_diff(want) <= slack, "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn temperature_one_draws_from_the_softmax() {
+        check(Sampling::default(), [1_000, 2_000, 3_000, 4_000]);
+    }
+
+    #[test]
+    fn filters_cut_the_tail() {
+        let with = |top_k, top_p, min_p| Sampling { top_k, top_p, min_p, ..Sampling::default() };
+        check(with(Some(2), None, None), [0, 0, 4_286, 5_714]);
+        check(with(Some(9), None, None), [1_000, 2_000, 3_000, 4_000]);
+        // 0.4 + 0.3 reaches 0.6.
+        check(with(None, Some(0.6), None), [0, 0, 4_286, 5_714]);
+        check(with(None, Some(1e-9), None), [0, 0, 0, 10_000]);
+        check(with(None, Some(1.0), None), [1_000, 2_000, 3_000, 4_000]);
+        // Half of 0.4 is 0.2, and a little less of it too.
+        check(with(None, None, Some(0.49)), [0, 2_222, 3_333, 4_444]);
+        check(with(None, None, Some(1.0)), [0, 0, 0, 10_000]);
+        // Of the first three, 0.4 / 0.9 is below 0.5 and 0.7 / 0.9 reaches it.
+        check(with(Some(3), Some(0.5), None), [0, 0, 4_286, 5_714]);
+        check(with(Some(3), None, Some(0.7)), [0, 0, 4_286, 5_714]);
+    }
+
+    #[test]
+    fn low_temperature_sharpens() {
+        // Probabilities squared: 1, 4, 9, 16 of 30.
+        check(Sampling { temperature: 0.5, ..Sampling::default() }, [333, 1_333, 3_000, 5_333]);
+        check(Sampling { temperature: 0.0, ..Sampling::default() }, [0, 0, 0, 10_000]);
+    }
+
+    #[test]
+    fn a_penalty_bears_on_what_was_seen() {
+        let penalised = Sampling { repetition_penalty: 2.0, ..Sampling::default() };
+        check_seen(penalised, &[false; 4], [1_000, 2_000, 3_000, 4_000]);
+        // Logits are negative here: doubled, the last weighs 0.16, of 0.76 in all.
+        check_seen(penalised, &[false, false, false, true], [1_316, 2_632, 3_947, 2_105]);
+        let greedy = Sampling { temperature: 0.0, ..penalised };
+        check_seen(greedy, &[false, false, false, true], [0, 0, 10_000, 0]);
+        let mut rng = Rng::new(1, Stream::Sampling);
+        // A positive one is divided.
+        assert_eq!(Sampler::default().draw(&greedy, &[1.5, 2.0], &[false, true], &mut rng), 0);
+    }
+
+    #[test]
+    fn filters_of_a_large_vocabulary_keep_what_a_full_sort_would() {
+        let mut rng = Rng::new(3, Stream::Sampling);
+        let logits: Vec<f32> = (0..5_000).map(|_| rng.normal() as f32).collect();
+        let mut weights = logits.clone();
+        exponentials(&mut weights, 1.0);
+        let mut all: Vec<u32> = (0..5_000).collect();
+        all.sort_by(|a, b| weights[*b as usize].total_cmp(&weights[*a as usize]));
+        let total: f64 = weights.iter().copied().map(f64::from).sum();
+        for top_p in [0.01, 0.3, 0.9, 0.999] {
+            let mut sampler = Sampler { weights: weights.clone(), candidates: (0..5_000).collect() };
+            sampler.filter(&Sampling { top_p: Some(top_p), ..Sampling::default() });
+            let mut reached = 0.0;
+            let needed = all.iter().take_while(|&&token| {
+                let wanted = reached < top_p * total;
+                reached += f64::from(weights[token as usize]);
+                wanted
+            });
+            assert_eq!(sampler.candidates, needed.copied().collect::<Vec<_>>(), "top_p {top_p}");
+        }
+    }
+
+    #[test]
+    fn log_probabilities_are_those_of_the_softmax() {
+        let logits = PROBABILITIES.map(|probability| probability.ln() + 3.0);
+        let mut alternatives = vec![(9, 9.0)];
+        let told = Sampler::default().log_probabilities(&logits, 1, 2, &mut alternatives);
+        // Two roundings of logits near 3, of 2^-22 each, and few of smaller numbers.
+        let near = |got: f32, want: f32| assert!((got - want.ln()).abs() < 1e-6, "{got} for {}", want.ln());
+        near(told, 0.2);
+        assert_eq!(alternatives.iter().map(|a| a.0).collect::<Vec<_>>(), [3, 2]);
+        near(alternatives[0].1, 0.4);
+        near(alternatives[1].1, 0.3);
+    }
+
+    #[test]
+    fn logits_that_are_no_numbers_do_no_harm() {
+        let mut rng = Rng::new(1, Stream::Sampling);
+        for sampling in [
+            Sampling::default(),
+            Sampling { temperature: 0.0, ..Sampling::default() },
+            Sampling { top_k: Some(2), top_p: Some(0.5), min_p: Some(0.1), ..Sampling::default() },
+        ] {
+            for logits in [[f32::NAN; 3], [f32::NEG_INFINITY; 3], [f32::NAN, 1.0, f32::NEG_INFINITY]] {
+                assert!(Sampler::default().draw(&sampling, &logits, &[], &mut rng) < 3);
+            }
+        }
+    }
+}
