@@ -159,6 +159,8 @@ function choose(query) {
     option.setAttribute("aria-selected", String(isQuery));
     option.tabIndex = isQuery ? 0 : -1;
   }
+  const list = byId("attention-text");
+  list.scrollTop = options[query].offsetTop - list.clientHeight / 2;
   for (const marker of byId("attention-maps").querySelectorAll(".row-marker")) {
     marker.style.setProperty("--row", query / view.parts.length);
     marker.style.setProperty("--rows", view.parts.length);

@@ -84,20 +84,21 @@ export function curves(name, colour, { steps, epochs }) {
 
 /** Draws or redraws a figure in the colours of the page. */
 export function draw(id, data, { title, type = "linear", legend }) {
-  const style = getComputedStyle(document.body);
-  const grid = style.getPropertyValue("--rule");
+  const { color } = getComputedStyle(document.body);
+  // Plotly cannot read light-dark(), so that the colour is taken from where it was resolved.
+  const grid = getComputedStyle(document.querySelector(".bar")).borderBottomColor;
   const isNarrow = window.innerWidth < 600;
   const axis = { gridcolor: grid, zerolinecolor: grid, automargin: true };
   Plotly.react(
     id,
     data,
     {
-      margin: { l: 50, r: 10, t: 10, b: 40 },
+      margin: { l: 50, r: 10, t: 30, b: 40 },
       hovermode: "closest",
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
-      font: { color: style.color, family: "system-ui, sans-serif" },
-      modebar: { bgcolor: "rgba(0,0,0,0)", color: style.color, activecolor: style.color },
+      font: { color, family: "system-ui, sans-serif" },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color, activecolor: color },
       showlegend: legend,
       legend: isNarrow ? { orientation: "h", y: -0.3 } : {},
       // What the reader has zoomed to stays while the curves grow.
@@ -105,6 +106,11 @@ export function draw(id, data, { title, type = "linear", legend }) {
       xaxis: { ...axis, title: { text: "step" } },
       yaxis: { ...axis, title: { text: title }, type },
     },
-    { responsive: true, displaylogo: false, displayModeBar: isNarrow ? false : "hover" },
+    {
+      responsive: true,
+      displaylogo: false,
+      displayModeBar: isNarrow ? false : "hover",
+      modeBarButtonsToRemove: ["select2d", "lasso2d"],
+    },
   );
 }

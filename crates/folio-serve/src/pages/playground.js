@@ -182,7 +182,7 @@ function onKey(event) {
 initTheme(paint);
 initAttention();
 byId("legend").append(
-  ...["< 1 %", "1 %", "5 %", "20 %", "50 %", "≥ 80 %"].map((text, level) =>
+  ...["< 1 %", "≥ 1 %", "≥ 5 %", "≥ 20 %", "≥ 50 %", "≥ 80 %"].map((text, level) =>
     make("li", { className: `token p${level}`, textContent: text }),
   ),
 );
