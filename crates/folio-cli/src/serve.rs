@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
+use folio::model::WeightFormat;
 use folio_serve::{Limits, Options, Server};
 
 use crate::options::whole;
@@ -41,6 +42,9 @@ pub(crate) struct ServeArgs {
     /// The key that clients must give, as Authorization: Bearer KEY
     #[arg(long, value_name = "KEY", env = "FOLIO_API_KEY", hide_env_values = true)]
     api_key: Option<String>,
+    /// Numbers that the weights are in: f32, bf16, int8, or auto for those that each model was trained in
+    #[arg(long, value_name = "NAME", default_value = "auto", value_parser = precision)]
+    precision: Precision,
     /// Texts to write at once
     #[arg(long, value_name = "N", default_value_t = Limits::default().streams, value_parser = whole::<usize>)]
     max_streams: usize,
@@ -56,6 +60,17 @@ pub(crate) struct ServeArgs {
     /// Threads to compute with [default: all cores]
     #[arg(long, value_name = "N", value_parser = whole::<usize>)]
     threads: Option<usize>,
+}
+
+/// A format, or each model's own.
+#[derive(Clone, Copy)]
+struct Precision(Option<WeightFormat>);
+
+fn precision(name: &str) -> Result<Precision, folio::error::Error> {
+    match name {
+        "auto" => Ok(Precision(None)),
+        name => name.parse().map(Some).map(Precision),
+    }
 }
 
 pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
@@ -121,6 +136,7 @@ fn options(args: &ServeArgs) -> anyhow::Result<Options> {
         host: args.host.clone(),
         port: args.port,
         api_key: args.api_key.clone(),
+        precision: args.precision.0,
         limits,
         on_warning: Box::new(|line| {
             // If stderr is gone there is nobody left to tell.

@@ -45,15 +45,24 @@ static PLAYGROUND: LazyLock<Asset> =
     LazyLock::new(|| Asset::new("playground.html", HTML, include_str!("pages/playground.html")));
 static TRAINING: LazyLock<Asset> =
     LazyLock::new(|| Asset::new("training.html", HTML, include_str!("pages/training.html")));
-static ASSETS: LazyLock<[Asset; 5]> = LazyLock::new(|| {
+static ASSETS: LazyLock<Vec<Asset>> = LazyLock::new(|| {
     static PLOTLY: LazyLock<String> = LazyLock::new(plotly_source);
-    [
-        Asset::new("app.css", "text/css; charset=utf-8", include_str!("pages/app.css")),
-        Asset::new("playground.js", SCRIPT, include_str!("pages/playground.js")),
-        Asset::new("training.js", SCRIPT, include_str!("pages/training.js")),
-        Asset::new("icon.svg", "image/svg+xml", include_str!("pages/icon.svg")),
-        Asset::new("plotly.js", SCRIPT, &PLOTLY),
-    ]
+    let scripts = [
+        ("attention.js", include_str!("pages/attention.js")),
+        ("curves.js", include_str!("pages/curves.js")),
+        ("playground.js", include_str!("pages/playground.js")),
+        ("samples.js", include_str!("pages/samples.js")),
+        ("shell.js", include_str!("pages/shell.js")),
+        ("stream.js", include_str!("pages/stream.js")),
+        ("theme.js", include_str!("pages/theme.js")),
+        ("tokens.js", include_str!("pages/tokens.js")),
+        ("training.js", include_str!("pages/training.js")),
+        ("plotly.js", &PLOTLY),
+    ];
+    let style = Asset::new("app.css", "text/css; charset=utf-8", include_str!("pages/app.css"));
+    let icon = Asset::new("icon.svg", "image/svg+xml", include_str!("pages/icon.svg"));
+    let scripts = scripts.into_iter().map(|(name, content)| Asset::new(name, SCRIPT, content));
+    scripts.chain([style, icon]).collect()
 });
 
 /// `GET /`

@@ -16,14 +16,14 @@ use crate::Shared;
 use crate::errors::{ApiError, ApiResult};
 use crate::guard::json_body;
 use crate::models::Model;
-use crate::queue::{Failure, Job, Listener, Refused, Ticket, Told, Work};
-use crate::stand_in;
+use crate::queue::{Failure, Job, Listener, Ticket, Told, Work};
+use folio::generate::{self, PastContext};
 
 mod choice;
 mod request;
 
 pub(crate) use choice::spelling;
-use choice::{Choice, Piece};
+use choice::{Choice, Piece, Score};
 pub(crate) use request::parse;
 use request::{Prompts, Raw, Wanted, seed_of_sample};
 
@@ -45,7 +45,12 @@ pub(crate) async fn post(State(shared): State<Arc<Shared>>, request: Request) ->
         })
         .await?
     };
-    Answer::begin(shared, model, wanted, prompts, begun)?.respond().await
+    let deadline = begun + shared.limits.request_time;
+    let mut scores = Vec::new();
+    if let (true, Some(alternatives)) = (wanted.echo, wanted.logprobs) {
+        scores = scores_of(&shared, &model, &prompts, alternatives, deadline).await?;
+    }
+    Answer::begin(shared, model, wanted, &prompts, &scores, begun)?.respond().await
 }
 
 /// A prompt as text and as tokens.
@@ -88,6 +93,53 @@ fn prompts_of(wanted: &Wanted, model: &Model, most: usize) -> ApiResult<Vec<Prom
             };
             lists.iter().map(prompt).collect()
         }
+    }
+}
+
+/// How likely the tokens of each prompt were, but for its first.
+async fn scores_of(
+    shared: &Shared,
+    model: &Arc<Model>,
+    prompts: &[Prompt],
+    alternatives: usize,
+    deadline: Instant,
+) -> ApiResult<Vec<Vec<Score>>> {
+    let request = |(place, prompt): (usize, &Prompt)| {
+        let (first, rest) = prompt.tokens.split_first()?;
+        let request = generate::Request {
+            prompt: vec![*first],
+            given: rest.to_vec(),
+            max_new_tokens: rest.len(),
+            past_context: PastContext::Rolling,
+            logprobs: Some(alternatives),
+            ..generate::Request::default()
+        };
+        (!rest.is_empty()).then_some((place, request))
+    };
+    let texts: VecDeque<_> = prompts.iter().enumerate().filter_map(request).collect();
+    let mut left = texts.len();
+    let (ticket, mut listener) = Ticket::new(left, deadline);
+    let mut scores: Vec<Vec<Score>> = prompts.iter().map(|_| Vec::new()).collect();
+    if left > 0 {
+        shared.put(Work::Write(Job { model: Arc::clone(model), texts, ticket }))?;
+    }
+    while left > 0 {
+        let told = listener.next().await.map_err(|failure| error_of(&failure, shared))?;
+        let Told { choice, logprob, alternatives, finish, .. } = told;
+        scores[choice].push(Score { logprob: logprob.unwrap_or_default(), alternatives });
+        left -= usize::from(finish.is_some());
+    }
+    Ok(scores)
+}
+
+/// The answer to a request whose texts ended before their time.
+fn error_of(failure: &Failure, shared: &Shared) -> ApiError {
+    match failure {
+        Failure::Closing => ApiError::closing(),
+        Failure::TimeLimit => ApiError::time_limit(shared.limits.request_time.as_secs()),
+        Failure::Stalled => ApiError::stalled(),
+        Failure::Refused(error) => error.clone(),
+        Failure::Broken => ApiError::internal("the model failed at this request"),
     }
 }
 
@@ -139,7 +191,8 @@ impl Answer {
         shared: Arc<Shared>,
         model: Arc<Model>,
         wanted: Wanted,
-        prompts: Vec<Prompt>,
+        prompts: &[Prompt],
+        scores: &[Vec<Score>],
         begun: Instant,
     ) -> ApiResult<Self> {
         let Wanted { samples, echo, logprobs, max_tokens, .. } = wanted;
@@ -151,7 +204,8 @@ impl Answer {
         if echo {
             for (choice, place) in choices.iter_mut().zip(0..) {
                 let Prompt { text, tokens } = &prompts[place / samples];
-                ready.push_back(choice.echo(text, tokens, &[], &model.tokenizer));
+                let scores = scores.get(place / samples).map_or(&[][..], Vec::as_slice);
+                ready.push_back(choice.echo(text, tokens, scores, &model.tokenizer));
             }
         }
         let prompt_tokens: usize = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
@@ -162,21 +216,19 @@ impl Answer {
             ready.extend((0..count).map(end));
         } else {
             let texts = prompts.iter().flat_map(|prompt| (0..samples).map(move |sample| (prompt, sample)));
-            let request = |(prompt, sample): (&Prompt, usize)| stand_in::Request {
+            let request = |(prompt, sample): (&Prompt, usize)| generate::Request {
                 prompt: prompt.tokens.clone(),
                 max_new_tokens: max_tokens,
-                sampling: wanted.sampling.clone(),
+                sampling: wanted.sampling,
                 seed: seed_of_sample(wanted.seed, sample),
                 stop: wanted.stop.clone(),
                 past_context: wanted.past_context,
                 logprobs,
+                given: Vec::new(),
             };
             let texts = texts.map(request).enumerate().collect();
             let job = Job { model: Arc::clone(&model), texts, ticket };
-            shared.queue.push(Work::Write(job)).map_err(|refused| match refused {
-                Refused::Full(seconds) => ApiError::busy(seconds),
-                Refused::Closing => ApiError::closing(),
-            })?;
+            shared.put(Work::Write(job))?;
             shared.metrics.prompt.inc_by(prompt_tokens as u64);
         }
         let usage = Usage { prompt_tokens, completion_tokens: 0, total_tokens: prompt_tokens };
@@ -213,7 +265,7 @@ impl Answer {
             if self.left == 0 {
                 return Ok(None);
             }
-            let told = self.listener.next().await.map_err(|failure| self.error(&failure))?;
+            let told = self.listener.next().await.map_err(|failure| error_of(&failure, &self.shared))?;
             let piece = self.take(told);
             if !piece.is_empty() {
                 return Ok(Some(piece));
@@ -229,16 +281,6 @@ impl Answer {
         self.usage.total_tokens += 1;
         self.left -= usize::from(told.finish.is_some());
         self.choices[told.choice].push(told, &self.model.tokenizer)
-    }
-
-    fn error(&self, failure: &Failure) -> ApiError {
-        match failure {
-            Failure::Closing => ApiError::closing(),
-            Failure::TimeLimit => ApiError::time_limit(self.shared.limits.request_time.as_secs()),
-            Failure::Stalled => ApiError::stalled(),
-            Failure::Refused(reason) => ApiError::malformed(reason),
-            Failure::Broken => ApiError::internal("the model failed at this request"),
-        }
     }
 
     fn json(&self, choices: &[Piece], usage: Option<Option<Usage>>) -> String {

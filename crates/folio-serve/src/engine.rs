@@ -9,16 +9,17 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::errors::ApiError;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::models::Model;
 use crate::queue::{Attend, Failure, Job, Queue, Ticket, Told, Work};
-use crate::stand_in::{Generator, TextId};
+use folio::generate::{Generator, TextId};
 
 /// How often a paused text is looked at when nothing else is to be done.
 const GLANCE: Duration = Duration::from_millis(5);
 
-/// Texts that may be held in memory for each that may run: the others wait for their clients.
+/// Texts that may be held in memory for each that may run: the others wait for their clients. Fewer if they are large.
 const HELD_PER_STREAM: usize = 4;
 
 /// All that the thread works with.
@@ -82,6 +83,11 @@ impl Engine {
         (texts().filter(|text| text.paused.is_none()).count(), texts().count())
     }
 
+    /// Bytes of the texts that are held.
+    fn text_bytes(&self) -> u64 {
+        self.lanes.iter().map(|lane| (lane.generator.text_bytes() * lane.texts.len()) as u64).sum()
+    }
+
     /// Drops what nobody wants or what may not go on, and pauses and resumes texts as their clients read.
     fn sort_out(&mut self, now: Instant) {
         let (mut running, _) = self.count();
@@ -117,8 +123,8 @@ impl Engine {
                 }
             }
         }
-        // A model that was let go of, and that nobody uses, goes with its buffers.
-        self.lanes.retain(|lane| !lane.texts.is_empty() || Arc::strong_count(&lane.model) > 1);
+        // With the last text go the buffers and the caches of those before.
+        self.lanes.retain(|lane| !lane.texts.is_empty());
     }
 
     /// Begins what waits as long as there are places.
@@ -129,8 +135,8 @@ impl Engine {
         let mut attended = false;
         while !attended
             && let Some(work) = {
-                let writes = running < streams && held < streams * HELD_PER_STREAM;
-                self.queue.next(writes)
+                let fits = held < streams || self.text_bytes() < self.limits.text_bytes;
+                self.queue.next(running < streams && held < streams * HELD_PER_STREAM && fits)
             }
         {
             match work {
@@ -158,7 +164,7 @@ impl Engine {
                     lane.texts.insert(id, Text { ticket: Arc::clone(&ticket), choice, paused: None });
                     begun += 1;
                 }
-                Err(error) => ticket.fail(Failure::Refused(error.to_string())),
+                Err(error) => ticket.fail(Failure::Refused(ApiError::refused(&error))),
             }
         }
         begun

@@ -23,7 +23,6 @@ mod limits;
 
 mod catalogue;
 mod models;
-mod stand_in;
 
 mod engine;
 mod queue;
@@ -50,6 +49,7 @@ use axum::http::{HeaderValue, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use folio::model::WeightFormat;
 use tokio::net::TcpListener;
 use tower_http::catch_panic::CatchPanicLayer;
 
@@ -67,6 +67,8 @@ pub struct Options {
     pub port: u16,
     /// The key that clients must give.
     pub api_key: Option<String>,
+    /// The numbers that weights are in; those that each model was trained in, if none are given.
+    pub precision: Option<WeightFormat>,
     /// How much is served at once.
     pub limits: Limits,
     /// Is told, in one line, of what an operator should know and a client need not.
@@ -81,6 +83,7 @@ impl Default for Options {
             host: "127.0.0.1".to_owned(),
             port: 8080,
             api_key: None,
+            precision: None,
             limits: Limits::default(),
             on_warning: Box::new(|_| {}),
         }
@@ -115,10 +118,10 @@ impl Server {
     /// If a directory has nothing to serve, two runs have one name, a run that was named itself cannot be read, or the
     /// address cannot be listened on.
     pub async fn bind(options: Options) -> Result<Self, Error> {
-        let Options { runs, host, port, api_key, limits, on_warning } = options;
+        let Options { runs, host, port, api_key, precision, limits, on_warning } = options;
         let catalogue = catalogue::Catalogue::new(runs, limits.refresh_time);
         let listing = catalogue.check()?;
-        let models = models::Models::new((), &limits);
+        let models = models::Models::new(precision, &limits);
         let metrics = Arc::new(metrics::Metrics::new());
         models.get_first(&listing, &metrics, &on_warning)?;
         let (listener, address) = listen(&host, port).await?;
@@ -208,6 +211,14 @@ impl Shared {
             // Where files lie is the operator's affair.
             self.warn(&error.to_string());
             ApiError::internal("the model cannot be read; the server's log says why")
+        })
+    }
+
+    /// Puts work in the queue.
+    fn put(&self, work: queue::Work) -> ApiResult<()> {
+        self.queue.push(work).map_err(|refused| match refused {
+            queue::Refused::Full(seconds) => ApiError::busy(seconds),
+            queue::Refused::Closing => ApiError::closing(),
         })
     }
 

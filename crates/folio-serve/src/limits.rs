@@ -23,6 +23,9 @@ pub struct Limits {
     pub models: usize,
     /// Bytes of weights that are kept in memory; the model in use may take more.
     pub model_bytes: u64,
+    /// Bytes of key-value caches from which on no text is begun beyond `streams`, in the place of those that wait for
+    /// their clients.
+    pub text_bytes: u64,
     /// From the request to its last token, waiting included.
     pub request_time: Duration,
     /// Until the head of a request is there, and between requests.
@@ -52,6 +55,7 @@ impl Default for Limits {
             connections: 512,
             models: 4,
             model_bytes: free / 2,
+            text_bytes: free / 8,
             request_time: Duration::from_secs(120),
             head_time: Duration::from_secs(20),
             body_time: Duration::from_secs(20),

@@ -4,12 +4,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
+use folio::error::Error;
+use folio::model::{Predictor, WeightFormat};
 use folio::tokenizer::Tokenizer;
 
 use crate::catalogue::{Listing, Run, Saved};
 use crate::limits::Limits;
 use crate::metrics::Metrics;
-use crate::stand_in::{Predictor, PredictorChoice};
 
 /// A model that can be asked.
 pub(crate) struct Model {
@@ -26,7 +27,8 @@ struct Key {
 
 /// The models in memory.
 pub(crate) struct Models {
-    format: PredictorChoice,
+    /// Of the weights; if none is given, that in which a model was trained.
+    format: Option<WeightFormat>,
     most: usize,
     most_bytes: u64,
     /// The one used last comes last.
@@ -36,7 +38,7 @@ pub(crate) struct Models {
 }
 
 impl Models {
-    pub(crate) fn new(format: PredictorChoice, limits: &Limits) -> Self {
+    pub(crate) fn new(format: Option<WeightFormat>, limits: &Limits) -> Self {
         let Limits { models, model_bytes, .. } = *limits;
         let (loaded, reading) = (Mutex::default(), Mutex::default());
         Self { format, most: models.max(1), most_bytes: model_bytes, loaded, reading }
@@ -115,7 +117,19 @@ impl Models {
         let checkpoint = run.directory.open_checkpoint(saved.name)?;
         checkpoint.check_tokenizer(&tokenizer)?;
         let config = checkpoint.state().identity.model;
-        let predictor = Predictor::new(config, self.format, checkpoint.parameters()?);
+        if config.vocab_size != tokenizer.vocab_size() {
+            let [model, tokens] = [config.vocab_size, tokenizer.vocab_size()];
+            let reason = format!(
+                "is damaged: it knows {model} tokens, its tokenizer {tokens}; take another checkpoint"
+            );
+            return Err(Error::Checkpoint { path: saved.path.clone(), reason });
+        }
+        let format = match self.format {
+            Some(format) => format,
+            None => WeightFormat::of(run.directory.settings()?.precision),
+        };
+        format.check(&config)?;
+        let predictor = Predictor::new(config, format, &checkpoint.parameters()?);
         Ok(Model { predictor: Arc::new(predictor), tokenizer: Arc::new(tokenizer) })
     }
 }

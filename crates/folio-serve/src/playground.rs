@@ -16,7 +16,7 @@ use crate::catalogue::{Run, Saved};
 use crate::completions::{parse, seconds_since_1970, spelling};
 use crate::errors::{ApiError, ApiResult};
 use crate::guard::json_body;
-use crate::queue::{Attend, Refused, Work};
+use crate::queue::{Attend, Work};
 use crate::{Shared, answer_json, apart};
 
 /// Tokens whose attention is told at most: a picture of more could not be read.
@@ -144,10 +144,7 @@ pub(crate) async fn attention(State(shared): State<Arc<Shared>>, request: Reques
     let (answer, answered) = oneshot::channel();
     let block = block as usize;
     let work = Attend { model: Arc::clone(&model), tokens: tokens.clone(), block, answer };
-    shared.queue.push(Work::Attend(work)).map_err(|refused| match refused {
-        Refused::Full(seconds) => ApiError::busy(seconds),
-        Refused::Closing => ApiError::closing(),
-    })?;
+    shared.put(Work::Attend(work))?;
     let weights = match tokio::time::timeout(shared.limits.request_time, answered).await {
         Ok(Ok(weights)) => weights,
         Ok(Err(_)) if shared.queue.closing().is_some() => return Err(ApiError::closing()),

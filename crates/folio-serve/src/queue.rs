@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
+use crate::errors::ApiError;
 use crate::metrics::Metrics;
 use crate::models::Model;
-use crate::stand_in::{Finish, Request};
+use folio::generate::{Finish, Request};
 
 /// What the engine does.
 pub(crate) enum Work {
@@ -66,7 +67,7 @@ pub(crate) struct Told {
 }
 
 /// Why texts end that were not finished.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) enum Failure {
     /// The server is about to end.
     Closing,
@@ -75,7 +76,7 @@ pub(crate) enum Failure {
     /// The client did not read.
     Stalled,
     /// The library refused the request, with its reason.
-    Refused(String),
+    Refused(ApiError),
     /// Something broke.
     Broken,
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Map, Number, Value};
 
 use crate::queue::Told;
-use crate::stand_in::Finish;
+use folio::generate::Finish;
 
 /// A piece of a text: all of it, or what is new of it.
 #[derive(Debug, Default, Serialize)]
@@ -70,6 +70,12 @@ pub(crate) struct Choice {
     echoed: usize,
 }
 
+/// How likely a token of a prompt was.
+pub(crate) struct Score {
+    pub(crate) logprob: f32,
+    pub(crate) alternatives: Vec<(u32, f32)>,
+}
+
 struct Waiting {
     /// Characters before it.
     start: usize,
@@ -84,17 +90,23 @@ impl Choice {
         Self { index, logprobs, stream, drawn: 0, told: 0, waiting, echoed: 0 }
     }
 
-    /// The prompt as the first piece of the text. Nothing drew its tokens, so that they have no probabilities but those
-    /// given: of all but the first.
-    pub(crate) fn echo(&mut self, text: &str, tokens: &[u32], known: &[f32], tokenizer: &Tokenizer) -> Piece {
+    /// The prompt as the first piece of the text. Its first token has no probability: nothing comes before it.
+    pub(crate) fn echo(
+        &mut self,
+        text: &str,
+        tokens: &[u32],
+        scores: &[Score],
+        tokenizer: &Tokenizer,
+    ) -> Piece {
         let mut piece = Piece { text: text.to_owned(), index: self.index, ..Piece::default() };
         self.echoed = text.chars().count();
         if self.logprobs {
             let mut logprobs = Logprobs::default();
             let (mut stream, mut start) = (TextStream::default(), 0);
             for (place, &token) in tokens.iter().enumerate() {
-                let logprob = place.checked_sub(1).and_then(|place| known.get(place).copied());
-                logprobs.push(start, token, logprob, &[], tokenizer);
+                let score = place.checked_sub(1).and_then(|place| scores.get(place));
+                let alternatives = score.map_or(&[][..], |score| &score.alternatives);
+                logprobs.push(start, token, score.map(|score| score.logprob), alternatives, tokenizer);
                 start += stream.push(&tokenizer.decode_bytes(&[token])).chars().count();
             }
             piece.logprobs = Some(logprobs);

@@ -2,13 +2,12 @@
 
 use std::fmt;
 
-use folio::rng::{Rng, Stream};
 use serde::de::{self, Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::errors::{ApiError, ApiResult};
 use crate::limits::Limits;
-use crate::stand_in::{PastContext, Sampling};
+use folio::generate::{PastContext, Sampling};
 
 /// A request as it comes. Fields that are not here are passed over: clients send many.
 #[derive(Debug, Deserialize)]
@@ -185,10 +184,10 @@ fn any_seed() -> u64 {
     std::hash::RandomState::new().build_hasher().finish()
 }
 
-/// The seed of one of the texts for a prompt: the first has the request's own.
+/// The seed of one of the texts for a prompt: the first has the request's own, each other the one after, as samples of
+/// `folio generate` have.
 pub(crate) fn seed_of_sample(seed: u64, sample: usize) -> u64 {
-    let mut rng = Rng::new(seed, Stream::Sampling);
-    (0..sample).map(|_| rng.next_u64()).last().unwrap_or(seed)
+    seed.wrapping_add(sample as u64)
 }
 
 impl Prompts {
