@@ -23,7 +23,7 @@ pub(crate) struct Piece {
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Logprobs {
     tokens: Vec<String>,
-    token_logprobs: Vec<Option<f32>>,
+    token_logprobs: Vec<Option<f64>>,
     top_logprobs: Vec<Option<Map<String, Value>>>,
     text_offset: Vec<usize>,
     token_ids: Vec<u32>,
@@ -160,7 +160,7 @@ impl Logprobs {
             all
         });
         self.tokens.push(name);
-        self.token_logprobs.push(logprob);
+        self.token_logprobs.push(logprob.map(f64::from));
         self.top_logprobs.push(top);
         self.text_offset.push(start);
         self.token_ids.push(token);

@@ -1,8 +1,98 @@
 //! Completions are what the library writes, whole or in events, alone or among others.
 
+use std::sync::Arc;
+
+use folio::checkpoint::CheckpointName;
+use folio::generate::{Generator, PastContext, Request, Sampling};
+use folio::model::{Predictor, WeightFormat};
+use folio::run_dir::RunDir;
 use serde_json::{Value, json};
 
+use crate::runs::RUNS;
 use crate::site::{Site, text_of};
+
+/// What the library writes with the best checkpoint of a run, here the last, and the log probability of each token.
+fn written(name: &str, prompt: &str, request: Request) -> (String, Vec<f32>) {
+    let run = RunDir::new(RUNS.path().join(name));
+    let tokenizer = Arc::new(run.tokenizer().expect("a tokenizer"));
+    let (_, epoch) = run.best().expect("losses and checkpoints");
+    let checkpoint = run.open_checkpoint(CheckpointName::Epoch(epoch)).expect("a checkpoint");
+    let format = WeightFormat::of(run.settings().expect("settings").precision);
+    let config = checkpoint.state().identity.model;
+    let predictor = Predictor::new(config, format, &checkpoint.parameters().expect("weights"));
+    let prompt = tokenizer.encode(prompt).expect("known characters");
+    let (mut text, mut logprobs) = (String::new(), Vec::new());
+    let mut generator = Generator::new(Arc::new(predictor), tokenizer);
+    let request = Request { prompt, logprobs: Some(0), past_context: PastContext::Rolling, ..request };
+    let told = generator.write(request, |drawn| {
+        text += drawn.text;
+        logprobs.extend(drawn.logprob);
+    });
+    told.expect("a request that can be met");
+    (text, logprobs)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_are_the_library_s_own() {
+    let site = Site::start().await;
+    for (model, prompt) in [("plain", "First"), ("plain", ""), ("bytes", "👧"), ("search/run_1", "Speak")] {
+        for (fields, sampling) in [
+            (json!({}), Sampling::default()),
+            (json!({ "temperature": 0 }), Sampling { temperature: 0.0, ..Sampling::default() }),
+            (
+                json!({ "top_k": 5, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.3, "temperature": 0.8 }),
+                Sampling {
+                    top_k: Some(5),
+                    top_p: Some(0.9),
+                    min_p: Some(0.01),
+                    repetition_penalty: 1.3,
+                    temperature: 0.8,
+                },
+            ),
+        ] {
+            let mut body = fields.clone();
+            body["model"] = json!(model);
+            body["prompt"] = json!(prompt);
+            body["max_tokens"] = json!(90);
+            body["n"] = json!(2);
+            body["logprobs"] = json!(0);
+            let answer = site.complete(body).await;
+            for sample in 0..2 {
+                // The default of these tests is seed 7; each sample has the next.
+                let request =
+                    Request { max_new_tokens: 90, sampling, seed: 7 + sample, ..Request::default() };
+                let (text, logprobs) = written(model, prompt, request);
+                let choice = &answer["choices"][sample as usize];
+                assert_eq!(text_of(choice), text, "{model} {prompt:?} {fields}");
+                assert_eq!(choice["finish_reason"], "length");
+                assert_eq!(choice["logprobs"]["token_logprobs"], json!(logprobs));
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_echo_is_scored_as_if_it_had_been_drawn() {
+    let site = Site::start().await;
+    for model in ["plain", "bytes"] {
+        // Greedy text of a prompt of one token, and the same text as a prompt: within the context, the same numbers.
+        let first = if model == "plain" { "F" } else { " " };
+        let fields =
+            json!({ "model": model, "prompt": first, "temperature": 0, "logprobs": 3, "echo": true });
+        let mut drawn = fields.clone();
+        drawn["max_tokens"] = json!(12);
+        let drawn = site.complete(drawn).await["choices"][0].clone();
+        let mut scored = fields.clone();
+        scored["prompt"] = drawn["logprobs"]["token_ids"].clone();
+        scored["max_tokens"] = json!(0);
+        let answer = site.complete(scored.clone()).await;
+        let scored = &answer["choices"][0];
+        assert_eq!(scored["logprobs"], drawn["logprobs"]);
+        assert_eq!(scored["text"], drawn["text"]);
+        assert!(scored["logprobs"]["token_logprobs"][0].is_null() && scored["finish_reason"] == "length");
+        assert_eq!(answer["usage"]["completion_tokens"], 0);
+    }
+}
 
 /// Joins the events of a stream to what would have come at once: a choice for each index.
 fn joined(events: &[Value], choices: usize) -> Vec<Value> {
