@@ -239,8 +239,9 @@ impl Answer {
     /// The answer, once its first piece is there: until then an error is an answer of its own.
     async fn respond(mut self) -> ApiResult<Response> {
         if self.wanted.stream {
-            let first = self.next().await?;
-            self.ready.extend(first);
+            if let Some(first) = self.next().await? {
+                self.ready.push_front(first);
+            }
             return Ok(self.into_stream());
         }
         let empty = |index| Piece { index, ..Piece::default() };

@@ -55,6 +55,8 @@ impl Guard {
         let mut given = request.headers().get_all(header::HOST).iter();
         let (host, second) = (given.next(), given.next());
         let host = host.and_then(|host| host.to_str().ok()).filter(|_| second.is_none());
+        // A name and a port, without a user.
+        let host = host.filter(|host| !host.contains('@'));
         let Some(authority) = host.and_then(|host| host.parse::<Authority>().ok()) else {
             return Err(ApiError::malformed("the request must name one Host"));
         };

@@ -58,10 +58,7 @@ pub(crate) struct Choice {
     index: usize,
     /// Whether tokens are told.
     logprobs: bool,
-    /// All tokens as text, whether certain or not, for the places where they begin.
-    stream: TextStream,
-    /// Characters that have come.
-    drawn: usize,
+    places: Places,
     /// Characters that were told, without the echo.
     told: usize,
     /// Tokens that were not told yet.
@@ -86,8 +83,8 @@ struct Waiting {
 
 impl Choice {
     pub(crate) fn new(index: usize, logprobs: bool) -> Self {
-        let (stream, waiting) = (TextStream::default(), VecDeque::new());
-        Self { index, logprobs, stream, drawn: 0, told: 0, waiting, echoed: 0 }
+        let (places, waiting) = (Places::default(), VecDeque::new());
+        Self { index, logprobs, places, told: 0, waiting, echoed: 0 }
     }
 
     /// The prompt as the first piece of the text. Its first token has no probability: nothing comes before it.
@@ -102,12 +99,12 @@ impl Choice {
         self.echoed = text.chars().count();
         if self.logprobs {
             let mut logprobs = Logprobs::default();
-            let (mut stream, mut start) = (TextStream::default(), 0);
+            let mut places = Places::default();
             for (place, &token) in tokens.iter().enumerate() {
                 let score = place.checked_sub(1).and_then(|place| scores.get(place));
                 let alternatives = score.map_or(&[][..], |score| &score.alternatives);
+                let start = places.next(token, tokenizer);
                 logprobs.push(start, token, score.map(|score| score.logprob), alternatives, tokenizer);
-                start += stream.push(&tokenizer.decode_bytes(&[token])).chars().count();
             }
             piece.logprobs = Some(logprobs);
         }
@@ -127,8 +124,8 @@ impl Choice {
         if !self.logprobs {
             return piece;
         }
-        self.waiting.push_back(Waiting { start: self.drawn, token, logprob, alternatives });
-        self.drawn += self.stream.push(&tokenizer.decode_bytes(&[token])).chars().count();
+        let start = self.places.next(token, tokenizer);
+        self.waiting.push_back(Waiting { start, token, logprob, alternatives });
         let is_told = |waiting: &Waiting| waiting.start < self.told || finish == Some(Finish::Length);
         let mut logprobs = Logprobs::default();
         while let Some(next) = self.waiting.pop_front_if(|waiting| is_told(waiting)) {
@@ -137,6 +134,29 @@ impl Choice {
         }
         piece.logprobs = Some(logprobs);
         piece
+    }
+}
+
+/// Finds where tokens begin in the text that they are, in characters.
+#[derive(Default)]
+struct Places {
+    stream: TextStream,
+    /// Characters so far that are whole, or that cannot become so.
+    characters: usize,
+}
+
+impl Places {
+    /// Where the next token begins.
+    fn next(&mut self, token: u32, tokenizer: &Tokenizer) -> usize {
+        let before = self.characters;
+        let bytes = tokenizer.decode_bytes(&[token]);
+        self.characters += self.stream.push(&bytes).chars().count();
+        if bytes.first().is_some_and(|byte| byte & 0xC0 == 0x80) {
+            // It goes on with a character that has begun.
+            return before;
+        }
+        // A character that had begun and is not gone on with is one of its own.
+        self.characters - TextStream::default().push(&bytes).chars().count()
     }
 }
 

@@ -31,16 +31,17 @@ async fn requests_that_cannot_be_met() {
     let site = Site::with(small).await;
     // Without a model, nothing.
     let bad = [
-        ("", None, "EOF"),
+        ("", None, "object"),
         ("{", None, "EOF"),
-        ("null", None, "null"),
-        ("[]", None, "model"),
-        ("3", None, "JSON"),
+        ("null", None, "object"),
+        ("[]", None, "object"),
+        ("[\"plain\", \"First\"]", None, "object"),
+        ("3", None, "object"),
         ("{\"model\": NaN}", None, "expected"),
         ("{\"model\": \"plain\"} {}", None, "goes on"),
         ("{\"model\": \"plain\", \"temperature\": 1e999}", None, "number out of range"),
         ("{\"model\": \"plain\", \"temperature\": Infinity}", None, "expected"),
-        ("{\"model\": \"plain\", \"prompt\": \"\\ud800\"}", None, "surrogate"),
+        ("{\"model\": \"plain\", \"prompt\": \"\\ud800\"}", None, "hex escape"),
         ("{}", Some("model"), "/v1/models"),
     ];
     for (body, param, part) in bad {

@@ -6,6 +6,7 @@ use folio_serve::Limits;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
 
 use crate::site::{ENDLESS, PATIENCE, Site, limits, text_of};
 
@@ -13,16 +14,26 @@ fn endless() -> Value {
     json!({ "max_tokens": ENDLESS })
 }
 
+/// A client that reads a text without end, until it is aborted.
+async fn reader(site: &Site) -> JoinHandle<()> {
+    let mut events = site.stream(endless()).await;
+    assert!(events.next().await.is_some());
+    tokio::spawn(async move { while events.next().await.is_some() {} })
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_refuses_and_places_come_free() {
     let site = Site::with(Limits { streams: 1, queue: 2, ..limits() }).await;
-    let mut first = site.stream(endless()).await;
-    assert!(first.next().await.is_some());
+    let first = reader(&site).await;
     // Two wait, and are let in when the one before them goes.
     let body = json!({ "model": "plain", "prompt": "First", "text": "First" });
     let ask = |path: &str| site.client.post(site.url(path)).json(&body).send();
-    let waiting = ["/v1/completions", "/api/attention"].map(|path| tokio::spawn(ask(path)));
-    site.until("folio_queue_length", 2.0).await;
+    let mut waiting = Vec::new();
+    // In this order: attention is told of between two steps if nothing is before it.
+    for (path, length) in [("/v1/completions", 1.0), ("/api/attention", 2.0)] {
+        waiting.push(tokio::spawn(ask(path)));
+        site.until("folio_queue_length", length).await;
+    }
     for path in ["/v1/completions", "/api/attention"] {
         let response = ask(path).await.expect("an answer");
         assert_eq!(response.status(), 429, "{path}");
@@ -32,7 +43,7 @@ async fn a_full_queue_refuses_and_places_come_free() {
         let answer: Value = response.json().await.expect("JSON");
         assert_eq!(answer["error"]["code"], "queue_full");
     }
-    drop(first);
+    first.abort();
     for waiting in waiting {
         assert_eq!(waiting.await.expect("no panic").expect("an answer").status(), 200);
     }
@@ -44,9 +55,7 @@ async fn clients_that_go_away_free_their_places() {
     let site = Site::with(Limits { streams: 4, queue: 10, ..limits() }).await;
     let mut streams = Vec::new();
     for _ in 0..4 {
-        let mut events = site.stream(endless()).await;
-        assert!(events.next().await.is_some());
-        streams.push(events);
+        streams.push(reader(&site).await);
     }
     site.until("folio_streams_active", 4.0).await;
     // One that waits for its turn, and does not wait for it.
@@ -57,9 +66,9 @@ async fn clients_that_go_away_free_their_places() {
     }
     site.until("folio_queue_length", 0.0).await;
     // Half an answer is enough for some.
-    streams.truncate(1);
+    streams.drain(1..).for_each(|reader| reader.abort());
     site.until("folio_streams_active", 1.0).await;
-    drop(streams);
+    streams[0].abort();
     site.until("folio_streams_active", 0.0).await;
     // One that asks for everything at once.
     {
@@ -151,8 +160,8 @@ async fn no_request_takes_longer_than_it_may() {
 #[tokio::test(flavor = "multi_thread")]
 async fn texts_under_way_may_end_when_the_server_does() {
     let mut site = Site::with(Limits { streams: 1, grace_time: PATIENCE, ..limits() }).await;
-    let mut events = site.stream(json!({ "max_tokens": 30_000 })).await;
-    assert!(events.next().await.is_some());
+    let events = site.stream(json!({ "max_tokens": 30_000 })).await;
+    let events = tokio::spawn(events.all());
     let waiting = {
         let request = site.client.post(site.url("/v1/completions"));
         let request = request.json(&json!({ "model": "plain" })).send();
@@ -164,13 +173,7 @@ async fn texts_under_way_may_end_when_the_server_does() {
     assert_eq!(refused.status(), 503);
     let answer: Value = refused.json().await.expect("JSON");
     assert_eq!(answer["error"]["code"], "shutting_down");
-    let mut tokens = 1;
-    let mut done = false;
-    while let Some(event) = events.next().await {
-        done |= event == "[DONE]";
-        tokens += usize::from(!done);
-    }
-    assert!(done && tokens == 30_000, "{tokens} tokens");
+    assert_eq!(events.await.expect("[DONE] at the end").len(), 30_000);
     tokio::time::timeout(PATIENCE, site.ended).await.expect("it ends").expect("without a panic");
     assert!(TcpStream::connect(site.address).await.is_err(), "nobody listens any more");
 }
@@ -213,9 +216,9 @@ async fn few_models_are_kept_and_all_are_served() {
         assert_eq!(text, texts[place % models.len()]);
     }
     // A text without end on one model leaves the others their turns.
-    let mut events = site.stream(endless()).await;
-    assert!(events.next().await.is_some());
+    let reader = reader(&site).await;
     assert_eq!(site.completed(json!({ "model": "bytes", "prompt": "", "max_tokens": 40 })).await, texts[3]);
+    reader.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]
