@@ -100,6 +100,14 @@ impl Isa {
         false
     }
 
+    /// Whether products multiply and add in one rounding.
+    pub(crate) fn fuses(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.has_avx2();
+        #[cfg(not(target_arch = "x86_64"))]
+        cfg!(target_arch = "aarch64")
+    }
+
     /// Whether AVX2 and FMA may be used.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn has_avx2(self) -> bool {

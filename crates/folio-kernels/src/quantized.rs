@@ -7,13 +7,14 @@
 //! Efficient Integer-Arithmetic-Only Inference", section 2.1, with a zero point of 0). Only weights are quantised:
 //! activations and sums stay as they are, so that a weight is off by half a scale at most and nothing else is.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
-use crate::element::Element;
+use crate::buffer::Buffer;
 use crate::isa::Isa;
 use crate::matmul::{At, Fetch, Lhs, Rhs};
-use crate::panels::{PANEL_COLS, PanelDims};
-use crate::tile::{ROWS, multiply_add};
+use crate::panels::{PANEL_COLS, PanelDims, Panels};
+use crate::tile::ROWS;
 
 /// One row of a panel: a cache line.
 #[derive(Clone, Copy, Debug)]
@@ -78,7 +79,7 @@ pub struct QuantizedPanels<'a> {
     cols: usize,
 }
 
-impl<E: Element> Rhs<E> for QuantizedPanels<'_> {
+impl Rhs<f32> for QuantizedPanels<'_> {
     fn columns(self, range: Range<usize>) -> Self {
         assert!(
             range.start.is_multiple_of(PANEL_COLS) && range.end <= self.cols,
@@ -93,55 +94,90 @@ impl<E: Element> Rhs<E> for QuantizedPanels<'_> {
     #[inline(always)]
     fn product_ahead<const N: usize>(
         self,
-        _: Isa,
+        isa: Isa,
         rows: Range<usize>,
-        lhs: Lhs<E>,
+        lhs: Lhs<f32>,
         fetches: [Fetch; N],
         mut finish: impl FnMut(At, &mut [[f32; PANEL_COLS]; ROWS]),
     ) {
         let Lhs::Rows { data, stride } = lhs else { panic!("quantised weights meet rows") };
+        thread_local! {
+            static WIDE: RefCell<Buffer<f32>> = RefCell::default();
+        }
+        // Taken out, for what runs inside a call of the standard library is not compiled for the instruction set.
+        let mut wide = WIDE.take();
         let panels = self.lines.chunks_exact(self.depth.max(1)).zip(self.scales.chunks_exact(PANEL_COLS));
         for (col, (lines, scales)) in (0..self.cols).step_by(PANEL_COLS).zip(panels) {
             let cols = (self.cols - col).min(PANEL_COLS);
-            for row in rows.clone().step_by(ROWS) {
-                let at = At { row, col, rows: (rows.end - row).min(ROWS), cols };
-                fetches.iter().for_each(|fetch| fetch.tile(at));
-                let left = |r: usize| &data[(row + r.min(at.rows - 1)) * stride..][..self.depth];
-                let mut tile = [[0.0; PANEL_COLS]; ROWS];
-                match at.rows {
-                    1 => sums(&mut tile, [left(0)], lines),
-                    2 => sums(&mut tile, [left(0), left(1)], lines),
-                    3 => sums(&mut tile, [left(0), left(1), left(2)], lines),
-                    _ => sums(&mut tile, std::array::from_fn::<_, ROWS, _>(left), lines),
+            if rows.len() <= FEW {
+                for row in rows.clone() {
+                    let at = At { row, col, rows: 1, cols };
+                    fetches.iter().for_each(|fetch| fetch.tile(at));
+                    let mut tile = [[0.0; PANEL_COLS]; ROWS];
+                    let left = &data[row * stride..][..self.depth];
+                    tile[0] = sums(isa, left, lines);
+                    scale(&mut tile[..1], scales);
+                    finish(at, &mut tile);
                 }
-                for row in &mut tile[..at.rows] {
-                    row.iter_mut().zip(scales).for_each(|(sum, scale)| *sum *= scale);
-                }
-                finish(at, &mut tile);
+            } else {
+                widen(lines, &mut wide);
+                Panels::new(PanelDims { depth: self.depth, cols }, &wide).product_ahead(
+                    isa,
+                    rows.clone(),
+                    lhs,
+                    [],
+                    #[inline(always)]
+                    |at, tile| {
+                        scale(&mut tile[..at.rows], scales);
+                        finish(At { col, ..at }, tile);
+                    },
+                );
             }
         }
+        WIDE.set(wide);
     }
 }
 
-/// The sums of `R` rows with a panel, each in the order of the depth, before they are scaled.
+/// So few rows are multiplied with the eight bits themselves. For more it pays to widen a panel first, which then is in
+/// the second-level cache for all of them. Both add up in the same order, so that the bits are the same.
+const FEW: usize = 2;
+
+/// A panel in f32, not yet scaled, at the head of `wide`, which grows if need be.
 #[inline(always)]
-fn sums<E: Element, const R: usize>(tile: &mut [[f32; PANEL_COLS]; ROWS], left: [&[E]; R], lines: &[Line]) {
-    /// Columns whose sums are held in registers at once.
+fn widen(lines: &[Line], wide: &mut Buffer<f32>) {
+    if wide.len() < size_of_val(lines) {
+        *wide = Buffer::zeroed(size_of_val(lines));
+    }
+    for (wide, line) in wide.chunks_exact_mut(PANEL_COLS).zip(lines) {
+        wide.iter_mut().zip(&line.0).for_each(|(wide, &q)| *wide = f32::from(q));
+    }
+}
+
+/// Brings sums to the weights' scale.
+#[inline(always)]
+fn scale(sums: &mut [[f32; PANEL_COLS]], scales: &[f32]) {
+    for row in sums {
+        row.iter_mut().zip(scales).for_each(|(sum, scale)| *sum *= scale);
+    }
+}
+
+/// The sums of a row with a panel, each in the order of the depth, before they are scaled.
+#[inline(always)]
+fn sums(isa: Isa, left: &[f32], lines: &[Line]) -> [f32; PANEL_COLS] {
+    /// Columns whose sums are held in a register together.
     const GROUP: usize = 16;
-    const GROUPS: usize = PANEL_COLS / GROUP;
-    let mut sums = [[[0.0f32; GROUP]; GROUPS]; R];
-    for (k, line) in lines.iter().enumerate() {
-        for (group, weights) in line.0.as_chunks::<GROUP>().0.iter().enumerate() {
-            let weights = weights.map(f32::from);
-            for (row, sums) in left.iter().zip(&mut sums) {
-                let value = row[k].to_f32();
-                for (sum, weight) in sums[group].iter_mut().zip(weights) {
-                    *sum = multiply_add(value, weight, *sum);
-                }
+    let mut sums = [[0.0f32; GROUP]; PANEL_COLS / GROUP];
+    // In one rounding where the tiles of f32 do it.
+    let fuses = isa.fuses();
+    for (&value, line) in left.iter().zip(lines) {
+        for (sums, weights) in sums.iter_mut().zip(line.0.as_chunks::<GROUP>().0) {
+            for (sum, &weight) in sums.iter_mut().zip(weights) {
+                let weight = f32::from(weight);
+                *sum = if fuses { value.mul_add(weight, *sum) } else { value * weight + *sum };
             }
         }
     }
-    for (row, sums) in tile.iter_mut().zip(&sums) {
-        row.copy_from_slice(sums.as_flattened());
-    }
+    let mut row = [0.0; PANEL_COLS];
+    row.copy_from_slice(sums.as_flattened());
+    row
 }

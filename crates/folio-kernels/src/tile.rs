@@ -152,7 +152,7 @@ unsafe fn groups<E: Element, const R: usize>(
 
 /// `a b + c`, in one rounding where that is one instruction.
 #[inline(always)]
-pub(crate) fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
+fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
     if cfg!(any(target_feature = "fma", target_arch = "aarch64")) { a.mul_add(b, c) } else { a * b + c }
 }
 

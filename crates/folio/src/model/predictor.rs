@@ -373,7 +373,10 @@ where
                 let (mut of_head, others) = y.split_at(dims.head_size);
                 y = others;
                 let mut first = 0;
-                for text in texts {
+                for (index, text) in texts.iter().enumerate() {
+                    if let Some(next) = texts.get(index + 1) {
+                        lock(&W::Element::of(next.cache())[idx * n_heads + h]).prefetch();
+                    }
                     let rows = first..first + text.next_tokens().len();
                     first = rows.end;
                     let qkv = &qkv[rows.start * 3 * c..rows.end * 3 * c];

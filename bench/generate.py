@@ -1,0 +1,55 @@
+#!/usr/bin/env python3
+"""folio beside PyTorch writing text with the same model of random weights, turn about, in one run.
+
+    cargo build --release
+    python3 -m venv /tmp/rival && /tmp/rival/bin/pip install torch numpy
+    python3 bench/generate.py --rival-python /tmp/rival/bin/python
+
+PyTorch computes the whole context for every token, which is what a plain sample script does. Prints a table of medians:
+tokens a second of one text in each format, of 16 texts at a time, and folio's share of the memory's bandwidth.
+"""
+import argparse, json, os, pathlib, statistics, subprocess
+
+HERE = pathlib.Path(__file__).parent
+CASES = [(precision, streams) for precision in ("f32", "bf16", "int8") for streams in (1, 16)]
+
+
+def run(command):
+    """Runs one program once; returns what it prints."""
+    # These two slow a current numpy and PyTorch down.
+    environment = {k: v for k, v in os.environ.items() if k not in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--folio", default=str(HERE.parent / "target/release/folio"))
+parser.add_argument("--rival-python", help="a Python that has torch; without it folio is timed alone")
+parser.add_argument("--rounds", type=int, default=5)
+parser.add_argument("--threads", type=int, default=2)
+for name, default in dict(block=256, vocab=65, emb=384, blocks=6, heads=6, tokens=256).items():
+    parser.add_argument(f"--{name}", type=int, default=default)
+args = parser.parse_args()
+sizes = [f"--{name}={getattr(args, name)}" for name in ("block", "vocab", "emb", "blocks", "heads", "tokens", "threads")]
+
+rival, ours = [], {case: [] for case in CASES}
+for round in range(args.rounds):
+    if args.rival_python:
+        rival.append(run([args.rival_python, str(HERE / "torch_gpt2.py"), "generate", *sizes])["tokens_per_s"])
+    for precision, streams in CASES:
+        flags = [f"--precision={precision}", f"--streams={streams}", "--rounds=3"]
+        ours[precision, streams].append(run([args.folio, "bench", "generate", *sizes, *flags]))
+
+if rival:
+    print(f"PyTorch: {statistics.median(rival):.1f} tokens/s, from {min(rival):.1f} to {max(rival):.1f}")
+print("| numbers | texts | tokens/s | over PyTorch | over one text | GB/s | memory reads, GB/s |")
+print("|---|---|---|---|---|---|---|")
+for precision, streams in CASES:
+    middle = lambda key: statistics.median(result[key] or 0 for result in ours[precision, streams])
+    speed = middle("tokens_per_s")
+    alone = statistics.median(result["tokens_per_s"] for result in ours[precision, 1])
+    ratio = f"{speed / statistics.median(rival):.0f}" if rival else ""
+    print(f"| {precision} | {streams} | {speed:,.0f} | {ratio} | {speed / alone:.1f} | {middle('gb_per_s'):.1f} "
+          f"| {middle('memory_gb_per_s'):.1f} |")
