@@ -62,22 +62,14 @@ struct Prompt {
 /// The prompts in both forms.
 fn prompts_of(wanted: &Wanted, model: &Model, most: usize) -> ApiResult<Vec<Prompt>> {
     let tokenizer = &model.tokenizer;
-    let too_long = |tokens: usize| {
-        let error =
-            ApiError::field("prompt", format!("{tokens} tokens are more than the {most} that are read"));
-        Err(error)
-    };
-    match &wanted.prompts {
+    let prompts: Vec<Prompt> = match &wanted.prompts {
         Prompts::Texts(texts) => {
             let prompt = |text: &String| {
                 let tokens = tokenizer.encode(text);
                 let tokens = tokens.map_err(|error| ApiError::field("prompt", error.to_string()))?;
-                if tokens.len() > most {
-                    return too_long(tokens.len());
-                }
                 Ok(Prompt { text: text.clone(), tokens })
             };
-            texts.iter().map(prompt).collect()
+            texts.iter().map(prompt).collect::<ApiResult<_>>()?
         }
         Prompts::Tokens(lists) => {
             let vocab_size = tokenizer.vocab_size();
@@ -86,14 +78,19 @@ fn prompts_of(wanted: &Wanted, model: &Model, most: usize) -> ApiResult<Vec<Prom
                     let message = format!("token {unknown} is outside the vocabulary of {vocab_size}");
                     return Err(ApiError::field("prompt", message));
                 }
-                if tokens.len() > most {
-                    return too_long(tokens.len());
-                }
                 Ok(Prompt { text: tokenizer.decode(tokens), tokens: tokens.clone() })
             };
-            lists.iter().map(prompt).collect()
+            lists.iter().map(prompt).collect::<ApiResult<_>>()?
         }
+    };
+    let tokens: usize = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
+    if tokens > most {
+        return Err(ApiError::field(
+            "prompt",
+            format!("{tokens} tokens are more than the {most} that are read"),
+        ));
     }
+    Ok(prompts)
 }
 
 /// How likely the tokens of each prompt were, but for its first.

@@ -53,6 +53,14 @@ impl Engine {
 
     /// Works until the queue is closed and what was under way has ended, or may no longer go on.
     pub(crate) fn run(mut self) {
+        // Should anything break but a step, which is looked after where it is taken, texts under way end and others
+        // are served.
+        while catch_unwind(AssertUnwindSafe(|| self.work())).is_err() {
+            self.lanes.clear();
+        }
+    }
+
+    fn work(&mut self) {
         loop {
             let now = Instant::now();
             let closing = self.queue.closing();

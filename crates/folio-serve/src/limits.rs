@@ -11,7 +11,9 @@ pub struct Limits {
     pub queue: usize,
     /// Tokens that one text may be asked to have.
     pub tokens: usize,
-    /// Tokens of a prompt.
+    /// Tokens that all texts of one request may be asked to have together.
+    pub request_tokens: usize,
+    /// Tokens that all prompts of one request have together.
     pub prompt_tokens: usize,
     /// Texts that one request may ask for.
     pub choices: usize,
@@ -49,8 +51,9 @@ impl Default for Limits {
             streams: 16,
             queue: 64,
             tokens: 4096,
+            request_tokens: 4 * 4096,
             prompt_tokens: 1 << 15,
-            choices: 128,
+            choices: 32,
             body_bytes: 1 << 20,
             connections: 512,
             models: 4,

@@ -12,6 +12,7 @@ mod mistakes;
 mod report;
 mod searching;
 mod seed;
+mod serving;
 mod stopping;
 mod sweep;
 mod tokenizer;

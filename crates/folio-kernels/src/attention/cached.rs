@@ -55,7 +55,8 @@ impl<E: Element> KeyValueCache<E> {
         let [key_panels, value_panels] = panels(self.capacity, self.head_size);
         let keys = self.len.div_ceil(PANEL_COLS) * key_panels.panel_len::<E>();
         let values = self.len.div_ceil(E::PAIR) * PANEL_COLS * E::PAIR;
-        let value_panels = self.values.chunks_exact(value_panels.panel_len::<E>()).map(|panel| &panel[..values]);
+        let value_panels =
+            self.values.chunks_exact(value_panels.panel_len::<E>()).map(|panel| &panel[..values]);
         for part in [&self.keys_t[..keys]].into_iter().chain(value_panels) {
             for start in (0..size_of_val(part)).step_by(LINE) {
                 prefetch(part.as_ptr().cast::<u8>().wrapping_add(start), Intent::ReadLater);

@@ -137,6 +137,12 @@ impl Raw {
         if max_tokens > limits.tokens as u64 {
             return Err(ApiError::field("max_tokens", format!("at most {} are written", limits.tokens)));
         }
+        let most = limits.request_tokens as u64;
+        if max_tokens.saturating_mul(texts) > most {
+            let message =
+                format!("{texts} texts of {max_tokens} tokens are more than the {most} of a request");
+            return Err(ApiError::field("max_tokens", message));
+        }
         if self.logprobs.is_some_and(|logprobs| logprobs > LOGPROBS) {
             return Err(ApiError::field("logprobs", format!("from 0 to {LOGPROBS}")));
         }

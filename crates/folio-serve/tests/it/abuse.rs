@@ -33,7 +33,7 @@ async fn requests_that_are_no_http() {
     check(&site, "GET /\0 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400).await;
     check(&site, "GET /v1/models/%ff%fe HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 400).await;
     let long = "x".repeat(1_000_000);
-    check(&site, format!("GET /{long} HTTP/1.1\r\nHost: localhost\r\n\r\n"), 414).await;
+    check(&site, format!("GET /{long} HTTP/1.1\r\nHost: localhost\r\n\r\n"), 431).await;
     check(&site, format!("GET / HTTP/1.1\r\nHost: localhost\r\nX: {long}\r\n\r\n"), 431).await;
     let many: String = (0..500).map(|number| format!("X{number}: y\r\n")).collect();
     check(&site, format!("GET / HTTP/1.1\r\nHost: localhost\r\n{many}\r\n"), 431).await;

@@ -27,7 +27,7 @@ async fn check_at(site: &Site, path: &str, body: String, status: u16, param: Opt
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_that_cannot_be_met() {
-    let small = Limits { tokens: 500, prompt_tokens: 300, choices: 8, ..limits() };
+    let small = Limits { tokens: 500, request_tokens: 1000, prompt_tokens: 300, choices: 8, ..limits() };
     let site = Site::with(small).await;
     // Without a model, nothing.
     let bad = [
@@ -47,7 +47,8 @@ async fn requests_that_cannot_be_met() {
     for (body, param, part) in bad {
         check(&site, body, 400, param, part).await;
     }
-    check(&site, format!("{{\"a\": {}", "[".repeat(100_000)), 400, None, "recursion").await;
+    check(&site, format!("{{\"a\": {}", "[".repeat(100_000)), 400, None, "EOF").await;
+    check(&site, format!("{{\"prompt\": {}", "[".repeat(100_000)), 400, Some("prompt"), "expected u32").await;
     let bytes: Vec<u8> = b"{\"model\": \"\xff\"}".to_vec();
     let request = site.client.post(site.url("/v1/completions")).header("content-type", "application/json");
     assert_eq!(request.body(bytes).send().await.expect("an answer").status(), 400);
@@ -68,6 +69,7 @@ async fn requests_that_cannot_be_met() {
         ("prompt", json!("a".repeat(301)), "301 tokens"),
         ("prompt", json!(vec![1; 301]), "301 tokens"),
         ("max_tokens", json!(501), "at most 500"),
+        ("prompt", json!(["a".repeat(151), "a".repeat(150)]), "301 tokens"),
         ("max_tokens", json!(-1), "expected u64"),
         ("max_tokens", json!(1.5), "expected u64"),
         ("max_tokens", json!("20"), "expected u64"),
@@ -104,6 +106,8 @@ async fn requests_that_cannot_be_met() {
         body[*field] = value.clone();
         check(&site, body.to_string(), 400, Some(field), part).await;
     }
+    let many = json!({ "model": "plain", "prompt": ["a", "b", "c"], "max_tokens": 400 });
+    check(&site, many.to_string(), 400, Some("max_tokens"), "3 texts of 400 tokens").await;
     // More than the context, where the text is to end there.
     let long = json!({ "model": "plain", "prompt": "a".repeat(40), "past_context": "stop" });
     check(&site, long.to_string(), 400, Some("prompt"), "context").await;

@@ -30,7 +30,7 @@ pub(crate) struct Site {
 
 pub(crate) fn limits() -> Limits {
     // Listings are read anew each time, so that no test waits for them to grow old.
-    Limits { tokens: ENDLESS, refresh_time: Duration::ZERO, ..Limits::default() }
+    Limits { tokens: ENDLESS, request_tokens: usize::MAX, refresh_time: Duration::ZERO, ..Limits::default() }
 }
 
 impl Site {
