@@ -223,7 +223,9 @@ mod tests {
 
     #[test]
     fn bytes_in_pieces_become_the_text_of_the_whole() {
-        let mixed = [b"a\xc3", "été 日本 👧".as_bytes(), b"\xf0\x9f\x91", b"x\xe6\x97", b"\xff\x80", b"\xd0\xcd{8"].concat();
+        let mixed =
+            [b"a\xc3", "été 日本 👧".as_bytes(), b"\xf0\x9f\x91", b"x\xe6\x97", b"\xff\x80", b"\xd0\xcd{8"]
+                .concat();
         for len in 1..=mixed.len() {
             let mut stream = TextStream::default();
             let pieces: String = mixed.chunks(len).map(|piece| stream.push(piece)).collect();
