@@ -3,6 +3,7 @@
 mod place;
 mod running;
 
+mod browser;
 mod commands;
 mod continuing;
 mod dashboard;

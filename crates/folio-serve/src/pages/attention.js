@@ -49,8 +49,7 @@ export function clearAttention() {
 }
 
 function show(answer, text) {
-  const piece = pieces();
-  const parts = answer.tokens.map((token) => piece(token).text);
+  const parts = answer.tokens.map(pieces());
   const weights = Uint8Array.from(atob(answer.weights), (character) => character.charCodeAt(0));
   // The server sees only the last tokens of a long text, so that places are counted from its end.
   let start = text.length - parts.join("").length;

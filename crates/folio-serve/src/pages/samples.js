@@ -62,38 +62,43 @@ export class Sample {
 
   addToken(token) {
     const last = this.tokens.at(-1);
-    const start = last ? last.start + last.piece.text.length : this.prompt.length;
+    const start = last ? last.start + last.piece.length : this.prompt.length;
     const piece = this.piece(token.text);
     const probability = Math.exp(token.logprob);
     const option = make("span", {
       className: `token p${level(probability)}`,
       role: "option",
       tabIndex: this.tokens.length === 0 ? 0 : -1,
-      textContent: piece.text,
+      textContent: piece,
       "aria-label": `${shown(token.text)}, ${percent(probability)}`,
       "aria-selected": "false",
       "data-index": this.tokens.length,
       "data-start": start,
     });
-    option.classList.toggle("part", piece.part && piece.text === "");
-    option.classList.toggle("break", /^\n+$/.test(piece.text));
+    option.classList.toggle("part", piece === "");
+    option.classList.toggle("break", /^\n+$/.test(piece));
     this.tokens.push({ ...token, piece, start, probability });
     this.list.append(option);
   }
 
   /** Ends a request: what was drawn beyond the text, such as a stop string, is taken away. */
   settle() {
-    const end = this.whole().length;
-    const kept = this.tokens.filter(({ start, piece }) => start < end || (start === end && piece.text === "")).length;
     if (this.finish) {
-      this.keep(kept);
+      const end = this.whole().length;
+      this.keep(this.tokens.filter(({ start, piece }) => start < end || (start === end && piece === "")).length);
       const last = this.tokens.at(-1);
-      if (last) this.list.lastElementChild.textContent = last.piece.text.slice(0, end - last.start);
+      // It may be cut by a stop string, or leave a character unfinished, which the server tells as such.
+      if (last) last.piece = this.list.lastElementChild.textContent = this.whole().slice(last.start);
     } else {
-      this.text = this.tokens.map(({ piece }) => piece.text).join("");
+      this.text = this.joined();
     }
     this.piece = pieces();
     this.plain.textContent = this.whole();
+  }
+
+  /** What the tokens add to the prompt. */
+  joined() {
+    return this.tokens.map(({ piece }) => piece).join("");
   }
 
   /** Keeps the first tokens alone. */
@@ -106,7 +111,7 @@ export class Sample {
   branch(index, [text, logprob]) {
     const { alternatives } = this.tokens[index];
     this.keep(index);
-    this.text = this.tokens.map(({ piece }) => piece.text).join("");
+    this.text = this.joined();
     this.piece = pieces();
     this.finish = null;
     this.add([{ text, logprob, alternatives }], text, null);

@@ -8,31 +8,16 @@ function bytesOf(token) {
   return match && match[1].match(/[0-9a-f]{2}/gi).map((hex) => parseInt(hex, 16));
 }
 
-function decode(bytes) {
-  try {
-    return new TextDecoder("utf-8", { fatal: true }).decode(new Uint8Array(bytes));
-  } catch {
-    return null;
-  }
-}
-
 /**
  * A function that says what each token in turn adds to the text. Of tokens that make a character together the last
- * one adds it, and those before it add nothing; they are marked as parts.
+ * one adds it, and those before it add nothing.
  */
 export function pieces() {
-  let open = [];
+  const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
   return (token) => {
     const bytes = bytesOf(token);
-    if (!bytes) {
-      open = [];
-      return { text: token, part: token.includes("\ufffd") };
-    }
-    open.push(...bytes);
-    const text = decode(open);
-    if (text === null) return { text: "", part: true };
-    open = [];
-    return { text, part: false };
+    // A text ends what was begun: the decoder gives up bytes that wait for others as a replacement character.
+    return bytes ? decoder.decode(new Uint8Array(bytes), { stream: true }) : decoder.decode() + token;
   };
 }
 
@@ -49,12 +34,12 @@ export function shown(token) {
   if (bytes) return `bytes ${bytes.map((byte) => byte.toString(16).padStart(2, "0")).join(" ")}`;
   const name = NAMES.get(token);
   if (name) return name;
-  return `“${token.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replaceAll("\ufffd", "�")}”`;
+  return `“${token.replaceAll("\n", "⏎").replaceAll("\t", "⇥")}”`;
 }
 
 /** Whether a text can go on with this token: parts of characters and marks of the model's own cannot be written down. */
 export function isWritable(token) {
-  return !bytesOf(token) && !token.includes("\ufffd") && !/^<\|.*\|>$/.test(token);
+  return !bytesOf(token) && !/^<\|.*\|>$/.test(token);
 }
 
 /** A probability as people read it. */
