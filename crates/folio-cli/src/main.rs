@@ -17,6 +17,7 @@ mod progress;
 mod report;
 mod runs;
 mod screen;
+mod serve;
 mod signals;
 mod standings;
 mod tokenizer;
@@ -44,6 +45,8 @@ enum Command {
     Generate(generate::GenerateArgs),
     /// Write a text together with a trained model
     Chat(chat::ChatArgs),
+    /// Let browsers and programs ask trained models, and watch runs
+    Serve(serve::ServeArgs),
     /// Measure a trained model on text that it never trained on
     Eval(eval::EvalArgs),
     /// Draw the loss and learning-rate curves of a run or a sweep
@@ -79,6 +82,7 @@ fn run(args: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode> {
         Command::Train(args) => return train::run(&args),
         Command::Generate(args) => generate::run(&args)?,
         Command::Chat(args) => chat::run(&args)?,
+        Command::Serve(args) => return serve::run(&args),
         Command::Eval(args) => eval::run(&args)?,
         Command::Plot(args) => plot::run(&args)?,
         Command::Runs(args) => runs::run(&args)?,

@@ -11,6 +11,7 @@ Examples:
   folio train --preset quick                       a first model in three minutes
   folio train --preset quick --data my.txt         the same on your own text
   folio generate runs/quick --prompt 'ROMEO:'      let it write
+  folio serve runs                                 a playground and training in the browser
   folio eval runs/quick                            loss, perplexity, bits per character
   folio plot runs/quick                            losses.svg and losses.png, and in the terminal
   folio train --learning_rates 1e-3 3e-4 --dropouts 0.1 0.2 --save_losses --run_dir runs/search

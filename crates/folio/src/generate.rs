@@ -57,6 +57,8 @@ pub struct Request {
     pub past_context: PastContext,
     /// Whether to tell each token's probability, and those of so many of the likeliest.
     pub logprobs: Option<usize>,
+    /// Tokens that are taken in their turn in place of drawn ones: how likely they were can be told, too.
+    pub given: Vec<u32>,
 }
 
 impl Default for Request {
@@ -70,6 +72,7 @@ impl Default for Request {
             stop: Vec::new(),
             past_context: PastContext::default(),
             logprobs: None,
+            given: Vec::new(),
         }
     }
 }
@@ -159,6 +162,7 @@ pub struct Generator {
     /// Texts that the workspace has room for.
     capacity: usize,
     texts: Vec<Writing>,
+    paused: Vec<Writing>,
     begun: u64,
     /// Caches of texts that have ended.
     spare: Vec<Cache>,
@@ -180,6 +184,7 @@ impl Generator {
             tokenizer,
             capacity: 1,
             texts: Vec::new(),
+            paused: Vec::new(),
             begun: 0,
             spare: Vec::new(),
             sampler: Sampler::default(),
@@ -195,7 +200,8 @@ impl Generator {
     pub fn begin(&mut self, request: Request) -> Result<TextId> {
         let config = self.predictor.config();
         request.sampling.validate()?;
-        if let Some(token) = request.prompt.iter().find(|&&token| token as usize >= config.vocab_size) {
+        let mut tokens = request.prompt.iter().chain(&request.given);
+        if let Some(token) = tokens.find(|&&token| token as usize >= config.vocab_size) {
             let reason = format!("token {token} is outside the vocabulary of {}", config.vocab_size);
             return Err(Error::setting("--prompt", reason));
         }
@@ -220,14 +226,26 @@ impl Generator {
         Ok(id)
     }
 
-    /// Gives a text up, if it is under way.
+    /// Gives a text up, if it is under way or paused.
     pub fn cancel(&mut self, id: TextId) {
-        if let Some(place) = self.texts.iter().position(|text| text.id() == id) {
-            self.spare.push(self.texts.remove(place).into_cache());
+        for texts in [&mut self.texts, &mut self.paused] {
+            if let Some(text) = take_out(texts, id) {
+                self.spare.push(text.into_cache());
+            }
         }
     }
 
-    /// The number of texts under way.
+    /// Sets a text aside that is under way: steps pass it over until it is resumed.
+    pub fn pause(&mut self, id: TextId) {
+        self.paused.extend(take_out(&mut self.texts, id));
+    }
+
+    /// Goes on with a text that was paused.
+    pub fn resume(&mut self, id: TextId) {
+        self.texts.extend(take_out(&mut self.paused, id));
+    }
+
+    /// The number of texts under way, without those that are paused.
     pub fn texts(&self) -> usize {
         self.texts.len()
     }
@@ -325,4 +343,9 @@ impl Generator {
         self.spare.push(text.into_cache());
         weights
     }
+}
+
+fn take_out(texts: &mut Vec<Writing>, id: TextId) -> Option<Writing> {
+    let place = texts.iter().position(|text| text.id() == id)?;
+    Some(texts.remove(place))
 }

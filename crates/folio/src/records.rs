@@ -11,7 +11,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, ErrorKind, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
@@ -153,12 +153,17 @@ fn since_1970() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
+/// The file that a run's records are in, once it has begun.
+pub fn records_path(run_dir: &RunDir) -> PathBuf {
+    run_dir.path().join(METRICS_FILE)
+}
+
 /// The records of a run, oldest first; none if it has none. A last line that is half-written is left out.
 ///
 /// # Errors
 /// If the file cannot be read.
 pub fn read(run_dir: &RunDir) -> Result<Vec<Value>> {
-    let path = run_dir.path().join(METRICS_FILE);
+    let path = records_path(run_dir);
     let file = match File::open(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),

@@ -80,13 +80,21 @@ pub fn page(run_dir: &RunDir) -> Result<String> {
     Ok(page.into_string())
 }
 
+const SCRIPT_END: &str = "</script>";
+
 /// The script element of Plotly.js, without that of MathJax which follows it.
 fn plotly_js() -> String {
-    const END: &str = "</script>";
     let mut scripts = Plot::offline_js_sources();
-    let end = scripts.find(END).expect("a script element ends") + END.len();
+    let end = scripts.find(SCRIPT_END).expect("a script element ends") + SCRIPT_END.len();
     scripts.truncate(end);
     scripts
+}
+
+/// The source of Plotly.js, for a page that loads it as a file.
+pub fn plotly_source() -> String {
+    let element = plotly_js();
+    let begin = element.find('>').expect("a script element begins") + 1;
+    element[begin..element.len() - SCRIPT_END.len()].to_owned()
 }
 
 /// JSON that can stand in a script element: nothing in it can end the element.

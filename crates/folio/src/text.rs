@@ -76,12 +76,13 @@ impl TextStream {
     pub fn push_to(&mut self, bytes: &[u8], text: &mut String) {
         self.begun.extend_from_slice(bytes);
         let mut begun = 0;
-        for chunk in self.begun.utf8_chunks() {
+        let mut chunks = self.begun.utf8_chunks().peekable();
+        while let Some(chunk) = chunks.next() {
             text.push_str(chunk.valid());
             let broken = chunk.invalid();
-            // The last character may still be completed if nothing in it is wrong so far.
+            // The last character may still be completed if nothing in it is wrong so far; what others follow may not.
             let may_go_on = std::str::from_utf8(broken).is_err_and(|error| error.error_len().is_none());
-            if may_go_on {
+            if may_go_on && chunks.peek().is_none() {
                 begun = broken.len();
             } else if !broken.is_empty() {
                 text.push(char::REPLACEMENT_CHARACTER);
@@ -222,7 +223,9 @@ mod tests {
 
     #[test]
     fn bytes_in_pieces_become_the_text_of_the_whole() {
-        let mixed = [b"a\xc3", "été 日本 👧".as_bytes(), b"\xf0\x9f\x91", b"x\xe6\x97", b"\xff\x80"].concat();
+        let mixed =
+            [b"a\xc3", "été 日本 👧".as_bytes(), b"\xf0\x9f\x91", b"x\xe6\x97", b"\xff\x80", b"\xd0\xcd{8"]
+                .concat();
         for len in 1..=mixed.len() {
             let mut stream = TextStream::default();
             let pieces: String = mixed.chunks(len).map(|piece| stream.push(piece)).collect();

@@ -67,6 +67,7 @@ impl DrawingArgs {
             stop: self.stop.clone(),
             past_context: self.past_context,
             logprobs: None,
+            given: Vec::new(),
         }
     }
 }

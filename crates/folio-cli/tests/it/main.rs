@@ -3,6 +3,7 @@
 mod place;
 mod running;
 
+mod browser;
 mod commands;
 mod continuing;
 mod dashboard;
@@ -12,6 +13,7 @@ mod mistakes;
 mod report;
 mod searching;
 mod seed;
+mod serving;
 mod stopping;
 mod sweep;
 mod tokenizer;

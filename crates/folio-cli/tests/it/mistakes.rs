@@ -3,9 +3,9 @@
 use crate::place::{Place, Ran, TINY, plays};
 
 /// Wrong usage: the line as typed cannot be carried out, whatever the files are.
-const USAGE: i32 = 2;
+pub(crate) const USAGE: i32 = 2;
 /// A file, a directory or a text is not as needed.
-const FAILURE: i32 = 1;
+pub(crate) const FAILURE: i32 = 1;
 
 /// A short text for every line: were it not refused, it would not train for hours.
 const DATA: &str = "--data plays.txt";
@@ -13,7 +13,7 @@ const DATA: &str = "--data plays.txt";
 /// Runs a line that must be refused: one line on stderr that says all of `expected`, this exit code, nothing on
 /// stdout, and every file as it was.
 #[track_caller]
-fn check_refused(place: &Place, line: &str, code: i32, expected: &[&str]) -> Ran {
+pub(crate) fn check_refused(place: &Place, line: &str, code: i32, expected: &[&str]) -> Ran {
     let before = place.files("");
     let ran = place.run(line);
     let said = format!("folio {line}\n{}", ran.stderr);
@@ -29,14 +29,14 @@ fn check_refused(place: &Place, line: &str, code: i32, expected: &[&str]) -> Ran
 
 /// [`check_refused`] for a table of lines; `{TINY}` stands for the flags of a tiny run, `{DATA}` for its text.
 #[track_caller]
-fn check_all(place: &Place, mistakes: &[(&str, i32, &[&str])]) {
+pub(crate) fn check_all(place: &Place, mistakes: &[(&str, i32, &[&str])]) {
     for (line, code, expected) in mistakes {
         check_refused(place, &line.replace("{TINY}", TINY).replace("{DATA}", DATA), *code, expected);
     }
 }
 
 /// A place with a run of two epochs in `run`.
-fn place_with_run() -> Place {
+pub(crate) fn place_with_run() -> Place {
     let place = Place::new();
     place.ok(&format!("train {TINY} --save_losses --save_checkpoint --run_dir run"));
     place

@@ -118,7 +118,10 @@ impl Writing {
         sampler: &mut Sampler,
         alternatives: &'a mut Vec<(u32, f32)>,
     ) -> Drawn<'a> {
-        let token = sampler.draw(&self.request.sampling, logits, &self.seen, &mut self.rng);
+        let token = match self.request.given.get(self.drawn) {
+            Some(&given) => given,
+            None => sampler.draw(&self.request.sampling, logits, &self.seen, &mut self.rng),
+        };
         alternatives.clear();
         let tell = |count| sampler.log_probabilities(logits, token, count, alternatives);
         let logprob = self.request.logprobs.map(tell);

@@ -1,0 +1,170 @@
+//! `folio serve`: completions, a playground and a view of training over HTTP.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use folio::model::WeightFormat;
+use folio_serve::{Limits, Options, Server};
+
+use crate::options::whole;
+use crate::signals::Signals;
+use crate::train::set_threads;
+use crate::usage::Usage;
+
+#[derive(Args)]
+#[command(rename_all = "snake_case")]
+#[command(after_help = "\
+A model is called by its run: quick is the best checkpoint of runs/quick, quick:checkpoint_5 that of epoch 5, search/run_1 a
+run of a sweep. Runs and checkpoints that come later are found.
+
+Ctrl-C or SIGTERM lets texts that are being written go on for a few seconds, a second one ends at once.
+
+Examples:
+  folio serve runs/quick                         playground and training at http://127.0.0.1:8080/
+  folio serve runs --port 9000                   every run and sweep in runs/
+  FOLIO_API_KEY=secret folio serve runs --host 0.0.0.0
+  curl http://127.0.0.1:8080/v1/completions -H 'Content-Type: application/json' \\
+      -d '{\"model\": \"quick\", \"prompt\": \"ROMEO:\", \"max_tokens\": 200}'")]
+pub(crate) struct ServeArgs {
+    /// Runs, sweeps, or directories of them
+    #[arg(value_name = "RUN_DIR", required = true)]
+    run_dirs: Vec<PathBuf>,
+    /// The address or name to listen on; others than this machine's own let everybody in who knows no key
+    #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
+    host: String,
+    /// The port to listen on; 0 takes a free one
+    #[arg(long, value_name = "N", default_value_t = 8080, value_parser = whole::<u16>)]
+    port: u16,
+    /// The key that clients must give, as Authorization: Bearer KEY
+    #[arg(long, value_name = "KEY", env = "FOLIO_API_KEY", hide_env_values = true)]
+    api_key: Option<String>,
+    /// Numbers that the weights are in: f32, bf16, int8, or auto for those that each model was trained in
+    #[arg(long, value_name = "NAME", default_value = "auto", value_parser = precision)]
+    precision: Precision,
+    /// Texts to write at once
+    #[arg(long, value_name = "N", default_value_t = Limits::default().streams, value_parser = whole::<usize>)]
+    max_streams: usize,
+    /// Requests that may wait; more are refused with 429
+    #[arg(long, value_name = "N", default_value_t = Limits::default().queue, value_parser = whole::<usize>)]
+    max_queue: usize,
+    /// Tokens that a text may be asked to have
+    #[arg(long, value_name = "N", default_value_t = Limits::default().tokens, value_parser = whole::<usize>)]
+    max_tokens: usize,
+    /// Time that a request may take, waiting included
+    #[arg(long, value_name = "SECONDS", default_value_t = Limits::default().request_time.as_secs(), value_parser = whole::<u64>)]
+    time_limit: u64,
+    /// Threads to compute with [default: all cores]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>)]
+    threads: Option<usize>,
+}
+
+/// A format, or each model's own.
+#[derive(Clone, Copy)]
+struct Precision(Option<WeightFormat>);
+
+fn precision(name: &str) -> Result<Precision, folio::error::Error> {
+    match name {
+        "auto" => Ok(Precision(None)),
+        name => name.parse().map(Some).map(Precision),
+    }
+}
+
+pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
+    let options = options(args)?;
+    set_threads(args.threads)?;
+    let signals = Signals::install(false)?;
+    // Requests cost little beside the texts, which are not written on these threads.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(16)
+        .enable_all()
+        .build()
+        .context("starting threads")?;
+    runtime.block_on(async {
+        let stop = stop_signal().context("listening to signals")?;
+        let server = Server::bind(options).await.map_err(usage)?;
+        let runs = match server.runs() {
+            1 => "1 run".to_owned(),
+            runs => format!("{runs} runs"),
+        };
+        writeln!(std::io::stdout(), "Serving {runs} at http://{}/", server.address())?;
+        server.run(stop).await;
+        anyhow::Ok(())
+    })?;
+    Ok(signals.exit_code())
+}
+
+/// The library's errors as they are told by the other commands.
+fn usage(error: folio_serve::Error) -> anyhow::Error {
+    match error {
+        folio_serve::Error::Library(error) => error.into(),
+        error @ folio_serve::Error::SameName { .. } => Usage(error.to_string()).into(),
+        error => anyhow::Error::msg(error.to_string()),
+    }
+}
+
+/// Checks every number.
+fn options(args: &ServeArgs) -> anyhow::Result<Options> {
+    for (flag, value) in [
+        ("--max_streams", args.max_streams as u64),
+        ("--max_queue", args.max_queue as u64),
+        ("--max_tokens", args.max_tokens as u64),
+        ("--time_limit", args.time_limit),
+    ] {
+        if value == 0 {
+            return Err(Usage(format!("{flag}: 0 serves nobody: give at least 1")).into());
+        }
+    }
+    if args.api_key.as_deref().is_some_and(str::is_empty) {
+        return Err(
+            Usage("--api_key: an empty key keeps nobody out: give one, or leave it out".into()).into()
+        );
+    }
+    let limits = Limits {
+        streams: args.max_streams,
+        queue: args.max_queue,
+        tokens: args.max_tokens,
+        request_time: Duration::from_secs(args.time_limit),
+        ..Limits::default()
+    };
+    Ok(Options {
+        runs: args.run_dirs.clone(),
+        host: args.host.clone(),
+        port: args.port,
+        api_key: args.api_key.clone(),
+        precision: args.precision.0,
+        limits,
+        on_warning: Box::new(|line| {
+            // If stderr is gone there is nobody left to tell.
+            let _ = writeln!(std::io::stderr(), "warning: {line}");
+        }),
+    })
+}
+
+/// Resolves at the first Ctrl-C or SIGTERM.
+#[cfg(unix)]
+fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
+}
+
+/// Resolves at the first Ctrl-C.
+#[cfg(not(unix))]
+fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
+    Ok(async {
+        // Without it the second Ctrl-C still ends the program.
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    })
+}

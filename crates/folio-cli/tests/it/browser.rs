@@ -1,0 +1,412 @@
+//! The pages of `folio serve`, used in a browser as people use them.
+#![cfg(unix)]
+
+mod driver;
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use thirtyfour::Key;
+
+use crate::place::{MODEL, Place, TINY};
+use crate::running::start;
+use driver::{Browser, open, serve};
+
+/// Everything that the pages can be asked for has been drawn.
+const FINISHED: &str = "document.getElementById('announcer').textContent.startsWith('Finished')";
+
+/// What the model has written in a sample, without the prompt.
+fn written(sample: usize) -> String {
+    format!("document.querySelectorAll('.sample [role=listbox]')[{}].textContent", sample - 1)
+}
+
+/// A place with a run of two blocks of two heads, whose checkpoint knows little but is there.
+fn place_with_run() -> Place {
+    let place = Place::new();
+    let run = TINY.replace("--n_blocks 1", "--n_blocks 2");
+    place.ok(&format!("train {run} --save_checkpoint --run_dir run"));
+    place
+}
+
+/// Opens the playground and waits until it can be used.
+fn open_playground(browser: &Browser) {
+    browser.goto("/");
+    browser.until("document.getElementById('checkpoint').options.length > 0");
+}
+
+/// Presses Generate and waits for the end; returns what the first sample says.
+#[track_caller]
+fn generate(browser: &Browser) -> String {
+    browser.click("#generate");
+    browser.until(FINISHED);
+    browser.text(&written(1))
+}
+
+/// The text that the API gives for the settings of the page.
+#[track_caller]
+fn asked_of_api(browser: &Browser, settings: &Value) -> String {
+    let expression = format!(
+        "fetch('/v1/completions', {{ method: 'POST', headers: {{ 'content-type': 'application/json' }},
+           body: JSON.stringify({settings}) }}).then((answer) => answer.json()).then(({{ choices }}) => choices[0].text)"
+    );
+    browser.until(&expression).as_str().expect("a text").to_owned()
+}
+
+#[test]
+fn a_prompt_becomes_a_text_as_it_is_drawn() {
+    let place = place_with_run();
+    let server = serve(&place, "run");
+    let Some(browser) = open(&server) else { return };
+    open_playground(&browser);
+    browser.fill("#prompt", "First Citizen:");
+    browser.fill("#max_tokens", "1500");
+    // How many tokens were there each time that some were added.
+    browser.value(
+        "window.seen = [], new MutationObserver(() => seen.push(document.querySelectorAll('[data-start]').length))
+           .observe(document.getElementById('samples'), { childList: true, subtree: true })",
+    );
+    browser.press_with_control(Key::Enter);
+    browser.until(FINISHED);
+    assert_eq!(browser.number("document.querySelectorAll('.sample [data-start]').length"), 1500.0);
+    let seen = browser.number("new Set(seen.filter((count) => count > 0)).size");
+    assert!(seen >= 5.0, "the text came in {seen} parts");
+    assert_eq!(browser.text("document.querySelector('.sample .prompt').textContent"), "First Citizen:");
+    assert!(
+        browser.text("document.querySelector('.sample header').textContent").contains("as long as asked")
+    );
+
+    // The same settings and seed give the same text, on the page and from the API; other seeds another one.
+    browser.fill("#max_tokens", "60");
+    browser.fill("#temperature", "1");
+    browser.fill("#seed", "7");
+    let text = generate(&browser);
+    let settings = json!({ "model": "run", "prompt": "First Citizen:", "max_tokens": 60, "temperature": 1, "seed": 7,
+                           "repetition_penalty": 1 });
+    assert_eq!(text, asked_of_api(&browser, &settings));
+    assert_eq!(text, generate(&browser));
+    browser.fill("#seed", "8");
+    assert_ne!(text, generate(&browser));
+    // Nor does the seed matter when the likeliest token is taken each time.
+    browser.fill("#temperature", "0");
+    let greedy = generate(&browser);
+    browser.fill("#seed", "");
+    assert_eq!(greedy, generate(&browser));
+
+    // A stop string ends the text before it.
+    let stop: String = text.chars().skip(30).take(3).collect();
+    browser.fill("#temperature", "1");
+    browser.fill("#seed", "7");
+    browser.fill("#stop", &stop.replace('\n', "\\n"));
+    let (before, _) = text.split_once(&stop).expect("a part of it");
+    assert_eq!(generate(&browser), before);
+    assert!(
+        browser.text("document.querySelector('.sample header').textContent").contains("stopped by itself")
+    );
+    browser.finish(&[]);
+}
+
+#[test]
+fn a_token_tells_its_probability_and_what_else_was_likely() {
+    let place = place_with_run();
+    let server = serve(&place, "run");
+    let Some(browser) = open(&server) else { return };
+    open_playground(&browser);
+    browser.fill("#max_tokens", "40");
+    browser.fill("#temperature", "0");
+    let text = generate(&browser);
+    assert_eq!(browser.value("document.getElementById('inspector').hidden"), true);
+    browser.hover("[data-index='5']");
+    browser.until("!document.getElementById('inspector').hidden");
+    let line = browser.text("document.getElementById('token-line').textContent");
+    let label = browser.text("document.querySelector('[data-index=\"5\"]').ariaLabel");
+    let (name, probability) = label.rsplit_once(", ").expect("a name and a probability");
+    assert!(line.starts_with(&format!("{name} {probability}, token ")), "{line} is not {label}");
+    let alternatives =
+        browser.value("[...document.querySelectorAll('#alternatives b')].map((b) => b.textContent)");
+    let alternatives: Vec<f64> = alternatives
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|text| {
+            text.as_str().and_then(|text| text.trim_end_matches(" %").parse().ok()).expect("a number")
+        })
+        .collect();
+    assert!(alternatives.len() >= 5 && alternatives.is_sorted_by(|a, b| a >= b), "{alternatives:?}");
+    assert!(alternatives.iter().sum::<f64>() < 101.0, "{alternatives:?}");
+    // The likeliest was taken, and is marked among them.
+    assert_eq!(
+        browser.value("!!document.querySelector('#alternatives li:first-child [aria-current]')"),
+        true
+    );
+
+    // Another one takes its place, and the text goes on from there.
+    let instead = browser.text("document.querySelectorAll('#alternatives button')[1].firstChild.textContent");
+    browser.click("#alternatives li:nth-child(2) button");
+    browser.until(&format!("{FINISHED} && document.querySelectorAll('[data-start]').length === 46"));
+    let branched = browser.text(&written(1));
+    let shared: String = text.chars().take(5).collect();
+    assert!(branched.starts_with(&shared) && !branched.starts_with(&text[..6]), "{branched} after {text}");
+    assert!(
+        browser
+            .text("document.querySelector('[data-index=\"5\"]').ariaLabel")
+            .starts_with(instead.trim_end())
+    );
+    // And Continue makes it longer, leaving what is there.
+    browser.click(".sample header button");
+    browser.until(&format!("{FINISHED} && document.querySelectorAll('[data-start]').length === 86"));
+    assert!(browser.text(&written(1)).starts_with(&branched));
+    browser.finish(&[]);
+}
+
+#[test]
+fn the_keyboard_is_enough() {
+    let place = place_with_run();
+    let server = serve(&place, "run");
+    let Some(browser) = open(&server) else { return };
+    open_playground(&browser);
+    let focus = |selector: &str| format!("document.activeElement.matches({})", json!(selector));
+    let tab_to = |selector: &str| {
+        for _ in 0..40 {
+            if browser.value(&focus(selector)) == true {
+                return;
+            }
+            browser.press(Key::Tab);
+        }
+        panic!("Tab does not lead to {selector}");
+    };
+    tab_to(".skip");
+    tab_to("#prompt");
+    browser.type_in("First");
+    browser.press_with_control(Key::Enter);
+    browser.until(FINISHED);
+    tab_to("[data-index='0']");
+    for _ in 0..3 {
+        browser.press(Key::Right);
+    }
+    assert_eq!(browser.value(&focus("[data-index=\"3\"][aria-selected=true]")), true);
+    let line = browser.text("document.getElementById('token-line').textContent");
+    assert!(line.contains(" %, token "), "{line}");
+    for (key, index) in [(Key::Left, 2), (Key::End, 199), (Key::Right, 199), (Key::Home, 0)] {
+        browser.press(key.clone());
+        assert_eq!(browser.number("document.activeElement.dataset.index * 1"), f64::from(index), "{key:?}");
+    }
+    browser.press(Key::Down);
+    let lines = "document.activeElement.offsetTop > document.querySelector('[data-index=\"0\"]').offsetTop";
+    assert_eq!(browser.value(lines), true, "Down leads to the next line");
+    // One stop in the whole text: the next are the plain text and the alternatives.
+    browser.press(Key::Tab);
+    assert_eq!(browser.value(&focus("summary")), true);
+    tab_to("#alternatives button");
+    tab_to("#attention-text [role=option]");
+    browser.finish(&[]);
+}
+
+#[test]
+fn attention_is_drawn_for_each_head() {
+    let place = place_with_run();
+    let server = serve(&place, "run");
+    let Some(browser) = open(&server) else { return };
+    open_playground(&browser);
+    browser.fill("#prompt", "First");
+    browser.fill("#max_tokens", "8");
+    generate(&browser);
+    browser.until("document.querySelectorAll('#attention-maps canvas').length === 2");
+    // Thirteen tokens: thirteen rows, whose cells right of the diagonal are clear and whose others are not all alike.
+    let drawn = "[...document.querySelectorAll('#attention-maps canvas')].map((canvas) => {
+        const { data, width } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+        const cells = Array.from({ length: data.length / 4 }, (_, at) => data.slice(4 * at, 4 * at + 4).join());
+        const isAhead = (_, at) => at % width > Math.floor(at / width);
+        return { width, clear: cells.filter(isAhead).every((cell) => cell.endsWith(',0')),
+                 filled: cells.filter((cell, at) => !isAhead(cell, at)).every((cell) => cell.endsWith(',255')),
+                 shades: new Set(cells).size, cells: cells.join(' ') };
+      })";
+    let first = browser.value(drawn);
+    for map in first.as_array().expect("maps") {
+        assert_eq!((&map["width"], &map["clear"], &map["filled"]), (&json!(13), &json!(true), &json!(true)));
+        assert!(map["shades"].as_u64() >= Some(10), "{map}");
+    }
+    assert_ne!(first[0]["cells"], first[1]["cells"], "heads differ");
+    // The middle of a map is the seventh token looking at the seventh.
+    browser.hover("#attention-maps canvas");
+    let told = browser.text("document.getElementById('attention-cell').textContent");
+    let seventh = browser.text("document.querySelectorAll('#attention-text [role=option]')[6].ariaLabel");
+    assert!(told.starts_with(&format!("Head 1: {seventh} → {seventh}: ")) && told.ends_with('%'), "{told}");
+    // The first token can look at nothing but itself; the table says it in words.
+    browser.click("#attention-text [role=option]");
+    let table = browser
+        .value("[...document.querySelectorAll('#attention-table tbody tr')].map((row) => row.innerText)");
+    assert_eq!(table, json!(["1\t“F” 100 %", "2\t“F” 100 %"]));
+    // A token of the text is chosen on the maps too.
+    browser.click(".sample [data-index='2']");
+    browser.until("document.querySelector('#attention-text [aria-selected=true]').dataset.index === '7'");
+    let shaded = "document.querySelectorAll('#attention-text .a5').length";
+    assert!(browser.number(shaded) >= 1.0);
+    browser.value("document.getElementById('attention-block').value = '1'");
+    browser.value("document.getElementById('attention-block').dispatchEvent(new Event('change'))");
+    browser.until(&format!("JSON.stringify({drawn}) !== {}", json!(first.to_string())));
+    browser.finish(&[]);
+}
+
+#[test]
+fn a_text_can_be_stopped_and_several_written_at_once() {
+    let place = place_with_run();
+    let server = serve(&place, "run");
+    let Some(browser) = open(&server) else { return };
+    open_playground(&browser);
+    // More than could be written before the key is pressed.
+    browser.fill("#n", "16");
+    browser.fill("#max_tokens", "4000");
+    browser.click("#generate");
+    browser.until("document.querySelectorAll('[data-start]').length > 100");
+    assert_eq!(browser.value("document.getElementById('generate').disabled"), true);
+    browser.press(Key::Escape);
+    browser.until("document.getElementById('announcer').textContent.startsWith('Stopped')");
+    let count = browser.number("document.querySelectorAll('[data-start]').length");
+    assert!(count < 64_000.0, "it was stopped after {count} tokens");
+    assert_eq!(browser.value("document.getElementById('stop-button').disabled"), true);
+
+    browser.fill("#n", "3");
+    browser.fill("#max_tokens", "30");
+    generate(&browser);
+    let texts = browser
+        .value("[...document.querySelectorAll('.sample [role=listbox]')].map((list) => list.textContent)");
+    let texts = texts.as_array().expect("a list");
+    assert_eq!(texts.len(), 3);
+    assert!(texts[0] != texts[1] && texts[1] != texts[2], "{texts:?}");
+    browser.finish(&[]);
+}
+
+#[test]
+fn tokens_that_are_parts_of_characters_are_shown_as_such() {
+    let place = Place::new();
+    // Characters of two to four bytes, which a vocabulary of bytes writes in parts.
+    place.write("plays.txt", "äöü – “日本語” 🦀🐙\n".repeat(60));
+    let tokenizer = "--tokenizer_type corpus_bpe --vocab_size 258";
+    place.ok(&format!("train {TINY} {tokenizer} --save_checkpoint --run_dir run"));
+    let server = serve(&place, "run");
+    let Some(browser) = open(&server) else { return };
+    open_playground(&browser);
+    browser.fill("#prompt", "日");
+    browser.fill("#seed", "1");
+    browser.fill("#temperature", "0.5");
+    let text = generate(&browser);
+    let settings = json!({ "model": "run", "prompt": "日", "max_tokens": 200, "temperature": 0.5, "seed": 1,
+                           "repetition_penalty": 1 });
+    assert_eq!(text, asked_of_api(&browser, &settings));
+    assert!(browser.number("document.querySelectorAll('.sample .token.part').length") >= 1.0, "{text}");
+    assert!(!browser.text(&written(1)).contains("bytes:"), "{text}");
+    let label = browser.text("document.querySelector('.sample .token.part').ariaLabel");
+    assert!(label.starts_with("bytes "), "{label}");
+    browser.finish(&[]);
+}
+
+#[test]
+fn both_pages_are_accessible_and_fit_a_phone_in_both_themes() {
+    let place = place_with_run();
+    let server = serve(&place, "run");
+    let Some(browser) = open(&server) else { return };
+    let paper = "getComputedStyle(document.body).backgroundColor";
+    for (scheme, colour) in [("light", "rgb(255, 255, 255)"), ("dark", "rgb(20, 23, 28)")] {
+        browser.prefer(scheme);
+        open_playground(&browser);
+        assert_eq!(browser.text(paper), colour);
+        browser.check_accessible(&format!("the empty playground, {scheme}"));
+        browser.fill("#n", "2");
+        browser.fill("#prompt", "Averylongwordthatdoesnotfitaline".repeat(4).as_str());
+        generate(&browser);
+        browser.until("!document.getElementById('attention-content').hidden");
+        browser.click(".sample [data-index='3']");
+        browser.screenshot(&format!("playground-{scheme}"));
+        browser.check_accessible(&format!("the playground, {scheme}"));
+        browser.check_narrow(&format!("the playground, {scheme}"));
+        browser.goto("/training");
+        browser.until("document.querySelectorAll('#plot-loss .scatterlayer path.js-line').length >= 1");
+        browser.screenshot(&format!("training-{scheme}"));
+        browser.check_accessible(&format!("the training page, {scheme}"));
+        browser.check_narrow(&format!("the training page, {scheme}"));
+    }
+    // A choice wins over the system, is kept, and holds for both pages.
+    browser.click("#theme");
+    assert_eq!(browser.text(paper), "rgb(255, 255, 255)");
+    open_playground(&browser);
+    assert_eq!(browser.text(paper), "rgb(255, 255, 255)");
+    assert_eq!(browser.text("document.getElementById('theme').textContent"), "Theme: light");
+    browser.finish(&[]);
+}
+
+#[test]
+fn curves_grow_while_a_run_is_in_progress() {
+    let place = Place::new();
+    let run = "--block_sizes 16 --batch_sizes 4 --threads 1 --sample_tokens 20";
+    place.ok(&format!("train {MODEL} {run} --num_epochs 2 --run_dir runs/first"));
+    let training = start(&place, &format!("train {MODEL} {run} --num_epochs 1000000 --run_dir runs/second"));
+    assert!(training.until(" parameters, "), "it trains");
+    let server = serve(&place, "runs");
+    let Some(browser) = open(&server) else {
+        training.signal(Signal::KILL);
+        training.end();
+        return;
+    };
+    browser.goto("/training");
+    browser.until("document.querySelectorAll('#run-rows tr').length === 2");
+    browser.until(
+        "[...document.querySelectorAll('.state')].some(({ textContent }) => textContent === 'running')",
+    );
+    // The run in progress is the one that is shown, without being asked for.
+    let chosen =
+        "[...document.querySelectorAll('#run-rows label')].filter((label) => label.querySelector(':checked'))
+                  .map(({ textContent }) => textContent).join()";
+    browser.until(&format!("({chosen}).endsWith('second')"));
+    let last = "Math.max(...document.getElementById('plot-loss').data.flatMap(({ x }) => x))";
+    browser.until("document.getElementById('plot-loss').data?.[0].x.length > 2");
+    let first = browser.number(last);
+    browser.until(&format!("{last} > {first}"));
+    // Each request asks for what is new alone.
+    let asked =
+        "performance.getEntriesByType('resource').filter(({ name }) => name.includes('/records?after='))
+                 .map(({ name }) => Number(name.split('after=')[1]))";
+    browser.until(&format!("({asked}).length >= 3"));
+    let asked = browser.value(asked);
+    let asked: Vec<f64> = asked.as_array().expect("a list").iter().filter_map(Value::as_f64).collect();
+    assert!(asked[0] == 0.0 && asked[1..].iter().all(|after| *after > 0.0) && asked.is_sorted(), "{asked:?}");
+    browser.until("document.querySelector('#story pre')?.textContent.length > 0");
+
+    // Another run beside it.
+    let names = browser.number("document.getElementById('plot-loss').data.length");
+    browser.click("#run-rows input:not(:checked)");
+    browser.until(&format!("document.getElementById('plot-loss').data.length === 2 * {names}"));
+    browser.until("document.querySelectorAll('#story pre').length === 2");
+
+    training.signal(Signal::INT);
+    training.end();
+    browser.until("/second is (stopped|finished)/.test(document.getElementById('announcer').textContent)");
+    browser.finish(&[]);
+}
+
+#[test]
+fn what_the_server_refuses_is_said_in_words() {
+    let place = place_with_run();
+    let server = serve(&place, "run --api-key secret");
+    let Some(browser) = open(&server) else { return };
+    browser.goto("/");
+    browser.until("document.getElementById('key-dialog').open");
+    browser.check_accessible("the dialog");
+    // A wrong key is asked for again, and the right one is kept.
+    for key in ["wrong", "secret"] {
+        browser.until("document.getElementById('key-dialog').open");
+        browser.fill("#key", key);
+        browser.press(Key::Enter);
+    }
+    browser.until("document.getElementById('checkpoint').options.length > 0");
+    browser.goto("/training");
+    browser.until("document.querySelectorAll('#run-rows tr').length === 1");
+    open_playground(&browser);
+    browser.fill("#max_tokens", "1000000000");
+    browser.click("#generate");
+    browser.until("document.getElementById('error').textContent.includes('max_tokens')");
+    browser.check_accessible("an error");
+    // The next attempt takes the words away.
+    browser.fill("#max_tokens", "3");
+    generate(&browser);
+    assert_eq!(browser.value("document.getElementById('error').hidden"), true);
+    browser.finish(&["status of 401", "status of 400"]);
+}

@@ -1,0 +1,312 @@
+//! A browser, the server whose pages it opens, and questions to both.
+
+use std::fs;
+use std::future::Future;
+use std::io::{Write, stderr};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use thirtyfour::prelude::*;
+use thirtyfour::support::block_on;
+use thirtyfour::{ChromiumLikeCapabilities, LoggingPrefsLogLevel};
+
+use crate::place::Place;
+use crate::running::{Running, start, start_command};
+
+/// How long a page may take to become as it should. Far more than it needs: other tests use the processors too.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// The size of the screen unless a test says otherwise.
+const SCREEN: (u32, u32) = (1200, 800);
+
+/// The elements that reach beyond the right edge of the screen.
+const WIDEST: &str = "[...document.querySelectorAll('body *')]
+    .filter((element) => element.getBoundingClientRect().right > document.documentElement.clientWidth)
+    .map((element) => element.cloneNode(false).outerHTML).slice(0, 8)";
+
+/// A program that ends with the test.
+pub(crate) struct Service {
+    running: Option<Running>,
+    pub(crate) url: String,
+}
+
+impl Service {
+    /// Starts a program and waits until it says, with `mark` before it, at which port of this machine it listens.
+    fn new(running: Running, mark: &str) -> Self {
+        let mut said = Vec::new();
+        while let Some(line) = running.next_line() {
+            if let Some((_, rest)) = line.split_once(mark) {
+                let port: String = rest.chars().take_while(char::is_ascii_digit).collect();
+                return Self { running: Some(running), url: format!("http://127.0.0.1:{port}") };
+            }
+            said.push(line);
+        }
+        panic!("it does not listen: {said:#?}");
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.signal(Signal::TERM);
+            running.end();
+        }
+    }
+}
+
+/// Starts `folio serve` on a port of its own.
+pub(crate) fn serve(place: &Place, what: &str) -> Service {
+    Service::new(start(place, &format!("serve {what} --port 0")), "http://127.0.0.1:")
+}
+
+/// Chromium without a screen.
+pub(crate) struct Browser {
+    driver: WebDriver,
+    _chromedriver: Service,
+    origin: String,
+    axe: String,
+}
+
+/// A browser for the pages of a server. None, said loudly, if there is no browser on this machine; with FOLIO_BROWSER=1
+/// that is a failure.
+pub(crate) fn open(server: &Service) -> Option<Browser> {
+    match ready() {
+        Ok(axe) => Some(Browser::new(server, axe)),
+        Err(missing) => {
+            assert!(std::env::var_os("FOLIO_BROWSER").is_none(), "{missing}: see .ci/browser");
+            // Not eprintln!, which is only shown of tests that fail.
+            let _ = writeln!(
+                stderr(),
+                "\nTHE PAGES ARE NOT TESTED: {missing}. `.ci/browser` gets what they need.\n"
+            );
+            None
+        }
+    }
+}
+
+/// The program that checks accessibility, if that and the browser are here.
+fn ready() -> Result<String, String> {
+    for program in ["chromium", "chromedriver"] {
+        let quiet =
+            Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+        quiet.map_err(|error| format!("{program}: {error}"))?;
+    }
+    let own =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/browser/node_modules/axe-core/axe.min.js");
+    let path = std::env::var_os("FOLIO_AXE").map_or(own, PathBuf::from);
+    fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// Waits for a command to the browser.
+#[track_caller]
+fn wait<T: Send>(command: impl Future<Output = WebDriverResult<T>> + Send) -> T {
+    block_on(command).unwrap_or_else(|error| panic!("the browser: {error}"))
+}
+
+impl Browser {
+    fn new(server: &Service, axe: String) -> Self {
+        let mut chromedriver = Command::new("chromedriver");
+        chromedriver.arg("--port=0");
+        let chromedriver = Service::new(start_command(chromedriver), "successfully on port ");
+        let mut wishes = DesiredCapabilities::chrome();
+        let told = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+            .into_iter()
+            .try_for_each(|flag| wishes.add_arg(flag))
+            .and_then(|()| wishes.set_browser_log_level(LoggingPrefsLogLevel::All))
+            .and_then(|()| wishes.set_logging_prefs("performance", LoggingPrefsLogLevel::All));
+        told.expect("known options");
+        let driver = wait(WebDriver::new(chromedriver.url.as_str(), wishes));
+        wait(driver.set_script_timeout(2 * PATIENCE));
+        let browser = Self { driver, _chromedriver: chromedriver, origin: server.url.clone(), axe };
+        browser.resize(SCREEN.0, SCREEN.1);
+        browser
+    }
+
+    /// Opens a page of the server.
+    pub(crate) fn goto(&self, path: &str) {
+        wait(self.driver.goto(format!("{}{path}", self.origin)));
+    }
+
+    /// A command of Chromium's own.
+    fn cdp(&self, command: &str, arguments: Value) {
+        wait(self.driver.cdp().send_raw(command, arguments));
+    }
+
+    pub(crate) fn resize(&self, width: u32, height: u32) {
+        let screen = json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": false });
+        self.cdp("Emulation.setDeviceMetricsOverride", screen);
+    }
+
+    /// Makes the system light or dark.
+    pub(crate) fn prefer(&self, scheme: &str) {
+        let features = json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });
+        self.cdp("Emulation.setEmulatedMedia", features);
+    }
+
+    /// The value of an expression of JavaScript.
+    #[track_caller]
+    pub(crate) fn value(&self, expression: &str) -> Value {
+        let answer = wait(self.driver.execute(format!("return ({expression});"), Vec::new()));
+        answer.json().clone()
+    }
+
+    #[track_caller]
+    pub(crate) fn text(&self, expression: &str) -> String {
+        let value = self.value(expression);
+        value.as_str().unwrap_or_else(|| panic!("{expression} is {value}")).to_owned()
+    }
+
+    #[track_caller]
+    pub(crate) fn number(&self, expression: &str) -> f64 {
+        let value = self.value(expression);
+        value.as_f64().unwrap_or_else(|| panic!("{expression} is {value}"))
+    }
+
+    /// Waits until an expression, evaluated with each frame that is drawn, becomes true; returns its value.
+    #[track_caller]
+    pub(crate) fn until(&self, condition: &str) -> Value {
+        self.comes(condition).unwrap_or_else(|| {
+            panic!("it never comes to be that {condition}\n{}", self.text("document.body.innerText"))
+        })
+    }
+
+    /// [`Browser::until`]; None if it does not become true in time.
+    fn comes(&self, condition: &str) -> Option<Value> {
+        let script = format!(
+            "const [limit, done] = arguments;
+             const end = performance.now() + limit;
+             const look = async () => {{
+               const value = await ({condition});
+               if (value || performance.now() > end) done(value || null);
+               else requestAnimationFrame(look);
+             }};
+             look();"
+        );
+        let limit = json!(PATIENCE.as_millis());
+        let value = wait(self.driver.execute_async(script, vec![limit])).json().clone();
+        (!value.is_null()).then_some(value)
+    }
+
+    #[track_caller]
+    fn find(&self, selector: &str) -> WebElement {
+        wait(self.driver.find(By::Css(selector)))
+    }
+
+    #[track_caller]
+    pub(crate) fn click(&self, selector: &str) {
+        wait(self.find(selector).click());
+    }
+
+    /// Moves the pointer to the middle of an element.
+    #[track_caller]
+    pub(crate) fn hover(&self, selector: &str) {
+        let element = self.find(selector);
+        wait(element.scroll_into_view());
+        wait(self.driver.action_chain().move_to_element_center(&element).perform());
+    }
+
+    /// Empties a field and types into it.
+    #[track_caller]
+    pub(crate) fn fill(&self, selector: &str, text: &str) {
+        let field = self.find(selector);
+        wait(field.clear());
+        wait(field.send_keys(text));
+    }
+
+    /// Types a text, wherever the focus is.
+    pub(crate) fn type_in(&self, text: &str) {
+        wait(self.driver.action_chain().send_keys(text).perform());
+    }
+
+    /// Presses a key, wherever the focus is.
+    pub(crate) fn press(&self, key: Key) {
+        wait(self.driver.action_chain().send_keys(key).perform());
+    }
+
+    /// Presses a key while Control is held.
+    pub(crate) fn press_with_control(&self, key: Key) {
+        let chain = self.driver.action_chain().key_down(Key::Control).send_keys(key);
+        wait(chain.key_up(Key::Control).perform());
+    }
+
+    /// Checks the page with axe-core.
+    #[track_caller]
+    pub(crate) fn check_accessible(&self, context: &str) {
+        wait(self.driver.execute(self.axe.clone(), Vec::new()));
+        let script = "const done = arguments[0];
+            axe.run().then(({ violations, passes }) => done({
+              passes: passes.length,
+              violations: violations.map(({ id, nodes }) => `${id}: ${nodes.map(({ html, failureSummary }) =>
+                `${html} ${failureSummary}`).join('; ')}`),
+            }));";
+        let result = wait(self.driver.execute_async(script, Vec::new())).json().clone();
+        assert_eq!(result["violations"], json!([]), "{context}");
+        assert!(result["passes"].as_u64() >= Some(20), "axe-core has looked at something: {result}");
+    }
+
+    /// Checks that a page of the width of a small phone needs no scrolling sideways.
+    #[track_caller]
+    pub(crate) fn check_narrow(&self, context: &str) {
+        self.resize(360, 740);
+        self.until("innerWidth === 360");
+        // Figures take their new size some time after the screen has.
+        let fits = "document.documentElement.scrollWidth <= document.documentElement.clientWidth";
+        assert!(
+            self.comes(fits).is_some(),
+            "{context} needs to be scrolled sideways: {}",
+            self.value(WIDEST)
+        );
+        self.resize(SCREEN.0, SCREEN.1);
+    }
+
+    /// Saves a picture of the screen in the directory FOLIO_SCREENSHOTS, if there is one.
+    pub(crate) fn screenshot(&self, name: &str) {
+        if let Some(directory) = std::env::var_os("FOLIO_SCREENSHOTS") {
+            let path = Path::new(&directory).join(format!("{name}.png"));
+            wait(self.driver.screenshot(&path));
+        }
+    }
+
+    /// Ends, checking that the console has no complaint but those expected and that nothing was asked of others.
+    #[track_caller]
+    pub(crate) fn finish(self, expected: &[&str]) {
+        let console = wait(self.driver.browser_log());
+        let complaints = console.iter().filter(|entry| matches!(entry.level.as_str(), "SEVERE" | "WARNING"));
+        let (known, unknown): (Vec<&str>, Vec<&str>) = complaints
+            .map(|entry| entry.message.as_str())
+            .partition(|message| expected.iter().any(|part| message.contains(part)));
+        assert!(unknown.is_empty(), "the console has: {unknown:#?}");
+        assert!(known.is_empty() == expected.is_empty(), "the console lacks what was expected: {expected:?}");
+        let requests = self.requests();
+        assert!(
+            requests.iter().any(|url| url.starts_with(&self.origin)),
+            "there were requests: {requests:?}"
+        );
+        let is_own = |url: &String| {
+            ["data:", "blob:"].iter().any(|scheme| url.starts_with(scheme))
+                || url.strip_prefix(&self.origin).is_some_and(|path| path.starts_with('/'))
+        };
+        let foreign: Vec<String> = requests.into_iter().filter(|url| !is_own(url)).collect();
+        assert_eq!(foreign, Vec::<String>::new(), "these requests left the origin {}", self.origin);
+    }
+
+    /// Every address that the browser asked for.
+    fn requests(&self) -> Vec<String> {
+        let entries = wait(self.driver.get_log("performance"));
+        let events = entries.iter().filter_map(|entry| serde_json::from_str::<Value>(&entry.message).ok());
+        let requests = events.filter(|event| event["message"]["method"] == "Network.requestWillBeSent");
+        requests
+            .filter_map(|event| Some(event["message"]["params"]["request"]["url"].as_str()?.to_owned()))
+            .collect()
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        // A browser that is gone already has nothing to be told.
+        let _ = block_on(self.driver.clone().quit());
+    }
+}

@@ -1,0 +1,333 @@
+//! `POST /v1/completions`: OpenAI's, streamed or whole.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use serde::Serialize;
+
+use crate::Shared;
+use crate::errors::{ApiError, ApiResult};
+use crate::guard::json_body;
+use crate::models::Model;
+use crate::queue::{Failure, Job, Listener, Ticket, Told, Work};
+use folio::generate::{self, PastContext};
+
+mod choice;
+mod request;
+
+pub(crate) use choice::spelling;
+use choice::{Choice, Piece, Score};
+pub(crate) use request::parse;
+use request::{Prompts, Raw, Wanted, seed_of_sample};
+
+/// `POST /v1/completions`
+pub(crate) async fn post(State(shared): State<Arc<Shared>>, request: Request) -> ApiResult<Response> {
+    let begun = Instant::now();
+    let body = json_body(request, &shared.limits).await?;
+    let raw: Raw = parse(&body)?;
+    drop(body);
+    let wanted = raw.check(&shared.limits)?;
+    let name = wanted.model.clone();
+    let (model, (wanted, prompts)) = {
+        let shared = Arc::clone(&shared);
+        // Files are read and texts cut into tokens on threads that may take their time.
+        crate::apart(move || {
+            let model = shared.model(&name)?;
+            let prompts = prompts_of(&wanted, &model, shared.limits.prompt_tokens)?;
+            Ok((model, (wanted, prompts)))
+        })
+        .await?
+    };
+    let deadline = begun + shared.limits.request_time;
+    let mut scores = Vec::new();
+    if let (true, Some(alternatives)) = (wanted.echo, wanted.logprobs) {
+        scores = scores_of(&shared, &model, &prompts, alternatives, deadline).await?;
+    }
+    Answer::begin(shared, model, wanted, &prompts, &scores, begun)?.respond().await
+}
+
+/// A prompt as text and as tokens.
+struct Prompt {
+    text: String,
+    tokens: Vec<u32>,
+}
+
+/// The prompts in both forms.
+fn prompts_of(wanted: &Wanted, model: &Model, most: usize) -> ApiResult<Vec<Prompt>> {
+    let tokenizer = &model.tokenizer;
+    let prompts: Vec<Prompt> = match &wanted.prompts {
+        Prompts::Texts(texts) => {
+            let prompt = |text: &String| {
+                let tokens = tokenizer.encode(text);
+                let tokens = tokens.map_err(|error| ApiError::field("prompt", error.to_string()))?;
+                Ok(Prompt { text: text.clone(), tokens })
+            };
+            texts.iter().map(prompt).collect::<ApiResult<_>>()?
+        }
+        Prompts::Tokens(lists) => {
+            let vocab_size = tokenizer.vocab_size();
+            let prompt = |tokens: &Vec<u32>| {
+                if let Some(unknown) = tokens.iter().find(|&&token| token as usize >= vocab_size) {
+                    let message = format!("token {unknown} is outside the vocabulary of {vocab_size}");
+                    return Err(ApiError::field("prompt", message));
+                }
+                Ok(Prompt { text: tokenizer.decode(tokens), tokens: tokens.clone() })
+            };
+            lists.iter().map(prompt).collect::<ApiResult<_>>()?
+        }
+    };
+    let tokens: usize = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
+    if tokens > most {
+        return Err(ApiError::field(
+            "prompt",
+            format!("{tokens} tokens are more than the {most} that are read"),
+        ));
+    }
+    Ok(prompts)
+}
+
+/// How likely the tokens of each prompt were, but for its first.
+async fn scores_of(
+    shared: &Shared,
+    model: &Arc<Model>,
+    prompts: &[Prompt],
+    alternatives: usize,
+    deadline: Instant,
+) -> ApiResult<Vec<Vec<Score>>> {
+    let request = |(place, prompt): (usize, &Prompt)| {
+        let (first, rest) = prompt.tokens.split_first()?;
+        let request = generate::Request {
+            prompt: vec![*first],
+            given: rest.to_vec(),
+            max_new_tokens: rest.len(),
+            past_context: PastContext::Rolling,
+            logprobs: Some(alternatives),
+            ..generate::Request::default()
+        };
+        (!rest.is_empty()).then_some((place, request))
+    };
+    let texts: VecDeque<_> = prompts.iter().enumerate().filter_map(request).collect();
+    let mut left = texts.len();
+    let (ticket, mut listener) = Ticket::new(left, deadline);
+    let mut scores: Vec<Vec<Score>> = prompts.iter().map(|_| Vec::new()).collect();
+    if left > 0 {
+        shared.put(Work::Write(Job { model: Arc::clone(model), texts, ticket }))?;
+    }
+    while left > 0 {
+        let told = listener.next().await.map_err(|failure| error_of(&failure, shared))?;
+        let Told { choice, logprob, alternatives, finish, .. } = told;
+        scores[choice].push(Score { logprob: logprob.unwrap_or_default(), alternatives });
+        left -= usize::from(finish.is_some());
+    }
+    Ok(scores)
+}
+
+/// The answer to a request whose texts ended before their time.
+fn error_of(failure: &Failure, shared: &Shared) -> ApiError {
+    match failure {
+        Failure::Closing => ApiError::closing(),
+        Failure::TimeLimit => ApiError::time_limit(shared.limits.request_time.as_secs()),
+        Failure::Stalled => ApiError::stalled(),
+        Failure::Refused(error) => error.clone(),
+        Failure::Broken => ApiError::internal("the model failed at this request"),
+    }
+}
+
+/// An answer under way.
+struct Answer {
+    shared: Arc<Shared>,
+    model: Arc<Model>,
+    wanted: Wanted,
+    head: Head,
+    listener: Listener,
+    choices: Vec<Choice>,
+    /// Texts that have not ended.
+    left: usize,
+    /// Pieces that are there before any token.
+    ready: VecDeque<Piece>,
+    usage: Usage,
+    begun: Instant,
+}
+
+/// What is the same in all chunks of an answer.
+struct Head {
+    id: String,
+    created: u64,
+}
+
+#[derive(Clone, Copy, Default, Serialize)]
+struct Usage {
+    prompt_tokens: usize,
+    completion_tokens: usize,
+    total_tokens: usize,
+}
+
+/// A whole answer, or a chunk of one.
+#[derive(Serialize)]
+struct Completion<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    choices: &'a [Piece],
+    /// Left out, null, or there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Option<Usage>>,
+}
+
+impl Answer {
+    /// Puts the request in the queue.
+    fn begin(
+        shared: Arc<Shared>,
+        model: Arc<Model>,
+        wanted: Wanted,
+        prompts: &[Prompt],
+        scores: &[Vec<Score>],
+        begun: Instant,
+    ) -> ApiResult<Self> {
+        let Wanted { samples, echo, logprobs, max_tokens, .. } = wanted;
+        let count = prompts.len() * samples;
+        let (ticket, listener) = Ticket::new(count, begun + shared.limits.request_time);
+        let mut choices: Vec<Choice> =
+            (0..count).map(|index| Choice::new(index, logprobs.is_some())).collect();
+        let mut ready = VecDeque::new();
+        if echo {
+            for (choice, place) in choices.iter_mut().zip(0..) {
+                let Prompt { text, tokens } = &prompts[place / samples];
+                let scores = scores.get(place / samples).map_or(&[][..], Vec::as_slice);
+                ready.push_back(choice.echo(text, tokens, scores, &model.tokenizer));
+            }
+        }
+        let prompt_tokens: usize = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
+        let mut left = count;
+        if max_tokens == 0 {
+            left = 0;
+            let end = |index| Piece { index, finish_reason: Some("length"), ..Piece::default() };
+            ready.extend((0..count).map(end));
+        } else {
+            let texts = prompts.iter().flat_map(|prompt| (0..samples).map(move |sample| (prompt, sample)));
+            let request = |(prompt, sample): (&Prompt, usize)| generate::Request {
+                prompt: prompt.tokens.clone(),
+                max_new_tokens: max_tokens,
+                sampling: wanted.sampling,
+                seed: seed_of_sample(wanted.seed, sample),
+                stop: wanted.stop.clone(),
+                past_context: wanted.past_context,
+                logprobs,
+                given: Vec::new(),
+            };
+            let texts = texts.map(request).enumerate().collect();
+            let job = Job { model: Arc::clone(&model), texts, ticket };
+            shared.put(Work::Write(job))?;
+            shared.metrics.prompt.inc_by(prompt_tokens as u64);
+        }
+        let usage = Usage { prompt_tokens, completion_tokens: 0, total_tokens: prompt_tokens };
+        let head = Head { id: new_id(), created: seconds_since_1970(SystemTime::now()) };
+        Ok(Self { shared, model, wanted, head, listener, choices, left, ready, usage, begun })
+    }
+
+    /// The answer, once its first piece is there: until then an error is an answer of its own.
+    async fn respond(mut self) -> ApiResult<Response> {
+        if self.wanted.stream {
+            if let Some(first) = self.next().await? {
+                self.ready.push_front(first);
+            }
+            return Ok(self.into_stream());
+        }
+        let empty = |index| Piece { index, ..Piece::default() };
+        let mut pieces: Vec<Piece> = (0..self.choices.len()).map(empty).collect();
+        while let Some(piece) = self.next().await? {
+            let whole = &mut pieces[piece.index];
+            if whole.logprobs.is_none() && self.wanted.logprobs.is_some() {
+                whole.logprobs = Some(choice::Logprobs::default());
+            }
+            whole.append(piece);
+        }
+        let json = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        Ok(([json], self.json(&pieces, Some(Some(self.usage)))).into_response())
+    }
+
+    /// The next piece that has something to tell; none after the last.
+    async fn next(&mut self) -> ApiResult<Option<Piece>> {
+        loop {
+            if let Some(piece) = self.ready.pop_front() {
+                return Ok(Some(piece));
+            }
+            if self.left == 0 {
+                return Ok(None);
+            }
+            let told = self.listener.next().await.map_err(|failure| error_of(&failure, &self.shared))?;
+            let piece = self.take(told);
+            if !piece.is_empty() {
+                return Ok(Some(piece));
+            }
+        }
+    }
+
+    fn take(&mut self, told: Told) -> Piece {
+        if self.usage.completion_tokens == 0 {
+            self.shared.metrics.first_token.observe(self.begun.elapsed().as_secs_f64());
+        }
+        self.usage.completion_tokens += 1;
+        self.usage.total_tokens += 1;
+        self.left -= usize::from(told.finish.is_some());
+        self.choices[told.choice].push(told, &self.model.tokenizer)
+    }
+
+    fn json(&self, choices: &[Piece], usage: Option<Option<Usage>>) -> String {
+        let Head { id, created } = &self.head;
+        let model = &self.wanted.model;
+        let body = Completion { id, object: "text_completion", created: *created, model, choices, usage };
+        serde_json::to_string(&body).expect("texts and finite numbers are JSON")
+    }
+
+    /// Events as they come. Dropping the stream, as happens when its client goes away, drops the work.
+    fn into_stream(self) -> Response {
+        let events = stream::unfold(Some(self), |answer| async {
+            let mut answer = answer?;
+            let with_usage = answer.wanted.include_usage;
+            match answer.next().await {
+                Ok(Some(piece)) => {
+                    let event = event(&answer.json(&[piece], with_usage.then_some(None)));
+                    Some((event, Some(answer)))
+                }
+                Ok(None) => {
+                    let usage = answer.json(&[], Some(Some(answer.usage)));
+                    let usage = if with_usage { event(&usage) } else { String::new() };
+                    Some((usage + &event("[DONE]"), None))
+                }
+                Err(error) => Some((event(&error.body().to_string()), None)),
+            }
+        });
+        let events = futures_util::StreamExt::map(events, |event| {
+            Ok::<_, std::convert::Infallible>(Bytes::from(event))
+        });
+        let kind = (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+        ([kind], Body::from_stream(events)).into_response()
+    }
+}
+
+/// An event of a stream. JSON has no line breaks of its own.
+fn event(data: &str) -> String {
+    format!("data: {data}\n\n")
+}
+
+/// A name that no other answer of this server has.
+fn new_id() -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let begun = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+    format!("cmpl-{begun:x}-{number:x}")
+}
+
+/// Seconds since 1970, of which clocks before it know nothing.
+pub(crate) fn seconds_since_1970(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}

@@ -1,0 +1,142 @@
+//! Who may ask, and what every answer says to browsers.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::http::header::{self, HeaderName};
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, HeaderValue, Method};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use folio::files::digest;
+use http_body::Body as _;
+use subtle::ConstantTimeEq;
+
+use crate::Shared;
+use crate::errors::{ApiError, ApiResult};
+use crate::limits::Limits;
+
+/// What a page may load and do: nothing but what this server sends.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data: \
+                      blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// Which requests are let in.
+pub(crate) struct Guard {
+    /// The SHA-256 of the key; comparing digests tells nothing of the key's length either.
+    key: Option<String>,
+    /// Names under which requests may come; any if the server listens to more than its own machine.
+    hosts: Option<Vec<String>>,
+}
+
+impl Guard {
+    pub(crate) fn new(key: Option<&str>, host: &str, address: IpAddr) -> Self {
+        let names = ["localhost", "127.0.0.1", "[::1]", host].map(str::to_owned);
+        let own = if address.is_ipv6() { format!("[{address}]") } else { address.to_string() };
+        let hosts = address.is_loopback().then(|| names.into_iter().chain([own]).collect());
+        Self { key: key.map(|key| digest(key.as_bytes())), hosts }
+    }
+
+    fn check(&self, request: &Request) -> ApiResult<()> {
+        let headers = request.headers();
+        let host = self.check_host(request)?;
+        if request.method() != Method::GET && request.method() != Method::HEAD {
+            check_origin(headers, &host)?;
+        }
+        let path = request.uri().path();
+        let open = !["/v1", "/api", "/metrics"].iter().any(|prefix| path.starts_with(prefix));
+        if open { Ok(()) } else { self.check_key(headers) }
+    }
+
+    /// A page of another site can have its own name lead to this machine (DNS rebinding), but cannot hide that name.
+    fn check_host(&self, request: &Request) -> ApiResult<String> {
+        let mut given = request.headers().get_all(header::HOST).iter();
+        let (host, second) = (given.next(), given.next());
+        let host = host.and_then(|host| host.to_str().ok()).filter(|_| second.is_none());
+        // A name and a port, without a user.
+        let host = host.filter(|host| !host.contains('@'));
+        let Some(authority) = host.and_then(|host| host.parse::<Authority>().ok()) else {
+            return Err(ApiError::malformed("the request must name one Host"));
+        };
+        let named = [Some(&authority), request.uri().authority()];
+        let known = |host: &str| {
+            self.hosts.as_ref().is_none_or(|hosts| hosts.iter().any(|own| own.eq_ignore_ascii_case(host)))
+        };
+        if named.into_iter().flatten().any(|authority| !known(authority.host())) {
+            let message = "this server answers under localhost, 127.0.0.1 and [::1] alone; listen on another --host to \
+                           be known by other names";
+            return Err(ApiError::forbidden(message));
+        }
+        Ok(authority.as_str().to_owned())
+    }
+
+    fn check_key(&self, headers: &HeaderMap) -> ApiResult<()> {
+        let Some(key) = &self.key else { return Ok(()) };
+        let given = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+        let given = given.and_then(|value| {
+            let (scheme, key) = value.split_at_checked("Bearer ".len())?;
+            scheme.eq_ignore_ascii_case(b"Bearer ").then_some(key)
+        });
+        let same = given.is_some_and(|given| digest(given).as_bytes().ct_eq(key.as_bytes()).into());
+        if same { Ok(()) } else { Err(ApiError::unauthorized(given.is_some())) }
+    }
+}
+
+/// A page of another site may send a request here, but not without its browser telling where it comes from.
+fn check_origin(headers: &HeaderMap, host: &str) -> ApiResult<()> {
+    let ours = |origin: &HeaderValue| {
+        let origin = origin.as_bytes();
+        let after = |scheme: &str| origin.strip_prefix(scheme.as_bytes());
+        let from = after("http://").or(after("https://"));
+        from.is_some_and(|from| from.eq_ignore_ascii_case(host.as_bytes()))
+    };
+    if headers.get_all(header::ORIGIN).iter().all(ours) {
+        return Ok(());
+    }
+    Err(ApiError::forbidden("pages of other sites may not ask"))
+}
+
+/// Lets a request in or not, and says to browsers what they may do with the answer.
+pub(crate) async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+    let mut response = match shared.guard.check(&request) {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    };
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+        (header::CACHE_CONTROL, "no-store"),
+    ] {
+        // What an answer says itself stays.
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    }
+    response
+}
+
+/// The body of a request, which must be JSON by its own words.
+pub(crate) async fn json_body(request: Request, limits: &Limits) -> ApiResult<Bytes> {
+    let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    let essence = kind.and_then(|kind| kind.split(';').next()).unwrap_or_default().trim();
+    if !essence.eq_ignore_ascii_case("application/json") {
+        return Err(ApiError::not_json());
+    }
+    let limit = limits.body_bytes;
+    if request.body().size_hint().lower() > limit as u64 {
+        return Err(ApiError::too_large(limit));
+    }
+    read(request.into_body(), limit, limits.body_time).await
+}
+
+async fn read(body: Body, limit: usize, time: Duration) -> ApiResult<Bytes> {
+    match tokio::time::timeout(time, axum::body::to_bytes(body, limit)).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        // A body that breaks off has nobody left to be told.
+        Ok(Err(_)) => Err(ApiError::too_large(limit)),
+        Err(_) => Err(ApiError::too_slow()),
+    }
+}

@@ -1,0 +1,244 @@
+//! folio's server: completions as OpenAI has them, a playground, and a view of training.
+//!
+//! ```no_run
+//! use folio_serve::{Limits, Options, Server};
+//!
+//! # async fn example() -> Result<(), folio_serve::Error> {
+//! let options = Options { runs: vec!["runs".into()], ..Options::default() };
+//! let server = Server::bind(options).await?;
+//! println!("http://{}/", server.address());
+//! server.run(async { /* ends when the server shall end */ }).await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Handlers read requests and write answers; one thread, the engine, owns the models and writes all texts. Between them
+//! is a bounded queue, and from the engine to each client a bounded channel, so that neither ever waits for the other
+//! for long, whatever clients do.
+
+#![forbid(unsafe_code)]
+
+mod errors;
+mod limits;
+
+mod catalogue;
+mod models;
+
+mod engine;
+mod queue;
+
+mod completions;
+mod playground;
+mod training;
+
+mod assets;
+mod guard;
+mod metrics;
+
+mod connections;
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use axum::Router;
+use axum::http::{HeaderValue, header};
+use axum::middleware::from_fn_with_state;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use folio::model::WeightFormat;
+use tokio::net::TcpListener;
+use tower_http::catch_panic::CatchPanicLayer;
+
+pub use errors::Error;
+use errors::{ApiError, ApiResult};
+pub use limits::Limits;
+
+/// What to serve, and to whom.
+pub struct Options {
+    /// Runs, sweeps, or directories of them.
+    pub runs: Vec<PathBuf>,
+    /// The host to listen on.
+    pub host: String,
+    /// The port; 0 takes one that is free.
+    pub port: u16,
+    /// The key that clients must give.
+    pub api_key: Option<String>,
+    /// The numbers that weights are in; those that each model was trained in, if none are given.
+    pub precision: Option<WeightFormat>,
+    /// How much is served at once.
+    pub limits: Limits,
+    /// Is told, in one line, of what an operator should know and a client need not.
+    pub on_warning: Box<dyn Fn(&str) + Send + Sync>,
+}
+
+impl Default for Options {
+    /// Nothing, to this machine alone.
+    fn default() -> Self {
+        Self {
+            runs: Vec::new(),
+            host: "127.0.0.1".to_owned(),
+            port: 8080,
+            api_key: None,
+            precision: None,
+            limits: Limits::default(),
+            on_warning: Box::new(|_| {}),
+        }
+    }
+}
+
+/// A server that listens.
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    engine: JoinHandle<()>,
+    runs: usize,
+}
+
+/// What all handlers share.
+struct Shared {
+    catalogue: catalogue::Catalogue,
+    models: models::Models,
+    records: training::RecordFiles,
+    queue: Arc<queue::Queue>,
+    metrics: Arc<metrics::Metrics>,
+    guard: guard::Guard,
+    limits: Limits,
+    on_warning: Box<dyn Fn(&str) + Send + Sync>,
+}
+
+impl Server {
+    /// Looks through the runs, reads a first model, and listens.
+    ///
+    /// # Errors
+    /// If a directory has nothing to serve, two runs have one name, a run that was named itself cannot be read, or the
+    /// address cannot be listened on.
+    pub async fn bind(options: Options) -> Result<Self, Error> {
+        let Options { runs, host, port, api_key, precision, limits, on_warning } = options;
+        let catalogue = catalogue::Catalogue::new(runs, limits.refresh_time);
+        let listing = catalogue.check()?;
+        let models = models::Models::new(precision, &limits);
+        let metrics = Arc::new(metrics::Metrics::new());
+        models.get_first(&listing, &metrics, &on_warning)?;
+        let (listener, address) = listen(&host, port).await?;
+        let queue = Arc::new(queue::Queue::new(limits.queue, limits.streams, Arc::clone(&metrics)));
+        let engine = engine::Engine::new(Arc::clone(&queue), limits.clone(), Arc::clone(&metrics));
+        let engine = std::thread::Builder::new().name("engine".to_owned()).spawn(|| engine.run());
+        let engine = engine.map_err(Error::Thread)?;
+        let guard = guard::Guard::new(api_key.as_deref(), &host, address.ip());
+        let records = training::RecordFiles::default();
+        let shared = Shared { catalogue, models, records, queue, metrics, guard, limits, on_warning };
+        Ok(Self { listener, address, shared: Arc::new(shared), engine, runs: listing.runs.len() })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// How many runs it serves so far.
+    pub fn runs(&self) -> usize {
+        self.runs
+    }
+
+    /// Serves until `shutdown` resolves. Then nothing new is taken in, and what is under way has
+    /// [`Limits::grace_time`] to end.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) {
+        let Self { listener, shared, engine, .. } = self;
+        let router = router(&shared);
+        connections::accept(listener, router, &shared, shutdown).await;
+        // It ends within the time of grace; a step of a very large model may be under way.
+        let _ = tokio::task::spawn_blocking(|| engine.join()).await;
+    }
+}
+
+async fn listen(host: &str, port: u16) -> Result<(TcpListener, SocketAddr), Error> {
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let fail = |source: std::io::Error| {
+        let advice = match source.kind() {
+            std::io::ErrorKind::AddrInUse => "the port is in use: give another --port".to_owned(),
+            std::io::ErrorKind::PermissionDenied => {
+                "the system does not let us have this port: give a --port from 1024 on".to_owned()
+            }
+            std::io::ErrorKind::AddrNotAvailable => {
+                "this machine has no such address: give one of its own as --host, such as 127.0.0.1"
+                    .to_owned()
+            }
+            // Names that lead nowhere among them.
+            _ => format!("{source}: give another --host, such as 127.0.0.1"),
+        };
+        Error::Address { address: format!("{host} port {port}"), advice, source }
+    };
+    let listener = TcpListener::bind((bare, port)).await.map_err(fail)?;
+    let address = listener.local_addr().map_err(fail)?;
+    Ok((listener, address))
+}
+
+fn router(shared: &Arc<Shared>) -> Router {
+    Router::new()
+        .route("/", get(assets::playground))
+        .route("/training", get(assets::training))
+        .route("/assets/{name}", get(assets::asset))
+        .route("/healthz", get(async || answer_json(&serde_json::json!({ "status": "ok" }))))
+        .route("/metrics", get(metrics::get))
+        .route("/v1/models", get(playground::list))
+        .route("/v1/models/{*id}", get(playground::one))
+        .route("/v1/completions", post(completions::post))
+        .route("/api/models", get(playground::details))
+        .route("/api/attention", post(playground::attention))
+        .route("/api/runs", get(training::runs))
+        .route("/api/runs/{*records}", get(training::records))
+        .fallback(async || ApiError::unknown_path())
+        .method_not_allowed_fallback(async || ApiError::wrong_method())
+        .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
+            ApiError::internal("something broke in the server").into_response()
+        }))
+        .layer(from_fn_with_state(Arc::clone(shared), guard::guard))
+        .layer(from_fn_with_state(Arc::clone(shared), metrics::watch))
+        .with_state(Arc::clone(shared))
+}
+
+impl Shared {
+    /// The model of this name, read if need be.
+    fn model(&self, name: &str) -> ApiResult<Arc<models::Model>> {
+        let listing = self.catalogue.listing();
+        let (run, saved) = listing.find(name).ok_or_else(|| ApiError::unknown_model(name))?;
+        self.models.get(run, saved, &self.metrics).map_err(|error| {
+            // Where files lie is the operator's affair.
+            self.warn(&error.to_string());
+            ApiError::internal("the model cannot be read; the server's log says why")
+        })
+    }
+
+    /// Puts work in the queue.
+    fn put(&self, work: queue::Work) -> ApiResult<()> {
+        self.queue.push(work).map_err(|refused| match refused {
+            queue::Refused::Full(seconds) => ApiError::busy(seconds),
+            queue::Refused::Closing => ApiError::closing(),
+        })
+    }
+
+    fn warn(&self, line: &str) {
+        (self.on_warning)(line);
+    }
+
+    /// Takes in nothing more.
+    fn begin_shutdown(&self) {
+        self.queue.close(Instant::now() + self.limits.grace_time);
+    }
+}
+
+/// Does what may wait for files or take long on a thread of its own.
+async fn apart<T: Send + 'static>(work: impl FnOnce() -> ApiResult<T> + Send + 'static) -> ApiResult<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|_| Err(ApiError::internal("something broke in the server")))
+}
+
+fn answer_json(value: &serde_json::Value) -> Response {
+    let json = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    ([json], value.to_string()).into_response()
+}

@@ -1,0 +1,174 @@
+// The texts that were generated, token by token.
+
+import { byId, make, setText } from "./shell.js";
+import { initRoving, isWritable, percent, pieces, shown } from "./tokens.js";
+
+/** Below which probability a token has which colour: classes p0 (unlikely) to p5 (likely). */
+const LEVELS = [0.01, 0.05, 0.2, 0.5, 0.8];
+
+const level = (probability) => LEVELS.filter((bound) => probability >= bound).length;
+
+const ENDS = { length: "as long as asked", stop: "stopped by itself" };
+
+/** One text: the prompt, the tokens that the model added, and what can be done with them. */
+export class Sample {
+  /** `actions` has the functions select(sample, start), goOn(sample) and branch(sample, index, token). */
+  constructor(number, prompt, actions) {
+    this.prompt = prompt;
+    this.actions = actions;
+    this.tokens = [];
+    this.text = "";
+    this.finish = null;
+    this.piece = pieces();
+    this.build(number);
+  }
+
+  build(number) {
+    const heading = make("h3", { id: `sample-${number}`, textContent: `Sample ${number}` });
+    this.facts = make("span", { className: "quiet" });
+    this.goOnButton = make("button", { type: "button", textContent: "Continue", "aria-describedby": heading.id });
+    this.goOnButton.addEventListener("click", () => this.actions.goOn(this));
+    this.copyButton = make("button", { type: "button", textContent: "Copy", "aria-describedby": heading.id });
+    this.copyButton.addEventListener("click", () => this.copy());
+    this.list = make("span", { role: "listbox", "aria-label": `Tokens of sample ${number}`, "aria-orientation": "horizontal" });
+    this.list.addEventListener("pointerover", ({ target }) => this.inspect(target));
+    initRoving(this.list, (option) => {
+      this.inspect(option);
+      this.actions.select(this, Number(option.dataset.start));
+    });
+    this.plain = make("pre", { tabIndex: 0, role: "region", "aria-label": `Plain text of sample ${number}` });
+    this.element = make(
+      "article",
+      { className: "sample", "aria-labelledby": heading.id },
+      make("header", {}, heading, this.facts, make("span", { className: "buttons" }, this.goOnButton, this.copyButton)),
+      make("p", { className: "text" }, make("span", { className: "prompt", textContent: this.prompt }), this.list),
+      make("details", {}, make("summary", { textContent: "Plain text" }), this.plain),
+    );
+  }
+
+  /** The prompt and what was added to it. */
+  whole() {
+    return this.prompt + this.text;
+  }
+
+  /** Adds tokens and the text that has become certain with them. */
+  add(tokens, text, finish) {
+    for (const token of tokens) this.addToken(token);
+    this.text += text;
+    if (finish) this.finish = finish;
+    const end = this.finish ? `, ${ENDS[this.finish] ?? this.finish}` : "";
+    setText(this.facts, `${this.tokens.length} ${this.tokens.length === 1 ? "token" : "tokens"}${end}`);
+  }
+
+  addToken(token) {
+    const last = this.tokens.at(-1);
+    const start = last ? last.start + last.piece.length : this.prompt.length;
+    const piece = this.piece(token.text);
+    const probability = Math.exp(token.logprob);
+    const option = make("span", {
+      className: `token p${level(probability)}`,
+      role: "option",
+      tabIndex: this.tokens.length === 0 ? 0 : -1,
+      textContent: piece,
+      "aria-label": `${shown(token.text)}, ${percent(probability)}`,
+      "aria-selected": "false",
+      "data-index": this.tokens.length,
+      "data-start": start,
+    });
+    option.classList.toggle("part", piece === "");
+    option.classList.toggle("break", /^\n+$/.test(piece));
+    this.tokens.push({ ...token, piece, start, probability });
+    this.list.append(option);
+  }
+
+  /** Ends a request: what was drawn beyond the text, such as a stop string, is taken away. */
+  settle() {
+    if (this.finish) {
+      const end = this.whole().length;
+      this.keep(this.tokens.filter(({ start, piece }) => start < end || (start === end && piece === "")).length);
+      const last = this.tokens.at(-1);
+      // It may be cut by a stop string, or leave a character unfinished, which the server tells as such.
+      if (last) last.piece = this.list.lastElementChild.textContent = this.whole().slice(last.start);
+    } else {
+      this.text = this.joined();
+    }
+    this.piece = pieces();
+    this.plain.textContent = this.whole();
+  }
+
+  /** What the tokens add to the prompt. */
+  joined() {
+    return this.tokens.map(({ piece }) => piece).join("");
+  }
+
+  /** Keeps the first tokens alone. */
+  keep(count) {
+    this.tokens.length = count;
+    while (this.list.children.length > count) this.list.lastElementChild.remove();
+  }
+
+  /** Keeps what stands before a token and puts another one in its place. */
+  branch(index, [text, logprob]) {
+    const { alternatives } = this.tokens[index];
+    this.keep(index);
+    this.text = this.joined();
+    this.piece = pieces();
+    this.finish = null;
+    this.add([{ text, logprob, alternatives }], text, null);
+  }
+
+  inspect(target) {
+    const option = target.closest('[role="option"]');
+    if (option) inspector.show(this, Number(option.dataset.index));
+  }
+
+  setBusy(busy) {
+    this.goOnButton.disabled = busy;
+    this.element.setAttribute("aria-busy", String(busy));
+  }
+
+  async copy() {
+    await navigator.clipboard.writeText(this.whole());
+    setText(byId("announcer"), "Copied.");
+  }
+}
+
+/** The bar that tells of the token under the pointer or with the focus. */
+export const inspector = {
+  isBusy: false,
+
+  show(sample, index) {
+    const { id, text, probability, alternatives } = sample.tokens[index];
+    const name = id === undefined ? "" : `, token ${id}`;
+    byId("token-line").replaceChildren(
+      make("strong", { textContent: shown(text) }),
+      ` ${percent(probability)}${name}`,
+    );
+    const items = alternatives.map((alternative) => {
+      const button = make(
+        "button",
+        { type: "button", disabled: this.isBusy || !isWritable(alternative[0]), title: "Go on with this token" },
+        `${shown(alternative[0])} `,
+        make("b", { textContent: percent(Math.exp(alternative[1])) }),
+      );
+      button.dataset.writable = String(isWritable(alternative[0]));
+      if (alternative[0] === text) button.setAttribute("aria-current", "true");
+      button.addEventListener("click", () => sample.actions.branch(sample, index, alternative));
+      return make("li", {}, button);
+    });
+    byId("alternatives").replaceChildren(...items);
+    byId("inspector").hidden = false;
+  },
+
+  /** While a text is generated it cannot be gone on from. */
+  setBusy(busy) {
+    this.isBusy = busy;
+    for (const button of byId("alternatives").querySelectorAll("button")) {
+      button.disabled = busy || button.dataset.writable === "false";
+    }
+  },
+
+  hide() {
+    byId("inspector").hidden = true;
+  },
+};
