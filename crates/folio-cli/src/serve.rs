@@ -124,12 +124,14 @@ fn options(args: &ServeArgs) -> anyhow::Result<Options> {
             Usage("--api_key: an empty key keeps nobody out: give one, or leave it out".into()).into()
         );
     }
+    let default = Limits::default();
     let limits = Limits {
+        request_tokens: default.request_tokens.max(args.max_tokens.saturating_mul(4)),
         streams: args.max_streams,
         queue: args.max_queue,
         tokens: args.max_tokens,
         request_time: Duration::from_secs(args.time_limit),
-        ..Limits::default()
+        ..default
     };
     Ok(Options {
         runs: args.run_dirs.clone(),
