@@ -41,14 +41,14 @@ fn generate(browser: &Browser) -> String {
     browser.text(&written(1))
 }
 
-/// The text that the API gives for the settings of the page.
+/// What the API answers to the settings of a page.
 #[track_caller]
-fn asked_of_api(browser: &Browser, settings: &Value) -> String {
+fn asked_of_api(browser: &Browser, settings: &Value) -> Value {
     let expression = format!(
         "fetch('/v1/completions', {{ method: 'POST', headers: {{ 'content-type': 'application/json' }},
-           body: JSON.stringify({settings}) }}).then((answer) => answer.json()).then(({{ choices }}) => choices[0].text)"
+           body: JSON.stringify({settings}) }}).then((answer) => answer.json()).then(({{ choices }}) => choices[0])"
     );
-    browser.until(&expression).as_str().expect("a text").to_owned()
+    browser.until(&expression)
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn a_prompt_becomes_a_text_as_it_is_drawn() {
     let text = generate(&browser);
     let settings = json!({ "model": "run", "prompt": "First Citizen:", "max_tokens": 60, "temperature": 1, "seed": 7,
                            "repetition_penalty": 1 });
-    assert_eq!(text, asked_of_api(&browser, &settings));
+    assert_eq!(text, asked_of_api(&browser, &settings)["text"]);
     assert_eq!(text, generate(&browser));
     browser.fill("#seed", "8");
     assert_ne!(text, generate(&browser));
@@ -113,6 +113,20 @@ fn a_token_tells_its_probability_and_what_else_was_likely() {
     browser.fill("#max_tokens", "40");
     browser.fill("#temperature", "0");
     let text = generate(&browser);
+    let settings = json!({ "model": "run", "prompt": "", "max_tokens": 40, "temperature": 0, "logprobs": 0 });
+    let told = asked_of_api(&browser, &settings)["logprobs"]["token_logprobs"].clone();
+    let labels =
+        browser.value("[...document.querySelectorAll('[data-start]')].map(({ ariaLabel }) => ariaLabel)");
+    let (told, labels) = (told.as_array().expect("numbers"), labels.as_array().expect("labels"));
+    assert_eq!((told.len(), labels.len()), (40, 40));
+    for (logprob, label) in told.iter().zip(labels) {
+        let percent = 100.0 * logprob.as_f64().expect("a number").exp();
+        let shown = label.as_str().and_then(|label| label.rsplit_once(", ")).expect("a probability").1;
+        // Two digits are shown.
+        let rounding = if percent < 9.95 { 0.051 } else { 0.51 };
+        let shown_percent: f64 = shown.trim_end_matches(" %").parse().expect("a number");
+        assert!((shown_percent - percent).abs() <= rounding, "{label} is {percent} %");
+    }
     assert_eq!(browser.value("document.getElementById('inspector').hidden"), true);
     browser.hover("[data-index='5']");
     browser.until("!document.getElementById('inspector').hidden");
@@ -291,7 +305,7 @@ fn tokens_that_are_parts_of_characters_are_shown_as_such() {
     let text = generate(&browser);
     let settings = json!({ "model": "run", "prompt": "日", "max_tokens": 200, "temperature": 0.5, "seed": 1,
                            "repetition_penalty": 1 });
-    assert_eq!(text, asked_of_api(&browser, &settings));
+    assert_eq!(text, asked_of_api(&browser, &settings)["text"]);
     assert!(browser.number("document.querySelectorAll('.sample .token.part').length") >= 1.0, "{text}");
     assert!(!browser.text(&written(1)).contains("bytes:"), "{text}");
     let label = browser.text("document.querySelector('.sample .token.part').ariaLabel");
