@@ -75,10 +75,9 @@ async fn texts_are_the_library_s_own() {
 async fn an_echo_is_scored_as_if_it_had_been_drawn() {
     let site = Site::start().await;
     for model in ["plain", "bytes"] {
-        // Greedy text of a prompt of one token, and the same text as a prompt: within the context, the same numbers.
+        // A text drawn after a prompt of one token, and the same text as a prompt: within the context, the same numbers.
         let first = if model == "plain" { "F" } else { " " };
-        let fields =
-            json!({ "model": model, "prompt": first, "temperature": 0, "logprobs": 3, "echo": true });
+        let fields = json!({ "model": model, "prompt": first, "logprobs": 3, "echo": true });
         let mut drawn = fields.clone();
         drawn["max_tokens"] = json!(12);
         let drawn = site.complete(drawn).await["choices"][0].clone();
