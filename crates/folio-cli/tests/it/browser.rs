@@ -263,11 +263,18 @@ fn attention_is_drawn_for_each_head() {
 #[test]
 fn a_text_can_be_stopped_and_several_written_at_once() {
     let place = place_with_run();
-    let server = serve(&place, "run");
+    let server = serve(&place, "run --max_tokens 16000");
     let Some(browser) = open(&server) else { return };
     open_playground(&browser);
-    // More than could be written before the key is pressed.
     browser.fill("#n", "16");
+    browser.fill("#max_tokens", "4001");
+    browser.click("#generate");
+    browser.until("document.getElementById('announcer').textContent.startsWith('Failed')");
+    let refusal = "max_tokens: 16 texts of 4001 tokens are more than the 64000 of a request";
+    assert_eq!(browser.text("document.getElementById('error').textContent"), refusal);
+    assert_eq!(browser.number("document.querySelectorAll('.sample').length"), 0.0);
+
+    // More than could be written before the key is pressed.
     browser.fill("#max_tokens", "4000");
     browser.click("#generate");
     browser.until("document.querySelectorAll('[data-start]').length > 100");
@@ -286,7 +293,7 @@ fn a_text_can_be_stopped_and_several_written_at_once() {
     let texts = texts.as_array().expect("a list");
     assert_eq!(texts.len(), 3);
     assert!(texts[0] != texts[1] && texts[1] != texts[2], "{texts:?}");
-    browser.finish(&[]);
+    browser.finish(&["400 (Bad Request)"]);
 }
 
 #[test]

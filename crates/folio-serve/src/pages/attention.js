@@ -147,6 +147,7 @@ export function chooseAt(start) {
   if (!view) return;
   const index = view.starts.findLastIndex((other) => other <= start);
   if (index >= 0) choose(index);
+  else setText(byId("attention-cell"), "The chosen token stands before those that are shown.");
 }
 
 /** Shows what a token looks at: in the text, on the maps, in the table. */

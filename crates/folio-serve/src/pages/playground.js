@@ -123,13 +123,15 @@ async function run(prompt, into) {
   } catch (error) {
     end = error.name === "AbortError" ? "Stopped" : "Failed";
     if (end === "Failed") fail(error.message);
+    // Of a request that was refused there is nothing to see.
+    if (count() === 0) samples.splice(0).forEach(({ element }) => element.remove());
   }
   for (const sample of into) sample.settle();
   controller = null;
   setBusy(false);
   setText(byId("announcer"), `${end}: ${count() - before} tokens, seed ${body.seed}.`);
   setText(byId("seed-used"), `Seed ${body.seed}`);
-  active = into[0];
+  active = samples.includes(into[0]) ? into[0] : null;
   showActive();
 }
 
