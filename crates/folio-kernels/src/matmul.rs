@@ -299,9 +299,9 @@ impl<'a, E: Element> NextPanel<'a, E> {
     /// The part that comes while the tile with this index is computed, if it is much.
     #[inline(always)]
     fn with_tile(&self, index: usize) -> Ahead {
-        let lines = if self.is_spread() { UNIT_LINES.div_ceil(self.tiles) } else { 0 };
-        let (first, end) = (index * lines, ((index + 1) * lines).min(UNIT_LINES));
-        Ahead { start: self.start.cast::<u8>().wrapping_add(first * LINE), lines: end.saturating_sub(first) }
+        let before = |tiles: usize| if self.is_spread() { (tiles * UNIT_LINES).div_ceil(self.tiles) } else { 0 };
+        let first = before(index);
+        Ahead { start: self.start.cast::<u8>().wrapping_add(first * LINE), lines: before(index + 1) - first }
     }
 }
 
