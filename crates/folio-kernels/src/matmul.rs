@@ -12,7 +12,7 @@ use crate::columns::ColumnsMut;
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::panels::Panels;
-use crate::tile::{self, Ahead, COLS, Intent, LINE, ROWS, Tile, Walk};
+use crate::tile::{self, COLS, Intent, LINE, ROWS, Tile, Walk};
 
 /// A left operand.
 #[derive(Clone, Copy, Debug)]
@@ -243,9 +243,7 @@ fn for_each_tile<E: Element>(
             let at = At { row, col, rows: (rows.end - row).min(ROWS), cols };
             let add = begin(at, &mut tile);
             let left = std::array::from_fn(|r| row_start(lhs, row + r.min(at.rows - 1)));
-            let ahead = ahead.with_tile(index);
-            let walk =
-                Walk { rows: at.rows, cols, add, segments, units, lhs_step, lhs_segment, rhs_segment, ahead };
+            let walk = Walk { rows: at.rows, cols, add, segments, units, lhs_step, lhs_segment, rhs_segment };
             // SAFETY: `check` made sure that the walk stays inside both operands for every row of `rows`, and
             // the panel is one of the right operand's.
             unsafe { tile::multiply(isa, &mut tile, &left, right, &walk) };
@@ -266,6 +264,10 @@ struct NextPanel<'a, E> {
 /// Cache lines of one unit.
 const UNIT_LINES: usize = COLS * size_of::<f32>() / LINE;
 
+/// With fewer tiles to a panel there would be so many lines to ask for with each that they would hold it up, since few can
+/// be under way at a time; the processor, which sees memory read in order, asks for more of them by itself.
+const FEW_TILES: usize = 9;
+
 impl<'a, E: Element> NextPanel<'a, E> {
     #[inline(always)]
     fn new(panels: Panels<'a, E>, col: usize, rows: usize) -> Self {
@@ -274,15 +276,10 @@ impl<'a, E: Element> NextPanel<'a, E> {
         Self { panels, start: panels.data.as_ptr().wrapping_add(place), tiles }
     }
 
-    /// Whether so much comes with each tile that it has to be spread over its time.
-    fn is_spread(&self) -> bool {
-        (1..=2 * UNIT_LINES).contains(&self.tiles) && self.panels.segments == 1
-    }
-
-    /// Asks for the part that belongs to the tile with this index, if that is little.
+    /// Asks for the part that belongs to the tile with this index.
     #[inline(always)]
     fn fetch(&self, index: usize) {
-        if self.tiles == 0 || self.is_spread() {
+        if self.tiles < FEW_TILES {
             return;
         }
         let all = self.panels.segments * self.panels.units;
@@ -294,14 +291,6 @@ impl<'a, E: Element> NextPanel<'a, E> {
                 tile::prefetch(unit.cast::<u8>().wrapping_add(line * LINE), Intent::ReadLater);
             }
         }
-    }
-
-    /// The part that comes while the tile with this index is computed, if it is much.
-    #[inline(always)]
-    fn with_tile(&self, index: usize) -> Ahead {
-        let before = |tiles: usize| if self.is_spread() { (tiles * UNIT_LINES).div_ceil(self.tiles) } else { 0 };
-        let first = before(index);
-        Ahead { start: self.start.cast::<u8>().wrapping_add(first * LINE), lines: before(index + 1) - first }
     }
 }
 

@@ -37,18 +37,6 @@ pub(crate) struct Walk {
     pub(crate) lhs_segment: usize,
     /// From one stretch of the right operand to the next.
     pub(crate) rhs_segment: usize,
-    /// Memory that will be wanted next, to be brought near meanwhile.
-    pub(crate) ahead: Ahead,
-}
-
-/// A panel that comes near while a tile is computed, so many cache lines of its every unit. Asking for all of them at
-/// once would hold up the tile: few can be under way at a time.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Ahead {
-    /// The first line of its first unit.
-    pub(crate) start: *const u8,
-    /// Lines of each unit; a unit is four.
-    pub(crate) lines: usize,
 }
 
 /// `tile = lhs rhs` or `tile += lhs rhs` for the rows and columns that are wanted; columns up to the next multiple
@@ -121,7 +109,6 @@ pub(crate) fn multiply_quantized(
     if isa.has_avx512() {
         assert!(lhs.iter().all(|row| row.len() == lines.len()), "rows of {} lines", lines.len());
         let mut tile = Tile([[0.0; COLS]; ROWS]);
-        let ahead = Ahead { start: lines.as_ptr().cast(), lines: 0 };
         let (segments, units) = (1, lines.len());
         let walk = Walk {
             rows,
@@ -132,7 +119,6 @@ pub(crate) fn multiply_quantized(
             lhs_step: 1,
             lhs_segment: 0,
             rhs_segment: 0,
-            ahead,
         };
         let lhs = lhs.map(<[f32]>::as_ptr);
         let rhs = lines.as_ptr().cast();
@@ -270,7 +256,7 @@ mod x86 {
     use std::arch::x86_64::*;
     use std::array::from_fn;
 
-    use super::{COLS, Element, Intent, LINE, ROWS, Tile, Walk, prefetch};
+    use super::{COLS, Element, LINE, ROWS, Tile, Walk};
 
     /// # Safety
     /// As [`super::multiply`]; the processor must have AVX-512 F.
@@ -366,12 +352,7 @@ mod x86 {
             for segment in 0..walk.segments {
                 let mut right = segment * walk.rhs_segment;
                 let mut offset = segment * walk.lhs_segment;
-                let mut ahead = walk.ahead.start;
                 for _ in 0..walk.units {
-                    for line in 0..walk.ahead.lines {
-                        prefetch(ahead.wrapping_add(line * LINE), Intent::ReadLater);
-                    }
-                    ahead = ahead.wrapping_add(COLS * size_of::<f32>());
                     let b: [__m512; V] = from_fn(|v| load(right + 16 * v));
                     right += COLS;
                     for r in 0..R {

@@ -11,7 +11,6 @@ use crate::dropout::Dropout;
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::panels::{PANEL_COLS, PanelDims, Panels};
-use crate::tile::{Intent, LINE, prefetch};
 
 /// The keys and values of one head of one sequence, up to the token that came last.
 #[derive(Debug)]
@@ -48,20 +47,6 @@ impl<E: Element> KeyValueCache<E> {
     /// Forgets all tokens.
     pub fn clear(&mut self) {
         self.len = 0;
-    }
-
-    /// Asks for all of it to be brought near, to be read soon: many texts' caches are in no cache of the processor's.
-    pub fn prefetch(&self) {
-        let [key_panels, value_panels] = panels(self.capacity, self.head_size);
-        let keys = self.len.div_ceil(PANEL_COLS) * key_panels.panel_len::<E>();
-        let values = self.len.div_ceil(E::PAIR) * PANEL_COLS * E::PAIR;
-        let value_panels =
-            self.values.chunks_exact(value_panels.panel_len::<E>()).map(|panel| &panel[..values]);
-        for part in [&self.keys_t[..keys]].into_iter().chain(value_panels) {
-            for start in (0..size_of_val(part)).step_by(LINE) {
-                prefetch(part.as_ptr().cast::<u8>().wrapping_add(start), Intent::ReadLater);
-            }
-        }
     }
 
     /// Appends a token: its key and its value, (D) each.

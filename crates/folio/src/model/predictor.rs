@@ -373,10 +373,7 @@ where
                 let (mut of_head, others) = y.split_at(dims.head_size);
                 y = others;
                 let mut first = 0;
-                for (index, text) in texts.iter().enumerate() {
-                    if let Some(next) = texts.get(index + 1) {
-                        lock(&W::Element::of(next.cache())[idx * n_heads + h]).prefetch();
-                    }
+                for text in texts {
                     let rows = first..first + text.next_tokens().len();
                     first = rows.end;
                     let qkv = &qkv[rows.start * 3 * c..rows.end * 3 * c];
