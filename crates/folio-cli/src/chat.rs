@@ -16,7 +16,7 @@ use signal_hook::flag;
 
 use crate::generate::{DrawingArgs, Look, WhichModel, legend, load_predictor};
 use crate::options::whole;
-use crate::train::set_threads;
+use crate::train::join_threads;
 
 const HELP: &str = "\
 A line is added to the text as it stands (\\n in it is a line break), and the model goes on from there; so it does after
@@ -47,7 +47,7 @@ pub(crate) struct ChatArgs {
 
 pub(crate) fn run(args: &ChatArgs) -> anyhow::Result<()> {
     args.drawing.sampling().validate()?;
-    set_threads(args.drawing.threads)?;
+    join_threads(args.drawing.threads)?;
     let (run, names) = args.which.find()?;
     let tokenizer = Arc::new(run.tokenizer()?);
     let name = *names.last().context("a checkpoint")?;

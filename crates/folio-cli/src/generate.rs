@@ -14,7 +14,7 @@ use folio::run_dir::RunDir;
 use folio::tokenizer::Tokenizer;
 
 use crate::options::whole;
-use crate::train::set_threads;
+use crate::train::join_threads;
 use crate::usage::Usage;
 
 mod drawing;
@@ -131,7 +131,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     if args.num_samples == 0 {
         return Err(Usage("--num_samples: 0 writes nothing: give at least 1".into()).into());
     }
-    set_threads(args.drawing.threads)?;
+    join_threads(args.drawing.threads)?;
     let (run, mut names) = args.which.find()?;
     if args.all_checkpoints {
         names = run.names()?;

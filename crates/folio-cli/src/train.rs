@@ -314,16 +314,22 @@ fn gibibytes(bytes: u64) -> String {
 
 /// Sizes the thread pool under every kernel.
 pub(crate) fn set_threads(threads: Option<usize>) -> anyhow::Result<()> {
+    thread_pool(threads)?.build_global().context("starting threads")
+}
+
+/// [`set_threads`], and makes this thread one of them: it has not to hand each token to another and wait.
+pub(crate) fn join_threads(threads: Option<usize>) -> anyhow::Result<()> {
+    thread_pool(threads)?.use_current_thread().build_global().context("starting threads")
+}
+
+fn thread_pool(threads: Option<usize>) -> anyhow::Result<rayon::ThreadPoolBuilder> {
     if threads == Some(0) {
         return Err(
             Usage("--threads: 0 is too few: give at least 1, or leave it out for all cores".into()).into()
         );
     }
     // The library reads 0 as all cores.
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads.unwrap_or(0))
-        .build_global()
-        .context("starting threads")
+    Ok(rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)))
 }
 
 /// Says where the files are and what to type next.

@@ -13,7 +13,7 @@ use folio_kernels::isa::Isa;
 use super::peak::reading;
 use super::peak_mib;
 use crate::options::whole;
-use crate::train::set_threads;
+use crate::train::join_threads;
 use crate::usage::Usage;
 
 #[derive(Args)]
@@ -93,7 +93,7 @@ pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         Format::Auto => WeightFormat::of(PrecisionChoice::Auto.resolve(args.emb, args.heads)),
     };
     format.check(&config)?;
-    set_threads(args.threads)?;
+    join_threads(args.threads)?;
     let parameters = Parameters::random(&config, &mut Rng::new(0, Stream::Init));
     let predictor = Arc::new(Predictor::new(config, format, &parameters));
     drop(parameters);
