@@ -256,7 +256,12 @@ mod x86 {
     use std::arch::x86_64::*;
     use std::array::from_fn;
 
-    use super::{COLS, Element, LINE, ROWS, Tile, Walk};
+    use super::{COLS, Element, Intent, LINE, ROWS, Tile, Walk, prefetch};
+
+    /// From so many rows on the processor sees, while it computes, too few units ahead to keep the memory busy by itself.
+    const ROWS_TO_FETCH_FOR: usize = 3;
+    /// How far ahead the right operand is asked for then: 32 units, 8 KiB. Measured: docs/log.md.
+    const FETCH_AHEAD: usize = 32 * COLS;
 
     /// # Safety
     /// As [`super::multiply`]; the processor must have AVX-512 F.
@@ -321,7 +326,12 @@ mod x86 {
     ) {
         // SAFETY: passed on to the caller.
         unsafe {
-            let load = |place: usize| _mm512_loadu_ps(rhs.add(place));
+            let load = |place: usize| {
+                if R >= ROWS_TO_FETCH_FOR {
+                    prefetch(rhs.wrapping_add(place + FETCH_AHEAD).cast(), Intent::Read);
+                }
+                _mm512_loadu_ps(rhs.add(place))
+            };
             match walk.cols.div_ceil(16) {
                 1 => fixed::<R, 1>(tile, lhs, load, walk, multiply_add),
                 2 => fixed::<R, 2>(tile, lhs, load, walk, multiply_add),
