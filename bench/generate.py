@@ -44,12 +44,13 @@ for round in range(args.rounds):
 
 if rival:
     print(f"PyTorch: {statistics.median(rival):.1f} tokens/s, from {min(rival):.1f} to {max(rival):.1f}")
-print("| numbers | texts | tokens/s | over PyTorch | over one text | GB/s | memory reads, GB/s |")
-print("|---|---|---|---|---|---|---|")
+print("| numbers | texts | tokens/s | over PyTorch | over one text | GB/s | memory reads, GB/s | share of the memory |")
+print("|---|---|---|---|---|---|---|---|")
 for precision, streams in CASES:
     middle = lambda key: statistics.median(result[key] or 0 for result in ours[precision, streams])
     speed = middle("tokens_per_s")
     alone = statistics.median(result["tokens_per_s"] for result in ours[precision, 1])
     ratio = f"{speed / statistics.median(rival):.0f}" if rival else ""
-    print(f"| {precision} | {streams} | {speed:,.0f} | {ratio} | {speed / alone:.1f} | {middle('gb_per_s'):.1f} "
-          f"| {middle('memory_gb_per_s'):.1f} |")
+    read, memory = middle("gb_per_s"), middle("memory_gb_per_s")
+    share = f"{100 * read / memory:.0f} %" if memory else ""
+    print(f"| {precision} | {streams} | {speed:,.0f} | {ratio} | {speed / alone:.1f} | {read:.1f} | {memory:.1f} | {share} |")

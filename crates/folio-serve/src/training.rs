@@ -65,10 +65,17 @@ fn story(run: &Run) -> Option<RunStory> {
     let told = |key: &str| last[key].as_u64().unwrap_or(0);
     let step = status.as_ref().map_or(0, |status| status.step).max(told("step"));
     let epoch = status.as_ref().map_or(0, |status| status.epoch);
-    let num_epochs = settings.last_epoch();
     let losses = directory.losses().ok().flatten();
-    let per_epoch = losses.and_then(|losses| losses.steps.first().copied());
-    let steps = per_epoch.map(|steps| steps.saturating_mul(num_epochs));
+    let per_epoch = losses.and_then(|losses| losses.steps.first().copied()).filter(|&steps| steps > 0);
+    let steps = per_epoch.map(|steps| steps.saturating_mul(settings.last_epoch()));
+    let steps = steps.map(|steps| steps.min(settings.max_steps.unwrap_or(u64::MAX))).or(settings.max_steps);
+    // Steps can be limited too, so that not all epochs come.
+    let finished = status.as_ref().is_some_and(|status| status.state == RunState::Finished);
+    let num_epochs = match steps.zip(per_epoch) {
+        _ if finished => epoch,
+        Some((steps, per_epoch)) => steps.div_ceil(per_epoch),
+        None => settings.last_epoch(),
+    };
     let parameters = first_record(directory).and_then(|record| record["parameters"].as_u64());
     Some(RunStory {
         id: run.id.clone(),
@@ -76,7 +83,7 @@ fn story(run: &Run) -> Option<RunStory> {
         epoch,
         num_epochs,
         step,
-        steps: steps.map(|steps| steps.min(settings.max_steps.unwrap_or(u64::MAX))).or(settings.max_steps),
+        steps,
         best_eval_loss: lowest,
         parameters,
     })

@@ -278,3 +278,27 @@ async fn what_cannot_be_served() {
     let _lock = RunLock::take(&RunDir::new(place("bare"))).expect("free");
     assert!(Server::bind(options(&["bare"])).await.is_ok());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn epochs_that_a_limit_of_steps_leaves_out_are_not_waited_for() {
+    let directory = tempfile::tempdir().expect("room");
+    let path = directory.path().join("mine");
+    copy("plain", &path);
+    let site = serving(&path).await;
+    let steps = run(&site, "mine").await["steps"].as_u64().expect("a number");
+    let change = |file: &str, from: &str, to: &str| {
+        let path = path.join(file);
+        let text = fs::read_to_string(&path).expect("a file");
+        assert!(text.contains(from), "{text}");
+        fs::write(&path, text.replace(from, to)).expect("room");
+    };
+    change("status.json", "finished", "stopped");
+    change("hyperparameters.json", r#""num_epochs": 3"#, r#""num_epochs": 9"#);
+    assert_eq!(run(&site, "mine").await["num_epochs"], 9);
+    change("hyperparameters.json", r#""max_steps": null"#, &format!(r#""max_steps": {}"#, steps + 1));
+    let told = run(&site, "mine").await;
+    assert_eq!((&told["num_epochs"], &told["steps"]), (&json!(4), &json!(steps + 1)));
+    // Its last epoch was cut short, so that it has fewer.
+    change("status.json", "stopped", "finished");
+    assert_eq!(run(&site, "mine").await["num_epochs"], 3);
+}
