@@ -206,6 +206,10 @@ impl Trainer {
             on_event(&Event::EpochEnded { epoch, last_epoch, report, sample });
             saver.save_epoch(self, on_event);
             if requests.stop_asked() {
+                // The next save is this one.
+                if saver.has_failed() {
+                    saver.save_epoch(self, on_event);
+                }
                 return Ok(Outcome::Stopped);
             }
         }

@@ -49,6 +49,11 @@ impl<'a> Saver<'a> {
         }
     }
 
+    /// Whether the last attempt to save came to nothing.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failure.is_some()
+    }
+
     /// Saves what an epoch's end has to save.
     pub(super) fn save_epoch(&mut self, trainer: &Trainer, on_event: &mut dyn FnMut(&Event)) {
         let name = match trainer.settings.save_checkpoint {

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use folio::checkpoint::CheckpointName;
 use folio::data::TokenStream;
@@ -96,6 +97,34 @@ fn what_cannot_be_saved_now_is_saved_later() {
     let steps: Vec<u64> =
         told.iter().filter(|line| line["event"] == "step").filter_map(|line| line["step"].as_u64()).collect();
     assert_eq!(steps, (1..=steps.len() as u64).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_run_that_is_stopped_tries_once_more_to_save_what_could_not_be_saved() {
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let (run, aside) = (RunDir::new(place.path().join("run")), place.path().join("aside"));
+    let (requests, mut warnings) = (Requests::default(), 0);
+    let outcome = run_recorded(
+        &mut trainer(settings(), &Start::Fresh),
+        Some(&run),
+        &requests,
+        &mut |event| match event {
+            Event::EpochEnded { epoch: 2, .. } => {
+                fs::rename(run.path(), &aside).expect("there");
+                fs::write(run.path(), "not a directory").expect("room");
+            }
+            Event::Warning { .. } => {
+                warnings += 1;
+                fs::remove_file(run.path()).expect("there");
+                fs::rename(&aside, run.path()).expect("there");
+                requests.stop.store(true, Ordering::Relaxed);
+            }
+            _ => {}
+        },
+    );
+    assert_eq!((outcome.expect("it is saved"), warnings), (Outcome::Stopped, 1));
+    assert_eq!(run.epochs().expect("readable"), [1, 2]);
+    assert_eq!(run.status().expect("readable").expect("told").state, RunState::Stopped);
 }
 
 #[test]
