@@ -15,6 +15,7 @@ use serde::Serialize;
 use crate::Shared;
 use crate::errors::{ApiError, ApiResult};
 use crate::guard::json_body;
+use crate::limits::Limits;
 use crate::models::Model;
 use crate::queue::{Failure, Job, Listener, Ticket, Told, Work};
 use folio::generate::{self, PastContext};
@@ -115,7 +116,7 @@ async fn scores_of(
     };
     let texts: VecDeque<_> = prompts.iter().enumerate().filter_map(request).collect();
     let mut left = texts.len();
-    let (ticket, mut listener) = Ticket::new(left, deadline);
+    let (ticket, mut listener) = Ticket::new(left, shared.limits.unread_tokens, deadline);
     let mut scores: Vec<Vec<Score>> = prompts.iter().map(|_| Vec::new()).collect();
     if left > 0 {
         shared.put(Work::Write(Job { model: Arc::clone(model), texts, ticket }))?;
@@ -194,7 +195,8 @@ impl Answer {
     ) -> ApiResult<Self> {
         let Wanted { samples, echo, logprobs, max_tokens, .. } = wanted;
         let count = prompts.len() * samples;
-        let (ticket, listener) = Ticket::new(count, begun + shared.limits.request_time);
+        let Limits { unread_tokens, request_time, .. } = shared.limits;
+        let (ticket, listener) = Ticket::new(count, unread_tokens, begun + request_time);
         let mut choices: Vec<Choice> =
             (0..count).map(|index| Choice::new(index, logprobs.is_some())).collect();
         let mut ready = VecDeque::new();

@@ -13,6 +13,9 @@ pub struct Limits {
     pub tokens: usize,
     /// Tokens that all texts of one request may be asked to have together.
     pub request_tokens: usize,
+    /// Tokens of a request that wait for a client to read them, beside what the system holds; then its texts pause, and their
+    /// places are others'.
+    pub unread_tokens: usize,
     /// Tokens that all prompts of one request have together.
     pub prompt_tokens: usize,
     /// Texts that one request may ask for.
@@ -52,6 +55,7 @@ impl Default for Limits {
             queue: 64,
             tokens: 4096,
             request_tokens: 4 * 4096,
+            unread_tokens: 64,
             prompt_tokens: 1 << 15,
             choices: 32,
             body_bytes: 1 << 20,

@@ -81,13 +81,10 @@ pub(crate) enum Failure {
     Broken,
 }
 
-/// Tokens of a text that wait for the client before the text pauses.
-const BUFFER: usize = 64;
-
 impl Ticket {
-    /// A ticket for so many texts, and the end that listens.
-    pub(crate) fn new(texts: usize, deadline: Instant) -> (Arc<Self>, Listener) {
-        let (sender, receiver) = mpsc::channel(BUFFER + texts);
+    /// A ticket for so many texts, of which so many tokens may wait for the client, and the end that listens.
+    pub(crate) fn new(texts: usize, unread: usize, deadline: Instant) -> (Arc<Self>, Listener) {
+        let (sender, receiver) = mpsc::channel(unread + texts);
         let failure = Arc::new(OnceLock::new());
         let listener = Listener { events: receiver, failure: Arc::clone(&failure) };
         (Arc::new(Self { events: sender, failure, deadline, begun: Instant::now(), texts }), listener)

@@ -14,6 +14,11 @@ fn endless() -> Value {
     json!({ "max_tokens": ENDLESS })
 }
 
+/// Texts keep their places however slowly a busy machine reads them.
+fn no_pauses() -> Limits {
+    Limits { unread_tokens: 1 << 40, ..limits() }
+}
+
 /// A client that reads a text without end, until it is aborted.
 async fn reader(site: &Site) -> JoinHandle<()> {
     let mut events = site.stream(endless()).await;
@@ -23,7 +28,7 @@ async fn reader(site: &Site) -> JoinHandle<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_refuses_and_places_come_free() {
-    let site = Site::with(Limits { streams: 1, queue: 2, ..limits() }).await;
+    let site = Site::with(Limits { streams: 1, queue: 2, ..no_pauses() }).await;
     let first = reader(&site).await;
     // Two wait, and are let in when the one before them goes.
     let body = json!({ "model": "plain", "prompt": "First", "text": "First" });
@@ -52,7 +57,7 @@ async fn a_full_queue_refuses_and_places_come_free() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_that_go_away_free_their_places() {
-    let site = Site::with(Limits { streams: 4, queue: 10, ..limits() }).await;
+    let site = Site::with(Limits { streams: 4, queue: 10, ..no_pauses() }).await;
     let mut streams = Vec::new();
     for _ in 0..4 {
         streams.push(reader(&site).await);
@@ -159,7 +164,7 @@ async fn no_request_takes_longer_than_it_may() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn texts_under_way_may_end_when_the_server_does() {
-    let mut site = Site::with(Limits { streams: 1, grace_time: PATIENCE, ..limits() }).await;
+    let mut site = Site::with(Limits { streams: 1, grace_time: PATIENCE, ..no_pauses() }).await;
     let events = site.stream(json!({ "max_tokens": 30_000 })).await;
     let events = tokio::spawn(events.all());
     let waiting = {
