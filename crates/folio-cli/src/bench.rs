@@ -110,7 +110,27 @@ struct StepArgs {
     /// Sequences a step
     #[arg(long, default_value_t = 64, value_parser = whole::<usize>)]
     batch: usize,
-    /// Tokens a sequence
+    #[command(flatten)]
+    sizes: ModelArgs,
+    /// Share that dropout drops
+    #[arg(long, default_value_t = 0.2, value_parser = real::<f32>)]
+    dropout: f32,
+    /// Numbers to compute in
+    #[arg(long, default_value = "auto")]
+    precision: PrecisionChoice,
+    /// Steps to time, after two that are not
+    #[arg(long, default_value_t = 5, value_parser = whole::<usize>)]
+    steps: usize,
+    /// Threads to compute with [default: all cores]
+    #[arg(long, value_parser = whole::<usize>)]
+    threads: Option<usize>,
+}
+
+/// The sizes of a model, named as the yardstick names them.
+#[derive(Args)]
+#[command(rename_all = "snake_case")]
+struct ModelArgs {
+    /// Tokens of the context
     #[arg(long, default_value_t = 256, value_parser = whole::<usize>)]
     block: usize,
     /// Tokens of the vocabulary
@@ -125,18 +145,20 @@ struct StepArgs {
     /// Attention heads
     #[arg(long, default_value_t = 6, value_parser = whole::<usize>)]
     heads: usize,
-    /// Share that dropout drops
-    #[arg(long, default_value_t = 0.2, value_parser = real::<f32>)]
-    dropout: f32,
-    /// Numbers to compute in
-    #[arg(long, default_value = "auto")]
-    precision: PrecisionChoice,
-    /// Steps to time, after two that are not
-    #[arg(long, default_value_t = 5, value_parser = whole::<usize>)]
-    steps: usize,
-    /// Threads to compute with [default: all cores]
-    #[arg(long, value_parser = whole::<usize>)]
-    threads: Option<usize>,
+}
+
+impl ModelArgs {
+    fn config(&self, dropout: f32) -> folio::error::Result<ModelConfig> {
+        let config = ModelConfig {
+            vocab_size: self.vocab,
+            n_blocks: self.blocks,
+            n_emb: self.emb,
+            n_heads: self.heads,
+            block_size: self.block,
+            dropout,
+        };
+        config.validate().map(|()| config)
+    }
 }
 
 pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
@@ -214,16 +236,9 @@ fn kernels(args: &KernelsArgs) -> anyhow::Result<()> {
 }
 
 fn step(args: &StepArgs) -> anyhow::Result<()> {
-    let config = ModelConfig {
-        vocab_size: args.vocab,
-        n_blocks: args.blocks,
-        n_emb: args.emb,
-        n_heads: args.heads,
-        block_size: args.block,
-        dropout: args.dropout,
-    };
-    config.validate()?;
-    let precision = args.precision.resolve(args.emb, args.heads);
+    let sizes = &args.sizes;
+    let config = sizes.config(args.dropout)?;
+    let precision = args.precision.resolve(sizes.emb, sizes.heads);
     precision.check(&config)?;
     if args.batch == 0 || args.steps == 0 {
         return Err(Usage("--batch and --steps must be at least 1".into()).into());
@@ -240,13 +255,13 @@ fn step(args: &StepArgs) -> anyhow::Result<()> {
         grad_clip: 1.0,
     };
     let mut optimizer = AdamW::new(adamw, model.parameters().values().len());
-    let tokens = args.batch * args.block;
+    let tokens = args.batch * sizes.block;
     let mut times = Vec::new();
     for step in 0..args.steps + 2 {
-        let mut draw = || -> Vec<u32> { (0..tokens).map(|_| rng.below(args.vocab as u64) as u32).collect() };
+        let mut draw = || -> Vec<u32> { (0..tokens).map(|_| rng.below(sizes.vocab as u64) as u32).collect() };
         let (inputs, targets) = (draw(), draw());
         let start = Instant::now();
-        model.train_step(Batch { inputs: &inputs, targets: &targets, time: args.block }, step as u64);
+        model.train_step(Batch { inputs: &inputs, targets: &targets, time: sizes.block }, step as u64);
         let (parameters, gradients) = model.parameters_and_gradients();
         optimizer.step(parameters, gradients, 1e-3);
         if step >= 2 {
@@ -258,8 +273,8 @@ fn step(args: &StepArgs) -> anyhow::Result<()> {
     println!(
         "{}",
         serde_json::json!({
-            "what": "step", "batch": args.batch, "block": args.block, "vocab": args.vocab, "emb": args.emb,
-            "blocks": args.blocks, "heads": args.heads, "dropout": args.dropout, "steps": args.steps,
+            "what": "step", "batch": args.batch, "block": sizes.block, "vocab": sizes.vocab, "emb": sizes.emb,
+            "blocks": sizes.blocks, "heads": sizes.heads, "dropout": args.dropout, "steps": args.steps,
             "precision": precision.name(), "threads": rayon::current_num_threads(), "isa": Isa::detected().name(),
             "step_s": median, "step_s_min": times[0], "tokens_per_s": tokens as f64 / median,
             "gflop_per_s": flop(&config, tokens) / median / 1e9, "peak_mib": peak_mib(),

@@ -5,13 +5,13 @@ use std::time::Instant;
 
 use clap::Args;
 use folio::generate::{Generator, PastContext, Request};
-use folio::model::{ModelConfig, Parameters, PrecisionChoice, Predictor, WeightFormat};
+use folio::model::{Parameters, PrecisionChoice, Predictor, WeightFormat};
 use folio::rng::{Rng, Stream};
 use folio::tokenizer::Tokenizer;
 use folio_kernels::isa::Isa;
 
 use super::peak::reading;
-use super::peak_mib;
+use super::{ModelArgs, peak_mib};
 use crate::options::whole;
 use crate::train::join_threads;
 use crate::usage::Usage;
@@ -25,21 +25,8 @@ the machine reads from memory; above 100 % they came from the processor's cache.
 Example:
   folio bench generate --block 256 --vocab 65 --emb 384 --blocks 6 --heads 6 --tokens 256 --streams 16")]
 pub(super) struct GenerateArgs {
-    /// The longest context
-    #[arg(long, default_value_t = 256, value_parser = whole::<usize>)]
-    block: usize,
-    /// Tokens of the vocabulary
-    #[arg(long, default_value_t = 65, value_parser = whole::<usize>)]
-    vocab: usize,
-    /// Width of the model
-    #[arg(long, default_value_t = 384, value_parser = whole::<usize>)]
-    emb: usize,
-    /// Transformer blocks
-    #[arg(long, default_value_t = 6, value_parser = whole::<usize>)]
-    blocks: usize,
-    /// Attention heads
-    #[arg(long, default_value_t = 6, value_parser = whole::<usize>)]
-    heads: usize,
+    #[command(flatten)]
+    sizes: ModelArgs,
     /// Tokens to write, from nothing
     #[arg(long, default_value_t = 200, value_parser = whole::<usize>)]
     tokens: usize,
@@ -76,28 +63,21 @@ impl std::str::FromStr for Format {
 }
 
 pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
-    let config = ModelConfig {
-        vocab_size: args.vocab,
-        n_blocks: args.blocks,
-        n_emb: args.emb,
-        n_heads: args.heads,
-        block_size: args.block,
-        dropout: 0.0,
-    };
-    config.validate()?;
+    let sizes = &args.sizes;
+    let config = sizes.config(0.0)?;
     if args.tokens == 0 || args.streams == 0 || args.rounds == 0 {
         return Err(Usage("--tokens, --streams and --rounds must be at least 1".into()).into());
     }
     let format = match args.precision {
         Format::Given(format) => format,
-        Format::Auto => WeightFormat::of(PrecisionChoice::Auto.resolve(args.emb, args.heads)),
+        Format::Auto => WeightFormat::of(PrecisionChoice::Auto.resolve(sizes.emb, sizes.heads)),
     };
     format.check(&config)?;
     join_threads(args.threads)?;
     let parameters = Parameters::random(&config, &mut Rng::new(0, Stream::Init));
     let predictor = Arc::new(Predictor::new(config, format, &parameters));
     drop(parameters);
-    let mut generator = Generator::new(Arc::clone(&predictor), Arc::new(vocabulary(args.vocab)?));
+    let mut generator = Generator::new(Arc::clone(&predictor), Arc::new(vocabulary(sizes.vocab)?));
     let mut times = Vec::new();
     for round in 0..=args.rounds {
         for stream in 0..args.streams {
@@ -120,16 +100,16 @@ pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let median = (times[(times.len() - 1) / 2] + times[times.len() / 2]) / 2.0;
     // Within the context: the weights once a step, and of each text the keys and values so far.
     let steps = args.tokens as f64;
-    let seen = (args.tokens.min(args.block) + 1) as f64 / 2.0;
-    let cached = predictor.cache_bytes() as f64 / args.block as f64 * seen * args.streams as f64;
-    let is_within = args.tokens <= args.block;
+    let seen = (args.tokens.min(sizes.block) + 1) as f64 / 2.0;
+    let cached = predictor.cache_bytes() as f64 / sizes.block as f64 * seen * args.streams as f64;
+    let is_within = args.tokens <= sizes.block;
     let gb_per_s = (predictor.weight_bytes() as f64 + cached) * steps / median / 1e9;
     let memory = reading();
     println!(
         "{}",
         serde_json::json!({
-            "what": "generate", "block": args.block, "vocab": args.vocab, "emb": args.emb, "blocks": args.blocks,
-            "heads": args.heads, "tokens": args.tokens, "streams": args.streams, "precision": format.name(),
+            "what": "generate", "block": sizes.block, "vocab": sizes.vocab, "emb": sizes.emb, "blocks": sizes.blocks,
+            "heads": sizes.heads, "tokens": args.tokens, "streams": args.streams, "precision": format.name(),
             "past_context": args.past_context.name(), "threads": rayon::current_num_threads(),
             "isa": Isa::detected().name(), "tokens_per_s": (args.tokens * args.streams) as f64 / median,
             "tokens_per_s_max": (args.tokens * args.streams) as f64 / times[0],
