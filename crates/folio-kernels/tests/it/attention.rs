@@ -142,9 +142,9 @@ fn compare_cached<E: Element>(cuts: impl Fn(usize) -> usize) {
         let dims = AttentionDims { batch: 1, ..even::<E>(sizes) };
         let AttentionDims { time, heads, head_size, .. } = dims;
         let attention = Attention::<E>::random(dims, Dropout::none());
-        let other = nans::<E>(dims.channels() * 3);
         let width = dims.channels();
         let room = AttentionDims { time: time + 3, ..dims };
+        let other = nans::<E>(room.time * 3 * width);
         on_every_isa(|isa| {
             let mut scratch = used_scratch(dims);
             let (want, _) = attention.forward(&mut scratch);
@@ -160,7 +160,7 @@ fn compare_cached<E: Element>(cuts: impl Fn(usize) -> usize) {
                     seen
                 };
                 // An older text, that must leave nothing behind.
-                run(&mut nans::<E>(width), &other, &mut cache);
+                run(&mut nans::<E>(room.time * width), &other, &mut cache);
                 cache.clear();
                 let mut first = 0;
                 while first < time {
