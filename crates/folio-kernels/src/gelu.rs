@@ -7,7 +7,8 @@
 //! Hendrycks and Gimpel 2016, "Gaussian Error Linear Units", section 2. Both functions are applied to the tiles of
 //! a linear layer's result ([`crate::linear`]), so that they cost no pass over memory.
 
-use crate::vector::sigmoid;
+use crate::vector::exp2;
+use std::f32::consts::LOG2_E;
 
 /// sqrt(2 / pi).
 const SQRT_2_OVER_PI: f32 = 0.797_884_6;
@@ -22,7 +23,7 @@ const REACH: f32 = 10.0;
 #[inline(always)]
 pub fn gelu(x: f32) -> f32 {
     let x = not_below(x);
-    x * sigmoid(2.0 * inner(x))
+    x * s(not_above(x))
 }
 
 /// `gelu(x)` and its derivative, math.md (16).
@@ -33,10 +34,10 @@ pub fn gelu(x: f32) -> f32 {
 #[inline(always)]
 pub fn gelu_and_slope(x: f32) -> (f32, f32) {
     let x = not_below(x);
-    let near = if x > REACH { REACH } else { x };
-    let s = sigmoid(2.0 * inner(near));
-    let du = SQRT_2_OVER_PI * (3.0 * CUBE * near).mul_add(near, 1.0);
-    (x * s, (near * s * (1.0 - s)).mul_add(2.0 * du, s))
+    let near = not_above(x);
+    let s = s(near);
+    let twice_du = (near * near).mul_add(6.0 * SQRT_2_OVER_PI * CUBE, 2.0 * SQRT_2_OVER_PI);
+    (x * s, (near * s * (1.0 - s)).mul_add(twice_du, s))
 }
 
 /// `x`, but not below minus [`REACH`]. A comparison rather than `max` lets NaN through.
@@ -45,8 +46,16 @@ fn not_below(x: f32) -> f32 {
     if x < -REACH { -REACH } else { x }
 }
 
-/// `u = sqrt(2 / pi) (x + 0.044715 x^3)`.
+/// `x`, but not above [`REACH`].
 #[inline(always)]
-fn inner(x: f32) -> f32 {
-    SQRT_2_OVER_PI * (CUBE * x * x).mul_add(x, x)
+fn not_above(x: f32) -> f32 {
+    if x > REACH { REACH } else { x }
+}
+
+/// `s` for x within [`REACH`], where `exp(-2 u) = 2^y` for a y within 126: `y = x (LINEAR + CUBIC x^2)`.
+#[inline(always)]
+fn s(x: f32) -> f32 {
+    const LINEAR: f32 = -2.0 * SQRT_2_OVER_PI * LOG2_E;
+    const CUBIC: f32 = LINEAR * CUBE;
+    1.0 / (1.0 + exp2(x * (x * x).mul_add(CUBIC, LINEAR)))
 }

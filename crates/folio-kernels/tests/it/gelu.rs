@@ -127,11 +127,11 @@ fn twin_off(x: f64) -> f64 {
 
 /// How far `y = x s` and its slope `s + x s (1 - s) 2 u'` may be off, with `s = 1 / (1 + exp(-z))`, `z = 2 u`:
 ///
-/// - `z` has 6 roundings: the constant of the cube, two products, a sum, the constant in front, its product.
+/// - `z` has 6 roundings at most: the constants of its two terms, the square, their sum, its product with `x`.
 /// - `exp(-z)` turns them into `6 |z|` and adds its own.
 /// - `s` takes them times the share of the exponential in the denominator, which is `1 - s`, and adds 2.
 /// - `1 - s` is off by as much as `s` is, and has a rounding.
-/// - `2 u'` has 5 roundings: as `z`, without a product. The three products, the sum and one more add 5.
+/// - `2 u'` has 5 roundings at most: as `z`, without a product. The three products, the sum and one more add 5.
 ///
 /// Below -10 the functions stay what they are there; both have fallen to where f32 ends.
 fn tolerances(x: f64) -> (f64, f64) {

@@ -46,20 +46,19 @@ fn exp_holds_at_the_extremes() {
 }
 
 #[test]
-fn sigmoid_is_the_logistic_function() {
-    // A sum and a quotient, and the exponential's error times its share of the denominator. Beyond -87, where
-    // the result is no normal number any more, it may be off by e^-87.
-    let mut x: Vec<f32> = (-8800..=8800).map(|i| i as f32 / 100.0).collect();
-    x.extend([0.0, -0.0, 1e-30, -1e-30, 1e30, -1e30, f32::INFINITY, f32::NEG_INFINITY]);
-    let logistic = |x: f64| 1.0 / (1.0 + (-x).exp());
-    let want: Vec<f64> = wide(&x).iter().map(|&x| logistic(x)).collect();
-    let tolerance = wide(&x).into_iter().map(|x| {
-        let floor = if x <= -87.0 { (-87.0f64).exp() } else { 0.0 };
-        U * (2.0 + EXP_ROUNDINGS * logistic(-x)) * logistic(x) + floor
-    });
-    let expected = [Expected { name: "sigmoid", want, tolerance: tolerance.collect() }];
-    check("sigmoid", &x.len(), &expected, || vec![on_all(&x, vector::sigmoid)]);
-    assert_eq!((vector::sigmoid(0.0), vector::sigmoid(-0.0)), (0.5, 0.5));
+fn exp2_is_within_two_eps_of_the_power() {
+    let steps = 1 << 18;
+    let mut x: Vec<f32> = (0..=steps).map(|i| 252.0 * (i as f32 / steps as f32) - 126.0).collect();
+    x.extend((-120..=0).flat_map(|e| [2.0f32.powi(e), -2.0f32.powi(e)]));
+    // Both sides of where n steps.
+    for n in -126..126 {
+        let middle = n as f32 + 0.5;
+        x.extend((-8..=8).map(|ulps: i32| f32::from_bits(middle.to_bits().wrapping_add_signed(ulps))));
+    }
+    let want: Vec<f64> = wide(&x).iter().map(|x| x.exp2()).collect();
+    let tolerance = want.iter().map(|want| EXP_ROUNDINGS * U * want).collect();
+    check("exp2", &x.len(), &[Expected { name: "exp2", want, tolerance }], || vec![on_all(&x, vector::exp2)]);
+    assert_eq!((vector::exp2(0.0), vector::exp2(-0.0)), (1.0, 1.0));
 }
 
 #[test]
