@@ -204,7 +204,7 @@ pub fn linear_gelu_backward<E: Element>(
                 isa,
                 0..rows,
                 rows_of(dy, outputs),
-                [Fetch::to_read(fc, inputs)],
+                [Fetch::to_read(fc, inputs), Fetch::to_write(dfc, inputs)],
                 #[inline(always)]
                 |at, tile| {
                     let mut activation = [[0.0f32; PANEL_COLS]; ROWS];

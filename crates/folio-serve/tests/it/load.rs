@@ -184,6 +184,30 @@ async fn texts_under_way_may_end_when_the_server_does() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_request_whose_body_comes_after_the_end_has_begun_is_refused() {
+    let mut site = Site::with(Limits { grace_time: PATIENCE, ..no_pauses() }).await;
+    let under_way = tokio::spawn(site.stream(json!({ "max_tokens": 300_000 })).await.all());
+    let body = json!({ "model": "plain", "max_tokens": 1 }).to_string();
+    let head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
+    let head = format!("{head}Expect: 100-continue\r\nContent-Length: {}\r\n\r\n", body.len());
+    let mut late = TcpStream::connect(site.address).await.expect("it listens");
+    late.write_all(head.as_bytes()).await.expect("room");
+    // The server says that it waits for the body.
+    let mut told = [0; 25];
+    late.read_exact(&mut told).await.expect("an answer");
+    assert_eq!(&told, b"HTTP/1.1 100 Continue\r\n\r\n");
+    site.stop();
+    while TcpStream::connect(site.address).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    late.write_all(body.as_bytes()).await.expect("room");
+    let mut answer = String::new();
+    late.read_to_string(&mut answer).await.expect("text");
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("shutting_down"), "{answer}");
+    drop(under_way);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn texts_without_end_are_ended_with_the_server() {
     let mut site = Site::with(Limits { grace_time: Duration::from_millis(200), ..limits() }).await;
     let mut events = site.stream(endless()).await;
