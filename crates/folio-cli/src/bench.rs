@@ -196,14 +196,13 @@ fn print_peak(peak: Peak) {
 
 fn kernels(args: &KernelsArgs) -> anyhow::Result<()> {
     set_threads(args.threads)?;
-    let peak = Peak::measure();
     if !args.json {
-        print_peak(peak);
+        print_peak(Peak::measure());
     }
     for setting in &args.settings {
         let sizes = setting.sizes();
         let precision = args.precision.resolve(sizes.channels, sizes.heads);
-        let rows = kernels::measure(sizes, precision, peak);
+        let rows = kernels::measure(sizes, precision);
         if args.json {
             for row in rows {
                 let mut value = serde_json::to_value(row)?;
@@ -268,19 +267,25 @@ fn step(args: &StepArgs) -> anyhow::Result<()> {
             times.push(start.elapsed().as_secs_f64());
         }
     }
-    times.sort_by(f64::total_cmp);
-    let median = (times[(times.len() - 1) / 2] + times[times.len() / 2]) / 2.0;
+    let fastest = times.iter().copied().fold(f64::INFINITY, f64::min);
+    let median = median(times);
     println!(
         "{}",
         serde_json::json!({
             "what": "step", "batch": args.batch, "block": sizes.block, "vocab": sizes.vocab, "emb": sizes.emb,
             "blocks": sizes.blocks, "heads": sizes.heads, "dropout": args.dropout, "steps": args.steps,
             "precision": precision.name(), "threads": rayon::current_num_threads(), "isa": Isa::detected().name(),
-            "step_s": median, "step_s_min": times[0], "tokens_per_s": tokens as f64 / median,
+            "step_s": median, "step_s_min": fastest, "tokens_per_s": tokens as f64 / median,
             "gflop_per_s": flop(&config, tokens) / median / 1e9, "peak_mib": peak_mib(),
         })
     );
     Ok(())
+}
+
+/// The value in the middle, or between the two there.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    (values[(values.len() - 1) / 2] + values[values.len() / 2]) / 2.0
 }
 
 /// The arithmetic of a step: forward and backward are three times the forward, two operations a

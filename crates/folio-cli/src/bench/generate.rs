@@ -11,7 +11,7 @@ use folio::tokenizer::Tokenizer;
 use folio_kernels::isa::Isa;
 
 use super::peak::reading;
-use super::{ModelArgs, peak_mib};
+use super::{ModelArgs, median, peak_mib};
 use crate::options::whole;
 use crate::train::join_threads;
 use crate::usage::Usage;
@@ -96,14 +96,14 @@ pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
             times.push(start.elapsed().as_secs_f64());
         }
     }
-    times.sort_by(f64::total_cmp);
-    let median = (times[(times.len() - 1) / 2] + times[times.len() / 2]) / 2.0;
+    let fastest = times.iter().copied().fold(f64::INFINITY, f64::min);
+    let seconds = median(times);
     // Within the context: the weights once a step, and of each text the keys and values so far.
     let steps = args.tokens as f64;
     let seen = (args.tokens.min(sizes.block) + 1) as f64 / 2.0;
     let cached = predictor.cache_bytes() as f64 / sizes.block as f64 * seen * args.streams as f64;
     let is_within = args.tokens <= sizes.block;
-    let gb_per_s = (predictor.weight_bytes() as f64 + cached) * steps / median / 1e9;
+    let gb_per_s = (predictor.weight_bytes() as f64 + cached) * steps / seconds / 1e9;
     let memory = reading();
     println!(
         "{}",
@@ -111,8 +111,8 @@ pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
             "what": "generate", "block": sizes.block, "vocab": sizes.vocab, "emb": sizes.emb, "blocks": sizes.blocks,
             "heads": sizes.heads, "tokens": args.tokens, "streams": args.streams, "precision": format.name(),
             "past_context": args.past_context.name(), "threads": rayon::current_num_threads(),
-            "isa": Isa::detected().name(), "tokens_per_s": (args.tokens * args.streams) as f64 / median,
-            "tokens_per_s_max": (args.tokens * args.streams) as f64 / times[0],
+            "isa": Isa::detected().name(), "tokens_per_s": (args.tokens * args.streams) as f64 / seconds,
+            "tokens_per_s_max": (args.tokens * args.streams) as f64 / fastest,
             "weights_mb": predictor.weight_bytes() as f64 / 1e6, "gb_per_s": is_within.then_some(gb_per_s),
             "memory_gb_per_s": memory, "share_of_memory": is_within.then_some(100.0 * gb_per_s / memory),
             "peak_mib": peak_mib(),

@@ -21,7 +21,8 @@ use folio_kernels::panels::{PanelDims, Panels, pack_rows};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::peak::Peak;
+use super::median;
+use super::peak::{Copies, multiplying};
 
 /// The sizes of one setting.
 #[derive(Clone, Copy)]
@@ -47,23 +48,22 @@ pub(super) struct Row {
     pub(super) gflop_per_s: Option<f64>,
     /// Bytes that have to come from or go to memory.
     pub(super) gb_per_s: f64,
-    /// The greater share of the two limits, arithmetic and memory, in percent.
+    /// The greater share of the two limits, arithmetic and memory, in percent; each limit measured beside the operation,
+    /// in turn with it.
     pub(super) share_of_peak: f64,
 }
 
 /// Measures all kernels.
-pub(super) fn measure(sizes: Sizes, precision: Precision, peak: Peak) -> Vec<Row> {
+pub(super) fn measure(sizes: Sizes, precision: Precision) -> Vec<Row> {
     match precision {
-        Precision::F32 => Bench::<f32>::new(sizes, peak.f32_gflop_per_s, peak).all(),
-        Precision::Bf16 => Bench::<Bf16>::new(sizes, peak.bf16_gflop_per_s, peak).all(),
+        Precision::F32 => Bench::<f32>::new(sizes).all(),
+        Precision::Bf16 => Bench::<Bf16>::new(sizes).all(),
     }
 }
 
 struct Bench<E> {
     sizes: Sizes,
-    /// The limit of the arithmetic.
-    gflop_per_s: f64,
-    peak: Peak,
+    copies: Copies,
     rows: Vec<Row>,
     /// What buffers are filled with, over and over.
     values: Vec<E>,
@@ -76,9 +76,9 @@ struct Cost {
 }
 
 impl<E: Element> Bench<E> {
-    fn new(sizes: Sizes, gflop_per_s: f64, peak: Peak) -> Self {
+    fn new(sizes: Sizes) -> Self {
         let values = (0..997).map(|i| E::from_f32(i as f32 / 500.0 - 1.0)).collect();
-        Self { sizes, gflop_per_s, peak, rows: Vec::new(), values }
+        Self { sizes, copies: Copies::new(), rows: Vec::new(), values }
     }
 
     fn all(mut self) -> Vec<Row> {
@@ -106,7 +106,8 @@ impl<E: Element> Bench<E> {
         buffer
     }
 
-    /// Times `work` on all `states`, the threads taking one after the other; the median of several runs.
+    /// Times `work` on all `states`, the threads taking one after the other: medians of several runs, each right after
+    /// one of the limits, so that a machine which others slow down for a while is slow for both.
     fn time<S: Send>(
         &mut self,
         (kernel, shape): (&'static str, String),
@@ -114,6 +115,7 @@ impl<E: Element> Bench<E> {
         states: &mut [S],
         work: impl Fn(usize, &mut S) + Sync,
     ) {
+        const RUNS: usize = 9;
         let mut run = || {
             let start = Instant::now();
             let states = states.par_iter_mut().with_max_len(1).enumerate();
@@ -121,19 +123,24 @@ impl<E: Element> Bench<E> {
             start.elapsed().as_secs_f64()
         };
         run();
-        let mut times: Vec<f64> = (0..7).map(|_| run()).collect();
-        times.sort_by(f64::total_cmp);
-        let seconds = times[times.len() / 2];
-        let gflop_per_s = cost.flop as f64 / seconds / 1e9;
-        let gb_per_s = cost.bytes as f64 / seconds / 1e9;
-        let share = (gflop_per_s / self.gflop_per_s).max(gb_per_s / self.peak.copy_gb_per_s);
+        let (mut times, mut shares) = (Vec::new(), Vec::new());
+        for _ in 0..RUNS {
+            let memory = self.copies.run();
+            let arithmetic = if cost.flop > 0 { multiplying::<E>(1_000_000) } else { f64::INFINITY };
+            let seconds = run();
+            let arithmetic = cost.flop as f64 / seconds / 1e9 / arithmetic;
+            let memory = cost.bytes as f64 / seconds / 1e9 / memory;
+            times.push(seconds);
+            shares.push(arithmetic.max(memory));
+        }
+        let seconds = median(times);
         self.rows.push(Row {
             kernel,
             shape,
             ms: seconds * 1e3,
-            gflop_per_s: (cost.flop > 0).then_some(gflop_per_s),
-            gb_per_s,
-            share_of_peak: 100.0 * share,
+            gflop_per_s: (cost.flop > 0).then_some(cost.flop as f64 / seconds / 1e9),
+            gb_per_s: cost.bytes as f64 / seconds / 1e9,
+            share_of_peak: 100.0 * median(shares),
         });
     }
 

@@ -32,36 +32,51 @@ impl Peak {
     }
 }
 
-/// The best of several short runs of every thread at once.
+/// The best of several short runs.
 fn arithmetic<E: Element>() -> f64 {
-    const ROUNDS: usize = 4_000_000;
-    let threads = rayon::current_num_threads();
-    let run = |_| {
-        let start = Instant::now();
-        let done = (0..threads).into_par_iter().with_max_len(1).map(|_| {
-            let (flop, sum) = multiply_add::<E>(ROUNDS);
-            std::hint::black_box(sum);
-            flop
-        });
-        done.sum::<f64>() / start.elapsed().as_secs_f64() / 1e9
-    };
-    (0..8).map(run).fold(0.0, f64::max)
+    (0..8).map(|_| multiplying::<E>(4_000_000)).fold(0.0, f64::max)
 }
 
-/// Copies 64 MiB a thread, which no cache holds.
-fn copying() -> f64 {
+/// GFLOP/s of every thread at once, in registers, for so many rounds.
+pub(super) fn multiplying<E: Element>(rounds: usize) -> f64 {
+    let threads = rayon::current_num_threads();
+    let start = Instant::now();
+    let done = (0..threads).into_par_iter().with_max_len(1).map(|_| {
+        let (flop, sum) = multiply_add::<E>(rounds);
+        std::hint::black_box(sum);
+        flop
+    });
+    done.sum::<f64>() / start.elapsed().as_secs_f64() / 1e9
+}
+
+/// Arrays to copy: 64 MiB a thread, which no cache holds.
+pub(super) struct Copies {
+    arrays: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Copies {
     const BYTES: usize = 64 << 20;
-    let mut arrays: Vec<(Vec<u8>, Vec<u8>)> =
-        (0..rayon::current_num_threads()).map(|_| (vec![1; BYTES], vec![2; BYTES])).collect();
-    let mut run = || {
+
+    pub(super) fn new() -> Self {
+        let array = |value| vec![value; Self::BYTES];
+        Self { arrays: (0..rayon::current_num_threads()).map(|_| (array(1), array(2))).collect() }
+    }
+
+    /// GB/s of every thread at once, read and written bytes together.
+    pub(super) fn run(&mut self) -> f64 {
         let start = Instant::now();
-        arrays.par_iter_mut().with_max_len(1).for_each(|(from, to)| {
+        self.arrays.par_iter_mut().with_max_len(1).for_each(|(from, to)| {
             to.copy_from_slice(from);
             std::mem::swap(from, to);
         });
-        (2 * BYTES * arrays.len()) as f64 / start.elapsed().as_secs_f64() / 1e9
-    };
-    (0..8).map(|_| run()).fold(0.0, f64::max)
+        (2 * Self::BYTES * self.arrays.len()) as f64 / start.elapsed().as_secs_f64() / 1e9
+    }
+}
+
+/// The best of several copies.
+fn copying() -> f64 {
+    let mut copies = Copies::new();
+    (0..8).map(|_| copies.run()).fold(0.0, f64::max)
 }
 
 /// Reads 128 MiB a thread, which no cache holds: adds up whole numbers, which compilers turn into vector instructions.

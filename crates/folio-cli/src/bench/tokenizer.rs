@@ -7,6 +7,7 @@ use clap::Args;
 use folio::text::Corpus;
 use folio::tokenizer::Tokenizer;
 
+use super::median;
 use crate::options::whole;
 use crate::train::set_threads;
 use crate::usage::Usage;
@@ -45,9 +46,9 @@ pub(super) fn run(args: &TokenizerArgs) -> anyhow::Result<()> {
     // A text of few words may not give so many tokens: then there is nothing to time but GPT-2's.
     let own = Tokenizer::train_bpe(text, args.vocab_size, &[]).ok();
     let train_s =
-        own.as_ref().map(|_| median(args.repeat, || Tokenizer::train_bpe(text, args.vocab_size, &[])));
-    let encode_s = own.as_ref().map(|own| median(args.repeat, || own.encode(text)));
-    let gpt2_encode_s = median(args.repeat, || gpt2.encode(text));
+        own.as_ref().map(|_| time(args.repeat, || Tokenizer::train_bpe(text, args.vocab_size, &[])));
+    let encode_s = own.as_ref().map(|own| time(args.repeat, || own.encode(text)));
+    let gpt2_encode_s = time(args.repeat, || gpt2.encode(text));
     let result = serde_json::json!({
         "what": "tokenizer", "bytes": text.len(), "vocab_size": args.vocab_size,
         "threads": rayon::current_num_threads(), "train_s": train_s, "encode_s": encode_s,
@@ -58,8 +59,8 @@ pub(super) fn run(args: &TokenizerArgs) -> anyhow::Result<()> {
 }
 
 /// The median of the seconds that some work takes.
-fn median<T>(repeat: usize, mut work: impl FnMut() -> T) -> f64 {
-    let mut seconds: Vec<f64> = (0..repeat)
+fn time<T>(repeat: usize, mut work: impl FnMut() -> T) -> f64 {
+    let seconds = (0..repeat)
         .map(|_| {
             let begun = Instant::now();
             let result = std::hint::black_box(work());
@@ -68,6 +69,5 @@ fn median<T>(repeat: usize, mut work: impl FnMut() -> T) -> f64 {
             seconds
         })
         .collect();
-    seconds.sort_by(f64::total_cmp);
-    seconds[seconds.len() / 2]
+    median(seconds)
 }
