@@ -222,7 +222,7 @@ fn kernels(args: &KernelsArgs) -> anyhow::Result<()> {
                 row.shape,
                 format!("{:.2}", row.ms),
                 row.gflop_per_s.map_or_else(String::new, |value| format!("{value:.0}")),
-                format!("{:.1}", row.gb_per_s),
+                row.gb_per_s.map_or_else(String::new, |value| format!("{value:.1}")),
                 format!("{:.0}", row.share_of_peak),
             ]);
         }

@@ -7,6 +7,8 @@
 //! Hendrycks and Gimpel 2016, "Gaussian Error Linear Units", section 2. Both functions are applied to the tiles of
 //! a linear layer's result ([`crate::linear`]), so that they cost no pass over memory.
 
+use crate::element::Element;
+use crate::panels::PANEL_COLS;
 use crate::vector::exp2;
 use std::f32::consts::LOG2_E;
 
@@ -38,6 +40,35 @@ pub fn gelu_and_slope(x: f32) -> (f32, f32) {
     let s = s(near);
     let twice_du = (near * near).mul_add(6.0 * SQRT_2_OVER_PI * CUBE, 2.0 * SQRT_2_OVER_PI);
     (x * s, (near * s * (1.0 - s)).mul_add(twice_du, s))
+}
+
+/// `y = gelu(x)` for a row of a tile, of which `y` is overwritten.
+#[inline(always)]
+pub(crate) fn gelu_of_row<E: Element>(y: &mut [f32], x: &[E]) {
+    #[inline(always)]
+    fn each<E: Element>(y: &mut [f32], x: &[E]) {
+        y.iter_mut().zip(x).for_each(|(y, x)| *y = gelu(x.to_f32()));
+    }
+    // The length as a constant lets the compiler unroll.
+    if x.len() == PANEL_COLS { each(&mut y[..PANEL_COLS], &x[..PANEL_COLS]) } else { each(y, x) }
+}
+
+/// `y = gelu(x)` and `dx *= gelu'(x)` for a row of a tile, of which `dx` holds the gradient of `y`, then of `x`.
+#[inline(always)]
+pub(crate) fn gelu_backward_of_row<E: Element>(dx: &mut [f32], y: &mut [f32], x: &[E]) {
+    #[inline(always)]
+    fn each<E: Element>(dx: &mut [f32], y: &mut [f32], x: &[E]) {
+        for ((dx, y), x) in dx.iter_mut().zip(y).zip(x) {
+            let (value, slope) = gelu_and_slope(x.to_f32());
+            *y = value;
+            *dx *= slope;
+        }
+    }
+    if x.len() == PANEL_COLS {
+        each(&mut dx[..PANEL_COLS], &mut y[..PANEL_COLS], &x[..PANEL_COLS]);
+    } else {
+        each(dx, y, x);
+    }
 }
 
 /// `x`, but not below minus [`REACH`]. A comparison rather than `max` lets NaN through.

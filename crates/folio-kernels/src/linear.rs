@@ -10,12 +10,12 @@ use crate::columns::ColumnsMut;
 use crate::dims::{LinearDims, RowDims};
 use crate::dropout::Dropout;
 use crate::element::Element;
-use crate::gelu::{gelu, gelu_and_slope};
+use crate::gelu::{gelu_backward_of_row, gelu_of_row};
 use crate::isa::Isa;
 use crate::matmul::{At, Fetch, Lhs, Rhs, Store, product_into};
-use crate::panels::{PANEL_COLS, PanelDims, Panels, store_unit};
+use crate::panels::{PANEL_COLS, PanelDims, Panels, Reuse, store_unit};
 use crate::rounding::round;
-use crate::tile::ROWS;
+use crate::tile::{ROWS, wait_for_stores};
 
 /// `y = x w + bias`, or some columns of it.
 ///
@@ -76,8 +76,8 @@ pub fn linear_residual_forward<E: Element>(
                 outputs.for_each(|(((y, sum), bias), residual)| *y = residual + (*sum + bias));
             } else {
                 let mask = dropout.row(row);
-                for (c, (((y, sum), bias), residual)) in outputs.enumerate() {
-                    *y = residual + (*sum + bias) * mask.factor((first + col + c) as u32);
+                for (c, (((y, sum), bias), residual)) in ((first + col) as u32..).zip(outputs) {
+                    *y = residual + (*sum + bias) * mask.factor(c);
                 }
             }
         },
@@ -111,7 +111,7 @@ pub fn linear_gelu_forward<E: Element>(
             sums.iter_mut().zip(&bias[col..]).for_each(|(sum, bias)| *sum += bias);
             round(isa, fc, sums);
             // The backward pass sees the rounded value, so the forward pass takes it as well.
-            sums.iter_mut().zip(fc).for_each(|(sum, fc)| *sum = gelu(fc.to_f32()));
+            gelu_of_row(sums, fc);
             round(isa, &mut y.row(row)[col..][..sums.len()], sums);
         },
     );
@@ -178,6 +178,8 @@ pub struct GeluGradients<'a, E> {
     pub dfc_panels: &'a mut [E],
     /// GELU's output once more, in panels (depth M, K).
     pub gelu_panels: &'a mut [E],
+    /// When the panels will be read.
+    pub reuse: Reuse,
 }
 
 /// `dfc = (dy wᵀ) gelu'(fc)`, math.md (4) and (16), from `y = gelu(fc) w + b`.
@@ -192,7 +194,7 @@ pub fn linear_gelu_backward<E: Element>(
     w_t: Panels<E>,
 ) {
     let LinearDims { rows, inputs, outputs } = dims;
-    let GeluGradients { dfc, dfc_panels, gelu_panels } = gradients;
+    let GeluGradients { dfc, dfc_panels, gelu_panels, reuse } = gradients;
     check(dims, dy.len(), fc.len(), outputs);
     assert_eq!(dfc.len(), fc.len(), "{dims:?}");
     let panels = PanelDims { depth: rows, cols: inputs };
@@ -207,35 +209,39 @@ pub fn linear_gelu_backward<E: Element>(
                 [Fetch::to_read(fc, inputs), Fetch::to_write(dfc, inputs)],
                 #[inline(always)]
                 |at, tile| {
-                    let mut activation = [[0.0f32; PANEL_COLS]; ROWS];
-                    for (r, sums) in tile[..at.rows].iter_mut().enumerate() {
+                    let mut values = [[0.0f32; PANEL_COLS]; ROWS];
+                    for (r, (sums, values)) in tile[..at.rows].iter_mut().zip(&mut values).enumerate() {
                         let place = (at.row + r) * inputs + at.col;
-                        let fc = &fc[place..][..at.cols];
-                        let values = sums.iter_mut().zip(&mut activation[r]);
-                        for ((sum, activation), fc) in values.zip(fc) {
-                            let (value, slope) = gelu_and_slope(fc.to_f32());
-                            *activation = value;
-                            *sum *= slope;
-                        }
-                        round(isa, &mut dfc[place..][..at.cols], &sums[..at.cols]);
+                        let sums = &mut sums[..at.cols];
+                        gelu_backward_of_row(sums, &mut values[..at.cols], &fc[place..][..at.cols]);
+                        round(isa, &mut dfc[place..][..at.cols], sums);
                     }
-                    store_tile(isa, panels, dfc_panels, at, tile);
-                    store_tile(isa, panels, gelu_panels, at, &activation);
+                    store_tile(isa, panels, dfc_panels, at, tile, reuse);
+                    store_tile(isa, panels, gelu_panels, at, &values, reuse);
                 },
             );
         },
     );
+    wait_for_stores();
 }
 
 /// Writes a tile into panels whose depth is the tile's rows.
 #[inline(always)]
-fn store_tile<E: Element>(isa: Isa, dims: PanelDims, out: &mut [E], at: At, tile: &[[f32; PANEL_COLS]]) {
+fn store_tile<E: Element>(
+    isa: Isa,
+    dims: PanelDims,
+    out: &mut [E],
+    at: At,
+    tile: &[[f32; PANEL_COLS]],
+    reuse: Reuse,
+) {
     let zeros = [0.0; PANEL_COLS];
     for r in (0..at.rows).step_by(E::PAIR) {
         let unit = (at.row + r) / E::PAIR;
         let place = at.col / PANEL_COLS * dims.panel_len::<E>() + unit * PANEL_COLS * E::PAIR;
         let high = if r + E::PAIR <= at.rows { &tile[r + E::PAIR - 1] } else { &zeros };
-        store_unit(isa, &mut out[place..][..PANEL_COLS * E::PAIR], &tile[r][..at.cols], &high[..at.cols]);
+        let unit = &mut out[place..][..PANEL_COLS * E::PAIR];
+        store_unit(isa, unit, &tile[r][..at.cols], &high[..at.cols], reuse);
     }
 }
 

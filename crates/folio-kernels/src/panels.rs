@@ -52,6 +52,15 @@ impl PanelDims {
     }
 }
 
+/// When what is written will be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reuse {
+    /// While the caches still have it.
+    Soon,
+    /// When they have lost it: it is written past them, which spares reading its place first. Only whole cache lines are.
+    Late,
+}
+
 /// A matrix in panels, to be read. Its depth may come in several equal segments that lie apart: the tokens of one
 /// sequence, then those of the next.
 #[derive(Clone, Copy, Debug)]
@@ -159,13 +168,36 @@ pub fn pack_rows_panel<S: Element, E: Element>(
             let row = unit * E::PAIR + half;
             if row < dims.depth { &src[row * stride + first..][..width] } else { &zeros[..width] }
         };
-        store_unit(isa, out, row(0), row(E::PAIR - 1));
+        store_unit(isa, out, row(0), row(E::PAIR - 1), Reuse::Soon);
     }
 }
 
-/// Writes one unit of up to 64 columns: `low` and, for pairs, `high` zipped with it; zeros behind.
+/// Writes one unit of up to 64 columns: `low` and, for pairs, `high` zipped with it; zeros behind. After stores for late
+/// reuse comes [`wait_for_stores`].
 #[inline(always)]
-pub(crate) fn store_unit<S: Element, E: Element>(isa: Isa, out: &mut [E], low: &[S], high: &[S]) {
+pub(crate) fn store_unit<S: Element, E: Element>(
+    isa: Isa,
+    out: &mut [E],
+    low: &[S],
+    high: &[S],
+    reuse: Reuse,
+) {
+    if reuse == Reuse::Late {
+        let mut unit = Aligned([[E::default(); COLS]; 2]);
+        let unit = &mut unit.0.as_flattened_mut()[..COLS * E::PAIR];
+        store_unit_soon(isa, unit, low, high);
+        store_past_caches(isa, out, unit);
+    } else {
+        store_unit_soon(isa, out, low, high);
+    }
+}
+
+/// Where something is put together that is then stored past the caches.
+#[repr(align(64))]
+struct Aligned<T>(T);
+
+#[inline(always)]
+fn store_unit_soon<S: Element, E: Element>(isa: Isa, out: &mut [E], low: &[S], high: &[S]) {
     let width = low.len();
     if width == COLS {
         // The length as a constant lets the compiler unroll and shuffle.
@@ -242,8 +274,7 @@ pub fn pack_columns_panel<S: Element, E: Element>(
 }
 
 /// Packs a matrix (rows, cols) without gaps between its rows, and its transpose, block by block, so that it comes from
-/// memory once: `by_rows` is [`pack_rows`] of it, `by_columns` [`pack_columns`]; each is overwritten if there is one,
-/// `past_caches` if they are too large to be found there later.
+/// memory once: `by_rows` is [`pack_rows`] of it, `by_columns` [`pack_columns`]; each is overwritten if there is one.
 #[inline(always)]
 pub fn pack_both_ways<S: Element, E: Element>(
     isa: Isa,
@@ -251,12 +282,9 @@ pub fn pack_both_ways<S: Element, E: Element>(
     mut by_rows: Option<&mut [E]>,
     mut by_columns: Option<&mut [E]>,
     src: &[S],
-    past_caches: bool,
+    reuse: Reuse,
 ) {
-    /// A block, where it is packed before it is stored past the caches.
-    #[repr(align(64))]
-    struct Block<E>([[E; COLS]; COLS]);
-    let mut scratch = Block([[E::default(); COLS]; COLS]);
+    let mut scratch = Aligned([[E::default(); COLS]; COLS]);
     let scratch = scratch.0.as_flattened_mut();
     let of_rows = PanelDims { depth: rows, cols };
     let of_columns = PanelDims { depth: cols, cols: rows };
@@ -268,7 +296,7 @@ pub fn pack_both_ways<S: Element, E: Element>(
                 let block = PanelDims { depth: height, cols: width };
                 let start = col / COLS * of_rows.panel_len::<E>() + row * COLS;
                 let out = &mut out[start..][..block.len::<E>()];
-                if past_caches {
+                if reuse == Reuse::Late {
                     let scratch = &mut scratch[..out.len()];
                     pack_rows_panel(isa, block, 0, scratch, src, cols);
                     store_past_caches(isa, out, scratch);
@@ -280,7 +308,7 @@ pub fn pack_both_ways<S: Element, E: Element>(
                 let block = PanelDims { depth: width, cols: height };
                 let start = row / COLS * of_columns.panel_len::<E>() + col * COLS;
                 let out = &mut out[start..][..block.len::<E>()];
-                if past_caches {
+                if reuse == Reuse::Late {
                     let scratch = &mut scratch[..out.len()];
                     pack_columns_panel(isa, block, 0, scratch, src, cols);
                     store_past_caches(isa, out, scratch);
@@ -290,7 +318,7 @@ pub fn pack_both_ways<S: Element, E: Element>(
             }
         }
     }
-    if past_caches {
+    if reuse == Reuse::Late {
         wait_for_stores();
     }
 }

@@ -1,5 +1,6 @@
 //! `folio bench kernels`: every operation of a step by itself, beside what the machine can do.
 
+use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
 use folio::model::Precision;
@@ -17,7 +18,7 @@ use folio_kernels::linear::{
     GeluGradients, linear_backward_input, linear_backward_weight, linear_forward, linear_gelu_backward,
     linear_gelu_forward, linear_residual_forward, weight_piece,
 };
-use folio_kernels::panels::{PanelDims, Panels, pack_rows};
+use folio_kernels::panels::{PanelDims, Panels, Reuse, pack_both_ways};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -46,8 +47,8 @@ pub(super) struct Row {
     pub(super) ms: f64,
     /// Arithmetic of products, where there is any.
     pub(super) gflop_per_s: Option<f64>,
-    /// Bytes that have to come from or go to memory.
-    pub(super) gb_per_s: f64,
+    /// Bytes that have to come from or go to memory, where there are any.
+    pub(super) gb_per_s: Option<f64>,
     /// The greater share of the two limits, arithmetic and memory, in percent; each limit measured beside the operation,
     /// in turn with it.
     pub(super) share_of_peak: f64,
@@ -67,6 +68,28 @@ struct Bench<E> {
     rows: Vec<Row>,
     /// What buffers are filled with, over and over.
     values: Vec<E>,
+}
+
+/// What the operations of a step hand each other inside a thread.
+struct Workspace<E> {
+    /// (T, C)
+    narrow: Buffer<E>,
+    /// (T, C)
+    branch: Buffer<E>,
+    /// (T, 4C)
+    wide: Buffer<E>,
+    /// (T, C)
+    stream: Buffer<f32>,
+}
+
+struct Workspaces<E>(Vec<Mutex<Workspace<E>>>);
+
+impl<E> Workspaces<E> {
+    /// That of the thread that asks.
+    fn mine(&self) -> MutexGuard<'_, Workspace<E>> {
+        let thread = rayon::current_thread_index().unwrap_or(0);
+        self.0[thread].lock().expect("a thread that panicked takes the process with it")
+    }
 }
 
 /// What a kernel costs at least, over the whole batch.
@@ -139,13 +162,16 @@ impl<E: Element> Bench<E> {
             shape,
             ms: seconds * 1e3,
             gflop_per_s: (cost.flop > 0).then_some(cost.flop as f64 / seconds / 1e9),
-            gb_per_s: cost.bytes as f64 / seconds / 1e9,
+            gb_per_s: (cost.bytes > 0).then_some(cost.bytes as f64 / seconds / 1e9),
             share_of_peak: 100.0 * median(shares),
         });
     }
 
+    /// The operations of one linear layer, which differ from layer to layer. What a step finds in a thread's caches,
+    /// because the operation before has just written it, is in the thread's workspace; what it keeps for the backward pass
+    /// or for the gradients of the weights is in memory.
     fn linear(&mut self, inputs: usize, outputs: usize) {
-        let Sizes { batch, time, dropout, .. } = self.sizes;
+        let Sizes { batch, time, channels: c, dropout, .. } = self.sizes;
         let (tokens, element) = (batch * time, size_of::<E>());
         let dims = LinearDims { rows: time, inputs, outputs };
         let forward = PanelDims { depth: inputs, cols: outputs };
@@ -157,78 +183,83 @@ impl<E: Element> Bench<E> {
         let shape = |rows, depth, cols| format!("{rows} x {depth} x {cols}");
         let forward_shape = shape(tokens, inputs, outputs);
         let backward_shape = shape(tokens, outputs, inputs);
-        let activations = element * tokens * (inputs + outputs);
 
-        type State<E> = (Buffer<E>, Buffer<E>, Buffer<f32>, Buffer<f32>, Buffer<E>, Buffer<E>);
+        let workspaces = self.workspaces();
+        let mut kept: Vec<Buffer<E>> =
+            (0..batch).map(|_| self.elements(time * inputs.max(outputs))).collect();
+        let mut streams: Vec<Buffer<f32>> = (0..batch).map(|_| self.floats(time * c)).collect();
         let x_panels = PanelDims { depth: time, cols: inputs };
         let dy_panels = PanelDims { depth: time, cols: outputs };
-        let mut states: Vec<State<E>> = (0..batch)
-            .map(|_| {
-                let (x, y) = (self.elements(time * inputs), self.elements(time * outputs));
-                let (wide, residual) = (self.floats(time * inputs.max(outputs)), self.floats(time * outputs));
-                let (again, panels) = (self.elements(time * inputs.max(outputs)), x_panels.len::<E>());
-                (x, y, wide, residual, again, self.elements(panels))
-            })
-            .collect();
-        // Which operations follow depends on the layer, as in the model.
-        let c = self.sizes.channels;
-        let cost = Cost { flop, bytes: activations };
-        if outputs == 3 * c {
-            self.time(("linear_forward", forward_shape), cost, &mut states, |_, (x, y, ..)| {
-                linear_forward(dims, ColumnsMut::new(y, dims.outputs), x, w, &bias);
-            });
-        } else if outputs == 4 * c {
-            let bytes = element * tokens * (inputs + 2 * outputs);
-            let cost = Cost { flop, bytes };
-            self.time(
-                ("linear_gelu_forward", forward_shape),
-                cost,
-                &mut states,
-                |_, (x, y, .., again, _)| {
-                    let outputs = (ColumnsMut::new(y, dims.outputs), ColumnsMut::new(again, dims.outputs));
-                    linear_gelu_forward(dims, outputs, x, (w, &bias));
-                },
-            );
-        } else {
-            let bytes = element * tokens * inputs + 8 * tokens * outputs;
-            let cost = Cost { flop, bytes };
-            let name = ("linear_residual_forward", forward_shape);
-            self.time(name, cost, &mut states, |_, (x, _, y, residual, ..)| {
-                let y = &mut y[..time * outputs];
-                let y = ColumnsMut::new(y, dims.outputs);
-                linear_residual_forward(dims, y, residual, x, (w, &bias), dropout);
-            });
-        }
-        if inputs == 4 * c {
-            let bytes = element * tokens * (outputs + 3 * inputs);
-            let mut states: Vec<_> =
-                states.iter_mut().map(|state| (state, self.elements(x_panels.len::<E>()))).collect();
-            let name = ("linear_gelu_backward", backward_shape);
-            self.time(name, Cost { flop, bytes }, &mut states, |_, ((x, dy, _, _, dfc, gelu), panels)| {
-                let gradients = GeluGradients { dfc, dfc_panels: panels, gelu_panels: gelu };
-                linear_gelu_backward(dims, gradients, x, dy, w_t);
-            });
-        } else {
-            let bytes = element * tokens * outputs + 4 * tokens * inputs;
-            let name = ("linear_backward_input", backward_shape);
-            self.time(name, Cost { flop, bytes }, &mut states, |_, (_, dy, dx, ..)| {
-                linear_backward_input(dims, &mut dx[..time * inputs], dy, w_t);
-            });
-        }
-        drop(states);
+        let mut x = self.elements(batch * x_panels.len::<E>());
+        let mut dy = self.elements(batch * x_panels.len::<E>().max(dy_panels.len::<E>()));
 
-        let x = self.elements(batch * x_panels.len::<E>());
-        let dy = self.elements(batch * dy_panels.len::<E>());
+        if outputs == c {
+            let cost = Cost { flop, bytes: 4 * tokens * outputs };
+            let name = ("linear_residual_forward", forward_shape);
+            self.time(name, cost, &mut streams, |_, y| {
+                let Workspace { narrow, wide, stream, .. } = &*workspaces.mine();
+                let x = if inputs == c { narrow } else { wide };
+                linear_residual_forward(dims, ColumnsMut::new(y, c), stream, x, (w, &bias), dropout);
+            });
+        } else if outputs == 3 * c {
+            let cost = Cost { flop, bytes: element * tokens * outputs };
+            self.time(("linear_forward", forward_shape), cost, &mut kept, |_, y| {
+                linear_forward(dims, ColumnsMut::new(y, outputs), &workspaces.mine().narrow, w, &bias);
+            });
+        } else {
+            let cost = Cost { flop, bytes: element * tokens * outputs };
+            self.time(("linear_gelu_forward", forward_shape), cost, &mut kept, |_, fc| {
+                let Workspace { narrow, wide, .. } = &mut *workspaces.mine();
+                let outputs = (ColumnsMut::new(fc, outputs), ColumnsMut::new(wide, outputs));
+                linear_gelu_forward(dims, outputs, narrow, (w, &bias));
+            });
+        }
+        if inputs == c {
+            let name = ("linear_backward_input", backward_shape);
+            self.time(name, Cost { flop, bytes: 0 }, &mut streams, |_, _| {
+                let Workspace { narrow, wide, branch, stream } = &mut *workspaces.mine();
+                if outputs == c {
+                    linear_backward_input(dims, narrow, branch, w_t);
+                } else {
+                    linear_backward_input(dims, stream, &wide[..time * outputs], w_t);
+                }
+            });
+        } else {
+            let bytes = 3 * element * tokens * inputs;
+            let reuse = Reuse::Late;
+            let panels = x.chunks_mut(x_panels.len::<E>()).zip(dy.chunks_mut(x_panels.len::<E>()));
+            let mut states: Vec<_> = kept.iter().zip(panels).collect();
+            let name = ("linear_gelu_backward", backward_shape);
+            self.time(name, Cost { flop, bytes }, &mut states, |_, (fc, (dfc_panels, gelu_panels))| {
+                let Workspace { branch, wide: dfc, .. } = &mut *workspaces.mine();
+                let gradients = GeluGradients { dfc, dfc_panels, gelu_panels, reuse };
+                linear_gelu_backward(dims, gradients, fc, branch, w_t);
+            });
+        }
+
         let x = Panels::segmented(x_panels, &x, batch, x_panels.len::<E>());
         let dy = Panels::segmented(dy_panels, &dy, batch, dy_panels.len::<E>());
         let rows = weight_piece(inputs, rayon::current_num_threads());
         let mut dw = self.floats(inputs * outputs);
         let mut states: Vec<&mut [f32]> = dw.chunks_mut(rows * outputs).collect();
+        let cost = Cost { flop, bytes: element * tokens * (inputs + outputs) };
         let name = ("linear_backward_weight", shape(inputs, tokens, outputs));
-        self.time(name, Cost { flop, bytes: activations }, &mut states, |piece, dw| {
+        self.time(name, cost, &mut states, |piece, dw| {
             let first = piece * rows;
             linear_backward_weight(first..first + dw.len() / outputs, dw, x, dy, false);
         });
+    }
+
+    /// One for each thread.
+    fn workspaces(&self) -> Workspaces<E> {
+        let Sizes { time, channels: c, .. } = self.sizes;
+        let workspace = |_| Workspace {
+            narrow: self.elements(time * c),
+            branch: self.elements(time * c),
+            wide: self.elements(time * 4 * c),
+            stream: self.floats(time * c),
+        };
+        Workspaces((0..rayon::current_num_threads()).map(|thread| Mutex::new(workspace(thread))).collect())
     }
 
     fn attention(&mut self) {
@@ -342,7 +373,7 @@ impl<E: Element> Bench<E> {
             let isa = Isa::detected();
             isa.run(
                 #[inline(always)]
-                || pack_rows(isa, panels, out, x, c),
+                || pack_both_ways::<E, E>(isa, (time, c), Some(out), None, x, Reuse::Late),
             );
         });
     }

@@ -6,13 +6,13 @@ use folio_kernels::dims::{LinearDims, RowDims};
 use folio_kernels::dropout::Dropout;
 use folio_kernels::element::{Bf16, Element};
 use folio_kernels::linear::{self, GeluGradients};
-use folio_kernels::panels::{PanelDims, Panels};
+use folio_kernels::panels::{PanelDims, Panels, Reuse};
 use folio_kernels::reference;
 
 use crate::gelu;
 use crate::support::{
-    Expected, Random, U, assert_same_bits, check, format, from_panels, in_panels, nans, on_every_isa,
-    singles, sizes, transposed, wide,
+    Expected, Random, U, aligned_nans, assert_same_bits, check, format, from_panels, in_panels, nans,
+    on_every_isa, singles, sizes, transposed, wide,
 };
 
 /// Rows, inputs, outputs. Tiles are 6 rows and up to 64 columns, in steps of 16.
@@ -245,14 +245,15 @@ fn gelu_backward<E: Element>() {
         on_every_isa(|isa| {
             let case = format!("linear_gelu_backward {:?} on {}", layer.shape(), isa.name());
             let mut dfc = nans::<E>(fc.len());
-            let (mut dfc_panels, mut gelu_panels) =
-                (nans::<E>(panels.len::<E>()), nans::<E>(panels.len::<E>()));
-            let gradients =
-                GeluGradients { dfc: &mut dfc, dfc_panels: &mut dfc_panels, gelu_panels: &mut gelu_panels };
-            linear::linear_gelu_backward(dims, gradients, &fc, &layer.dy, Panels::new(w_dims, &w_t));
-            expected.compare(&case, &singles(&dfc));
-            assert_same_bits(&case, &from_panels(&case, panels, &dfc_panels), &dfc);
-            values.compare(&case, &singles(&from_panels(&case, panels, &gelu_panels)));
+            for reuse in [Reuse::Soon, Reuse::Late] {
+                let gelu_panels = &mut aligned_nans::<E>(panels.len::<E>());
+                let dfc_panels = &mut aligned_nans::<E>(panels.len::<E>());
+                let gradients = GeluGradients { dfc: &mut dfc, dfc_panels, gelu_panels, reuse };
+                linear::linear_gelu_backward(dims, gradients, &fc, &layer.dy, Panels::new(w_dims, &w_t));
+                expected.compare(&case, &singles(&dfc));
+                assert_same_bits(&case, &from_panels(&case, panels, dfc_panels), &dfc);
+                values.compare(&case, &singles(&from_panels(&case, panels, gelu_panels)));
+            }
         });
     }
 }
@@ -277,10 +278,10 @@ fn gelu_again<E: Element>() {
         linear::linear_gelu_forward(dims, (whole(&mut fc, dims), whole(&mut y, dims)), &x, (w, &[0.0; 70]));
         assert_eq!(wide(&fc), wide(&x));
         let (mut dfc_panels, mut gelu_panels) = (nans::<E>(out.len::<E>()), nans::<E>(out.len::<E>()));
-        let gradients =
-            GeluGradients { dfc: &mut dfc, dfc_panels: &mut dfc_panels, gelu_panels: &mut gelu_panels };
+        let (dfc_panels, gelu_panels) = (&mut dfc_panels, &mut gelu_panels);
+        let gradients = GeluGradients { dfc: &mut dfc, dfc_panels, gelu_panels, reuse: Reuse::Soon };
         linear::linear_gelu_backward(dims, gradients, &fc, &x, w);
-        assert_same_bits(isa.name(), &from_panels(isa.name(), out, &gelu_panels), &y);
+        assert_same_bits(isa.name(), &from_panels(isa.name(), out, gelu_panels), &y);
     });
 }
 

@@ -1,14 +1,13 @@
 //! Packing against the definition of the layout, for every remainder of columns and depth.
 
-use folio_kernels::buffer::Buffer;
 use folio_kernels::element::{Bf16, Element};
 use folio_kernels::isa::Isa;
 use folio_kernels::panels::{
-    PANEL_COLS, PanelDims, Panels, pack_both_ways, pack_columns, pack_columns_panel, pack_rows,
+    PANEL_COLS, PanelDims, Panels, Reuse, pack_both_ways, pack_columns, pack_columns_panel, pack_rows,
     pack_rows_panel,
 };
 
-use crate::support::{Random, assert_same_bits, format, in_panels, nans, singles, transposed};
+use crate::support::{Random, aligned_nans, assert_same_bits, format, in_panels, nans, singles, transposed};
 
 /// One more than two registers of units, in pairs; and two panels with a rest.
 const DEPTHS: std::ops::RangeInclusive<usize> = 1..=65;
@@ -135,18 +134,15 @@ fn pack_at_once<E: Element>() {
                         Some(&mut by_rows),
                         Some(&mut by_columns),
                         &matrix,
-                        false,
+                        Reuse::Soon,
                     );
                 },
             );
             assert_same_bits(&format!("rows of {case}"), &by_rows, &want_rows);
             assert_same_bits(&format!("columns of {case}"), &by_columns, &want_columns);
-            // On a cache line, so that they can be stored past the caches.
-            let (mut alone, mut other) = (Buffer::<E>::zeroed(rows_len), Buffer::<E>::zeroed(columns_len));
-            alone.fill(E::from_f32(f32::NAN));
-            other.fill(E::from_f32(f32::NAN));
-            pack_both_ways(isa, (rows, cols), Some(&mut alone), None, &matrix, true);
-            pack_both_ways(isa, (rows, cols), None, Some(&mut other), &matrix, true);
+            let (mut alone, mut other) = (aligned_nans(rows_len), aligned_nans(columns_len));
+            pack_both_ways(isa, (rows, cols), Some(&mut alone), None, &matrix, Reuse::Late);
+            pack_both_ways(isa, (rows, cols), None, Some(&mut other), &matrix, Reuse::Late);
             assert_same_bits(&format!("rows alone of {case}"), &alone, &want_rows);
             assert_same_bits(&format!("columns alone of {case}"), &other, &want_columns);
         }

@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 use std::sync::{Mutex, PoisonError};
 
+use folio_kernels::buffer::Buffer;
 use folio_kernels::element::Element;
 use folio_kernels::isa::Isa;
 use folio_kernels::panels::PanelDims;
@@ -159,6 +160,13 @@ pub(crate) fn rounded<E: Element>(x: &[f32]) -> Vec<E> {
 /// What an output holds before it is overwritten.
 pub(crate) fn nans<E: Element>(len: usize) -> Vec<E> {
     vec![E::from_f32(f32::NAN); len]
+}
+
+/// The same from the start of a cache line, so that it can be stored past the caches.
+pub(crate) fn aligned_nans<E: Element>(len: usize) -> Buffer<E> {
+    let mut buffer = Buffer::zeroed(len);
+    buffer.fill(E::from_f32(f32::NAN));
+    buffer
 }
 
 /// The transpose of `matrix` (rows, cols).

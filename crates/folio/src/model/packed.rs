@@ -4,13 +4,16 @@ use folio_kernels::buffer::Buffer;
 use folio_kernels::element::Element;
 use folio_kernels::head::VOCAB_SEGMENT;
 use folio_kernels::isa::Isa;
-use folio_kernels::panels::{PanelDims, Panels, pack_both_ways};
+use folio_kernels::panels::{PanelDims, Panels, Reuse, pack_both_ways};
 use rayon::prelude::*;
 
 use super::{ModelConfig, Parameters};
 
-/// Bytes of parameters from which on no cache holds them from one pass to the next.
-const LARGE: usize = 64 << 20;
+/// Whether the caches still have so many bytes when all of them have been written and the first are read.
+pub(super) fn reuse(bytes: usize) -> Reuse {
+    const LARGE: usize = 64 << 20;
+    if bytes < LARGE { Reuse::Soon } else { Reuse::Late }
+}
 
 /// Every matrix of a model in panels, for the forward and for the backward pass.
 pub(super) struct PackedWeights<E> {
@@ -84,7 +87,7 @@ impl<E: Element> PackedWeights<E> {
             return;
         }
         let (forward, backward) = (self.current < Current::Forward, training);
-        let past_caches = size_of_val(parameters.values()) >= LARGE;
+        let reuse = reuse(size_of_val(parameters.values()));
         let Self { blocks, head, head_backward, .. } = self;
         rayon::join(
             || {
@@ -99,7 +102,7 @@ impl<E: Element> PackedWeights<E> {
                     layers.into_par_iter().with_max_len(1).for_each(|(packed, w)| {
                         let by_rows = forward.then(|| packed.forward.memory());
                         let by_columns = backward.then(|| packed.backward.memory());
-                        pack((packed.inputs, packed.outputs), by_rows, by_columns, w, past_caches);
+                        pack((packed.inputs, packed.outputs), by_rows, by_columns, w, reuse);
                     });
                 });
             },
@@ -111,7 +114,7 @@ impl<E: Element> PackedWeights<E> {
                     .zip(head_backward);
                 segments.for_each(|((wte, by_columns), by_rows)| {
                     let by_rows = backward.then(|| by_rows.memory());
-                    pack((wte.len() / c, c), by_rows, forward.then_some(by_columns), wte, past_caches);
+                    pack((wte.len() / c, c), by_rows, forward.then_some(by_columns), wte, reuse);
                 });
             },
         );
@@ -162,9 +165,9 @@ impl<E: Element> PackedMatrix<E> {
         let mut matrix = Self::new(depth, cols);
         let memory = matrix.memory();
         if transposed {
-            pack((cols, depth), None, Some(memory), w, false);
+            pack((cols, depth), None, Some(memory), w, Reuse::Soon);
         } else {
-            pack((depth, cols), Some(memory), None, w, false);
+            pack((depth, cols), Some(memory), None, w, Reuse::Soon);
         }
         matrix
     }
@@ -183,16 +186,16 @@ impl<E: Element> PackedMatrix<E> {
 }
 
 /// Packs a matrix (rows, cols) and its transpose.
-fn pack<E: Element>(
+pub(super) fn pack<S: Element, E: Element>(
     shape: (usize, usize),
     by_rows: Option<&mut [E]>,
     by_columns: Option<&mut [E]>,
-    src: &[f32],
-    past_caches: bool,
+    src: &[S],
+    reuse: Reuse,
 ) {
     let isa = Isa::detected();
     isa.run(
         #[inline(always)]
-        || pack_both_ways(isa, shape, by_rows, by_columns, src, past_caches),
+        || pack_both_ways(isa, shape, by_rows, by_columns, src, reuse),
     );
 }

@@ -10,7 +10,6 @@ use folio_kernels::dropout::{Dropout, dropout_backward, dropout_in_place};
 use folio_kernels::element::Element;
 use folio_kernels::embedding::{embedding_backward, embedding_forward};
 use folio_kernels::head::{head_backward, head_forward, head_logits};
-use folio_kernels::isa::Isa;
 use folio_kernels::layernorm::{
     LayerNormGradients, Statistics, layernorm_again, layernorm_backward, layernorm_forward,
 };
@@ -18,13 +17,13 @@ use folio_kernels::linear::{
     GeluGradients, column_sums, linear_backward_input, linear_backward_weight, linear_forward,
     linear_gelu_backward, linear_gelu_forward, linear_residual_forward, weight_piece,
 };
-use folio_kernels::panels::{PanelDims, Panels, pack_rows};
+use folio_kernels::panels::{PanelDims, Panels, Reuse};
 use rayon::prelude::*;
 
 use super::activations::{
     Activations, BlockActivations, LayerNormStatistics, Operands, Sequence, Workspace, operands_len,
 };
-use super::packed::{PackedBlock, PackedLinear, PackedWeights};
+use super::packed::{PackedBlock, PackedLinear, PackedWeights, pack, reuse};
 use super::parameters::{Block, BlockVectors};
 use super::{ModelConfig, Parameters};
 
@@ -231,7 +230,7 @@ impl Pass {
                     head_forward(self.head_dims(), losses, normed, weights.packed.head(), targets, head);
                     let (wte, scale) = (weights.packed.head_backward(), 1.0 / self.tokens() as f32);
                     head_backward(self.head_dims(), dnormed, dlogits, wte, targets, scale, head);
-                    pack(normed_dims, operands, normed);
+                    pack((t, c), Some(operands), None, normed, Reuse::Soon);
                     dresidual.fill(0.0);
                     let last = &sequence.residual[self.config.n_blocks][..t * c];
                     let (dweight, dbias) = sequence.vectors[..2 * c].split_at_mut(c);
@@ -282,14 +281,16 @@ impl Pass {
         let dv = BlockVectors::split(&mut sequence.vectors, c);
         let Workspace { normed, branch, wide, dnormed, attention, .. } = workspace;
         let (normed, branch, dnormed) = (&mut normed[..t * c], &mut branch[..t * c], &mut dnormed[..t * c]);
-        let stream = PanelDims { depth: t, cols: c };
+        // The operands are read when all sequences have written theirs.
+        let reuse = reuse(self.batch * operands_len::<E>(t, c) * size_of::<E>());
+        let pack = |cols, out, x: &[E]| pack((t, cols), Some(out), None, x, reuse);
 
         // output = middle + drop(mlp_proj(gelu(c_fc(ln_2(middle)))))
         dropout_backward(self.row_dims(), branch, dresidual, self.dropout(Site::MlpBranch(idx), b));
         column_sums(self.row_dims(), dv.mlp_proj_bias, branch);
-        pack(stream, operands.dmlp, branch);
+        pack(c, operands.dmlp, branch);
         let dfc = &mut wide[..t * 4 * c];
-        let gelu = GeluGradients { dfc, dfc_panels: operands.dfc, gelu_panels: operands.gelu };
+        let gelu = GeluGradients { dfc, dfc_panels: operands.dfc, gelu_panels: operands.gelu, reuse };
         linear_gelu_backward(
             self.linear(&packed.mlp_proj),
             gelu,
@@ -300,7 +301,7 @@ impl Pass {
         let dfc = &wide[..t * 4 * c];
         column_sums(RowDims { rows: t, cols: 4 * c }, dv.c_fc_bias, dfc);
         self.layernorm_again(normed, &a.ln_2, middle, (v.ln_2_weight, v.ln_2_bias));
-        pack(stream, operands.normed_2, normed);
+        pack(c, operands.normed_2, normed);
         linear_backward_input(self.linear(&packed.c_fc), dnormed, dfc, packed.c_fc.backward());
         let gradients = LayerNormGradients { dx: dresidual, dweight: dv.ln_2_weight, dbias: dv.ln_2_bias };
         self.layernorm_backward(gradients, dnormed, middle, &a.ln_2, v.ln_2_weight);
@@ -308,8 +309,8 @@ impl Pass {
         // middle = input + drop(attn_proj(attention(c_attn(ln_1(input)))))
         dropout_backward(self.row_dims(), branch, dresidual, self.dropout(Site::AttentionBranch(idx), b));
         column_sums(self.row_dims(), dv.attn_proj_bias, branch);
-        pack(stream, operands.dattn, branch);
-        pack(stream, operands.heads, &a.heads[..t * c]);
+        pack(c, operands.dattn, branch);
+        pack(c, operands.heads, &a.heads[..t * c]);
         let dheads = &mut *normed;
         linear_backward_input(self.linear(&packed.attn_proj), dheads, branch, packed.attn_proj.backward());
         let dqkv = &mut wide[..t * 3 * c];
@@ -318,9 +319,9 @@ impl Pass {
         let dropout = self.dropout(Site::AttentionWeights(idx), b);
         attention_backward(self.attention_dims(), dqkv, dheads, forward, dropout, attention);
         column_sums(RowDims { rows: t, cols: 3 * c }, dv.c_attn_bias, dqkv);
-        pack(PanelDims { depth: t, cols: 3 * c }, operands.dqkv, dqkv);
+        pack(3 * c, operands.dqkv, dqkv);
         self.layernorm_again(normed, &a.ln_1, input, (v.ln_1_weight, v.ln_1_bias));
-        pack(stream, operands.normed_1, normed);
+        pack(c, operands.normed_1, normed);
         linear_backward_input(self.linear(&packed.c_attn), dnormed, dqkv, packed.c_attn.backward());
         let gradients = LayerNormGradients { dx: dresidual, dweight: dv.ln_1_weight, dbias: dv.ln_1_bias };
         self.layernorm_backward(gradients, dnormed, input, &a.ln_1, v.ln_1_weight);
@@ -441,15 +442,6 @@ impl<'a, E> Weights<'a, E> {
     fn block(self, idx: usize) -> BlockWeights<'a, E> {
         BlockWeights { vectors: self.parameters.block(idx), packed: &self.packed.blocks[idx] }
     }
-}
-
-/// `out = x` in panels.
-fn pack<E: Element>(dims: PanelDims, out: &mut [E], x: &[E]) {
-    let isa = Isa::detected();
-    isa.run(
-        #[inline(always)]
-        || pack_rows(isa, dims, out, x, dims.cols),
-    );
 }
 
 /// `dw = xᵀ dy`, or `dw += xᵀ dy` if `add`, for a whole weight: threads take rows of it.
