@@ -78,7 +78,7 @@ pub fn sum_of_squares(x: &[f32]) -> f64 {
     sums.par_iter_mut().zip(x.par_chunks(piece)).for_each(|(sum, x)| {
         *sum = isa.run(
             #[inline(always)]
-            || x.chunks(1024).map(|x| f64::from(sum_by(x.len(), |i| x[i] * x[i]))).sum(),
+            || x.chunks(1024).map(|x| f64::from(sum_by([x], |[x]| x * x))).sum(),
         );
     });
     sums.iter().sum()

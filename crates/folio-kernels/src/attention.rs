@@ -423,7 +423,7 @@ impl Head {
             let first = i * self.dims.channels() + self.h * self.dims.head_size;
             let dy = &dy[first..][..self.dims.head_size];
             let y = &forward.y[first..][..self.dims.head_size];
-            let mean = sum_by(dy.len(), |c| dy[c].to_f32() * y[c].to_f32());
+            let mean = sum_by([dy, y], |[dy, y]| dy.to_f32() * y.to_f32());
             let lse = forward.lse[i];
             if self.dropout.is_identity() {
                 for (weight, dscore) in row {
@@ -432,8 +432,8 @@ impl Head {
                 }
             } else {
                 let mask = self.dropout.row(i);
-                for (j, (weight, dscore)) in row.enumerate() {
-                    let factor = mask.factor(j as u32);
+                for (j, (weight, dscore)) in (0..).zip(row) {
+                    let factor = mask.factor(j);
                     let p = exp(weight.mul_add(scale, -lse));
                     *dscore = p * (factor * *dscore - mean) * scale;
                     *weight = p * factor;

@@ -70,7 +70,7 @@ pub fn layernorm_again<E: Element>(
 fn statistics_of(x: &[f32]) -> (f32, f32) {
     let count = x.len() as f32;
     let mean = sum(x) / count;
-    let variance = sum_by(x.len(), |i| (x[i] - mean) * (x[i] - mean)) / count;
+    let variance = sum_by([x], |[x]| (x - mean) * (x - mean)) / count;
     (mean, 1.0 / (variance + EPS).sqrt())
 }
 
@@ -149,8 +149,9 @@ fn backward_row(
     let cols = dx.len();
     let (dweight, dbias) = (&mut dweight[..cols], &mut dbias[..cols]);
     let (dy, x, weight) = (&dy[..cols], &x[..cols], &weight[..cols]);
-    let mean_g = sum_by(cols, |i| dy[i] * weight[i]) / cols as f32;
-    let mean_gn = sum_by(cols, |i| dy[i] * weight[i] * ((x[i] - mean) * rstd)) / cols as f32;
+    let mean_g = sum_by([dy, weight], |[dy, weight]| dy * weight) / cols as f32;
+    let gn = |[dy, weight, x]: [f32; 3]| dy * weight * ((x - mean) * rstd);
+    let mean_gn = sum_by([dy, weight, x], gn) / cols as f32;
     for i in 0..cols {
         let n = (x[i] - mean) * rstd;
         dx[i] += rstd * (dy[i] * weight[i] - mean_g - n * mean_gn);

@@ -12,7 +12,7 @@ use crate::columns::ColumnsMut;
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::panels::Panels;
-use crate::tile::{self, COLS, Intent, LINE, ROWS, Tile, Walk};
+use crate::tile::{self, COLS, Intent, LINE, ROWS, Sums, Tile, Walk};
 
 /// A left operand.
 #[derive(Clone, Copy, Debug)]
@@ -95,9 +95,9 @@ impl<E: Element> Rhs<E> for Panels<'_, E> {
             lhs,
             self,
             #[inline(always)]
-            |at, _| {
+            |at, tile| {
                 fetches.iter().for_each(|fetch| fetch.tile(at));
-                false
+                tile.sums(false)
             },
             #[inline(always)]
             |at, tile| finish(at, &mut tile.0),
@@ -173,6 +173,8 @@ pub fn product_into<E: Element>(
     let fetch = Fetch::to_write(out, stride);
     let out = RefCell::new(out);
     let place = |at: At, r: usize| (at.row - first + r) * stride + at.col;
+    // Whole groups of columns need no tile in between.
+    let is_direct = |at: At| store != Store::PastCaches && Sums::fit(at.cols);
     for_each_tile(
         isa,
         rows,
@@ -185,23 +187,30 @@ pub fn product_into<E: Element>(
             if store != Store::PastCaches {
                 fetch.tile(At { row: coming, ..at });
             }
+            let mut out = out.borrow_mut();
+            if is_direct(at) {
+                let sums = &mut out[place(at, 0)..][..(at.rows - 1) * stride + at.cols];
+                return Sums { start: sums.as_mut_ptr(), stride, add };
+            }
             if add {
-                let out = out.borrow();
                 for r in 0..at.rows {
-                    copy(&mut tile.0[r], &out[place(at, r)..], at.cols);
+                    tile.0[r][..at.cols].copy_from_slice(&out[place(at, r)..][..at.cols]);
                 }
             }
-            add
+            tile.sums(add)
         },
         #[inline(always)]
         |at, tile| {
+            if is_direct(at) {
+                return;
+            }
             let mut out = out.borrow_mut();
             for r in 0..at.rows {
-                let out = &mut out[place(at, r)..];
+                let (out, sums) = (&mut out[place(at, r)..][..at.cols], &tile.0[r][..at.cols]);
                 if store == Store::PastCaches {
-                    tile::store_past_caches(isa, &mut out[..at.cols], &tile.0[r][..at.cols]);
+                    tile::store_past_caches(isa, out, sums);
                 } else {
-                    copy(out, &tile.0[r], at.cols);
+                    out.copy_from_slice(sums);
                 }
             }
         },
@@ -211,23 +220,15 @@ pub fn product_into<E: Element>(
     }
 }
 
-/// Copies `cols` elements; a whole tile's width is a few registers, not a call of memcpy.
-#[inline(always)]
-fn copy(to: &mut [f32], from: &[f32], cols: usize) {
-    if cols == COLS {
-        to[..COLS].copy_from_slice(&from[..COLS]);
-    } else {
-        to[..cols].copy_from_slice(&from[..cols]);
-    }
-}
-
+/// Calls `begin` before each tile, which says where its sums belong, and `finish` after it; both may use the tile that
+/// they are given.
 #[inline(always)]
 fn for_each_tile<E: Element>(
     isa: Isa,
     rows: Range<usize>,
     lhs: Lhs<E>,
     rhs: Panels<E>,
-    mut begin: impl FnMut(At, &mut Tile) -> bool,
+    mut begin: impl FnMut(At, &mut Tile) -> Sums,
     mut finish: impl FnMut(At, &mut Tile),
 ) {
     let (lhs_step, lhs_segment) = check(lhs, &rows, rhs);
@@ -241,12 +242,13 @@ fn for_each_tile<E: Element>(
         for (index, row) in rows.clone().step_by(ROWS).enumerate() {
             ahead.fetch(index);
             let at = At { row, col, rows: (rows.end - row).min(ROWS), cols };
-            let add = begin(at, &mut tile);
+            let sums = begin(at, &mut tile);
             let left = std::array::from_fn(|r| row_start(lhs, row + r.min(at.rows - 1)));
-            let walk = Walk { rows: at.rows, cols, add, segments, units, lhs_step, lhs_segment, rhs_segment };
+            let walk = Walk { rows: at.rows, cols, segments, units, lhs_step, lhs_segment, rhs_segment };
             // SAFETY: `check` made sure that the walk stays inside both operands for every row of `rows`, and
-            // the panel is one of the right operand's.
-            unsafe { tile::multiply(isa, &mut tile, &left, right, &walk) };
+            // the panel is one of the right operand's. `begin` gave the tile, which has room for all columns, or a
+            // part of the result that is as long as what is written; both were borrowed mutably.
+            unsafe { tile::multiply(isa, sums, &left, right, &walk) };
             finish(at, &mut tile);
         }
     }

@@ -16,10 +16,19 @@ pub fn round<E: Element>(isa: Isa, out: &mut [E], values: &[f32]) {
         return unsafe { x86::round(out.as_mut_ptr().cast(), values.as_ptr(), values.len()) };
     }
     let _ = isa;
-    for (out, &value) in out.iter_mut().zip(values) {
+    // Piece by piece, or the compiler sees a copy of f32 and calls memcpy for each of many short rows.
+    let (pieces, rest) = values.as_chunks::<LANES>();
+    let (out_pieces, out_rest) = out.as_chunks_mut::<LANES>();
+    for (out, values) in out_pieces.iter_mut().zip(pieces) {
+        *out = values.map(E::from_f32);
+    }
+    for (out, &value) in out_rest.iter_mut().zip(rest) {
         *out = E::from_f32(value);
     }
 }
+
+/// Elements of the widest register of f32.
+const LANES: usize = 16;
 
 /// `out = values` in another format, rounded, or in the same one as they are. To be called inside [`Isa::run`].
 #[inline(always)]
@@ -63,8 +72,7 @@ pub(crate) fn convert_pairs<S: Element, E: Element>(isa: Isa, out: &mut [E], low
 mod x86 {
     use std::arch::x86_64::*;
 
-    /// Elements of a register of f32.
-    const LANES: usize = 16;
+    use super::LANES;
 
     /// # Safety
     /// The processor must have AVX-512 F, BW, VL and BF16; `len` elements must be readable and writable.

@@ -18,6 +18,41 @@ const GROUP: usize = 16;
 #[repr(align(64))]
 pub(crate) struct Tile(pub(crate) [[f32; COLS]; ROWS]);
 
+impl Tile {
+    /// As a place for sums.
+    pub(crate) fn sums(&mut self, add: bool) -> Sums {
+        Sums { start: self.0.as_mut_ptr().cast(), stride: COLS, add }
+    }
+}
+
+/// Where a product puts its sums: in a [`Tile`], or straight into the result.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sums {
+    /// The first of the first row.
+    pub(crate) start: *mut f32,
+    /// From one row to the next.
+    pub(crate) stride: usize,
+    /// Whether the sums start with what is there rather than with zero.
+    pub(crate) add: bool,
+}
+
+impl Sums {
+    /// Whether so many columns can be written without the ones behind them: see [`multiply`].
+    pub(crate) fn fit(cols: usize) -> bool {
+        cols.is_multiple_of(GROUP)
+    }
+
+    /// A column of a row.
+    ///
+    /// # Safety
+    /// Both must be inside.
+    #[inline(always)]
+    unsafe fn at(self, row: usize, col: usize) -> *mut f32 {
+        // SAFETY: the caller's promise.
+        unsafe { self.start.add(row * self.stride + col) }
+    }
+}
+
 /// How a product walks through its operands to fill one tile. Lengths are in units of 32 bits.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Walk {
@@ -25,8 +60,6 @@ pub(crate) struct Walk {
     pub(crate) rows: usize,
     /// Columns of the tile that are wanted, 1 to [`COLS`].
     pub(crate) cols: usize,
-    /// Whether the sums start with what the tile holds rather than with zero.
-    pub(crate) add: bool,
     /// Stretches of the sum that lie apart in memory.
     pub(crate) segments: usize,
     /// Units of one stretch.
@@ -39,15 +72,15 @@ pub(crate) struct Walk {
     pub(crate) rhs_segment: usize,
 }
 
-/// `tile = lhs rhs` or `tile += lhs rhs` for the rows and columns that are wanted; columns up to the next multiple
+/// `sums = lhs rhs` or `sums += lhs rhs` for the rows and columns that are wanted; columns up to the next multiple
 /// of 16 are overwritten too.
 ///
 /// # Safety
-/// For every row `r` below `walk.rows`, segment `s` and unit `u`, the unit at `lhs[r] + s * lhs_segment + u *
+/// What is overwritten must be there to be written, and overlap no operand. For every row `r` below `walk.rows`, segment `s` and unit `u`, the unit at `lhs[r] + s * lhs_segment + u *
 /// lhs_step` must be readable; so must the [`COLS`] units from `rhs + s * rhs_segment + u * COLS`.
 pub(crate) unsafe fn multiply<E: Element>(
     isa: Isa,
-    tile: &mut Tile,
+    sums: Sums,
     lhs: &[*const E; ROWS],
     rhs: *const E,
     walk: &Walk,
@@ -55,12 +88,12 @@ pub(crate) unsafe fn multiply<E: Element>(
     // SAFETY: passed on to the caller.
     unsafe {
         match walk.rows {
-            1 => rows::<E, 1>(isa, tile, lhs, rhs, walk),
-            2 => rows::<E, 2>(isa, tile, lhs, rhs, walk),
-            3 => rows::<E, 3>(isa, tile, lhs, rhs, walk),
-            4 => rows::<E, 4>(isa, tile, lhs, rhs, walk),
-            5 => rows::<E, 5>(isa, tile, lhs, rhs, walk),
-            _ => rows::<E, 6>(isa, tile, lhs, rhs, walk),
+            1 => rows::<E, 1>(isa, sums, lhs, rhs, walk),
+            2 => rows::<E, 2>(isa, sums, lhs, rhs, walk),
+            3 => rows::<E, 3>(isa, sums, lhs, rhs, walk),
+            4 => rows::<E, 4>(isa, sums, lhs, rhs, walk),
+            5 => rows::<E, 5>(isa, sums, lhs, rhs, walk),
+            _ => rows::<E, 6>(isa, sums, lhs, rhs, walk),
         }
     }
 }
@@ -72,7 +105,7 @@ pub(crate) unsafe fn multiply<E: Element>(
 #[inline]
 unsafe fn rows<E: Element, const R: usize>(
     isa: Isa,
-    tile: &mut Tile,
+    sums: Sums,
     lhs: &[*const E; ROWS],
     rhs: *const E,
     walk: &Walk,
@@ -82,17 +115,17 @@ unsafe fn rows<E: Element, const R: usize>(
         #[cfg(target_arch = "x86_64")]
         {
             if isa.has_avx512() && E::PAIR == 1 {
-                return x86::avx512_f32::<R>(tile, lhs.each_ref().map(|&row| row.cast()), rhs.cast(), walk);
+                return x86::avx512_f32::<R>(sums, lhs.each_ref().map(|&row| row.cast()), rhs.cast(), walk);
             }
             if isa.has_avx512_bf16() && E::PAIR == 2 {
-                return x86::avx512_bf16::<R>(tile, lhs.each_ref().map(|&row| row.cast()), rhs.cast(), walk);
+                return x86::avx512_bf16::<R>(sums, lhs.each_ref().map(|&row| row.cast()), rhs.cast(), walk);
             }
             if isa.has_avx2() {
-                return x86::avx2::<E, R>(tile, lhs, rhs, walk);
+                return x86::avx2::<E, R>(sums, lhs, rhs, walk);
             }
         }
         let _ = isa;
-        groups::<E, R>(tile, lhs, rhs, walk);
+        groups::<E, R>(sums, lhs, rhs, walk);
     }
 }
 
@@ -110,27 +143,18 @@ pub(crate) fn multiply_quantized(
         assert!(lhs.iter().all(|row| row.len() == lines.len()), "rows of {} lines", lines.len());
         let mut tile = Tile([[0.0; COLS]; ROWS]);
         let (segments, units) = (1, lines.len());
-        let walk = Walk {
-            rows,
-            cols: COLS,
-            add: false,
-            segments,
-            units,
-            lhs_step: 1,
-            lhs_segment: 0,
-            rhs_segment: 0,
-        };
+        let walk = Walk { rows, cols: COLS, segments, units, lhs_step: 1, lhs_segment: 0, rhs_segment: 0 };
         let lhs = lhs.map(<[f32]>::as_ptr);
         let rhs = lines.as_ptr().cast();
         // SAFETY: an `Isa` exists only if the processor has it; every row and the panel have as many units as the walk.
         unsafe {
             match rows {
-                1 => x86::avx512_i8::<1>(&mut tile, lhs, rhs, &walk),
-                2 => x86::avx512_i8::<2>(&mut tile, lhs, rhs, &walk),
-                3 => x86::avx512_i8::<3>(&mut tile, lhs, rhs, &walk),
-                4 => x86::avx512_i8::<4>(&mut tile, lhs, rhs, &walk),
-                5 => x86::avx512_i8::<5>(&mut tile, lhs, rhs, &walk),
-                _ => x86::avx512_i8::<6>(&mut tile, lhs, rhs, &walk),
+                1 => x86::avx512_i8::<1>(tile.sums(false), lhs, rhs, &walk),
+                2 => x86::avx512_i8::<2>(tile.sums(false), lhs, rhs, &walk),
+                3 => x86::avx512_i8::<3>(tile.sums(false), lhs, rhs, &walk),
+                4 => x86::avx512_i8::<4>(tile.sums(false), lhs, rhs, &walk),
+                5 => x86::avx512_i8::<5>(tile.sums(false), lhs, rhs, &walk),
+                _ => x86::avx512_i8::<6>(tile.sums(false), lhs, rhs, &walk),
             }
         }
         return Some(tile);
@@ -144,18 +168,14 @@ pub(crate) fn multiply_quantized(
 /// # Safety
 /// As [`multiply`].
 #[inline(always)]
-unsafe fn groups<E: Element, const R: usize>(
-    tile: &mut Tile,
-    lhs: &[*const E; ROWS],
-    rhs: *const E,
-    walk: &Walk,
-) {
+unsafe fn groups<E: Element, const R: usize>(sums: Sums, lhs: &[*const E; ROWS], rhs: *const E, walk: &Walk) {
     for first in (0..walk.cols).step_by(GROUP) {
-        let mut sums = [[0.0f32; GROUP]; R];
-        if walk.add {
-            for (sums, row) in sums.iter_mut().zip(&tile.0) {
-                sums.copy_from_slice(&row[first..first + GROUP]);
-            }
+        // SAFETY: the caller vouches for the rows and for whole groups of columns.
+        let places: [*mut [f32; GROUP]; R] = std::array::from_fn(|r| unsafe { sums.at(r, first).cast() });
+        let mut group = [[0.0f32; GROUP]; R];
+        if sums.add {
+            // SAFETY: as above.
+            group = places.map(|place| unsafe { *place });
         }
         for segment in 0..walk.segments {
             for unit in 0..walk.units {
@@ -164,7 +184,7 @@ unsafe fn groups<E: Element, const R: usize>(
                     let start = segment * walk.rhs_segment + unit * COLS + first;
                     std::slice::from_raw_parts(rhs.add(start * E::PAIR), GROUP * E::PAIR)
                 };
-                for (r, sums) in sums.iter_mut().enumerate() {
+                for (r, sums) in group.iter_mut().enumerate() {
                     let start = (segment * walk.lhs_segment + unit * walk.lhs_step) * E::PAIR;
                     for half in 0..E::PAIR {
                         // SAFETY: as above.
@@ -176,8 +196,9 @@ unsafe fn groups<E: Element, const R: usize>(
                 }
             }
         }
-        for (sums, row) in sums.iter().zip(&mut tile.0) {
-            row[first..first + GROUP].copy_from_slice(sums);
+        for (place, group) in places.into_iter().zip(group) {
+            // SAFETY: as above.
+            unsafe { *place = group };
         }
     }
 }
@@ -256,7 +277,7 @@ mod x86 {
     use std::arch::x86_64::*;
     use std::array::from_fn;
 
-    use super::{COLS, Element, Intent, LINE, ROWS, Tile, Walk, prefetch};
+    use super::{COLS, Element, Intent, LINE, ROWS, Sums, Walk, prefetch};
 
     /// From so many rows on the processor sees, while it computes, too few units ahead to keep the memory busy by itself.
     const ROWS_TO_FETCH_FOR: usize = 3;
@@ -267,14 +288,14 @@ mod x86 {
     /// As [`super::multiply`]; the processor must have AVX-512 F.
     #[target_feature(enable = "avx512f,fma")]
     pub(super) unsafe fn avx512_f32<const R: usize>(
-        tile: &mut Tile,
+        sums: Sums,
         lhs: [*const f32; ROWS],
         rhs: *const f32,
         walk: &Walk,
     ) {
         // SAFETY: passed on to the caller.
         unsafe {
-            vectors::<R>(tile, lhs, rhs, walk, |sum, a, b| _mm512_fmadd_ps(a, b, sum));
+            vectors::<R>(sums, lhs, rhs, walk, |sum, a, b| _mm512_fmadd_ps(a, b, sum));
         }
     }
 
@@ -283,7 +304,7 @@ mod x86 {
     /// processor must have AVX-512 F.
     #[target_feature(enable = "avx512f,fma")]
     pub(super) unsafe fn avx512_i8<const R: usize>(
-        tile: &mut Tile,
+        sums: Sums,
         lhs: [*const f32; ROWS],
         rhs: *const i8,
         walk: &Walk,
@@ -294,7 +315,7 @@ mod x86 {
                 let bytes = _mm_loadu_si128(rhs.add(place).cast());
                 _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))
             };
-            fixed::<R, 4>(tile, lhs, load, walk, |sum, a, b| _mm512_fmadd_ps(a, b, sum));
+            fixed::<R, 4>(sums, lhs, load, walk, |sum, a, b| _mm512_fmadd_ps(a, b, sum));
         }
     }
 
@@ -302,7 +323,7 @@ mod x86 {
     /// As [`super::multiply`]; the processor must have AVX-512 F and BF16.
     #[target_feature(enable = "avx512f,avx512bf16,fma")]
     pub(super) unsafe fn avx512_bf16<const R: usize>(
-        tile: &mut Tile,
+        sums: Sums,
         lhs: [*const f32; ROWS],
         rhs: *const f32,
         walk: &Walk,
@@ -310,7 +331,7 @@ mod x86 {
         // SAFETY: passed on to the caller; a register of units is one of pairs, of the same size.
         unsafe {
             let pairs = |units| std::mem::transmute::<__m512, __m512bh>(units);
-            vectors::<R>(tile, lhs, rhs, walk, |sum, a, b| _mm512_dpbf16_ps(sum, pairs(a), pairs(b)));
+            vectors::<R>(sums, lhs, rhs, walk, |sum, a, b| _mm512_dpbf16_ps(sum, pairs(a), pairs(b)));
         }
     }
 
@@ -318,7 +339,7 @@ mod x86 {
     /// As [`super::multiply`]; the caller is compiled for AVX-512 F and what `multiply_add` needs.
     #[inline(always)]
     unsafe fn vectors<const R: usize>(
-        tile: &mut Tile,
+        sums: Sums,
         lhs: [*const f32; ROWS],
         rhs: *const f32,
         walk: &Walk,
@@ -333,10 +354,10 @@ mod x86 {
                 _mm512_loadu_ps(rhs.add(place))
             };
             match walk.cols.div_ceil(16) {
-                1 => fixed::<R, 1>(tile, lhs, load, walk, multiply_add),
-                2 => fixed::<R, 2>(tile, lhs, load, walk, multiply_add),
-                3 => fixed::<R, 3>(tile, lhs, load, walk, multiply_add),
-                _ => fixed::<R, 4>(tile, lhs, load, walk, multiply_add),
+                1 => fixed::<R, 1>(sums, lhs, load, walk, multiply_add),
+                2 => fixed::<R, 2>(sums, lhs, load, walk, multiply_add),
+                3 => fixed::<R, 3>(sums, lhs, load, walk, multiply_add),
+                _ => fixed::<R, 4>(sums, lhs, load, walk, multiply_add),
             }
         }
     }
@@ -347,7 +368,7 @@ mod x86 {
     /// As [`vectors`].
     #[inline(always)]
     unsafe fn fixed<const R: usize, const V: usize>(
-        tile: &mut Tile,
+        sums: Sums,
         lhs: [*const f32; ROWS],
         load: impl Fn(usize) -> __m512,
         walk: &Walk,
@@ -355,9 +376,9 @@ mod x86 {
     ) {
         // SAFETY: rows and columns are those of the tile; the operands are the caller's promise.
         unsafe {
-            let mut sums = [[_mm512_setzero_ps(); V]; R];
-            if walk.add {
-                sums = from_fn(|r| from_fn(|v| _mm512_load_ps(tile.0[r].as_ptr().add(16 * v))));
+            let mut tile = [[_mm512_setzero_ps(); V]; R];
+            if sums.add {
+                tile = from_fn(|r| from_fn(|v| _mm512_loadu_ps(sums.at(r, 16 * v))));
             }
             for segment in 0..walk.segments {
                 let mut right = segment * walk.rhs_segment;
@@ -368,7 +389,7 @@ mod x86 {
                     for r in 0..R {
                         let a = _mm512_set1_ps(lhs[r].add(offset).read_unaligned());
                         for v in 0..V {
-                            sums[r][v] = multiply_add(sums[r][v], a, b[v]);
+                            tile[r][v] = multiply_add(tile[r][v], a, b[v]);
                         }
                     }
                     offset += walk.lhs_step;
@@ -376,7 +397,7 @@ mod x86 {
             }
             for r in 0..R {
                 for v in 0..V {
-                    _mm512_store_ps(tile.0[r].as_mut_ptr().add(16 * v), sums[r][v]);
+                    _mm512_storeu_ps(sums.at(r, 16 * v), tile[r][v]);
                 }
             }
         }
@@ -399,7 +420,7 @@ mod x86 {
     /// As [`super::multiply`]; the processor must have AVX2 and FMA.
     #[target_feature(enable = "avx2,fma")]
     pub(super) unsafe fn avx2<E: Element, const R: usize>(
-        tile: &mut Tile,
+        sums: Sums,
         lhs: &[*const E; ROWS],
         rhs: *const E,
         walk: &Walk,
@@ -407,9 +428,9 @@ mod x86 {
         // SAFETY: rows and columns are those of the tile; the operands are the caller's promise.
         unsafe {
             for first in (0..walk.cols).step_by(16) {
-                let mut sums = [[_mm256_setzero_ps(); 2]; R];
-                if walk.add {
-                    sums = from_fn(|r| from_fn(|v| _mm256_loadu_ps(tile.0[r].as_ptr().add(first + 8 * v))));
+                let mut tile = [[_mm256_setzero_ps(); 2]; R];
+                if sums.add {
+                    tile = from_fn(|r| from_fn(|v| _mm256_loadu_ps(sums.at(r, first + 8 * v))));
                 }
                 for segment in 0..walk.segments {
                     let mut rhs = rhs.cast::<f32>().add(segment * walk.rhs_segment + first);
@@ -419,10 +440,10 @@ mod x86 {
                         for r in 0..R {
                             let a = _mm256_set1_ps(lhs[r].cast::<f32>().add(offset).read_unaligned());
                             for v in 0..2 {
-                                sums[r][v] = if E::PAIR == 1 {
-                                    _mm256_fmadd_ps(a, b[v], sums[r][v])
+                                tile[r][v] = if E::PAIR == 1 {
+                                    _mm256_fmadd_ps(a, b[v], tile[r][v])
                                 } else {
-                                    let sum = _mm256_fmadd_ps(low(a), low(b[v]), sums[r][v]);
+                                    let sum = _mm256_fmadd_ps(low(a), low(b[v]), tile[r][v]);
                                     _mm256_fmadd_ps(high(a), high(b[v]), sum)
                                 };
                             }
@@ -433,7 +454,7 @@ mod x86 {
                 }
                 for r in 0..R {
                     for v in 0..2 {
-                        _mm256_storeu_ps(tile.0[r].as_mut_ptr().add(first + 8 * v), sums[r][v]);
+                        _mm256_storeu_ps(sums.at(r, first + 8 * v), tile[r][v]);
                     }
                 }
             }

@@ -55,35 +55,60 @@ pub fn exp2(x: f32) -> f32 {
     f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23))
 }
 
-/// The sum of `f(i)` over `0..len`, in 32 lanes added up pairwise at the end.
+/// The sum of `f` over the columns of some rows of one length, in 32 lanes added up pairwise at the end.
+///
+/// ```
+/// use folio_kernels::vector::sum_by;
+/// assert_eq!(sum_by([&[1.0, 2.0], &[3.0, 4.0]], |[a, b]| a * b), 11.0);
+/// ```
+///
+/// # Panics
+/// If the rows differ in length.
 #[inline(always)]
-pub fn sum_by(len: usize, f: impl Fn(usize) -> f32) -> f32 {
+pub fn sum_by<T: Copy, const N: usize>(rows: [&[T]; N], f: impl Fn([T; N]) -> f32) -> f32 {
     let mut lanes = [0.0f32; LANES];
-    let whole = len - len % LANES;
-    let mut start = 0;
-    while start < whole {
+    let mut wholes = [&[][..]; N];
+    let mut rests = [&[][..]; N];
+    for (row, (whole, rest)) in rows.into_iter().zip(wholes.iter_mut().zip(&mut rests)) {
+        assert_eq!(row.len(), rows[0].len(), "rows of one sum");
+        (*whole, *rest) = row.as_chunks::<LANES>();
+    }
+    // Chunks are arrays, so that no column is checked: a check would keep the compiler from vectorising.
+    for chunk in 0..wholes[0].len() {
+        let mut arrays = [&wholes[0][chunk]; N];
+        for (array, whole) in arrays.iter_mut().zip(wholes) {
+            *array = &whole[chunk];
+        }
         for (lane, sum) in lanes.iter_mut().enumerate() {
-            *sum += f(start + lane);
+            *sum += f(arrays.map(|array| array[lane]));
         }
-        start += LANES;
     }
-    for (lane, sum) in lanes.iter_mut().enumerate().take(len - whole) {
-        *sum += f(whole + lane);
+    for (lane, sum) in lanes.iter_mut().enumerate().take(rests[0].len()) {
+        *sum += f(rests.map(|rest| rest[lane]));
     }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            lanes[lane] += lanes[lane + width];
-        }
-        width /= 2;
+    folded(lanes, |a, b| a + b)
+}
+
+/// All lanes in one, the upper half to the lower half each time. Loops over arrays of fixed length stay in registers.
+#[inline(always)]
+fn folded(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+    const { assert!(LANES == 32) };
+    for lane in 0..16 {
+        lanes[lane] = f(lanes[lane], lanes[lane + 16]);
     }
-    lanes[0]
+    for lane in 0..8 {
+        lanes[lane] = f(lanes[lane], lanes[lane + 8]);
+    }
+    for lane in 0..4 {
+        lanes[lane] = f(lanes[lane], lanes[lane + 4]);
+    }
+    f(f(lanes[0], lanes[2]), f(lanes[1], lanes[3]))
 }
 
 /// The sum of a row.
 #[inline(always)]
 pub fn sum(x: &[f32]) -> f32 {
-    sum_by(x.len(), |i| x[i])
+    sum_by([x], |[x]| x)
 }
 
 /// The greatest element of a row; negative infinity for an empty one. NaN is passed over.
@@ -97,6 +122,6 @@ pub fn max(x: &[f32]) -> f32 {
             *greatest = if value > *greatest { value } else { *greatest };
         }
     }
-    let greatest = lanes.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    let greatest = folded(lanes, |a, b| if b > a { b } else { a });
     rest.iter().copied().fold(greatest, f32::max)
 }

@@ -76,7 +76,7 @@ fn sums_are_those_of_f64() {
         check("sums", &len, &expected, || {
             let sums = Isa::detected().run(
                 #[inline(always)]
-                || [vector::sum(&a), vector::sum_by(len, |i| a[i] * b[i])],
+                || [vector::sum(&a), vector::sum_by([&a, &b], |[a, b]| a * b)],
             );
             sums.map(|sum| vec![sum]).into()
         });
