@@ -15,7 +15,7 @@ use crate::dims::AttentionDims;
 use crate::dropout::Dropout;
 use crate::element::Element;
 use crate::isa::Isa;
-use crate::matmul::{Lhs, Store, product, product_into};
+use crate::matmul::{At, Fetch, Lhs, Store, product, product_into};
 use crate::panels::{PanelDims, Panels, pack_columns, pack_rows};
 use crate::rounding::round;
 use crate::vector::{LANES, exp, max, sum, sum_by};
@@ -357,6 +357,14 @@ impl Head {
         let Forward { qkv, .. } = forward;
         let Tile { start, end, .. } = tile;
         let (queries, stride) = (end - start, score_stride(self.dims.time));
+
+        // The next head's rows, which stand far apart in memory, come meanwhile.
+        if self.h + 1 < self.dims.heads {
+            let next = Fetch::to_read_later(qkv, 3 * channels);
+            for col in self.columns() {
+                next.tile(At { row: start, col: col + head_size, rows: queries, cols: head_size });
+            }
+        }
 
         // dP = dY Vᵀ
         self.scores(isa, tile, scores, qkv, Panels::new(self.channel_panels(), keys_t));

@@ -121,6 +121,11 @@ impl Fetch {
         Self { start: array.as_ptr().cast(), element_size: size_of::<T>(), stride, intent: Intent::Read }
     }
 
+    /// An array that will be read some tiles later.
+    pub(crate) fn to_read_later<T>(array: &[T], stride: usize) -> Self {
+        Self { intent: Intent::ReadLater, ..Self::to_read(array, stride) }
+    }
+
     /// An array that will be overwritten.
     pub fn to_write<T>(array: &[T], stride: usize) -> Self {
         Self { intent: Intent::Write, ..Self::to_read(array, stride) }

@@ -114,14 +114,13 @@ pub fn sum(x: &[f32]) -> f32 {
 /// The greatest element of a row; negative infinity for an empty one. NaN is passed over.
 #[inline(always)]
 pub fn max(x: &[f32]) -> f32 {
+    let greater = |a: f32, b: f32| if b > a { b } else { a };
     let mut lanes = [f32::NEG_INFINITY; LANES];
-    let chunks = x.chunks_exact(LANES);
-    let rest = chunks.remainder();
-    for chunk in chunks {
-        for (greatest, &value) in lanes.iter_mut().zip(chunk) {
-            *greatest = if value > *greatest { value } else { *greatest };
+    let (wholes, rest) = x.as_chunks::<LANES>();
+    for whole in wholes {
+        for lane in 0..LANES {
+            lanes[lane] = greater(lanes[lane], whole[lane]);
         }
     }
-    let greatest = folded(lanes, |a, b| if b > a { b } else { a });
-    rest.iter().copied().fold(greatest, f32::max)
+    rest.iter().copied().fold(folded(lanes, greater), greater)
 }
