@@ -76,8 +76,9 @@ pub(crate) struct Walk {
 /// of 16 are overwritten too.
 ///
 /// # Safety
-/// What is overwritten must be there to be written, and overlap no operand. For every row `r` below `walk.rows`, segment `s` and unit `u`, the unit at `lhs[r] + s * lhs_segment + u *
-/// lhs_step` must be readable; so must the [`COLS`] units from `rhs + s * rhs_segment + u * COLS`.
+/// What is overwritten must be there to be written, and overlap no operand. For every row `r` below `walk.rows`,
+/// segment `s` and unit `u`, the unit at `lhs[r] + s * lhs_segment + u * lhs_step` must be readable; so must the [`COLS`]
+/// units from `rhs + s * rhs_segment + u * COLS`.
 pub(crate) unsafe fn multiply<E: Element>(
     isa: Isa,
     sums: Sums,
