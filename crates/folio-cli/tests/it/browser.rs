@@ -225,8 +225,12 @@ fn attention_is_drawn_for_each_head() {
     generate(&browser);
     browser.until("document.querySelectorAll('#attention-maps canvas').length === 2");
     // Thirteen tokens: thirteen rows, whose cells right of the diagonal are clear and whose others are not all alike.
+    // Read from a copy: Chromium warns of a canvas that is read twice, and a page's console has to stay empty.
     let drawn = "[...document.querySelectorAll('#attention-maps canvas')].map((canvas) => {
-        const { data, width } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+        const { width, height } = canvas;
+        const copy = new OffscreenCanvas(width, height).getContext('2d', { willReadFrequently: true });
+        copy.drawImage(canvas, 0, 0);
+        const { data } = copy.getImageData(0, 0, width, height);
         const cells = Array.from({ length: data.length / 4 }, (_, at) => data.slice(4 * at, 4 * at + 4).join());
         const isAhead = (_, at) => at % width > Math.floor(at / width);
         return { width, clear: cells.filter(isAhead).every((cell) => cell.endsWith(',0')),
