@@ -1,6 +1,6 @@
 //! GELU, near zero, where it bends, and far out, where the logistic function is 0 or 1.
 
-use folio_kernels::gelu::{gelu, gelu_and_slope};
+use folio_kernels::gelu::{gelu_backward_of_row, gelu_of_row};
 use folio_kernels::isa::Isa;
 use folio_kernels::reference;
 
@@ -93,14 +93,13 @@ fn compare(x: &[f32]) {
 
 /// GELU of each element; the same with its slope.
 fn apply(x: &[f32]) -> [Vec<f32>; 3] {
-    let [mut value, mut again, mut slope] = [(); 3].map(|()| vec![f32::NAN; x.len()]);
+    let [mut value, mut again] = [(); 2].map(|()| vec![f32::NAN; x.len()]);
+    let mut slope = vec![1.0; x.len()];
     Isa::detected().run(
         #[inline(always)]
         || {
-            value.iter_mut().zip(x).for_each(|(y, &x)| *y = gelu(x));
-            for ((y, slope), &x) in again.iter_mut().zip(&mut slope).zip(x) {
-                (*y, *slope) = gelu_and_slope(x);
-            }
+            gelu_of_row(&mut value, x);
+            gelu_backward_of_row(&mut slope, &mut again, x);
         },
     );
     [value, again, slope]
