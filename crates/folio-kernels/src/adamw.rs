@@ -78,7 +78,13 @@ pub fn sum_of_squares(x: &[f32]) -> f64 {
     sums.par_iter_mut().zip(x.par_chunks(piece)).for_each(|(sum, x)| {
         *sum = isa.run(
             #[inline(always)]
-            || x.chunks(1024).map(|x| f64::from(sum_by([x], |[x]| x * x))).sum(),
+            || {
+                let mut sum = 0.0;
+                for x in x.chunks(1024) {
+                    sum += f64::from(sum_by([x], |[x]| x * x));
+                }
+                sum
+            },
         );
     });
     sums.iter().sum()

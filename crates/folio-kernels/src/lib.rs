@@ -40,6 +40,7 @@ pub mod matmul;
 pub mod panels;
 pub mod quantized;
 mod tile;
+mod transpose;
 
 pub mod adamw;
 pub mod attention;

@@ -16,6 +16,7 @@ use crate::element::Element;
 use crate::isa::Isa;
 use crate::rounding::{convert, convert_pairs};
 use crate::tile::{COLS, store_past_caches, wait_for_stores};
+use crate::transpose::{SIDE, transpose};
 
 /// Columns of a panel.
 pub const PANEL_COLS: usize = COLS;
@@ -243,14 +244,13 @@ pub fn pack_columns_panel<S: Element, E: Element>(
     src: &[S],
     stride: usize,
 ) {
-    /// Rows of `src` that are transposed together: one register of units.
-    const SIDE: usize = 16;
     let first = panel * COLS;
     let width = (dims.cols - first).min(COLS);
     if width < COLS || !dims.depth.is_multiple_of(E::PAIR) {
         out.fill(E::default());
     }
     let step = SIDE * E::PAIR;
+    let mut square = [[E::default(); 2 * SIDE]; SIDE];
     for depth in (0..dims.depth).step_by(step) {
         let depths = (dims.depth - depth).min(step);
         for col in (0..width).step_by(SIDE) {
@@ -258,7 +258,10 @@ pub fn pack_columns_panel<S: Element, E: Element>(
             let corner = &src[(first + col) * stride + depth..];
             let out = &mut out[(depth / E::PAIR * COLS + col) * E::PAIR..];
             if depths == step && cols == SIDE {
-                transpose(isa, out, corner, stride);
+                for (c, row) in square.iter_mut().enumerate() {
+                    convert(isa, &mut row[..step], &corner[c * stride..][..step]);
+                }
+                transpose(isa, out, COLS * E::PAIR, &square);
             } else {
                 for (c, row) in corner.chunks(stride).take(cols).enumerate() {
                     let values = &mut [E::default(); 2 * SIDE][..depths];
@@ -320,31 +323,5 @@ pub fn pack_both_ways<S: Element, E: Element>(
     }
     if reuse == Reuse::Late {
         wait_for_stores();
-    }
-}
-
-/// Sixteen columns and sixteen units: `out` unit u, column c is unit u of row c of `src`.
-#[inline(always)]
-fn transpose<S: Element, E: Element>(isa: Isa, out: &mut [E], src: &[S], stride: usize) {
-    const SIDE: usize = 16;
-    let mut square = [[0u32; SIDE]; SIDE];
-    for (c, square) in square.iter_mut().enumerate() {
-        let row = &mut [E::default(); 2 * SIDE][..SIDE * E::PAIR];
-        convert(isa, row, &src[c * stride..][..SIDE * E::PAIR]);
-        for (unit, values) in square.iter_mut().zip(row.chunks_exact(E::PAIR)) {
-            *unit = values[0].to_bits();
-            if E::PAIR == 2 {
-                *unit |= values[1].to_bits() << 16;
-            }
-        }
-    }
-    for u in 0..SIDE {
-        let out = &mut out[u * COLS * E::PAIR..][..SIDE * E::PAIR];
-        for (out, row) in out.chunks_exact_mut(E::PAIR).zip(&square) {
-            out[0] = E::from_bits(row[u]);
-            if E::PAIR == 2 {
-                out[1] = E::from_bits(row[u] >> 16);
-            }
-        }
     }
 }
