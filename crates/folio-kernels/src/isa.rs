@@ -6,6 +6,11 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
+#[cfg(target_arch = "aarch64")]
+use crate::arch::aarch64::neon;
+#[cfg(target_arch = "x86_64")]
+use crate::arch::x86_64::{amx, avx2, avx512};
+
 /// A set of vector instructions that this processor was found to have: only [`Isa::detected`] and
 /// [`Isa::available`] make one, so holding it is the proof that running its code is sound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,8 +26,30 @@ enum Set {
     Avx512,
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16,
+    #[cfg(target_arch = "x86_64")]
+    AmxBf16,
     #[cfg(target_arch = "aarch64")]
     Neon,
+}
+
+/// Why an instruction set cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// The processor does not have it.
+    Absent,
+    /// The processor has it, and the operating system, or a container's filter, does not let this process use it.
+    Refused,
+}
+
+impl Missing {
+    fn of(name: &str) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if name == "amx-bf16" && amx::support() == amx::Support::Refused {
+            return Self::Refused;
+        }
+        let _ = name;
+        Self::Absent
+    }
 }
 
 /// The index into [`Isa::available`] of the set in use, or [`WIDEST`].
@@ -47,6 +74,9 @@ impl Isa {
                 sets.push(Isa(Set::Avx512));
                 if is_x86_feature_detected!("avx512bf16") {
                     sets.push(Isa(Set::Avx512Bf16));
+                    if amx::support() == amx::Support::Granted {
+                        sets.push(Isa(Set::AmxBf16));
+                    }
                 }
             }
         }
@@ -55,6 +85,19 @@ impl Isa {
             sets.push(Isa(Set::Neon));
         }
         sets
+    }
+
+    /// The sets of this architecture that cannot be used here, and why.
+    pub fn missing() -> Vec<(&'static str, Missing)> {
+        #[cfg(target_arch = "x86_64")]
+        let known = ["avx2", "avx512", "avx512-bf16", "amx-bf16"];
+        #[cfg(target_arch = "aarch64")]
+        let known = ["neon"];
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        let known: [&str; 0] = [];
+        let available = Self::available();
+        let missing = known.into_iter().filter(|name| available.iter().all(|isa| isa.name() != *name));
+        missing.map(|name| (name, Missing::of(name))).collect()
     }
 
     /// The set that kernels use: the widest available, or the one that [`Isa::force`] chose.
@@ -77,7 +120,7 @@ impl Isa {
         FORCED.store(index, Ordering::Relaxed);
     }
 
-    /// A short name: `portable`, `avx2`, `avx512`, `avx512-bf16` or `neon`.
+    /// A short name: `portable`, `avx2`, `avx512`, `avx512-bf16`, `amx-bf16` or `neon`.
     pub fn name(self) -> &'static str {
         match self.0 {
             Set::Portable => "portable",
@@ -87,6 +130,8 @@ impl Isa {
             Set::Avx512 => "avx512",
             #[cfg(target_arch = "x86_64")]
             Set::Avx512Bf16 => "avx512-bf16",
+            #[cfg(target_arch = "x86_64")]
+            Set::AmxBf16 => "amx-bf16",
             #[cfg(target_arch = "aarch64")]
             Set::Neon => "neon",
         }
@@ -111,19 +156,25 @@ impl Isa {
     /// Whether AVX2 and FMA may be used.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn has_avx2(self) -> bool {
-        matches!(self.0, Set::Avx2 | Set::Avx512 | Set::Avx512Bf16)
+        matches!(self.0, Set::Avx2 | Set::Avx512 | Set::Avx512Bf16 | Set::AmxBf16)
     }
 
     /// Whether AVX-512 may be used.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn has_avx512(self) -> bool {
-        matches!(self.0, Set::Avx512 | Set::Avx512Bf16)
+        matches!(self.0, Set::Avx512 | Set::Avx512Bf16 | Set::AmxBf16)
     }
 
     /// Whether the dot product of bfloat16 pairs may be used.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn has_avx512_bf16(self) -> bool {
-        self.0 == Set::Avx512Bf16
+        matches!(self.0, Set::Avx512Bf16 | Set::AmxBf16)
+    }
+
+    /// Whether the tile registers of AMX-BF16 may be used.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn has_amx_bf16(self) -> bool {
+        self.0 == Set::AmxBf16
     }
 
     /// Runs `body` compiled for this set. For that the closure, and every function it calls in its loops,
@@ -134,48 +185,16 @@ impl Isa {
             Set::Portable => body(),
             // SAFETY: this value exists, so detection found every feature that the function enables.
             #[cfg(target_arch = "x86_64")]
-            Set::Avx2 => unsafe { run_avx2(body) },
+            Set::Avx2 => unsafe { avx2::run(body) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Set::Avx512 => unsafe { run_avx512(body) },
+            Set::Avx512 => unsafe { avx512::run(body) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Set::Avx512Bf16 => unsafe { run_avx512_bf16(body) },
+            Set::Avx512Bf16 | Set::AmxBf16 => unsafe { avx512::run_bf16(body) },
             // SAFETY: as above.
             #[cfg(target_arch = "aarch64")]
-            Set::Neon => unsafe { run_neon(body) },
+            Set::Neon => unsafe { neon::run(body) },
         }
     }
-}
-
-/// # Safety
-/// The processor must have AVX2 and FMA.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn run_avx2<R>(body: impl FnOnce() -> R) -> R {
-    body()
-}
-
-/// # Safety
-/// The processor must have AVX-512 F, BW, DQ and VL, and FMA.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-unsafe fn run_avx512<R>(body: impl FnOnce() -> R) -> R {
-    body()
-}
-
-/// # Safety
-/// The processor must have AVX-512 F, BW, DQ, VL and BF16, and FMA.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-unsafe fn run_avx512_bf16<R>(body: impl FnOnce() -> R) -> R {
-    body()
-}
-
-/// # Safety
-/// The processor must have NEON.
-#[cfg(target_arch = "aarch64")]
-#[target_feature(enable = "neon")]
-unsafe fn run_neon<R>(body: impl FnOnce() -> R) -> R {
-    body()
 }

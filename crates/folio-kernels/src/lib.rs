@@ -33,6 +33,7 @@ pub mod dims;
 pub mod isa;
 pub mod vector;
 
+mod arch;
 pub mod buffer;
 pub mod columns;
 pub mod element;

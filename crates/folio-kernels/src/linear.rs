@@ -15,7 +15,7 @@ use crate::isa::Isa;
 use crate::matmul::{At, Fetch, Lhs, Rhs, Store, product_into};
 use crate::panels::{PANEL_COLS, PanelDims, Panels, Reuse, store_unit};
 use crate::rounding::round;
-use crate::tile::{ROWS, wait_for_stores};
+use crate::tile::wait_for_stores;
 
 /// `y = x w + bias`, or some columns of it.
 ///
@@ -209,15 +209,20 @@ pub fn linear_gelu_backward<E: Element>(
                 [Fetch::to_read(fc, inputs), Fetch::to_write(dfc, inputs)],
                 #[inline(always)]
                 |at, tile| {
-                    let mut values = [[0.0f32; PANEL_COLS]; ROWS];
-                    for (r, (sums, values)) in tile[..at.rows].iter_mut().zip(&mut values).enumerate() {
-                        let place = (at.row + r) * inputs + at.col;
-                        let sums = &mut sums[..at.cols];
-                        gelu_backward_of_row(sums, &mut values[..at.cols], &fc[place..][..at.cols]);
-                        round(isa, &mut dfc[place..][..at.cols], sums);
+                    // As many rows at a time as make a unit of the panels.
+                    for (unit, sums) in tile[..at.rows].chunks_mut(E::PAIR).enumerate() {
+                        let row = at.row + unit * E::PAIR;
+                        let mut values = [[0.0f32; PANEL_COLS]; 2];
+                        for (r, (sums, values)) in sums.iter_mut().zip(&mut values).enumerate() {
+                            let place = (row + r) * inputs + at.col;
+                            let sums = &mut sums[..at.cols];
+                            gelu_backward_of_row(sums, &mut values[..at.cols], &fc[place..][..at.cols]);
+                            round(isa, &mut dfc[place..][..at.cols], sums);
+                        }
+                        let at = At { row, rows: sums.len(), ..at };
+                        store_rows(isa, panels, dfc_panels, at, sums, reuse);
+                        store_rows(isa, panels, gelu_panels, at, &values, reuse);
                     }
-                    store_tile(isa, panels, dfc_panels, at, tile, reuse);
-                    store_tile(isa, panels, gelu_panels, at, &values, reuse);
                 },
             );
         },
@@ -225,24 +230,21 @@ pub fn linear_gelu_backward<E: Element>(
     wait_for_stores();
 }
 
-/// Writes a tile into panels whose depth is the tile's rows.
+/// Writes one unit's rows of a tile into panels whose depth is the tile's rows.
 #[inline(always)]
-fn store_tile<E: Element>(
+fn store_rows<E: Element>(
     isa: Isa,
     dims: PanelDims,
     out: &mut [E],
     at: At,
-    tile: &[[f32; PANEL_COLS]],
+    rows: &[[f32; PANEL_COLS]],
     reuse: Reuse,
 ) {
     let zeros = [0.0; PANEL_COLS];
-    for r in (0..at.rows).step_by(E::PAIR) {
-        let unit = (at.row + r) / E::PAIR;
-        let place = at.col / PANEL_COLS * dims.panel_len::<E>() + unit * PANEL_COLS * E::PAIR;
-        let high = if r + E::PAIR <= at.rows { &tile[r + E::PAIR - 1] } else { &zeros };
-        let unit = &mut out[place..][..PANEL_COLS * E::PAIR];
-        store_unit(isa, unit, &tile[r][..at.cols], &high[..at.cols], reuse);
-    }
+    let place = at.col / PANEL_COLS * dims.panel_len::<E>() + at.row / E::PAIR * PANEL_COLS * E::PAIR;
+    let high = if at.rows == E::PAIR { &rows[E::PAIR - 1] } else { &zeros };
+    let unit = &mut out[place..][..PANEL_COLS * E::PAIR];
+    store_unit(isa, unit, &rows[0][..at.cols], &high[..at.cols], reuse);
 }
 
 /// Rows `rows` of `dw = xᵀ dy`, or `dw += xᵀ dy` if `add`, math.md (5), from `y = x w + b`.

@@ -12,7 +12,7 @@ use crate::columns::ColumnsMut;
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::panels::Panels;
-use crate::tile::{self, COLS, Intent, LINE, ROWS, Sums, Tile, Walk};
+use crate::tile::{self, COLS, Intent, Kernel, LINE, MOST_ROWS, Sums, Tile};
 
 /// A left operand.
 #[derive(Clone, Copy, Debug)]
@@ -35,22 +35,27 @@ pub struct At {
     pub row: usize,
     /// The first column.
     pub col: usize,
-    /// Rows of the tile, up to 6; tiles start 6 rows apart.
+    /// Rows of the tile: [`tile_rows`], or what is left of the rows.
     pub rows: usize,
     /// Columns of the tile, up to 64.
     pub cols: usize,
 }
 
-/// Rows `rows` of `out = lhs rhs`: calls `finish` with every tile of sums, panel after panel, downwards.
+/// Rows of a tile of sums of `E` on this instruction set: 6 in vector registers, 32 in AMX's.
+pub fn tile_rows<E: Element>(isa: Isa) -> usize {
+    tile::rows::<E>(isa)
+}
+
+/// Rows `rows` of `out = lhs rhs`: calls `finish` with every tile of sums. Those of a row come from left to right.
 ///
-/// A row of the tile is 64 long; its elements beyond `At::cols` mean nothing.
+/// A row of the tile is 64 long; its elements beyond `At::cols`, and rows beyond `At::rows`, mean nothing.
 #[inline(always)]
 pub fn product<E: Element>(
     isa: Isa,
     rows: Range<usize>,
     lhs: Lhs<E>,
     rhs: Panels<E>,
-    finish: impl FnMut(At, &mut [[f32; COLS]; ROWS]),
+    finish: impl FnMut(At, &mut [[f32; COLS]]),
 ) {
     rhs.product_ahead(isa, rows, lhs, [], finish);
 }
@@ -71,7 +76,7 @@ pub trait Rhs<E: Element>: Copy {
         rows: Range<usize>,
         lhs: Lhs<E>,
         fetches: [Fetch; N],
-        finish: impl FnMut(At, &mut [[f32; COLS]; ROWS]),
+        finish: impl FnMut(At, &mut [[f32; COLS]]),
     );
 }
 
@@ -87,7 +92,7 @@ impl<E: Element> Rhs<E> for Panels<'_, E> {
         rows: Range<usize>,
         lhs: Lhs<E>,
         fetches: [Fetch; N],
-        mut finish: impl FnMut(At, &mut [[f32; COLS]; ROWS]),
+        mut finish: impl FnMut(At, &mut [[f32; COLS]]),
     ) {
         for_each_tile(
             isa,
@@ -174,12 +179,12 @@ pub fn product_into<E: Element>(
     store: Store,
 ) {
     let add = store == Store::Add;
-    let first = rows.start;
+    let (first, step) = (rows.start, tile_rows::<E>(isa));
     let fetch = Fetch::to_write(out, stride);
     let out = RefCell::new(out);
     let place = |at: At, r: usize| (at.row - first + r) * stride + at.col;
     // Whole groups of columns need no tile in between.
-    let is_direct = |at: At| store != Store::PastCaches && Sums::fit(at.cols);
+    let is_direct = |at: At| store != Store::PastCaches && Sums::fit::<E>(isa, at);
     for_each_tile(
         isa,
         rows,
@@ -188,7 +193,7 @@ pub fn product_into<E: Element>(
         #[inline(always)]
         |at, tile| {
             // The tile itself comes while it is computed, unless it is read first: then the one below does.
-            let coming = if add { at.row + ROWS } else { at.row } - first;
+            let coming = if add { at.row + step } else { at.row } - first;
             if store != Store::PastCaches {
                 fetch.tile(At { row: coming, ..at });
             }
@@ -236,25 +241,27 @@ fn for_each_tile<E: Element>(
     mut begin: impl FnMut(At, &mut Tile) -> Sums,
     mut finish: impl FnMut(At, &mut Tile),
 ) {
-    let (lhs_step, lhs_segment) = check(lhs, &rows, rhs);
-    let Panels { units, segments, .. } = rhs;
-    let rhs_segment = rhs.segment_stride / E::PAIR;
-    let mut tile = Tile([[0.0; COLS]; ROWS]);
-    for col in (0..rhs.cols).step_by(COLS) {
-        let cols = (rhs.cols - col).min(COLS);
-        let right = rhs.data[col / COLS * rhs.panel_stride..].as_ptr();
-        let ahead = NextPanel::new(rhs, col, rows.len());
-        for (index, row) in rows.clone().step_by(ROWS).enumerate() {
-            ahead.fetch(index);
-            let at = At { row, col, rows: (rows.end - row).min(ROWS), cols };
-            let sums = begin(at, &mut tile);
-            let left = std::array::from_fn(|r| row_start(lhs, row + r.min(at.rows - 1)));
-            let walk = Walk { rows: at.rows, cols, segments, units, lhs_step, lhs_segment, rhs_segment };
-            // SAFETY: `check` made sure that the walk stays inside both operands for every row of `rows`, and
-            // the panel is one of the right operand's. `begin` gave the tile, which has room for all columns, or a
-            // part of the result that is as long as what is written; both were borrowed mutably.
-            unsafe { tile::multiply(isa, sums, &left, right, &walk) };
-            finish(at, &mut tile);
+    check(lhs, &rows, rhs);
+    let step = tile_rows::<E>(isa);
+    let mut tile = Tile([[0.0; COLS]; MOST_ROWS]);
+    let mut kernel = Kernel::new(isa, lhs, rhs);
+    let group = kernel.group(rows.len());
+    for first in rows.clone().step_by(group) {
+        let rows = first..(first + group).min(rows.end);
+        kernel.prepare(rows.clone());
+        for col in (0..rhs.cols).step_by(COLS) {
+            let cols = (rhs.cols - col).min(COLS);
+            let ahead = NextPanel::new(rhs, col, rows.len().div_ceil(step));
+            for (index, row) in rows.clone().step_by(step).enumerate() {
+                ahead.fetch(index);
+                let at = At { row, col, rows: (rows.end - row).min(step), cols };
+                let sums = begin(at, &mut tile);
+                // SAFETY: `check` made sure that both operands have what the tile is computed from, and the kernel is
+                // prepared for the row. `begin` gave the tile, which has room for all rows and columns, or a part of the
+                // result that is as long as what is written; both were borrowed mutably.
+                unsafe { kernel.multiply(sums, at) };
+                finish(at, &mut tile);
+            }
         }
     }
 }
@@ -277,9 +284,9 @@ const FEW_TILES: usize = 9;
 
 impl<'a, E: Element> NextPanel<'a, E> {
     #[inline(always)]
-    fn new(panels: Panels<'a, E>, col: usize, rows: usize) -> Self {
+    fn new(panels: Panels<'a, E>, col: usize, tiles: usize) -> Self {
         let place = (col / COLS + 1) * panels.panel_stride;
-        let tiles = if col + COLS < panels.cols { rows.div_ceil(ROWS) } else { 0 };
+        let tiles = if col + COLS < panels.cols { tiles } else { 0 };
         Self { panels, start: panels.data.as_ptr().wrapping_add(place), tiles }
     }
 
@@ -301,19 +308,9 @@ impl<'a, E: Element> NextPanel<'a, E> {
     }
 }
 
-/// Where row `row` of the left operand begins.
+/// Asserts that the operands fit each other.
 #[inline(always)]
-fn row_start<E: Element>(lhs: Lhs<E>, row: usize) -> *const E {
-    match lhs {
-        Lhs::Rows { data, stride } => data[row * stride..].as_ptr(),
-        Lhs::Columns(panels) => {
-            panels.data[row / COLS * panels.panel_stride + row % COLS * E::PAIR..].as_ptr()
-        }
-    }
-}
-
-/// Asserts that the operands fit each other, and returns the left one's step and segment in units.
-fn check<E: Element>(lhs: Lhs<E>, rows: &Range<usize>, rhs: Panels<E>) -> (usize, usize) {
+fn check<E: Element>(lhs: Lhs<E>, rows: &Range<usize>, rhs: Panels<E>) {
     assert!(rhs.is_inside(), "right operand: {} columns outside their {}", rhs.cols, rhs.data.len());
     match lhs {
         Lhs::Rows { data, stride } => {
@@ -321,13 +318,11 @@ fn check<E: Element>(lhs: Lhs<E>, rows: &Range<usize>, rhs: Panels<E>) -> (usize
             let depth = rhs.units * E::PAIR;
             let needed = if rows.is_empty() { 0 } else { (rows.end - 1) * stride + depth };
             assert!(data.len() >= needed, "left operand: {rows:?} rows of {depth} outside {}", data.len());
-            (1, 0)
         }
         Lhs::Columns(left) => {
             let (ours, theirs) = ((left.segments, left.units), (rhs.segments, rhs.units));
             assert_eq!(ours, theirs, "segments and units of the two operands");
             assert!(left.is_inside() && rows.end <= left.cols, "left operand: {rows:?} of {}", left.cols);
-            (COLS, left.segment_stride / E::PAIR)
         }
     }
 }

@@ -96,7 +96,7 @@ impl Rhs<f32> for QuantizedPanels<'_> {
         rows: Range<usize>,
         lhs: Lhs<f32>,
         fetches: [Fetch; N],
-        mut finish: impl FnMut(At, &mut [[f32; PANEL_COLS]; ROWS]),
+        mut finish: impl FnMut(At, &mut [[f32; PANEL_COLS]]),
     ) {
         let Lhs::Rows { data, stride } = lhs else { panic!("quantised weights meet rows") };
         let panels = self.lines.chunks_exact(self.depth.max(1)).zip(self.scales.chunks_exact(PANEL_COLS));
@@ -108,7 +108,7 @@ impl Rhs<f32> for QuantizedPanels<'_> {
                 let left =
                     std::array::from_fn(|r| &data[(row + r.min(at.rows - 1)) * stride..][..self.depth]);
                 let tile = if let Some(tile) = tile::multiply_quantized(isa, at.rows, &left, lines) {
-                    &mut { tile }.0
+                    &mut { tile }
                 } else {
                     &mut left.map(|left| sums(isa, left, lines))
                 };

@@ -43,6 +43,9 @@ pub use cross_entropy::{cross_entropy, cross_entropy_loss};
 mod adamw;
 pub use adamw::{AdamWStep, adamw};
 
+mod amx;
+pub use amx::amx_dot;
+
 use num_traits::{Float, NumAssign};
 
 /// A number of the formulas, rounded to the precision at hand.

@@ -3,6 +3,8 @@
 //! The instruction takes subnormal numbers, below 1.2e-38, for zero, as the dot product does that reads the result.
 //! [`Element::from_f32`] rounds them like all others; everywhere else the two agree in every bit.
 
+#[cfg(target_arch = "x86_64")]
+use crate::arch::x86_64::avx512;
 use crate::element::Element;
 use crate::isa::Isa;
 
@@ -13,7 +15,7 @@ pub fn round<E: Element>(isa: Isa, out: &mut [E], values: &[f32]) {
     if E::PAIR == 2 && isa.has_avx512_bf16() {
         assert_eq!(out.len(), values.len(), "rounding");
         // SAFETY: an `Isa` exists only if the processor has it; a bfloat16 is 16 bits; both are as long.
-        return unsafe { x86::round(out.as_mut_ptr().cast(), values.as_ptr(), values.len()) };
+        return unsafe { avx512::round(out.as_mut_ptr().cast(), values.as_ptr(), values.len()) };
     }
     let _ = isa;
     // Piece by piece, or the compiler sees a copy of f32 and calls memcpy for each of many short rows.
@@ -28,7 +30,7 @@ pub fn round<E: Element>(isa: Isa, out: &mut [E], values: &[f32]) {
 }
 
 /// Elements of the widest register of f32.
-const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 /// `out = values` in another format, rounded, or in the same one as they are. To be called inside [`Isa::run`].
 #[inline(always)]
@@ -58,80 +60,12 @@ pub(crate) fn convert_pairs<S: Element, E: Element>(isa: Isa, out: &mut [E], low
         assert_eq!((out.len(), high.len()), (2 * low.len(), low.len()), "rounding to pairs");
         // SAFETY: as above; `out` has a pair for every element of `low` and `high`.
         return unsafe {
-            x86::round_pairs(out.as_mut_ptr().cast(), low.as_ptr(), high.as_ptr(), low.len());
+            avx512::round_pairs(out.as_mut_ptr().cast(), low.as_ptr(), high.as_ptr(), low.len());
         };
     }
     let _ = isa;
     for (out, (&low, &high)) in out.chunks_exact_mut(2).zip(low.iter().zip(high)) {
         out[0] = cast(low);
         out[1] = cast(high);
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use std::arch::x86_64::*;
-
-    use super::LANES;
-
-    /// # Safety
-    /// The processor must have AVX-512 F, BW, VL and BF16; `len` elements must be readable and writable.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-    pub(super) unsafe fn round(out: *mut i16, values: *const f32, len: usize) {
-        // SAFETY: whole registers stay inside `len`, the rest is masked.
-        unsafe {
-            let whole = len - len % LANES;
-            for start in (0..whole).step_by(LANES) {
-                let bits = rounded(_mm512_loadu_ps(values.add(start)));
-                _mm256_storeu_si256(out.add(start).cast(), bits);
-            }
-            if whole < len {
-                let mask = first(len - whole);
-                let bits = rounded(_mm512_maskz_loadu_ps(mask, values.add(whole)));
-                _mm256_mask_storeu_epi16(out.add(whole), mask, bits);
-            }
-        }
-    }
-
-    /// # Safety
-    /// The processor must have AVX-512 F, BW, VL and BF16; `len` elements must be readable, `len` pairs writable.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-    pub(super) unsafe fn round_pairs(out: *mut i32, low: *const f32, high: *const f32, len: usize) {
-        // SAFETY: whole registers stay inside `len`, the rest is masked.
-        unsafe {
-            let whole = len - len % LANES;
-            for start in (0..whole).step_by(LANES) {
-                let pairs = zipped(_mm512_loadu_ps(low.add(start)), _mm512_loadu_ps(high.add(start)));
-                _mm512_storeu_si512(out.add(start).cast(), pairs);
-            }
-            if whole < len {
-                let mask = first(len - whole);
-                let low = _mm512_maskz_loadu_ps(mask, low.add(whole));
-                let high = _mm512_maskz_loadu_ps(mask, high.add(whole));
-                _mm512_mask_storeu_epi32(out.add(whole), mask, zipped(low, high));
-            }
-        }
-    }
-
-    /// A mask of the first `count` lanes.
-    fn first(count: usize) -> __mmask16 {
-        (1 << count) - 1
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    fn rounded(values: __m512) -> __m256i {
-        // SAFETY: the same 256 bits under another name.
-        unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(values)) }
-    }
-
-    /// Sixteen units: each of `low` in its lower half, of `high` in its upper half.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    fn zipped(low: __m512, high: __m512) -> __m512i {
-        let (low, high) = (_mm512_cvtepu16_epi32(rounded(low)), _mm512_cvtepu16_epi32(rounded(high)));
-        _mm512_or_si512(low, _mm512_slli_epi32::<16>(high))
     }
 }

@@ -13,6 +13,8 @@ mod panels;
 mod vector;
 
 mod adamw;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod amx;
 mod attention;
 mod dropout;
 mod embedding;

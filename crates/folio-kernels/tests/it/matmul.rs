@@ -3,10 +3,12 @@
 use folio_kernels::buffer::Buffer;
 use folio_kernels::element::{Bf16, Element};
 use folio_kernels::isa::Isa;
-use folio_kernels::matmul::{At, Lhs, Store, product, product_into};
+use folio_kernels::matmul::{At, Lhs, Store, product, product_into, tile_rows};
 use folio_kernels::panels::{PanelDims, Panels};
 
-use crate::support::{Expected, Random, TINY, assert_same_bits, format, in_panels, nans, transposed, wide};
+use crate::support::{
+    Expected, Random, TINY, aligned_nans, assert_same_bits, format, in_panels, nans, transposed, wide,
+};
 
 /// Two tiles and one more row, of every remainder.
 const ROWS: std::ops::RangeInclusive<usize> = 1..=13;
@@ -60,9 +62,9 @@ impl<E: Element> Product<E> {
 
     /// The left operand with its rows `stride` apart: what completes the last unit is finite, and meets a zero; what
     /// is beyond is NaN.
-    fn strided(&self, stride: usize) -> Vec<E> {
+    fn strided(&self, stride: usize) -> Buffer<E> {
         let units = self.depth.next_multiple_of(E::PAIR);
-        let mut lhs = nans::<E>((self.rows - 1) * stride + units);
+        let mut lhs = aligned_nans::<E>((self.rows - 1) * stride + units);
         for (row, values) in self.lhs.chunks_exact(self.depth).enumerate() {
             lhs[row * stride..][..self.depth].copy_from_slice(values);
             lhs[row * stride + self.depth..][..units - self.depth].fill(E::from_f32(7.0));
@@ -93,8 +95,8 @@ fn collect<E: Element>(
     cols: usize,
 ) -> Vec<f32> {
     let mut out = vec![f32::NAN; rows.len() * cols];
-    let mut order = vec![];
-    let first = rows.start;
+    let mut next = vec![0; rows.len()];
+    let (first, last, step) = (rows.start, rows.end, tile_rows::<E>(isa));
     isa.run(
         #[inline(always)]
         || {
@@ -106,9 +108,13 @@ fn collect<E: Element>(
                 #[inline(always)]
                 |at, tile| {
                     let At { row, col, rows, cols: width } = at;
-                    order.push((col, row));
-                    assert!(rows <= 6 && width <= 64 && (row - first).is_multiple_of(6), "{at:?}");
+                    assert_eq!(rows, (last - row).min(step), "{at:?}");
+                    assert_eq!(width, (cols - col).min(64), "{at:?}");
+                    assert!((row - first).is_multiple_of(step), "{at:?}");
                     for (r, sums) in tile[..rows].iter().enumerate() {
+                        let next = &mut next[row - first + r];
+                        assert_eq!(col, *next, "from left to right: {at:?}");
+                        *next += width;
                         let out = &mut out[(row - first + r) * cols + col..][..width];
                         assert!(out.iter().all(|x| x.is_nan()), "{at:?} comes twice");
                         out.copy_from_slice(&sums[..width]);
@@ -117,7 +123,6 @@ fn collect<E: Element>(
             );
         },
     );
-    assert!(order.is_sorted(), "panel after panel, downwards: {order:?}");
     out
 }
 
@@ -149,7 +154,7 @@ fn products_with_rows_equal_their_twin() {
 }
 
 fn from_columns<E: Element>() {
-    for (segments, depth) in [(1, 1), (1, 2), (1, 7), (2, 3), (3, 6), (5, 1)] {
+    for (segments, depth) in [(1, 1), (1, 2), (1, 7), (2, 3), (3, 6), (5, 1), (2, 32), (3, 64), (2, 70)] {
         for cols in [1, 15, 16, 17, 33, 48, 63, 64, 65, 100, 128, 130] {
             for (first, rows) in [(0, 1), (0, 13), (4, 9), (0, 64), (59, 70), (64, 70), (6, 131)] {
                 let case = Product::<E>::random(rows, segments * depth, cols);
@@ -177,6 +182,76 @@ fn from_columns<E: Element>() {
 fn products_with_columns_equal_their_twin() {
     from_columns::<f32>();
     from_columns::<Bf16>();
+}
+
+/// The sizes that AMX takes whole tiles of, and those next to them; the rows are read in place where they start on cache
+/// lines.
+fn of_tiles<E: Element>() {
+    for depth in [31, 32, 64, 70, 128] {
+        for (rows, cols) in [(15, 64), (16, 64), (17, 32), (32, 32), (33, 48), (48, 64), (50, 96), (64, 130)]
+        {
+            let case = Product::<E>::random(rows, depth, cols);
+            let rhs = in_panels(case.rhs_dims(), &case.rhs);
+            let before = Random(5).singles(rows * cols, 1.0);
+            let fresh = case.expected(&vec![0.0; rows * cols], 0);
+            let added = case.expected(&before, 0);
+            for stride in [depth.next_multiple_of(32), depth.next_multiple_of(32) + 32, depth + 2] {
+                let lhs = case.strided(stride);
+                for isa in Isa::available() {
+                    let name = format!("{} {rows} {depth} {cols} on {}", format::<E>(), isa.name());
+                    let (lhs, rhs) = (Lhs::Rows { data: &lhs, stride }, Panels::new(case.rhs_dims(), &rhs));
+                    fresh.compare(&name, &collect(isa, 0..rows, lhs, rhs, cols));
+                    let mut sums = Buffer::zeroed(rows * cols);
+                    sums.copy_from_slice(&before);
+                    isa.run(
+                        #[inline(always)]
+                        || product_into(isa, 0..rows, lhs, rhs, &mut sums, cols, Store::Add),
+                    );
+                    added.compare(&name, &sums);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_of_whole_tiles_equal_their_twin() {
+    of_tiles::<f32>();
+    of_tiles::<Bf16>();
+}
+
+#[test]
+fn a_left_operand_that_no_cache_holds_is_taken_in_groups_of_rows() {
+    let (depth, rows, cols) = (2100, 131, 17);
+    let case = Product::<Bf16>::random(rows, depth, cols);
+    let lhs = transposed(&case.lhs, rows, depth);
+    let left = PanelDims { depth, cols: rows };
+    let (lhs, rhs) = (in_panels(left, &lhs), in_panels(case.rhs_dims(), &case.rhs));
+    let expected = case.expected(&vec![0.0; rows * cols], 0);
+    for isa in Isa::available() {
+        let lhs = Lhs::Columns(Panels::new(left, &lhs));
+        expected.compare(isa.name(), &collect(isa, 0..rows, lhs, Panels::new(case.rhs_dims(), &rhs), cols));
+    }
+}
+
+#[test]
+fn a_row_has_the_same_bits_whatever_rows_share_its_tile() {
+    let (rows, depth, cols) = (77, 192, 130);
+    let case = Product::<Bf16>::random(rows, depth, cols);
+    let rhs = in_panels(case.rhs_dims(), &case.rhs);
+    for stride in [192, 224, 193 + 1] {
+        let lhs = case.strided(stride);
+        for isa in Isa::available() {
+            let product = |rows| {
+                let lhs = Lhs::Rows { data: &lhs, stride };
+                collect(isa, rows, lhs, Panels::new(case.rhs_dims(), &rhs), cols)
+            };
+            let together = product(0..rows);
+            for (row, together) in together.chunks_exact(cols).enumerate() {
+                assert_same_bits(isa.name(), &product(row..row + 1), together);
+            }
+        }
+    }
 }
 
 /// `product_into`, into rows `gap` further apart than they are long.

@@ -1,0 +1,3 @@
+//! ARM.
+
+pub(crate) mod neon;
