@@ -11,7 +11,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use folio::model::{Batch, Gpt2, ModelConfig, PrecisionChoice};
 use folio::optim::{AdamW, AdamWConfig};
 use folio::rng::{Rng, Stream};
-use folio_kernels::isa::Isa;
+use folio_kernels::isa::{Isa, Missing};
 
 use crate::options::{real, whole};
 use crate::train::set_threads;
@@ -183,6 +183,13 @@ fn peak(args: &PeakArgs) -> anyhow::Result<()> {
 }
 
 fn print_peak(peak: Peak) {
+    for (set, why) in Isa::missing() {
+        let why = match why {
+            Missing::Absent => "the processor does not have it",
+            Missing::Refused => "the processor has it, the operating system refuses it",
+        };
+        println!("not used: {set}: {why}");
+    }
     println!(
         "{} threads, {}: {:.0} GFLOP/s in f32, {:.0} in bf16; copies {:.1} GB/s, reads {:.1}",
         rayon::current_num_threads(),

@@ -28,6 +28,8 @@ pub(crate) struct Task {
     pub(crate) run_dir: Option<RunDir>,
     /// Tokens to write when training has ended.
     pub(crate) sample_tokens: usize,
+    /// What `--precision auto` chose, and why; nothing if it was not asked.
+    pub(crate) chosen_precision: Option<String>,
 }
 
 /// One run or several.
@@ -62,6 +64,7 @@ pub(crate) fn plan(args: &TrainArgs) -> anyhow::Result<Task> {
         options = options.or(&Options::inherited(&run.settings()?))?;
     }
     let (mut base, space) = options.settings();
+    let chosen_precision = options.precision.unwrap_or_default().reason(base.n_emb, base.n_heads);
     if let Start::Checkpoint { run, number, restart_schedule } = &start {
         base.continue_from(run.path(), *number, *restart_schedule);
     }
@@ -102,7 +105,7 @@ pub(crate) fn plan(args: &TrainArgs) -> anyhow::Result<Task> {
     let stream = encode(&corpus, &tokenizer, &work)?;
     let run_dir = options.run_dir.map(RunDir::new);
     let sample_tokens = options.sample_tokens.unwrap_or(0);
-    let task = Task { work, start, stream, tokenizer, run_dir, sample_tokens };
+    let task = Task { work, start, stream, tokenizer, run_dir, sample_tokens, chosen_precision };
     check_run_dir(&task, args.overwrite)?;
     Ok(task)
 }
@@ -176,7 +179,7 @@ fn finish_plan(
 ) -> anyhow::Result<Task> {
     let tokenizer = Arc::new(tokenizer);
     let stream = encode(&corpus, &tokenizer, &work)?;
-    Ok(Task { work, start, stream, tokenizer, run_dir: Some(run), sample_tokens })
+    Ok(Task { work, start, stream, tokenizer, run_dir: Some(run), sample_tokens, chosen_precision: None })
 }
 
 /// A run's settings with those changed that may be.

@@ -116,6 +116,9 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         .into());
     }
     let task = plan(args)?;
+    if let Some(chosen) = &task.chosen_precision {
+        eprintln!("precision {chosen}");
+    }
     let signals = Signals::install(args.tui)?;
     let outcome = match &task.work {
         Work::Run(settings) => train_run(args, &task, settings, &signals)?,

@@ -137,7 +137,8 @@ impl Isa {
         }
     }
 
-    /// Whether products of bfloat16 are faster than those of f32.
+    /// Whether the processor has arithmetic of its own for bfloat16: which is the faster, [`crate::peak::bf16_speedup`]
+    /// measures.
     pub fn multiplies_bf16(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         return self.has_avx512_bf16();

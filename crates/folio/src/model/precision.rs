@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use folio_kernels::isa::Isa;
+use folio_kernels::peak::bf16_speedup;
 use serde::{Deserialize, Serialize};
 
 use super::ModelConfig;
@@ -59,15 +60,37 @@ pub enum PrecisionChoice {
 }
 
 impl PrecisionChoice {
-    /// The precision that a model of this width and number of heads gets; `Auto` takes bfloat16 where the
-    /// processor has its dot product.
+    /// The precision that a model of this width and number of heads gets. `Auto` takes bf16 if the processor multiplies it
+    /// faster than f32, which is measured, and heads are of even size.
     pub fn resolve(self, n_emb: usize, n_heads: usize) -> Precision {
         match self {
             Self::F32 => Precision::F32,
             Self::Bf16 => Precision::Bf16,
-            Self::Auto if Isa::detected().multiplies_bf16() && is_even(n_emb, n_heads) => Precision::Bf16,
+            Self::Auto if bf16_speedup() > 1.0 && is_even(n_emb, n_heads) => Precision::Bf16,
             Self::Auto => Precision::F32,
         }
+    }
+
+    /// Why [`PrecisionChoice::resolve`] takes what it takes for `Auto`; nothing if there was no choice.
+    ///
+    /// ```
+    /// use folio::model::PrecisionChoice;
+    /// assert_eq!(PrecisionChoice::F32.reason(384, 6), None);
+    /// assert!(PrecisionChoice::Auto.reason(384, 6).is_some());
+    /// ```
+    pub fn reason(self, n_emb: usize, n_heads: usize) -> Option<String> {
+        if self != Self::Auto {
+            return None;
+        }
+        let (precision, isa) = (self.resolve(n_emb, n_heads).name(), Isa::detected());
+        Some(if !isa.multiplies_bf16() {
+            format!("{precision}: this processor ({}) has no bf16 arithmetic", isa.name())
+        } else if !is_even(n_emb, n_heads) {
+            format!("{precision}: bf16 needs heads of even size, not {}", n_emb / n_heads.max(1))
+        } else {
+            let speedup = bf16_speedup();
+            format!("{precision}: {} multiplies bf16 at {speedup:.1} times the speed of f32", isa.name())
+        })
     }
 }
 

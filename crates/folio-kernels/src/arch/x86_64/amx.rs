@@ -563,3 +563,34 @@ unsafe fn one_by_four<const ADD: bool>(sums: Sums, block: Block, right: Right) {
         }
     }
 }
+
+/// Multiplies two tiles `rounds` times over, into four of sums that do not wait for each other, as [`two_by_two`] does.
+/// Returns the floating-point operations done, and a sum.
+///
+/// # Safety
+/// [`support`] must have said `Granted`.
+pub(crate) unsafe fn peak(rounds: usize) -> (f64, f32) {
+    const FLOP: usize = 4 * 2 * TILE_ROWS * (2 * STEP) * (TILE_ROW / UNIT);
+    let mut sum = [0.0f32; TILE / UNIT];
+    // SAFETY: the process may use AMX; a tile of sums is stored where there is room for one.
+    unsafe {
+        let _tiles = Tiles::configure();
+        asm!(
+            "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", "tilezero tmm4", "tilezero tmm5",
+            "2:",
+            "tdpbf16ps tmm0, tmm4, tmm5",
+            "tdpbf16ps tmm1, tmm4, tmm5",
+            "tdpbf16ps tmm2, tmm4, tmm5",
+            "tdpbf16ps tmm3, tmm4, tmm5",
+            "dec {rounds}",
+            "jnz 2b",
+            "tilestored [{sum}+{stride}], tmm0",
+            rounds = inout(reg) rounds.max(1) => _,
+            sum = in(reg) sum.as_mut_ptr(),
+            stride = in(reg) TILE_ROW,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _,
+            options(nostack),
+        );
+    }
+    ((rounds.max(1) * FLOP) as f64, sum[0])
+}
