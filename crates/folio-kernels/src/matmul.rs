@@ -192,9 +192,10 @@ pub fn product_into<E: Element>(
         rhs,
         #[inline(always)]
         |at, tile| {
-            // The tile itself comes while it is computed, unless it is read first: then the one below does.
+            // The tile itself comes while it is computed, unless it is read first: then the one below does. Lines of a
+            // tile of 32 rows are more than can be under way at a time.
             let coming = if add { at.row + step } else { at.row } - first;
-            if store != Store::PastCaches {
+            if store != Store::PastCaches && step <= tile::ROWS {
                 fetch.tile(At { row: coming, ..at });
             }
             let mut out = out.borrow_mut();
