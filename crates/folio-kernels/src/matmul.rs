@@ -245,7 +245,7 @@ fn for_each_tile<E: Element>(
     check(lhs, &rows, rhs);
     let step = tile_rows::<E>(isa);
     let mut tile = Tile([[0.0; COLS]; MOST_ROWS]);
-    let mut kernel = Kernel::new(isa, lhs, rhs);
+    let mut kernel = Kernel::new(isa, rows.len(), lhs, rhs);
     let group = kernel.group(rows.len());
     for first in rows.clone().step_by(group) {
         let rows = first..(first + group).min(rows.end);

@@ -92,9 +92,10 @@ pub(crate) struct Kernel<'a, E> {
 }
 
 impl<'a, E: Element> Kernel<'a, E> {
-    /// For operands that fit each other.
+    /// For `rows` rows in all of operands that fit each other.
     #[inline(always)]
-    pub(crate) fn new(isa: Isa, lhs: Lhs<'a, E>, rhs: Panels<'a, E>) -> Self {
+    pub(crate) fn new(isa: Isa, rows: usize, lhs: Lhs<'a, E>, rhs: Panels<'a, E>) -> Self {
+        let _ = rows;
         Self {
             isa,
             lhs,
@@ -102,7 +103,7 @@ impl<'a, E: Element> Kernel<'a, E> {
             #[cfg(target_arch = "x86_64")]
             amx: (E::PAIR == 2 && isa.has_amx_bf16()).then(|| {
                 // SAFETY: an `Isa` exists only if the process may use it.
-                (amx::Left::new(lhs, rhs), unsafe { amx::Tiles::configure() })
+                (amx::Left::new(lhs, rhs, rows), unsafe { amx::Tiles::configure(rows) })
             }),
         }
     }

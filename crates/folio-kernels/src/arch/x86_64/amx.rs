@@ -84,18 +84,17 @@ fn request_permission() -> bool {
 struct Configuration([u8; 64]);
 
 impl Configuration {
-    /// Eight whole tiles.
-    const WHOLE: Self = {
+    /// Tiles for a matmul of so many rows: whole ones, or, if one tile has all rows, only these in the sums and in the left
+    /// operand of [`one_by_four`], so that no other row is loaded, computed or stored.
+    fn for_rows(rows: usize) -> Self {
         let mut bytes = [0; 64];
         bytes[0] = 1; // The palette; 0 is that of released registers.
-        let mut tile = 0;
-        while tile < 8 {
+        for tile in 0..8 {
             bytes[16 + 2 * tile] = TILE_ROW as u8;
-            bytes[48 + tile] = TILE_ROWS as u8;
-            tile += 1;
+            bytes[48 + tile] = if tile <= 4 { rows.clamp(1, TILE_ROWS) } else { TILE_ROWS } as u8;
         }
         Self(bytes)
-    };
+    }
 }
 
 /// Tile registers that are configured for this module, on the thread that made it. What the thread had configured before,
@@ -107,14 +106,17 @@ pub(crate) struct Tiles {
 }
 
 impl Tiles {
+    /// For a matmul of so many rows.
+    ///
     /// # Safety
     /// [`support`] must have said `Granted`.
-    pub(crate) unsafe fn configure() -> Self {
+    pub(crate) unsafe fn configure(rows: usize) -> Self {
+        let configuration = Configuration::for_rows(rows);
         let mut before = Configuration([0; 64]);
         // SAFETY: the process may use AMX; both places are 64 bytes.
         unsafe {
             asm!("sttilecfg [{}]", in(reg) before.0.as_mut_ptr(), options(nostack, preserves_flags));
-            asm!("ldtilecfg [{}]", in(reg) Configuration::WHOLE.0.as_ptr(), options(nostack, readonly, preserves_flags),
+            asm!("ldtilecfg [{}]", in(reg) configuration.0.as_ptr(), options(nostack, readonly, preserves_flags),
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _);
         }
@@ -162,8 +164,8 @@ impl Depth {
 
 /// A left operand, as far as it is read in place, and in tiles, as far as it is not.
 ///
-/// Rows are read in place if they are whole steps and start on cache lines: a row of a tile that crosses two halves the
-/// speed of loading it. Other rows, and panels, whose units stand the other way round, are first laid out in tiles: for
+/// Rows are read in place if they are whole steps and start on cache lines, a row of a tile that crosses two halves the
+/// speed of loading it, or if they are too few for that to count. Other rows, and panels, whose units stand the other way round, are first laid out in tiles: for
 /// each [`ROWS`] rows and each step, two tiles. What is missing is zero there.
 pub(crate) struct Left<'a, E> {
     lhs: Lhs<'a, E>,
@@ -181,12 +183,14 @@ thread_local! {
 }
 
 impl<'a, E: Element> Left<'a, E> {
-    pub(crate) fn new(lhs: Lhs<'a, E>, rhs: Panels<E>) -> Self {
+    /// For `rows` rows in all.
+    pub(crate) fn new(lhs: Lhs<'a, E>, rhs: Panels<E>, rows: usize) -> Self {
         let depth = Depth::of(rhs);
         let in_place = match lhs {
             Lhs::Rows { data, stride } => {
                 let is_whole = |bytes: usize| bytes.is_multiple_of(TILE_ROW);
-                depth.rest == 0 && is_whole(data.as_ptr().addr()) && is_whole(stride * size_of::<E>())
+                let on_lines = is_whole(data.as_ptr().addr()) && is_whole(stride * size_of::<E>());
+                depth.rest == 0 && (on_lines || rows <= TILE_ROWS)
             }
             Lhs::Columns(_) => false,
         };
@@ -206,7 +210,7 @@ impl<'a, E: Element> Left<'a, E> {
         let rest = rows.len() % ROWS;
         let in_place = if !self.in_place {
             0
-        } else if rest == TILE_ROWS {
+        } else if rest == TILE_ROWS || rows.len() <= TILE_ROWS {
             rows.len()
         } else {
             rows.len() - rest
@@ -372,7 +376,8 @@ pub(crate) unsafe fn multiply<E: Element>(
             zero(sums, rows, cols);
         }
         let sums = Sums { add: true, ..sums };
-        let mut last = LastStep([0; STEP * PANEL_ROW]);
+        // A step of a panel that is filled up with zeros, which the left operand's are multiplied with.
+        let mut last = Aligned([0u8; STEP * PANEL_ROW]);
         for s in 0..segments {
             let start = panel.wrapping_add(s * segment);
             let of_segment = block.start.wrapping_add(s * depth.segment_steps() * block.step);
@@ -390,10 +395,6 @@ pub(crate) unsafe fn multiply<E: Element>(
         }
     }
 }
-
-/// A step of a panel that is filled up with zeros, which the left operand's are multiplied with.
-#[repr(align(64))]
-struct LastStep([u8; STEP * PANEL_ROW]);
 
 /// # Safety
 /// As [`multiply`].
@@ -499,12 +500,67 @@ unsafe fn two_by_two<const ADD: bool>(sums: Sums, block: Block, right: Right) {
     }
 }
 
-/// The sums of 16 rows and 64 columns.
+/// The sums of up to 16 rows and 64 columns. The right operand, of which every load is used once, is prefetched 8 KiB ahead.
 ///
 /// # Safety
 /// As [`multiply`].
 #[inline]
 unsafe fn one_by_four<const ADD: bool>(sums: Sums, block: Block, right: Right) {
+    /// Prefetches 16 lines, 8 KiB ahead and so many KiB more.
+    macro_rules! prefetch {
+        ($kib:literal) => {
+            concat!(
+                "prefetcht0 [{b}+8192+",
+                $kib,
+                "*1024+0]\n",
+                "prefetcht0 [{b}+8192+",
+                $kib,
+                "*1024+64]\n",
+                "prefetcht0 [{b}+8192+",
+                $kib,
+                "*1024+128]\n",
+                "prefetcht0 [{b}+8192+",
+                $kib,
+                "*1024+192]\n",
+                "prefetcht0 [{b}+8192+",
+                $kib,
+                "*1024+256]\n",
+                "prefetcht0 [{b}+8192+",
+                $kib,
+                "*1024+320]\n",
+                "prefetcht0 [{b}+8192+",
+                $kib,
+                "*1024+384]\n",
+                "prefetcht0 [{b}+8192+",
+                $kib,
+                "*1024+448]\n",
+                "prefetcht0 [{b}+8192+",
+                $kib,
+                "*1024+512]\n",
+                "prefetcht0 [{b}+8192+",
+                $kib,
+                "*1024+576]\n",
+                "prefetcht0 [{b}+8192+",
+                $kib,
+                "*1024+640]\n",
+                "prefetcht0 [{b}+8192+",
+                $kib,
+                "*1024+704]\n",
+                "prefetcht0 [{b}+8192+",
+                $kib,
+                "*1024+768]\n",
+                "prefetcht0 [{b}+8192+",
+                $kib,
+                "*1024+832]\n",
+                "prefetcht0 [{b}+8192+",
+                $kib,
+                "*1024+896]\n",
+                "prefetcht0 [{b}+8192+",
+                $kib,
+                "*1024+960]"
+            )
+        };
+    }
     macro_rules! code {
         ($($begin:literal),*) => {
             asm!(
@@ -521,6 +577,8 @@ unsafe fn one_by_four<const ADD: bool>(sums: Sums, block: Block, right: Right) {
                 "tdpbf16ps tmm2, tmm4, tmm7",
                 "tileloadd tmm5, [{b}+{line}+192]",
                 "tdpbf16ps tmm3, tmm4, tmm5",
+                // The 64 lines of the step after the next.
+                prefetch!(0), prefetch!(1), prefetch!(2), prefetch!(3),
                 "add {a}, {step}",
                 "add {b}, 4096",
                 "dec {n}",
@@ -564,6 +622,10 @@ unsafe fn one_by_four<const ADD: bool>(sums: Sums, block: Block, right: Right) {
     }
 }
 
+/// Something that starts on a cache line.
+#[repr(align(64))]
+struct Aligned<T>(T);
+
 /// Multiplies two tiles `rounds` times over, into four of sums that do not wait for each other, as [`two_by_two`] does.
 /// Returns the floating-point operations done, and a sum.
 ///
@@ -574,7 +636,7 @@ pub(crate) unsafe fn peak(rounds: usize) -> (f64, f32) {
     let mut sum = [0.0f32; TILE / UNIT];
     // SAFETY: the process may use AMX; a tile of sums is stored where there is room for one.
     unsafe {
-        let _tiles = Tiles::configure();
+        let _tiles = Tiles::configure(ROWS);
         asm!(
             "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", "tilezero tmm4", "tilezero tmm5",
             "2:",

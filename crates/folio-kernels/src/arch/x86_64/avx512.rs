@@ -31,6 +31,9 @@ pub(crate) unsafe fn run_bf16<R>(body: impl FnOnce() -> R) -> R {
 const ROWS_TO_FETCH_FOR: usize = 3;
 /// How far ahead the right operand is asked for then: 32 units, 8 KiB. Measured: docs/log.md.
 const FETCH_AHEAD: usize = 32 * COLS;
+/// How far ahead a panel in eight bits is, in bytes: a cache line holds a whole unit, of which the processor, by itself, has
+/// too few under way. Measured: docs/log.md.
+const BYTES_AHEAD: usize = 4096;
 
 /// # Safety
 /// As [`crate::tile::multiply`]; the processor must have AVX-512 F.
@@ -59,8 +62,11 @@ pub(crate) unsafe fn multiply_i8<const R: usize>(
 ) {
     // SAFETY: passed on to the caller.
     unsafe {
-        let load = |place: usize| {
-            let bytes = _mm_loadu_si128(rhs.add(place).cast());
+        let load = |unit: usize, col: usize| {
+            if col == 0 {
+                prefetch(rhs.wrapping_add(unit + BYTES_AHEAD).cast(), Intent::Read);
+            }
+            let bytes = _mm_loadu_si128(rhs.add(unit + col).cast());
             _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))
         };
         fixed::<R, 4>(sums, lhs, load, walk, |sum, a, b| _mm512_fmadd_ps(a, b, sum));
@@ -95,11 +101,11 @@ unsafe fn vectors<const R: usize>(
 ) {
     // SAFETY: passed on to the caller.
     unsafe {
-        let load = |place: usize| {
+        let load = |unit: usize, col: usize| {
             if R >= ROWS_TO_FETCH_FOR {
-                prefetch(rhs.wrapping_add(place + FETCH_AHEAD).cast(), Intent::Read);
+                prefetch(rhs.wrapping_add(unit + col + FETCH_AHEAD).cast(), Intent::Read);
             }
-            _mm512_loadu_ps(rhs.add(place))
+            _mm512_loadu_ps(rhs.add(unit + col))
         };
         match walk.cols.div_ceil(16) {
             1 => fixed::<R, 1>(sums, lhs, load, walk, multiply_add),
@@ -110,7 +116,8 @@ unsafe fn vectors<const R: usize>(
     }
 }
 
-/// `load` gives 16 columns of a unit of the right operand, which begin so many columns after its start.
+/// `load` gives 16 columns of a unit of the right operand: so many columns after the operand's start the unit, and then
+/// the columns.
 ///
 /// # Safety
 /// As [`vectors`].
@@ -118,7 +125,7 @@ unsafe fn vectors<const R: usize>(
 unsafe fn fixed<const R: usize, const V: usize>(
     sums: Sums,
     lhs: [*const f32; ROWS],
-    load: impl Fn(usize) -> __m512,
+    load: impl Fn(usize, usize) -> __m512,
     walk: &Walk,
     multiply_add: impl Fn(__m512, __m512, __m512) -> __m512 + Copy,
 ) {
@@ -132,7 +139,7 @@ unsafe fn fixed<const R: usize, const V: usize>(
             let mut right = segment * walk.rhs_segment;
             let mut offset = segment * walk.lhs_segment;
             for _ in 0..walk.units {
-                let b: [__m512; V] = from_fn(|v| load(right + 16 * v));
+                let b: [__m512; V] = from_fn(|v| load(right, 16 * v));
                 right += COLS;
                 for r in 0..R {
                     let a = _mm512_set1_ps(lhs[r].add(offset).read_unaligned());
