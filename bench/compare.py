@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""folio beside PyTorch on the same training step, turn about, in one run.
+"""folio beside its rivals on the same training step, turn about, in one run.
 
     cargo build --release
-    python3 -m venv /tmp/rival && /tmp/rival/bin/pip install torch numpy
-    python3 bench/compare.py --rival-python /tmp/rival/bin/python char nanogpt-cpu
+    python3 -m venv /tmp/rival && /tmp/rival/bin/pip install torch numpy jax
+    python3 bench/compare.py --rival-python /tmp/rival/bin/python --rivals pytorch compiled jax -- char nanogpt-cpu
 
-For each setting and precision the two programs take turns, so that a drift of the machine meets both. Prints the
-rows of a table of medians and ratios, and writes them to bench/record/<cpu>/<date>.csv, with a bar chart beside it.
+The rivals: PyTorch as it is, PyTorch with torch.compile (which needs a C++ compiler), and JAX. For each setting and precision
+the programs take turns, so that a drift of the machine meets all. Prints the rows of a table of medians, with the ratio to
+the fastest rival, and writes them to bench/record/<cpu>/<date>.csv, with a bar chart beside it.
 """
 import argparse, csv, datetime, json, os, pathlib, platform, re, statistics, subprocess
 
@@ -17,6 +18,11 @@ SETTINGS = {
     "bpe": dict(batch=32, block=128, vocab=50257, emb=384, blocks=6, heads=6, dropout=0.2, steps=3),
     "nanogpt-cpu": dict(batch=12, block=64, vocab=65, emb=128, blocks=4, heads=4, dropout=0.0, steps=40),
     "gpt2-124m": dict(batch=4, block=64, vocab=50257, emb=768, blocks=12, heads=12, dropout=0.0, steps=4),
+}
+RIVALS = {
+    "pytorch": [str(HERE / "torch_gpt2.py"), "train"],
+    "compiled": [str(HERE / "torch_gpt2.py"), "train", "--compile"],
+    "jax": [str(HERE / "jax_gpt2.py")],
 }
 
 
@@ -48,7 +54,7 @@ def chart(rows):
     scale = 420 / max(row["ratio"] for row in rows)
     lines = [f'<svg xmlns="http://www.w3.org/2000/svg" width="680" height="{height}" font-family="sans-serif" font-size="13">',
              '<rect width="100%" height="100%" fill="white"/>',
-             '<text x="10" y="20">tokens a second, folio over PyTorch (line: equal)</text>']
+             '<text x="10" y="20">tokens per second, folio over its fastest rival (line: equal)</text>']
     for i, row in enumerate(rows):
         y = 34 + 24 * i
         name = f"{row['setting']} {row['precision']}"
@@ -63,8 +69,9 @@ def chart(rows):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("settings", nargs="+", choices=list(SETTINGS))
-    p.add_argument("--rival-python", default="python3", help="a Python with torch")
+    p.add_argument("--rival-python", default="python3", help="a Python with torch, and jax if that is a rival")
     p.add_argument("--folio", default=str(HERE.parent / "target/release/folio"))
+    p.add_argument("--rivals", nargs="+", choices=RIVALS, default=["pytorch"])
     p.add_argument("--precisions", nargs="+", choices=["f32", "bf16"], default=["f32", "bf16"])
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--threads", type=int, default=2)
@@ -72,27 +79,28 @@ def main():
     rows = []
     for name in a.settings:
         for precision in a.precisions:
-            programs = {
-                "folio": [a.folio, "bench", "step", f"--precision={precision}"],
-                "pytorch": [a.rival_python, str(HERE / "torch_gpt2.py"), "train",
-                            *(["--bf16"] if precision == "bf16" else [])],
-            }
+            programs = {"folio": [a.folio, "bench", "step", f"--precision={precision}"]}
+            for rival in a.rivals:
+                bf16 = ["--bf16"] if precision == "bf16" else []
+                programs[rival] = [a.rival_python, *RIVALS[rival], *bf16]
             results = {program: [] for program in programs}
             for _ in range(a.rounds):
                 for program, command in programs.items():
                     results[program].append(step(command, SETTINGS[name], a.threads))
             speed = {k: statistics.median(r["tokens_per_s"] for r in v) for k, v in results.items()}
             memory = {k: max(r["peak_mib"] for r in v) for k, v in results.items()}
-            row = dict(setting=name, precision=precision, threads=a.threads,
-                       folio_tokens_per_s=round(speed["folio"]), pytorch_tokens_per_s=round(speed["pytorch"]),
-                       ratio=round(speed["folio"] / speed["pytorch"], 2),
-                       folio_peak_mib=memory["folio"], pytorch_peak_mib=memory["pytorch"])
+            fastest = max(a.rivals, key=speed.get)
+            row = dict(setting=name, precision=precision, threads=a.threads, folio_tokens_per_s=round(speed["folio"]),
+                       **{f"{rival}_tokens_per_s": round(speed[rival]) if rival in speed else "" for rival in RIVALS},
+                       fastest_rival=fastest, ratio=round(speed["folio"] / speed[fastest], 2),
+                       folio_peak_mib=memory["folio"], rival_peak_mib=memory[fastest])
             rows.append(row)
-            print("| {setting} | {precision} | {folio_tokens_per_s:,} | {pytorch_tokens_per_s:,} | {ratio:.2f} | "
-                  "{folio_peak_mib:,} | {pytorch_peak_mib:,} |".format(**row), flush=True)
+            rivals = " | ".join(f"{speed[rival]:,.0f}" if rival in speed else "" for rival in RIVALS)
+            print(f"| {name} | {precision} | {speed['folio']:,.0f} | {rivals} | {row['ratio']:.2f} | "
+                  f"{memory['folio']:,} | {memory[fastest]:,} |", flush=True)
     path = HERE / "record" / cpu_name() / f"{datetime.date.today()}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    # What was measured earlier this day and not now stays.
+    # Settings that were measured earlier this day and not now stay; those that were are replaced, with all their rivals.
     key = lambda row: (row["setting"], row["precision"], int(row["threads"]))
     if path.exists():
         with path.open(newline="") as file:

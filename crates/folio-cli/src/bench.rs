@@ -186,7 +186,7 @@ fn print_peak(peak: Peak) {
     for (set, why) in Isa::missing() {
         let why = match why {
             Missing::Absent => "the processor does not have it",
-            Missing::Refused => "the processor has it, the operating system refuses it",
+            Missing::Refused => "the processor has it, but this process may not use it",
         };
         println!("not used: {set}: {why}");
     }

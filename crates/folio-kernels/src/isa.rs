@@ -37,7 +37,8 @@ enum Set {
 pub enum Missing {
     /// The processor does not have it.
     Absent,
-    /// The processor has it, and the operating system, or a container's filter, does not let this process use it.
+    /// The processor has it, but this process may not use it: the operating system or a container's filter refused, or folio
+    /// does not know how to ask there.
     Refused,
 }
 

@@ -1,9 +1,9 @@
-//! Matrix products: `out = lhs rhs`, tile by tile, each tile handed on while it is in the first-level cache.
+//! Matmuls: `out = lhs rhs`, tile by tile, each tile passed to a closure while it is in the first-level cache.
 //!
-//! The right operand is in panels ([`crate::panels`]). The left one is read where it stands, either row by row
-//! ([`Lhs::Rows`]) or, for a sum over tokens, from panels of its own ([`Lhs::Columns`]). The sum is never split:
-//! a panel streams through the caches while six rows of sums stay in registers, so that every element is added up
-//! in one order whatever the sizes of the pieces and the number of threads.
+//! The right operand is in panels ([`crate::panels`]). The left one is row-major ([`Lhs::Rows`]) or, for a sum over tokens, in
+//! panels of its own ([`Lhs::Columns`]); it is read in place, or laid out in tiles first where the instruction set wants that.
+//! A tile of sums stays in registers for the whole depth, so that every element is summed in one order, whatever the sizes of
+//! the pieces and the number of threads.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -183,7 +183,7 @@ pub fn product_into<E: Element>(
     let fetch = Fetch::to_write(out, stride);
     let out = RefCell::new(out);
     let place = |at: At, r: usize| (at.row - first + r) * stride + at.col;
-    // Whole groups of columns need no tile in between.
+    // Whole groups of columns, and of rows where those are computed together, need no tile in between.
     let is_direct = |at: At| store != Store::PastCaches && Sums::fit::<E>(isa, at);
     for_each_tile(
         isa,
@@ -249,7 +249,8 @@ fn for_each_tile<E: Element>(
     let group = kernel.group(rows.len());
     for first in rows.clone().step_by(group) {
         let rows = first..(first + group).min(rows.end);
-        kernel.prepare(rows.clone());
+        // SAFETY: `check` made sure of the rows and of the operands.
+        unsafe { kernel.prepare(rows.clone()) };
         for col in (0..rhs.cols).step_by(COLS) {
             let cols = (rhs.cols - col).min(COLS);
             let ahead = NextPanel::new(rhs, col, rows.len().div_ceil(step));

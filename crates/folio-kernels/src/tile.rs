@@ -1,7 +1,8 @@
-//! The innermost loop of every matrix product: one tile of the result, kept in registers.
+//! The micro-kernel of every matmul: one tile of the result, kept in registers; and the choice of it.
 //!
-//! A tile is [`ROWS`] rows by [`COLS`] columns: with AVX-512 six times four registers of sums, which with four of
-//! the right operand and one of the left fill 29 of the 32. Measured on Zen 5 (2 threads): see docs/log.md.
+//! In vector registers a tile is [`ROWS`] rows by [`COLS`] columns: with AVX-512 six times four registers of sums, which with
+//! four of the right operand and one of the left fill 29 of the 32. In AMX's tile registers it is 32 rows by [`COLS`] columns.
+//! Measured: docs/log.md.
 
 use std::ops::Range;
 
@@ -14,7 +15,7 @@ use crate::matmul::{At, Lhs};
 use crate::panels::Panels;
 use crate::quantized::Line;
 
-/// Rows of a tile.
+/// Rows of a tile of sums in vector registers.
 pub(crate) const ROWS: usize = 6;
 /// Columns of a tile, and of a panel of the right operand.
 pub(crate) const COLS: usize = 64;
@@ -92,7 +93,7 @@ pub(crate) struct Kernel<'a, E> {
 }
 
 impl<'a, E: Element> Kernel<'a, E> {
-    /// For `rows` rows in all of operands that fit each other.
+    /// For `rows` rows in all, of operands that fit each other.
     #[inline(always)]
     pub(crate) fn new(isa: Isa, rows: usize, lhs: Lhs<'a, E>, rhs: Panels<'a, E>) -> Self {
         let _ = rows;
@@ -119,12 +120,15 @@ impl<'a, E: Element> Kernel<'a, E> {
     }
 
     /// To be called before the tiles of these rows are computed.
+    ///
+    /// # Safety
+    /// The rows must be inside the left operand; segments and units of both operands must agree.
     #[inline(always)]
-    pub(crate) fn prepare(&mut self, rows: Range<usize>) {
+    pub(crate) unsafe fn prepare(&mut self, rows: Range<usize>) {
         #[cfg(target_arch = "x86_64")]
         if let Some((left, _)) = &mut self.amx {
-            left.prepare(rows);
-            return;
+            // SAFETY: passed on to the caller.
+            return unsafe { left.prepare(rows) };
         }
         let _ = rows;
     }
@@ -141,7 +145,7 @@ impl<'a, E: Element> Kernel<'a, E> {
         let panel = rhs.data[at.col / COLS * rhs.panel_stride..].as_ptr();
         #[cfg(target_arch = "x86_64")]
         if let Some((left, _)) = &self.amx {
-            // SAFETY: passed on to the caller; the tiles are configured.
+            // SAFETY: passed on to the caller; the tile registers were configured for as many rows as `left` was made for.
             return unsafe { amx::multiply(sums, left, at.row, at.rows, panel, at.cols, rhs) };
         }
         let (lhs_step, lhs_segment) = match lhs {

@@ -55,6 +55,25 @@ fn both_spellings_of_a_flag_mean_the_same() {
 }
 
 #[test]
+fn auto_says_once_which_precision_it_took_and_why() {
+    let place = Place::new();
+    let chosen = |line: &str| {
+        let said = place.ok(line).stderr;
+        said.lines().find_map(|line| line.strip_prefix("precision ")).map(str::to_owned)
+    };
+    let train = format!("train {TINY} --max_steps 2 --save_losses --save_checkpoint");
+    let line = chosen(&format!("{train} --run_dir auto")).expect("a line about the precision");
+    let taken = place.json("auto/hyperparameters.json")["precision"].clone();
+    let (precision, why) = line.split_once(": ").expect("a reason");
+    assert_eq!(taken, json!(precision));
+    assert!(why.contains("bf16"), "{line}");
+    // Nothing was chosen where it was given, nor where a run goes on.
+    assert_eq!(chosen(&format!("{train} --precision f32 --run_dir given")), None);
+    assert_eq!(chosen("train --resume auto --max_steps 3"), None);
+    assert_eq!(place.json("auto/hyperparameters.json")["precision"], taken);
+}
+
+#[test]
 fn no_flag_is_missing_from_the_test_of_spellings() {
     let help = Place::new().ok("train --help").stdout;
     // The examples below the list show both spellings.

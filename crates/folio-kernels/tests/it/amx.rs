@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use folio_kernels::buffer::Buffer;
 use folio_kernels::element::{Bf16, Element};
 use folio_kernels::isa::{Isa, Missing};
-use folio_kernels::matmul::{Lhs, Store, product_into};
+use folio_kernels::matmul::{Lhs, Store, product, product_into};
 use folio_kernels::panels::{PanelDims, Panels};
 use folio_kernels::reference::amx_dot;
 
@@ -103,7 +103,7 @@ fn any_thread_may_multiply() {
     let Some(isa) = amx() else { return };
     let case = Case::new(64, 384, 64, |x| x);
     on_threads(isa, &case, 64);
-    // Those of a pool that was there before anybody asked for AMX or was not, twice, so that each has left its tiles once.
+    // Threads of a pool, twice, so that each has released its registers in between.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().expect("three threads");
     for _ in 0..2 {
         pool.broadcast(|_| case.check(isa));
@@ -142,8 +142,20 @@ fn what_the_callers_thread_had_configured_is_there_afterwards() {
     configure(&foreign());
     case.check(isa);
     let after = configuration();
+    // A closure that panics in the midst of a matmul.
+    let panicking = std::panic::catch_unwind(|| {
+        let dims = PanelDims { depth: 32, cols: 64 };
+        let panels = vec![Bf16::default(); dims.len::<Bf16>()];
+        let lhs = Lhs::Rows { data: &[Bf16::default(); 32], stride: 32 };
+        isa.run(
+            #[inline(always)]
+            || product(isa, 0..1, lhs, Panels::new(dims, &panels), |_, _| panic!("on purpose")),
+        );
+    });
+    let after_panic = configuration();
     configure(&[0; 64]);
-    assert_eq!(after, foreign());
+    assert!(panicking.is_err());
+    assert_eq!((after, after_panic), (foreign(), foreign()));
 }
 
 #[test]
@@ -163,9 +175,17 @@ fn a_signal_handler_may_use_the_registers() {
     unsafe { libc::signal(libc::SIGUSR1, handler as libc::sighandler_t) };
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        /// Ends the sender even if a check fails, which the scope would otherwise wait for.
+        struct Done<'a>(&'a AtomicBool);
+        impl Drop for Done<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
         // SAFETY: a number that is valid as long as the thread.
         let this = unsafe { libc::pthread_self() };
         let done = &done;
+        let _done = Done(done);
         scope.spawn(move || {
             while !done.load(Ordering::Relaxed) {
                 // SAFETY: the thread waits for this one at the end of the scope.
@@ -176,7 +196,6 @@ fn a_signal_handler_may_use_the_registers() {
         while HANDLED.load(Ordering::Relaxed) < 500 {
             case.check(isa);
         }
-        done.store(true, Ordering::Relaxed);
     });
 }
 

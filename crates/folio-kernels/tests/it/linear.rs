@@ -15,7 +15,7 @@ use crate::support::{
     on_every_isa, singles, sizes, transposed, wide,
 };
 
-/// Rows, inputs, outputs. Tiles are 6 rows and up to 64 columns, in steps of 16.
+/// Rows, inputs, outputs. Tiles are 6 or 32 rows and up to 64 columns, in steps of 16.
 const SIZES: [(usize, usize, usize); 17] = [
     (1, 1, 1),
     (1, 5, 3),

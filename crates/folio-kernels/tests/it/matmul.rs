@@ -10,7 +10,7 @@ use crate::support::{
     Expected, Random, TINY, aligned_nans, assert_same_bits, format, in_panels, nans, transposed, wide,
 };
 
-/// Two tiles and one more row, of every remainder.
+/// Two tiles of 6 rows and one more row, of every remainder.
 const ROWS: std::ops::RangeInclusive<usize> = 1..=13;
 /// Two panels and a rest of every remainder.
 const COLS: std::ops::RangeInclusive<usize> = 1..=130;

@@ -84,7 +84,7 @@ impl PrecisionChoice {
         }
         let (precision, isa) = (self.resolve(n_emb, n_heads).name(), Isa::detected());
         Some(if !isa.multiplies_bf16() {
-            format!("{precision}: this processor ({}) has no bf16 arithmetic", isa.name())
+            format!("{precision}: the instruction set in use ({}) has no bf16 arithmetic", isa.name())
         } else if !is_even(n_emb, n_heads) {
             format!("{precision}: bf16 needs heads of even size, not {}", n_emb / n_heads.max(1))
         } else {

@@ -164,8 +164,8 @@ impl Depth {
 
 /// A left operand, as far as it is read in place, and in tiles, as far as it is not.
 ///
-/// Rows are read in place if they are whole steps and start on cache lines, a row of a tile that crosses two halves the
-/// speed of loading it, or if they are too few for that to count. Other rows, and panels, whose units stand the other way round, are first laid out in tiles: for
+/// Rows are read in place if they are whole steps and start on cache lines: a tile row that straddles two lines loads at half
+/// the speed. For few rows this does not matter. Other rows, and panels, whose units stand the other way round, are first laid out in tiles: for
 /// each [`ROWS`] rows and each step, two tiles. What is missing is zero there.
 pub(crate) struct Left<'a, E> {
     lhs: Lhs<'a, E>,
@@ -206,7 +206,10 @@ impl<'a, E: Element> Left<'a, E> {
     }
 
     /// Lays out what of `rows` is not read in place.
-    pub(crate) fn prepare(&mut self, rows: Range<usize>) {
+    ///
+    /// # Safety
+    /// The rows must be inside the operand; its segments and units must be those of the right one.
+    pub(crate) unsafe fn prepare(&mut self, rows: Range<usize>) {
         let rest = rows.len() % ROWS;
         let in_place = if !self.in_place {
             0
@@ -225,7 +228,7 @@ impl<'a, E: Element> Left<'a, E> {
             let rows = first..(first + ROWS).min(rows.end);
             // Two elements of a tile are one unit.
             let out = block.as_mut_ptr().cast();
-            // SAFETY: a block has all steps; `check` of [`crate::matmul`] made sure that the rows are inside the operand.
+            // SAFETY: a block has room for all steps; the rows are inside by the caller's promise.
             unsafe {
                 match self.lhs {
                     Lhs::Rows { data, stride } => {
@@ -275,7 +278,7 @@ unsafe fn lay_out_rows(out: *mut u8, depth: Depth, rows: Range<usize>, data: *co
                 }
                 let from = from.wrapping_add(step * TILE_ROW);
                 if here == TILE_ROW {
-                    // As a constant it is a register and no call.
+                    // A constant length compiles to a register move instead of a call of memcpy.
                     to.copy_from_nonoverlapping(from, TILE_ROW);
                 } else {
                     to.copy_from_nonoverlapping(from, here);
@@ -352,8 +355,8 @@ pub(crate) fn fits(rows: usize, cols: usize) -> bool {
 /// the start of `panel`; all of the tile if they do not [`fits`] it.
 ///
 /// # Safety
-/// `left` must have been prepared for these rows; `rhs` must be what it was made with; `sums` must have room; tile registers
-/// must be configured ([`Tiles`]).
+/// `left` must have been prepared for these rows; `rhs` must be what it was made with; `sums` must have room. [`Tiles`] must be
+/// configured for as many rows as `left` was made for, and, if these are at most 16, `rows` must be all of them.
 pub(crate) unsafe fn multiply<E: Element>(
     sums: Sums,
     left: &Left<E>,
