@@ -36,8 +36,8 @@ pub fn bf16_speedup() -> f64 {
 /// Multiply-adds of one register of units into one of sums, `rounds` times over independent registers. Returns the
 /// floating-point operations done, and a value that keeps the compiler from dropping them.
 ///
-/// With `Bf16` this is the matmul of tiles or the dot product of pairs where the processor has it; elsewhere bfloat16 has no arithmetic of
-/// its own and the f32 one is measured.
+/// With `Bf16` this is the matmul of tiles or the dot product of pairs where the processor has it; elsewhere bfloat16
+/// has no arithmetic of its own and the f32 one is measured.
 pub fn multiply_add<E: Element>(rounds: usize) -> (f64, f32) {
     let isa = Isa::detected();
     #[cfg(target_arch = "x86_64")]

@@ -165,8 +165,8 @@ impl Depth {
 /// A left operand, as far as it is read in place, and in tiles, as far as it is not.
 ///
 /// Rows are read in place if they are whole steps and start on cache lines: a tile row that straddles two lines loads at half
-/// the speed. For few rows this does not matter. Other rows, and panels, whose units stand the other way round, are first laid out in tiles: for
-/// each [`ROWS`] rows and each step, two tiles. What is missing is zero there.
+/// the speed. For few rows this does not matter. Other rows, and panels, whose units stand the other way round, are first
+/// laid out in tiles: for each [`ROWS`] rows and each step, two tiles. What is missing is zero there.
 pub(crate) struct Left<'a, E> {
     lhs: Lhs<'a, E>,
     depth: Depth,

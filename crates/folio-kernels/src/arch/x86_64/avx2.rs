@@ -1,5 +1,7 @@
 //! AVX2 and FMA: registers of 8 f32. bfloat16 is widened on the way.
 
+#![expect(clippy::needless_range_loop, reason = "loops over registers, unrolled by their constant bounds")]
+
 use std::arch::x86_64::*;
 use std::array::from_fn;
 
