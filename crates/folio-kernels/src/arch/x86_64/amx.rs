@@ -12,6 +12,11 @@ use std::cell::Cell;
 use std::ops::Range;
 use std::sync::OnceLock;
 
+mod micro;
+
+pub(crate) use micro::peak;
+
+use self::micro::{Block, Right, one_by_four, two_by_two};
 use super::avx512;
 use crate::buffer::Buffer;
 use crate::element::{Bf16, Element};
@@ -84,8 +89,8 @@ fn request_permission() -> bool {
 struct Configuration([u8; 64]);
 
 impl Configuration {
-    /// Tiles for a matmul of so many rows: whole ones, or, if one tile has all rows, only these in the sums and in the left
-    /// operand of [`one_by_four`], so that no other row is loaded, computed or stored.
+    /// Tiles for a matmul of `rows` rows. If they fit into one tile, the tiles of the sums and of the left operand have only
+    /// these rows, so that no other row is loaded, computed or stored.
     fn for_rows(rows: usize) -> Self {
         let mut bytes = [0; 64];
         bytes[0] = 1; // The palette; 0 is that of released registers.
@@ -106,7 +111,7 @@ pub(crate) struct Tiles {
 }
 
 impl Tiles {
-    /// For a matmul of so many rows.
+    /// For a matmul of `rows` rows.
     ///
     /// # Safety
     /// [`support`] must have said `Granted`.
@@ -324,28 +329,6 @@ unsafe fn lay_out_columns<E: Element>(out: *mut u8, depth: Depth, rows: Range<us
     }
 }
 
-/// Two tiles of the left operand for every step.
-#[derive(Clone, Copy)]
-struct Block {
-    start: *const u8,
-    /// From one row to the next.
-    stride: usize,
-    /// From the first tile to the second.
-    second: usize,
-    /// From one step to the next.
-    step: usize,
-}
-
-/// The right operand's tiles for some steps.
-#[derive(Clone, Copy)]
-struct Right {
-    start: *const u8,
-    steps: usize,
-    segments: usize,
-    /// From the end of a segment to the next.
-    gap: usize,
-}
-
 /// Whether sums of this size can be written straight into a result.
 pub(crate) fn fits(rows: usize, cols: usize) -> bool {
     rows.is_multiple_of(TILE_ROWS) && (cols == COLS || (cols == COLS / 2 && rows == ROWS))
@@ -433,229 +416,6 @@ unsafe fn run(sums: Sums, block: Block, right: Right, rows: usize, cols: usize) 
     }
 }
 
-/// The sums of 32 rows and 32 columns: four tiles of them, for which each tile of an operand is loaded once a step.
-///
-/// # Safety
-/// As [`multiply`].
-#[inline]
-unsafe fn two_by_two<const ADD: bool>(sums: Sums, block: Block, right: Right) {
-    macro_rules! code {
-        ($($begin:literal),*) => {
-            asm!(
-                $($begin,)*
-                "3:",
-                "mov {n}, {steps}",
-                "2:",
-                "tileloadd tmm6, [{b}+{line}]",
-                "tileloadd tmm4, [{a}+{stride}]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm7, [{b}+{line}+64]",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tileloadd tmm5, [{a2}+{stride}]",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {a}, {step}",
-                "add {a2}, {step}",
-                "add {b}, 4096",
-                "dec {n}",
-                "jnz 2b",
-                "add {b}, {gap}",
-                "dec {segments}",
-                "jnz 3b",
-                "lea {n}, [{c}+{c_stride}*8]",
-                "lea {n}, [{n}+{c_stride}*8]",
-                "tilestored [{c}+{c_stride}], tmm0",
-                "tilestored [{c}+{c_stride}+64], tmm1",
-                "tilestored [{n}+{c_stride}], tmm2",
-                "tilestored [{n}+{c_stride}+64], tmm3",
-                a = inout(reg) block.start => _,
-                a2 = inout(reg) block.start.wrapping_add(block.second) => _,
-                b = inout(reg) right.start => _,
-                n = out(reg) _,
-                segments = inout(reg) right.segments => _,
-                steps = in(reg) right.steps,
-                stride = in(reg) block.stride,
-                step = in(reg) block.step,
-                line = in(reg) PANEL_ROW,
-                gap = in(reg) right.gap,
-                c = in(reg) sums.start,
-                c_stride = in(reg) sums.stride * size_of::<f32>(),
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                options(nostack),
-            )
-        };
-    }
-    // SAFETY: passed on to the caller.
-    unsafe {
-        if ADD {
-            code!(
-                "lea {n}, [{c}+{c_stride}*8]",
-                "lea {n}, [{n}+{c_stride}*8]",
-                "tileloadd tmm0, [{c}+{c_stride}]",
-                "tileloadd tmm1, [{c}+{c_stride}+64]",
-                "tileloadd tmm2, [{n}+{c_stride}]",
-                "tileloadd tmm3, [{n}+{c_stride}+64]"
-            );
-        } else {
-            code!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3");
-        }
-    }
-}
-
-/// The sums of up to 16 rows and 64 columns. The right operand, of which every load is used once, is prefetched 8 KiB ahead.
-///
-/// # Safety
-/// As [`multiply`].
-#[inline]
-unsafe fn one_by_four<const ADD: bool>(sums: Sums, block: Block, right: Right) {
-    /// Prefetches 16 lines, 8 KiB ahead and so many KiB more.
-    macro_rules! prefetch {
-        ($kib:literal) => {
-            concat!(
-                "prefetcht0 [{b}+8192+",
-                $kib,
-                "*1024+0]\n",
-                "prefetcht0 [{b}+8192+",
-                $kib,
-                "*1024+64]\n",
-                "prefetcht0 [{b}+8192+",
-                $kib,
-                "*1024+128]\n",
-                "prefetcht0 [{b}+8192+",
-                $kib,
-                "*1024+192]\n",
-                "prefetcht0 [{b}+8192+",
-                $kib,
-                "*1024+256]\n",
-                "prefetcht0 [{b}+8192+",
-                $kib,
-                "*1024+320]\n",
-                "prefetcht0 [{b}+8192+",
-                $kib,
-                "*1024+384]\n",
-                "prefetcht0 [{b}+8192+",
-                $kib,
-                "*1024+448]\n",
-                "prefetcht0 [{b}+8192+",
-                $kib,
-                "*1024+512]\n",
-                "prefetcht0 [{b}+8192+",
-                $kib,
-                "*1024+576]\n",
-                "prefetcht0 [{b}+8192+",
-                $kib,
-                "*1024+640]\n",
-                "prefetcht0 [{b}+8192+",
-                $kib,
-                "*1024+704]\n",
-                "prefetcht0 [{b}+8192+",
-                $kib,
-                "*1024+768]\n",
-                "prefetcht0 [{b}+8192+",
-                $kib,
-                "*1024+832]\n",
-                "prefetcht0 [{b}+8192+",
-                $kib,
-                "*1024+896]\n",
-                "prefetcht0 [{b}+8192+",
-                $kib,
-                "*1024+960]"
-            )
-        };
-    }
-    macro_rules! code {
-        ($($begin:literal),*) => {
-            asm!(
-                $($begin,)*
-                "3:",
-                "mov {n}, {steps}",
-                "2:",
-                "tileloadd tmm4, [{a}+{stride}]",
-                "tileloadd tmm5, [{b}+{line}]",
-                "tdpbf16ps tmm0, tmm4, tmm5",
-                "tileloadd tmm6, [{b}+{line}+64]",
-                "tdpbf16ps tmm1, tmm4, tmm6",
-                "tileloadd tmm7, [{b}+{line}+128]",
-                "tdpbf16ps tmm2, tmm4, tmm7",
-                "tileloadd tmm5, [{b}+{line}+192]",
-                "tdpbf16ps tmm3, tmm4, tmm5",
-                // The 64 lines of the step after the next.
-                prefetch!(0), prefetch!(1), prefetch!(2), prefetch!(3),
-                "add {a}, {step}",
-                "add {b}, 4096",
-                "dec {n}",
-                "jnz 2b",
-                "add {b}, {gap}",
-                "dec {segments}",
-                "jnz 3b",
-                "tilestored [{c}+{c_stride}], tmm0",
-                "tilestored [{c}+{c_stride}+64], tmm1",
-                "tilestored [{c}+{c_stride}+128], tmm2",
-                "tilestored [{c}+{c_stride}+192], tmm3",
-                a = inout(reg) block.start => _,
-                b = inout(reg) right.start => _,
-                n = out(reg) _,
-                segments = inout(reg) right.segments => _,
-                steps = in(reg) right.steps,
-                stride = in(reg) block.stride,
-                step = in(reg) block.step,
-                line = in(reg) PANEL_ROW,
-                gap = in(reg) right.gap,
-                c = in(reg) sums.start,
-                c_stride = in(reg) sums.stride * size_of::<f32>(),
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                options(nostack),
-            )
-        };
-    }
-    // SAFETY: passed on to the caller.
-    unsafe {
-        if ADD {
-            code!(
-                "tileloadd tmm0, [{c}+{c_stride}]",
-                "tileloadd tmm1, [{c}+{c_stride}+64]",
-                "tileloadd tmm2, [{c}+{c_stride}+128]",
-                "tileloadd tmm3, [{c}+{c_stride}+192]"
-            );
-        } else {
-            code!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3");
-        }
-    }
-}
-
 /// Something that starts on a cache line.
 #[repr(align(64))]
 struct Aligned<T>(T);
-
-/// Multiplies two tiles `rounds` times over, into four of sums that do not wait for each other, as [`two_by_two`] does.
-/// Returns the floating-point operations done, and a sum.
-///
-/// # Safety
-/// [`support`] must have said `Granted`.
-pub(crate) unsafe fn peak(rounds: usize) -> (f64, f32) {
-    const FLOP: usize = 4 * 2 * TILE_ROWS * (2 * STEP) * (TILE_ROW / UNIT);
-    let mut sum = [0.0f32; TILE / UNIT];
-    // SAFETY: the process may use AMX; a tile of sums is stored where there is room for one.
-    unsafe {
-        let _tiles = Tiles::configure(ROWS);
-        asm!(
-            "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", "tilezero tmm4", "tilezero tmm5",
-            "2:",
-            "tdpbf16ps tmm0, tmm4, tmm5",
-            "tdpbf16ps tmm1, tmm4, tmm5",
-            "tdpbf16ps tmm2, tmm4, tmm5",
-            "tdpbf16ps tmm3, tmm4, tmm5",
-            "dec {rounds}",
-            "jnz 2b",
-            "tilestored [{sum}+{stride}], tmm0",
-            rounds = inout(reg) rounds.max(1) => _,
-            sum = in(reg) sum.as_mut_ptr(),
-            stride = in(reg) TILE_ROW,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _,
-            options(nostack),
-        );
-    }
-    ((rounds.max(1) * FLOP) as f64, sum[0])
-}

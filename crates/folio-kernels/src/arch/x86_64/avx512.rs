@@ -27,9 +27,10 @@ pub(crate) unsafe fn run_bf16<R>(body: impl FnOnce() -> R) -> R {
     body()
 }
 
-/// From so many rows on the processor sees, while it computes, too few units ahead to keep the memory busy by itself.
+/// With this many rows or more, software prefetches are needed: the arithmetic fills the processor's window, so that it sees
+/// too few units ahead to keep the memory busy.
 const ROWS_TO_FETCH_FOR: usize = 3;
-/// How far ahead the right operand is asked for then: 32 units, 8 KiB. Measured: docs/log.md.
+/// How far ahead the right operand is prefetched then: 32 units, 8 KiB. Measured: docs/log.md.
 const FETCH_AHEAD: usize = 32 * COLS;
 /// How far ahead a panel in eight bits is, in bytes: a cache line holds a whole unit, of which the processor, by itself, has
 /// too few under way. Measured: docs/log.md.
@@ -116,8 +117,8 @@ unsafe fn vectors<const R: usize>(
     }
 }
 
-/// `load` gives 16 columns of a unit of the right operand: so many columns after the operand's start the unit, and then
-/// the columns.
+/// `load(unit, col)` gives 16 columns of a unit of the right operand: `unit` is the unit's offset from the operand's start,
+/// `col` the first of the columns, both in elements.
 ///
 /// # Safety
 /// As [`vectors`].
