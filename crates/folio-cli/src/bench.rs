@@ -14,6 +14,7 @@ use folio::rng::{Rng, Stream};
 use folio_kernels::isa::{Isa, Missing};
 
 use crate::options::{real, whole};
+use crate::screen;
 use crate::train::set_threads;
 use crate::usage::Usage;
 use kernels::Sizes;
@@ -175,22 +176,22 @@ fn peak(args: &PeakArgs) -> anyhow::Result<()> {
     set_threads(args.threads)?;
     let peak = Peak::measure();
     if args.json {
-        println!("{}", serde_json::to_string(&peak)?);
+        screen::out(serde_json::to_string(&peak)?)?;
     } else {
-        print_peak(peak);
+        print_peak(peak)?;
     }
     Ok(())
 }
 
-fn print_peak(peak: Peak) {
+fn print_peak(peak: Peak) -> std::io::Result<()> {
     for (set, why) in Isa::missing() {
         let why = match why {
             Missing::Absent => "the processor does not have it",
             Missing::Refused => "the processor has it, but this process may not use it",
         };
-        println!("not used: {set}: {why}");
+        screen::out(format_args!("not used: {set}: {why}"))?;
     }
-    println!(
+    screen::out(format_args!(
         "{} threads, {}: {:.0} GFLOP/s in f32, {:.0} in bf16; copies {:.1} GB/s, reads {:.1}",
         rayon::current_num_threads(),
         Isa::detected().name(),
@@ -198,13 +199,13 @@ fn print_peak(peak: Peak) {
         peak.bf16_gflop_per_s,
         peak.copy_gb_per_s,
         peak.read_gb_per_s,
-    );
+    ))
 }
 
 fn kernels(args: &KernelsArgs) -> anyhow::Result<()> {
     set_threads(args.threads)?;
     if !args.json {
-        print_peak(Peak::measure());
+        print_peak(Peak::measure())?;
     }
     for setting in &args.settings {
         let sizes = setting.sizes();
@@ -215,11 +216,11 @@ fn kernels(args: &KernelsArgs) -> anyhow::Result<()> {
                 let mut value = serde_json::to_value(row)?;
                 value["setting"] = setting.name().into();
                 value["precision"] = precision.name().into();
-                println!("{value}");
+                screen::out(value)?;
             }
             continue;
         }
-        println!("\n{} in {}", setting.name(), precision.name());
+        screen::out(format_args!("\n{} in {}", setting.name(), precision.name()))?;
         let mut table = comfy_table::Table::new();
         table.load_style(comfy_table::presets::NOTHING);
         table.set_header(["kernel", "shape", "ms", "GFLOP/s", "GB/s", "% of the peak"]);
@@ -236,7 +237,7 @@ fn kernels(args: &KernelsArgs) -> anyhow::Result<()> {
         for column in table.column_iter_mut().skip(2) {
             column.set_cell_alignment(comfy_table::CellAlignment::Right);
         }
-        println!("{table}");
+        screen::out(table)?;
     }
     Ok(())
 }
@@ -276,16 +277,13 @@ fn step(args: &StepArgs) -> anyhow::Result<()> {
     }
     let fastest = times.iter().copied().fold(f64::INFINITY, f64::min);
     let median = median(times);
-    println!(
-        "{}",
-        serde_json::json!({
-            "what": "step", "batch": args.batch, "block": sizes.block, "vocab": sizes.vocab, "emb": sizes.emb,
-            "blocks": sizes.blocks, "heads": sizes.heads, "dropout": args.dropout, "steps": args.steps,
-            "precision": precision.name(), "threads": rayon::current_num_threads(), "isa": Isa::detected().name(),
-            "step_s": median, "step_s_min": fastest, "tokens_per_s": tokens as f64 / median,
-            "gflop_per_s": flop(&config, tokens) / median / 1e9, "peak_mib": peak_mib(),
-        })
-    );
+    screen::out(serde_json::json!({
+        "what": "step", "batch": args.batch, "block": sizes.block, "vocab": sizes.vocab, "emb": sizes.emb,
+        "blocks": sizes.blocks, "heads": sizes.heads, "dropout": args.dropout, "steps": args.steps,
+        "precision": precision.name(), "threads": rayon::current_num_threads(), "isa": Isa::detected().name(),
+        "step_s": median, "step_s_min": fastest, "tokens_per_s": tokens as f64 / median,
+        "gflop_per_s": flop(&config, tokens) / median / 1e9, "peak_mib": peak_mib(),
+    }))?;
     Ok(())
 }
 

@@ -16,6 +16,7 @@ use signal_hook::flag;
 
 use crate::generate::{DrawingArgs, Look, WhichModel, legend, load_predictor};
 use crate::options::whole;
+use crate::screen;
 use crate::train::join_threads;
 
 const HELP: &str = "\
@@ -63,9 +64,9 @@ pub(crate) fn run(args: &ChatArgs) -> anyhow::Result<()> {
         text: String::new(),
         interrupt: Interrupt::install()?,
     };
-    eprintln!("{}: {name}; /help tells what can be said", run.path().display());
+    screen::err(format_args!("{}: {name}; /help tells what can be said", run.path().display()));
     if chat.look == Look::Coloured {
-        eprintln!("{}", legend());
+        screen::err(legend());
     }
     let mut editor: Editor<(), MemHistory> = Editor::with_history(Config::default(), MemHistory::new())?;
     loop {
@@ -77,7 +78,7 @@ pub(crate) fn run(args: &ChatArgs) -> anyhow::Result<()> {
                     if error.is::<io::Error>() {
                         return Err(error);
                     }
-                    eprintln!("{error:#}");
+                    screen::err(format_args!("{error:#}"));
                 }
             }
             Err(ReadlineError::Interrupted) => {}
@@ -115,8 +116,8 @@ impl Chat {
         let value = value.trim();
         let mut drawing = self.drawing.clone();
         match name {
-            "help" => eprintln!("{HELP}"),
-            "text" => println!("{}", self.text),
+            "help" => screen::err(HELP),
+            "text" => screen::out(&self.text)?,
             "reset" => (self.text, self.turns) = (String::new(), 0),
             "max_new_tokens" => self.max_new_tokens = number(name, value)?,
             "temperature" => drawing.temperature = number(name, value)?,
@@ -145,7 +146,7 @@ impl Chat {
         request.logprobs = (self.look != Look::Plain).then_some(0);
         let id = self.generator.begin(request)?;
         (self.text, self.turns) = (text, self.turns + 1);
-        let mut stdout = io::stdout().lock();
+        let mut stdout = screen::stdout();
         let writing = self.interrupt.begin();
         while self.generator.texts() > 0 {
             let (text, look) = (&mut self.text, self.look);

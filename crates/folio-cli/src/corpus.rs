@@ -5,7 +5,7 @@ use std::io::Write;
 use folio::text::Corpus;
 
 pub(crate) fn run() -> anyhow::Result<()> {
-    let mut stdout = std::io::stdout().lock();
+    let mut stdout = crate::screen::stdout();
     stdout.write_all(Corpus::embedded().text.as_bytes())?;
     stdout.flush()?;
     Ok(())

@@ -12,6 +12,7 @@ use folio::text::Corpus;
 
 use crate::generate::{WhichModel, load_model};
 use crate::options::whole;
+use crate::screen;
 use crate::train::set_threads;
 
 #[derive(Args)]
@@ -52,9 +53,9 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         if args.json {
             let mut value = serde_json::to_value(evaluation)?;
             value["checkpoint"] = path.display().to_string().into();
-            println!("{value}");
+            screen::out(value)?;
         } else {
-            print(&path, evaluation);
+            print(&path, evaluation)?;
         }
     }
     Ok(())
@@ -75,13 +76,13 @@ pub(crate) fn corpus_of(settings: &Settings) -> anyhow::Result<Corpus> {
     Ok(corpus)
 }
 
-fn print(path: &Path, evaluation: Evaluation) {
+fn print(path: &Path, evaluation: Evaluation) -> std::io::Result<()> {
     let Evaluation { tokens, characters, bytes, loss, perplexity, bits_per_character, bits_per_byte } =
         evaluation;
-    println!("{}", path.display());
-    println!("  loss                {loss:.4} nats a token");
-    println!("  perplexity          {perplexity:.4}");
-    println!("  bits per character  {bits_per_character:.4}");
-    println!("  bits per byte       {bits_per_byte:.4}");
-    println!("  over                {tokens} tokens, {characters} characters, {bytes} bytes");
+    screen::out(path.display())?;
+    screen::out(format_args!("  loss                {loss:.4} nats a token"))?;
+    screen::out(format_args!("  perplexity          {perplexity:.4}"))?;
+    screen::out(format_args!("  bits per character  {bits_per_character:.4}"))?;
+    screen::out(format_args!("  bits per byte       {bits_per_byte:.4}"))?;
+    screen::out(format_args!("  over                {tokens} tokens, {characters} characters, {bytes} bytes"))
 }

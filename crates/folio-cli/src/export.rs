@@ -1,6 +1,6 @@
 //! `folio export`: the records of runs as CSV.
 
-use std::io::{ErrorKind, Write};
+use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -10,6 +10,8 @@ use folio::records;
 use folio::run_dir::RunDir;
 use folio::sweep::Sweep;
 use serde_json::Value;
+
+use crate::screen;
 
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
@@ -66,11 +68,7 @@ pub(crate) fn run(args: &ExportArgs) -> anyhow::Result<()> {
     let bytes = table.into_inner().context("writing CSV in memory")?;
     match &args.out {
         Some(path) => write_atomic(path, &bytes)?,
-        None => match std::io::stdout().write_all(&bytes) {
-            // `folio export | head` has had what it wanted.
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
-            written => written.context("writing to stdout")?,
-        },
+        None => screen::stdout().write_all(&bytes)?,
     }
     Ok(())
 }

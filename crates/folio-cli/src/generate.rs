@@ -14,6 +14,7 @@ use folio::run_dir::RunDir;
 use folio::tokenizer::Tokenizer;
 
 use crate::options::whole;
+use crate::screen;
 use crate::train::join_threads;
 use crate::usage::Usage;
 
@@ -144,25 +145,25 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let seed = args.drawing.seed();
     let look = if args.show_probabilities { Look::of_probabilities() } else { Look::Plain };
     if look == Look::Coloured {
-        eprintln!("{}", legend());
+        screen::err(legend());
     }
     for (place, &name) in names.iter().enumerate() {
         let predictor = load_predictor(&run, name, &tokenizer, args.drawing.precision)?;
         if args.all_checkpoints && !args.json {
-            println!("{}", heading(&run, name));
+            screen::out(heading(&run, name))?;
         }
         let generator = Generator::new(Arc::new(predictor), Arc::clone(&tokenizer));
         let texts = write(args, generator, &start, (seed, look))?;
         for (sample, text) in texts.iter().enumerate() {
             if args.json {
-                println!("{}", told(name, seed.wrapping_add(sample as u64), prompt, text));
+                screen::out(told(name, seed.wrapping_add(sample as u64), prompt, text))?;
             }
             if let Some(path) = &output {
                 append(path, name, &(prompt.to_owned() + &text.text))?;
             }
         }
         if !args.json && place + 1 < names.len() {
-            println!("{BETWEEN}");
+            screen::out(BETWEEN)?;
         }
     }
     Ok(())

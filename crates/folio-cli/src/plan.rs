@@ -150,7 +150,7 @@ fn plan_resumption(args: &TrainArgs, run: RunDir) -> anyhow::Result<Task> {
     let old = run.settings()?;
     let settings = changed(&run, &old, &given)?;
     settings.validate()?;
-    let ended = run.status()?.is_some_and(|status| status.state == RunState::Finished);
+    let ended = run.status().is_some_and(|status| status.state == RunState::Finished);
     if ended && run.names()?.is_empty() {
         let reason =
             "has ended and kept no checkpoint to go on from: train with --save_checkpoint to be able to";

@@ -8,6 +8,7 @@ use folio::files::write_atomic;
 use folio::plot::{Curve, LossUnit, TerminalSize, to_png, to_svg, to_terminal};
 use folio::run_dir::RunDir;
 
+use crate::screen;
 use crate::usage::Usage;
 
 #[derive(Args)]
@@ -65,9 +66,9 @@ pub(crate) fn run(args: &PlotArgs) -> anyhow::Result<()> {
     }
     let color =
         std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    println!("{}", to_terminal(&curves, TerminalSize { columns: 80, rows: 24 }, color));
+    screen::out(to_terminal(&curves, TerminalSize { columns: 80, rows: 24 }, color))?;
     for path in &outputs {
-        eprintln!("wrote {}", path.display());
+        screen::err(format_args!("wrote {}", path.display()));
     }
     Ok(())
 }

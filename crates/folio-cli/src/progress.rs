@@ -132,7 +132,7 @@ impl Progress {
     /// Prints the line of the epoch that has ended, if it has not been told.
     fn tell(&mut self) {
         if let Some(line) = self.untold.take() {
-            self.bar.suspend(|| screen::out(&line));
+            self.bar.suspend(|| screen::report(&line));
         }
     }
 
@@ -140,7 +140,7 @@ impl Progress {
     fn say(&self, line: &str) {
         let name = self.name.as_ref().map_or(String::new(), |name| format!("{name}: "));
         // Not the bar's own printing, which is silent where stderr is a file.
-        self.bar.suspend(|| screen::err(&format!("{name}{line}")));
+        self.bar.suspend(|| screen::err(format_args!("{name}{line}")));
     }
 
     /// Takes the bar away and says how long it took.

@@ -7,6 +7,8 @@ use folio::files::write_atomic;
 use folio::report::page;
 use folio::run_dir::RunDir;
 
+use crate::screen;
+
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
 #[command(after_help = "\
@@ -28,6 +30,6 @@ pub(crate) fn run(args: &ReportArgs) -> anyhow::Result<()> {
     let page = page(&RunDir::new(&args.run_dir))?;
     let path = args.out.clone().unwrap_or_else(|| args.run_dir.join("report.html"));
     write_atomic(&path, page.as_bytes())?;
-    println!("{}", path.display());
+    screen::out(path.display())?;
     Ok(())
 }

@@ -7,6 +7,8 @@ use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use folio::run_dir::{RunDir, RunLock, RunState, Status};
 use serde_json::{Map, Value};
 
+use crate::screen;
+
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
 #[command(after_help = "\
@@ -50,7 +52,7 @@ pub(crate) fn run(args: &RunsArgs) -> anyhow::Result<()> {
             unreachable!("a struct")
         };
         let losses = run.losses()?.unwrap_or_default();
-        let status = run.status()?;
+        let status = run.status();
         // A run that saves no losses says at least how it fares.
         let told = status.as_ref().map_or(&[][..], |status| &status.eval_losses);
         let eval_losses = if losses.eval_losses.is_empty() { told } else { &losses.eval_losses };
@@ -71,9 +73,9 @@ pub(crate) fn run(args: &RunsArgs) -> anyhow::Result<()> {
     let rank = |row: &Row| if by_bits { bits(row) } else { loss(row) };
     rows.sort_by(|a, b| rank(a).total_cmp(&rank(b)).then(loss(a).total_cmp(&loss(b))));
     if args.json {
-        rows.iter().for_each(print_json);
+        rows.iter().try_for_each(print_json)?;
     } else {
-        println!("{}", table(&rows));
+        screen::out(table(&rows))?;
     }
     Ok(())
 }
@@ -97,14 +99,14 @@ fn state(run: &RunDir, status: Option<&Status>) -> &'static str {
     }
 }
 
-fn print_json(row: &Row) {
+fn print_json(row: &Row) -> std::io::Result<()> {
     let (loss, epoch) = row.best.unzip();
     let (per_character, per_byte) = row.bits.unzip();
     let value = serde_json::json!({
         "run": row.name, "best_eval_loss": loss, "best_epoch": epoch, "epochs": row.epochs, "state": row.state,
         "bits_per_character": per_character, "bits_per_byte": per_byte, "settings": row.settings,
     });
-    println!("{value}");
+    screen::out(value)
 }
 
 /// Rank, run, loss, and whatever settings the runs differ in.

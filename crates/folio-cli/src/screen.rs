@@ -1,8 +1,14 @@
-//! The terminal, which there is one of: lines that are printed, or the whole of it for the dashboard.
+//! Everything the program prints goes through here: lines, or the whole terminal for the dashboard.
 //!
-//! While the dashboard has it, lines are held back; they are printed when it gives the terminal back, however that comes.
+//! - Results ([`out`]) return an error if stdout is closed or full; the command then ends.
+//! - Progress and notes ([`err`]) are dropped if stderr is closed or full.
+//! - A training run's results ([`report`]) are dropped too, counted, and reported by [`lost`] at the end: training never
+//!   depends on its output.
+//!
+//! While the dashboard has the terminal, lines are held back; they are printed when it closes, panics and signals included.
 
-use std::io::{self, IsTerminal, Write};
+use std::fmt::{self, Display};
+use std::io::{self, IsTerminal, StdoutLock, Write};
 use std::panic;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError, TryLockError};
@@ -35,25 +41,82 @@ enum Stream {
     Err,
 }
 
-/// A line on stdout.
-pub(crate) fn out(line: &str) {
-    tell(Stream::Out, line);
+/// Lines that could not be printed on stdout.
+static LOST: Mutex<Option<Lost>> = Mutex::new(None);
+
+/// Output of a training run that could not be printed.
+#[derive(Clone, Debug)]
+pub(crate) struct Lost {
+    lines: u64,
+    /// The first error.
+    reason: String,
 }
 
-/// A line on stderr.
-pub(crate) fn err(line: &str) {
-    tell(Stream::Err, line);
-}
-
-fn tell(stream: Stream, line: &str) {
-    if let Some(lines) = held().as_mut() {
-        lines.push((stream, line.to_owned()));
-        return;
+impl Display for Lost {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines = if self.lines == 1 { "1 line".to_owned() } else { format!("{} lines", self.lines) };
+        write!(formatter, "{lines} could not be printed: {}", self.reason)
     }
-    match stream {
-        Stream::Out => println!("{line}"),
-        // If stderr is gone there is nobody left to tell.
-        Stream::Err => _ = writeln!(io::stderr(), "{line}"),
+}
+
+/// Prints a line on stdout.
+///
+/// # Errors
+/// What the system says if stdout is closed or full.
+pub(crate) fn out(line: impl Display) -> io::Result<()> {
+    match held().as_mut() {
+        Some(lines) => lines.push((Stream::Out, line.to_string())),
+        // In one write, so that lines of several threads do not mix.
+        None => stdout().write_all(format!("{line}\n").as_bytes())?,
+    }
+    Ok(())
+}
+
+/// Stdout for results longer than a line.
+pub(crate) fn stdout() -> Stdout {
+    Stdout(io::stdout().lock())
+}
+
+/// Stdout, with errors that name it.
+pub(crate) struct Stdout(StdoutLock<'static>);
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).map_err(name_stdout)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().map_err(name_stdout)
+    }
+}
+
+/// An error of writing to stdout, which says so.
+pub(crate) fn name_stdout(error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot write to stdout: {error}"))
+}
+
+/// Prints a line of a training run on stdout. If that fails, the run goes on and [`lost`] remembers the line.
+pub(crate) fn report(line: impl Display) {
+    if let Err(error) = out(line) {
+        remember(&error);
+    }
+}
+
+/// What [`report`] could not print, if anything.
+pub(crate) fn lost() -> Option<Lost> {
+    LOST.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+fn remember(error: &io::Error) {
+    let mut lost = LOST.lock().unwrap_or_else(PoisonError::into_inner);
+    lost.get_or_insert_with(|| Lost { lines: 0, reason: error.to_string() }).lines += 1;
+}
+
+/// Prints a line on stderr. If that fails, there is nobody to tell.
+pub(crate) fn err(line: impl Display) {
+    match held().as_mut() {
+        Some(lines) => lines.push((Stream::Err, line.to_string())),
+        None => _ = io::stderr().write_all(format!("{line}\n").as_bytes()),
     }
 }
 
@@ -112,11 +175,13 @@ pub(crate) fn close() {
     // If the terminal is gone there is nothing to restore, and nobody to tell.
     let _ = disable_raw_mode();
     let _ = execute!(io::stdout(), LeaveAlternateScreen, Show);
-    for (stream, line) in held.take().into_iter().flatten() {
-        _ = match stream {
-            Stream::Out => writeln!(io::stdout(), "{line}"),
-            Stream::Err => writeln!(io::stderr(), "{line}"),
-        };
+    let lines = held.take();
+    drop(held);
+    for (stream, line) in lines.into_iter().flatten() {
+        match stream {
+            Stream::Out => report(line),
+            Stream::Err => err(line),
+        }
     }
 }
 

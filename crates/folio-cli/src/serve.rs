@@ -1,6 +1,5 @@
 //! `folio serve`: completions, a playground and a view of training over HTTP.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -11,6 +10,7 @@ use folio::model::WeightFormat;
 use folio_serve::{Limits, Options, Server};
 
 use crate::options::whole;
+use crate::screen;
 use crate::signals::Signals;
 use crate::train::set_threads;
 use crate::usage::Usage;
@@ -91,7 +91,7 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
             1 => "1 run".to_owned(),
             runs => format!("{runs} runs"),
         };
-        writeln!(std::io::stdout(), "Serving {runs} at http://{}/", server.address())?;
+        screen::report(format_args!("Serving {runs} at http://{}/", server.address()));
         server.run(stop).await;
         anyhow::Ok(())
     })?;
@@ -142,7 +142,7 @@ fn options(args: &ServeArgs) -> anyhow::Result<Options> {
         limits,
         on_warning: Box::new(|line| {
             // If stderr is gone there is nobody left to tell.
-            let _ = writeln!(std::io::stderr(), "warning: {line}");
+            screen::err(format_args!("warning: {line}"));
         }),
     })
 }

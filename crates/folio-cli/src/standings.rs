@@ -51,7 +51,7 @@ impl<'a> Standings<'a> {
                         self.sweep.runs.len(),
                         self.told_values(run)
                     );
-                    self.bars.suspend(|| screen::out(&line));
+                    self.bars.suspend(|| screen::report(&line));
                 }
                 let bar = self.bars.insert_before(&self.table, ProgressBar::new(0));
                 // One run at a time needs no name, but a program that reads many does.
@@ -92,7 +92,7 @@ impl<'a> Standings<'a> {
         self.table.finish_and_clear();
         self.ranked = ranked.to_vec();
         if !self.json && outcome == Outcome::Finished {
-            screen::out(&format!("\n{}", self.table()));
+            screen::report(format_args!("\n{}", self.table()));
         }
     }
 

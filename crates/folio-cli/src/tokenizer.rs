@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::options::whole;
+use crate::screen;
 use crate::train::set_threads;
 use crate::usage::Usage;
 
@@ -189,12 +190,12 @@ fn train(args: &TrainArgs) -> anyhow::Result<()> {
     tokenizer.write(&args.out)?;
     let (tokens, size) = count(&tokenizer, &corpus.text)?;
     let (merges, path) = (tokenizer.merges(), args.out.display());
-    eprintln!("{} tokens, {merges} merges: {path}", tokenizer.vocab_size());
-    eprintln!(
+    screen::err(format_args!("{} tokens, {merges} merges: {path}", tokenizer.vocab_size()));
+    screen::err(format_args!(
         "{} is {tokens} of them, {:.3} characters each",
         corpus.name,
         per_token(size.characters, tokens)
-    );
+    ));
     Ok(())
 }
 
@@ -202,7 +203,7 @@ fn encode(args: &EncodeArgs) -> anyhow::Result<()> {
     set_threads(args.threads)?;
     let tokenizer = args.which.tokenizer()?;
     let text = utf8(Path::new("stdin"), read_all(io::stdin())?)?;
-    let mut out = BufWriter::with_capacity(1 << 16, io::stdout().lock());
+    let mut out = BufWriter::with_capacity(1 << 16, screen::stdout());
     let mut writer = TokenWriter { tokenizer: &tokenizer, format: args.format, in_line: false };
     if args.allow_special {
         writer.write(&mut out, &tokenizer.encode_special(&text)?)?;
@@ -295,7 +296,7 @@ fn decode(args: &DecodeArgs) -> anyhow::Result<()> {
     }
     let tokenizer = args.which.tokenizer()?;
     let vocab_size = tokenizer.vocab_size();
-    let mut out = BufWriter::with_capacity(1 << 16, io::stdout().lock());
+    let mut out = BufWriter::with_capacity(1 << 16, screen::stdout());
     for (index, line) in io::stdin().lines().enumerate() {
         let line = line.with_context(|| format!("line {} of stdin", index + 1))?;
         let refused =
@@ -324,10 +325,11 @@ fn decode(args: &DecodeArgs) -> anyhow::Result<()> {
 
 fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
     let tokenizer = args.which.tokenizer()?;
-    let mut out = io::stdout().lock();
+    let mut out = screen::stdout();
     if let Some(text) = &args.text {
         let ids = tokenizer.encode_special(text)?;
-        let color = out.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let color =
+            io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         writeln!(out, "{}", shown(&tokenizer, &ids, color))?;
         let size = TextSize::of(text.as_bytes());
         let tokens = ids.len() as u64;

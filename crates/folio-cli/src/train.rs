@@ -117,26 +117,35 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     }
     let task = plan(args)?;
     if let Some(chosen) = &task.chosen_precision {
-        eprintln!("precision {chosen}");
+        screen::err(format_args!("precision {chosen}"));
     }
     let signals = Signals::install(args.tui)?;
     let outcome = match &task.work {
         Work::Run(settings) => train_run(args, &task, settings, &signals)?,
         Work::Sweep(sweep) => train_sweep(args, &task, sweep, &signals)?,
     };
+    let lost = screen::lost();
+    if let Some(lost) = &lost {
+        screen::err(format_args!("warning: {lost}"));
+        // The sweep's runs have their own.
+        if let (Some(run_dir), Work::Run(_)) = (&task.run_dir, &task.work) {
+            run_dir.note_lost_output(&lost.to_string())?;
+        }
+    }
     if outcome == Outcome::Stopped {
         match &task.run_dir {
-            Some(run_dir) => {
-                eprintln!("stopped; to go on: folio train --resume {}", run_dir.path().display())
-            }
-            None => eprintln!("stopped; nothing is saved without --run_dir"),
+            Some(run_dir) => screen::err(format_args!(
+                "stopped; to go on: folio train --resume {}",
+                run_dir.path().display()
+            )),
+            None => screen::err("stopped; nothing is saved without --run_dir"),
         }
         return Ok(signals.exit_code());
     }
     if let Some(run_dir) = &task.run_dir {
         print_next_steps(run_dir, task.work.runs());
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(if lost.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// Trains a single run.
@@ -155,7 +164,9 @@ fn train_run(
     if let Start::Resume { run, .. } = &task.start {
         print_resumption(run, &trainer);
         if trainer.steps_left() == 0 {
-            eprintln!("it has done what it was asked to: give a larger --num_epochs or --max_steps for more");
+            screen::err(
+                "it has done what it was asked to: give a larger --num_epochs or --max_steps for more",
+            );
         }
     }
     if settings.save_checkpoint {
@@ -182,7 +193,7 @@ fn train_run(
             run_dir.clear_step_checkpoint()?;
         }
         if task.sample_tokens > 0 && !args.json {
-            println!("\n{}\n", trainer.sample(task.sample_tokens).trim());
+            screen::report(format_args!("\n{}\n", trainer.sample(task.sample_tokens).trim()));
         }
     }
     Ok(outcome)
@@ -215,6 +226,9 @@ fn train_sweep(args: &TrainArgs, task: &Task, sweep: &Sweep, signals: &Signals) 
     let dashboard = open_dashboard(args, task, signals)?;
     let mut standings = Standings::new(sweep, args.display(), jobs);
     let mut listener = |event: SweepEvent| {
+        if let SweepEvent::RunEnded { standing, trained: true, .. } = &event {
+            note_lost_output(task, standing.run);
+        }
         standings.on_event(event.clone());
         if let Some(dashboard) = &dashboard {
             watch_sweep(dashboard, &standings, event);
@@ -231,6 +245,15 @@ fn train_sweep(args: &TrainArgs, task: &Task, sweep: &Sweep, signals: &Signals) 
         return Err(anyhow::anyhow!("every run has failed, the first so: {error}"));
     }
     Ok(outcome)
+}
+
+/// Adds to the status of a sweep's run what could not be printed of it.
+fn note_lost_output(task: &Task, run: usize) {
+    if let (Some(lost), Some(sweep)) = (screen::lost(), &task.run_dir) {
+        let run_dir = RunDir::new(sweep.path().join(format!("run_{}", run + 1)));
+        // If the disk is full too, the run's own saves have said so.
+        let _ = run_dir.note_lost_output(&lost.to_string());
+    }
 }
 
 /// The dashboard, if it is asked for.
@@ -282,7 +305,9 @@ fn affordable_jobs(asked: usize, sweep: &Sweep, vocab_size: usize) -> usize {
     let room = available_memory().map_or(usize::MAX, |free| (free / largest) as usize).max(1);
     if asked > room {
         let (gib, free) = (gibibytes(largest), gibibytes(available_memory().unwrap_or(0)));
-        eprintln!("--jobs {room} instead of {asked}: a run takes up to {gib}, and {free} of memory are free");
+        screen::err(format_args!(
+            "--jobs {room} instead of {asked}: a run takes up to {gib}, and {free} of memory are free"
+        ));
     }
     asked.min(room)
 }
@@ -294,21 +319,21 @@ fn print_resumption(run: &RunDir, trainer: &Trainer) {
     match from {
         Some(name) => {
             let name = name.to_string_lossy();
-            eprintln!(
+            screen::err(format_args!(
                 "{} goes on from {name}: epoch {}, step {}",
                 run.path().display(),
                 state.epoch,
                 state.global_step
-            );
+            ));
         }
-        None => eprintln!("{} was not saved yet: it begins anew", run.path().display()),
+        None => screen::err(format_args!("{} was not saved yet: it begins anew", run.path().display())),
     }
 }
 
 /// Says how much the checkpoints will take.
 fn print_disk(settings: &Settings, parameters: u64) {
     let bytes = settings.keep.disk_bytes(parameters, settings.num_epochs);
-    eprintln!("checkpoints will take up to {} of disk", gibibytes(bytes));
+    screen::err(format_args!("checkpoints will take up to {} of disk", gibibytes(bytes)));
 }
 
 fn gibibytes(bytes: u64) -> String {
@@ -339,7 +364,7 @@ fn thread_pool(threads: Option<usize>) -> anyhow::Result<rayon::ThreadPoolBuilde
 fn print_next_steps(run_dir: &RunDir, runs: &[Settings]) {
     let path = run_dir.path().display();
     let first = &runs[0];
-    eprintln!("the run is in {path}");
+    screen::err(format_args!("the run is in {path}"));
     let mut next = Vec::new();
     if first.save_checkpoint {
         let best = if first.save_losses { " --best_eval_loss_model" } else { "" };
@@ -355,6 +380,6 @@ fn print_next_steps(run_dir: &RunDir, runs: &[Settings]) {
         next.push(format!("folio runs {path}"));
     }
     if !next.is_empty() {
-        eprintln!("next: {}", next.join("\n      "));
+        screen::err(format_args!("next: {}", next.join("\n      ")));
     }
 }

@@ -1,10 +1,11 @@
 //! What a user is told who has mistyped, and the second spelling of every flag.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Command;
 use clap::error::ErrorKind;
+
+use crate::screen;
 
 pub(crate) const EXAMPLES: &str = "\
 Examples:
@@ -59,8 +60,7 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let message = in_one_line(error);
-    // If stderr is gone there is nobody left to tell.
-    let _ = writeln!(std::io::stderr(), "error: {message}");
+    screen::err(format_args!("error: {message}"));
     let wrong_usage = error.is::<Usage>()
         || matches!(
             error.downcast_ref::<folio::error::Error>(),
@@ -90,14 +90,16 @@ pub(crate) fn report_usage(error: &clap::Error) -> ExitCode {
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand,
     ];
     if asked_for.contains(&error.kind()) {
-        // As above: nobody left to tell.
-        let _ = error.print();
-        return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+        return match error.print() {
+            _ if error.use_stderr() => ExitCode::from(2),
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => report(&screen::name_stdout(failure).into()),
+        };
     }
     let rendered = error.render().to_string();
     let kept = rendered.lines().map(str::trim);
     let kept = kept.filter(|line| !line.is_empty() && !line.starts_with("For more information"));
     let line: Vec<&str> = kept.take_while(|line| !line.starts_with("Usage:")).collect();
-    let _ = writeln!(std::io::stderr(), "{} (see --help)", line.join("; ").replace(":;", ":"));
+    screen::err(format_args!("{} (see --help)", line.join("; ").replace(":;", ":")));
     ExitCode::from(2)
 }

@@ -127,7 +127,7 @@ impl Run {
     /// Reads what there is of a run.
     fn read(id: String, directory: RunDir) -> Self {
         let losses = directory.losses().ok().flatten().map(|losses| losses.eval_losses);
-        let told = || Some(directory.status().ok()??.eval_losses);
+        let told = || Some(directory.status()?.eval_losses);
         let eval_losses = losses.or_else(told).unwrap_or_default();
         let loss = |name| match name {
             CheckpointName::Epoch(epoch) => {

@@ -52,7 +52,7 @@ pub(crate) async fn runs(State(shared): State<Arc<Shared>>) -> ApiResult<Respons
 fn story(run: &Run) -> Option<RunStory> {
     let directory = &run.directory;
     let settings = directory.settings().ok()?;
-    let status = directory.status().ok()?;
+    let status = directory.status();
     let state = match status.as_ref().map(|status| status.state) {
         None => "unknown",
         Some(RunState::Running) if !RunLock::is_held(directory) => "killed",

@@ -73,6 +73,9 @@ pub struct Status {
     pub eval_losses: Vec<f64>,
     /// What made it fail.
     pub error: Option<String>,
+    /// What the program that trained it could not print, if anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost_output: Option<String>,
 }
 
 /// How a run fares, in a word.
@@ -203,9 +206,18 @@ impl RunDir {
         write_json(&self.path.join(STATUS_FILE), status)
     }
 
-    /// How the run fared when it last said so; [`RunLock::is_held`] tells whether it still trains.
-    pub fn status(&self) -> Result<Option<Status>> {
-        self.read_if_there(STATUS_FILE)
+    /// The run's status when it was last written; none if it is missing or damaged, because nothing depends on it.
+    /// [`RunLock::is_held`] says whether the run still trains.
+    pub fn status(&self) -> Option<Status> {
+        self.read_if_there(STATUS_FILE).ok().flatten()
+    }
+
+    /// Adds to the status what could not be printed.
+    pub fn note_lost_output(&self, lost: &str) -> Result<()> {
+        match self.status() {
+            Some(status) => self.write_status(&Status { lost_output: Some(lost.to_owned()), ..status }),
+            None => Ok(()),
+        }
     }
 
     /// Writes the losses and rates so far.

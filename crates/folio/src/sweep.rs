@@ -369,7 +369,7 @@ fn train(
 
 /// How a run fares that needs no training in a stage: it has ended, or diverged, before.
 fn ended_before(directory: &RunDir, settings: &Settings, run: usize) -> Option<Standing> {
-    let Status { state, epoch, error, eval_losses, .. } = directory.status().ok()??;
+    let Status { state, epoch, error, eval_losses, .. } = directory.status()?;
     let last_epoch = settings.last_epoch();
     let done = match state {
         RunState::Finished => epoch >= last_epoch || settings.max_steps.is_some(),

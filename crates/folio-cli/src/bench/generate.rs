@@ -13,6 +13,7 @@ use folio_kernels::isa::Isa;
 use super::peak::reading;
 use super::{ModelArgs, median, peak_mib};
 use crate::options::whole;
+use crate::screen;
 use crate::train::join_threads;
 use crate::usage::Usage;
 
@@ -105,19 +106,16 @@ pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let is_within = args.tokens <= sizes.block;
     let gb_per_s = (predictor.weight_bytes() as f64 + cached) * steps / seconds / 1e9;
     let memory = reading();
-    println!(
-        "{}",
-        serde_json::json!({
-            "what": "generate", "block": sizes.block, "vocab": sizes.vocab, "emb": sizes.emb, "blocks": sizes.blocks,
-            "heads": sizes.heads, "tokens": args.tokens, "streams": args.streams, "precision": format.name(),
-            "past_context": args.past_context.name(), "threads": rayon::current_num_threads(),
-            "isa": Isa::detected().name(), "tokens_per_s": (args.tokens * args.streams) as f64 / seconds,
-            "tokens_per_s_max": (args.tokens * args.streams) as f64 / fastest,
-            "weights_mb": predictor.weight_bytes() as f64 / 1e6, "gb_per_s": is_within.then_some(gb_per_s),
-            "memory_gb_per_s": memory, "share_of_memory": is_within.then_some(100.0 * gb_per_s / memory),
-            "peak_mib": peak_mib(),
-        })
-    );
+    screen::out(serde_json::json!({
+        "what": "generate", "block": sizes.block, "vocab": sizes.vocab, "emb": sizes.emb, "blocks": sizes.blocks,
+        "heads": sizes.heads, "tokens": args.tokens, "streams": args.streams, "precision": format.name(),
+        "past_context": args.past_context.name(), "threads": rayon::current_num_threads(),
+        "isa": Isa::detected().name(), "tokens_per_s": (args.tokens * args.streams) as f64 / seconds,
+        "tokens_per_s_max": (args.tokens * args.streams) as f64 / fastest,
+        "weights_mb": predictor.weight_bytes() as f64 / 1e6, "gb_per_s": is_within.then_some(gb_per_s),
+        "memory_gb_per_s": memory, "share_of_memory": is_within.then_some(100.0 * gb_per_s / memory),
+        "peak_mib": peak_mib(),
+    }))?;
     Ok(())
 }
 

@@ -9,6 +9,7 @@ use folio::tokenizer::Tokenizer;
 
 use super::median;
 use crate::options::whole;
+use crate::screen;
 use crate::train::set_threads;
 use crate::usage::Usage;
 
@@ -54,7 +55,7 @@ pub(super) fn run(args: &TokenizerArgs) -> anyhow::Result<()> {
         "threads": rayon::current_num_threads(), "train_s": train_s, "encode_s": encode_s,
         "gpt2_encode_s": gpt2_encode_s, "gpt2_mb_per_s": text.len() as f64 / 1e6 / gpt2_encode_s,
     });
-    println!("{result}");
+    screen::out(result)?;
     Ok(())
 }
 

@@ -6,6 +6,8 @@ use anstream::{AutoStream, ColorChoice};
 use anstyle::{Ansi256Color, Style};
 use folio::generate::Drawn;
 
+use crate::screen;
+
 /// How text is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Look {
@@ -98,7 +100,7 @@ impl Page {
 
     /// Shows what can be shown; `between` stands between two texts.
     pub(crate) fn show(&mut self, between: &str) -> io::Result<()> {
-        let mut stdout = io::stdout().lock();
+        let mut stdout = screen::stdout();
         while let Some(waiting) = self.waiting.get_mut(self.shown) {
             stdout.write_all(std::mem::take(waiting).as_bytes())?;
             if !self.ended[self.shown] {

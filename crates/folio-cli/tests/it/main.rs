@@ -10,6 +10,7 @@ mod dashboard;
 mod files;
 mod flags;
 mod mistakes;
+mod output;
 mod report;
 mod searching;
 mod seed;

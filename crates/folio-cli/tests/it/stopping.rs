@@ -1,15 +1,15 @@
 //! Runs that are killed, interrupted and asked to save, at whatever moment, and go on as if nothing had happened.
 #![cfg(unix)]
 
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus};
 use std::time::Instant;
 
 use folio::rng::{Rng, Stream};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::place::Place;
-use crate::running::start;
+use crate::place::{Place, words};
+use crate::running::{start, start_command};
 
 /// Three epochs of 13 steps, each of them saved, so that most of the time goes into saving.
 const RUN: &str = "--data plays.txt --n_emb 16 --n_heads 2 --n_blocks 1 --block_sizes 16 --batch_sizes 4 --dropouts 0.1 \
@@ -184,6 +184,33 @@ fn a_run_without_a_directory_says_that_nothing_is_saved() {
     let (status, lines) = running.end();
     assert_eq!(status.code(), Some(143), "{lines:?}");
     assert!(lines.iter().any(|line| line.contains("nothing is saved without --run_dir")), "{lines:?}");
+}
+
+#[test]
+fn a_closed_terminal_saves_and_stops_unless_nohup_says_otherwise() {
+    let place = Place::new();
+    let line = "train --data plays.txt --n_emb 16 --n_heads 2 --n_blocks 1 --block_sizes 16 --batch_sizes 4";
+    let running = start(&place, &format!("{line} --num_epochs 1000000 --keep best --run_dir run"));
+    assert!(running.until(" parameters, "));
+    running.signal(Signal::HUP);
+    let (status, lines) = running.end();
+    assert_eq!(status.code(), Some(129), "{lines:?}");
+    assert_eq!(place.json("run/status.json")["state"], "stopped");
+    place.ok("generate run --max_new_tokens 3");
+
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' HUP; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_folio")]);
+    command.args(words(&format!("{line} --num_epochs 1000000 --keep best --run_dir other")));
+    command.current_dir(place.path("")).env("RAYON_NUM_THREADS", "1");
+    let running = start_command(command);
+    assert!(running.until("Epoch: 1/"));
+    running.signal(Signal::HUP);
+    // It takes no notice, so that a second signal is its first.
+    assert!(running.until("Epoch: "));
+    running.signal(Signal::INT);
+    let (status, lines) = running.end();
+    assert_eq!(status.code(), Some(130), "{lines:?}");
+    assert_eq!(place.json("other/status.json")["state"], "stopped");
 }
 
 #[test]

@@ -35,7 +35,7 @@ impl Story {
                 _ => {}
             }
         }
-        let status = run.status()?;
+        let status = run.status();
         let state = match status.as_ref().map(|status| status.state) {
             Some(RunState::Running) if !RunLock::is_held(run) => "killed",
             Some(state) => state.name(),

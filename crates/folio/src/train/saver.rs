@@ -138,5 +138,5 @@ fn describe(run_dir: &RunDir, trainer: &Trainer) -> Result<()> {
 
 fn status(trainer: &Trainer, state: RunState, error: Option<String>) -> Status {
     let TrainingState { epoch, global_step: step, ref history, .. } = trainer.state;
-    Status { state, epoch, step, eval_losses: history.losses.eval_losses.clone(), error }
+    Status { state, epoch, step, eval_losses: history.losses.eval_losses.clone(), error, lost_output: None }
 }

@@ -64,7 +64,7 @@ fn a_directory_that_is_removed_is_made_again_at_the_next_save() {
     assert_eq!(warnings, Vec::<String>::new());
     assert_eq!(run.epochs().expect("readable"), [2, 3, 4]);
     assert_eq!(run.losses().expect("readable").expect("saved").steps.len(), 4, "no epoch's losses are lost");
-    assert_eq!(run.status().expect("readable").expect("told").state, RunState::Finished);
+    assert_eq!(run.status().expect("a status").state, RunState::Finished);
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn a_run_that_is_stopped_tries_once_more_to_save_what_could_not_be_saved() {
     );
     assert_eq!((outcome.expect("it is saved"), warnings), (Outcome::Stopped, 1));
     assert_eq!(run.epochs().expect("readable"), [1, 2]);
-    assert_eq!(run.status().expect("readable").expect("told").state, RunState::Stopped);
+    assert_eq!(run.status().expect("a status").state, RunState::Stopped);
 }
 
 #[test]
@@ -222,5 +222,5 @@ fn too_many_steps_that_are_not_finite_end_the_run_with_its_last_checkpoint() {
     // One step at that rate, then four that see what it did.
     assert_eq!((*step, *learning_rate), (first + 5, 1e30));
     assert_eq!(last_checkpoint.as_deref(), Some(run.checkpoint(CheckpointName::Epoch(1)).as_path()));
-    assert_eq!(run.status().expect("readable").expect("told").state, RunState::Diverged);
+    assert_eq!(run.status().expect("a status").state, RunState::Diverged);
 }
