@@ -6,6 +6,7 @@ mod bench;
 mod chat;
 mod corpus;
 mod dashboard;
+mod destination;
 mod eval;
 mod export;
 mod generate;

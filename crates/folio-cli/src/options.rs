@@ -122,20 +122,20 @@ pub(crate) struct Options {
     #[serde(default, deserialize_with = "one_or_many")]
     pub(crate) cosine_lr_restart_decay: Option<Vec<Choice<f64>>>,
 
-    /// Directory that the run writes to; a sweep writes to run_1, run_2, … in it
+    /// Directory that the run is saved in; a sweep saves in run_1, run_2, … there [default: a new one in runs/]
     #[arg(long, value_name = "DIR", help_heading = "Files")]
     pub(crate) run_dir: Option<PathBuf>,
-    /// Write losses.json and lrs.json after every epoch
+    /// Accepted as in the original project; losses are always saved
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Files")]
     pub(crate) save_losses: Option<bool>,
-    /// Write checkpoint_N after every epoch N
+    /// Keep checkpoint_N of every epoch N, not only the newest and the best
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Files")]
     pub(crate) save_checkpoint: Option<bool>,
-    /// Save all that going on needs after every N steps too
+    /// Also save a resumable checkpoint every N steps
     #[arg(long, value_name = "N", help_heading = "Files", value_parser = whole::<u64>)]
     pub(crate) save_every: Option<u64>,
-    /// What to keep of earlier epochs' checkpoints: all, weights, or best (nothing but the newest and the best)
-    /// [default: weights]
+    /// What to keep of earlier epochs' checkpoints: all, weights (without the optimizer's state), or best (only the newest
+    /// and the best) [default: best; with --save_checkpoint weights]
     #[arg(long, value_name = "WHAT", help_heading = "Files")]
     pub(crate) keep: Option<Keep>,
     /// Write event files for TensorBoard, to be read with tensorboard --logdir DIR
@@ -207,6 +207,19 @@ impl Options {
         let mut table = toml::Table::try_from(fallback)?;
         table.extend(toml::Table::try_from(&self)?);
         Ok(table.try_into()?)
+    }
+
+    /// These options, with nothing to be saved.
+    pub(crate) fn without_saving(self) -> Self {
+        Self {
+            run_dir: None,
+            save_losses: None,
+            save_checkpoint: None,
+            save_every: None,
+            keep: None,
+            tensorboard: None,
+            ..self
+        }
     }
 
     /// What a run that is continued passes on: its text, model, optimizer and schedule.
@@ -285,7 +298,7 @@ impl Options {
             lr_schedule_unit: self.lr_schedule_unit.unwrap_or(default.lr_schedule_unit),
             warmup_steps: self.warmup_steps.unwrap_or(default.warmup_steps),
             save_losses: self.save_losses.unwrap_or(false),
-            save_checkpoint: self.save_checkpoint.unwrap_or(false),
+            save_checkpoint: self.save_checkpoint.unwrap_or(self.keep.is_some_and(|keep| keep != Keep::Best)),
             save_every: self.save_every,
             keep: self.keep.unwrap_or_default(),
             max_skipped_steps: self.max_skipped_steps.unwrap_or(default.max_skipped_steps),

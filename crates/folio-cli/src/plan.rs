@@ -13,6 +13,7 @@ use folio::text::Corpus;
 use folio::tokenizer::{Tokenizer, TokenizerKind};
 use folio::train::{Start, check_same};
 
+use crate::destination::new_run_name;
 use crate::options::Options;
 use crate::presets;
 use crate::tokenizer::bar_for;
@@ -25,7 +26,12 @@ pub(crate) struct Task {
     pub(crate) start: Start,
     pub(crate) stream: Arc<TokenStream>,
     pub(crate) tokenizer: Arc<Tokenizer>,
+    /// Where the run is saved; none with `--no_save`.
     pub(crate) run_dir: Option<RunDir>,
+    /// What a directory of the run's own would be called, if no `--run_dir` is given.
+    pub(crate) new_name: Option<String>,
+    /// A prompt for the trained model: the first words of its text.
+    pub(crate) prompt: Option<String>,
     /// Tokens to write when training has ended.
     pub(crate) sample_tokens: usize,
     /// What `--precision auto` chose, and why; nothing if it was not asked.
@@ -59,6 +65,10 @@ pub(crate) fn plan(args: &TrainArgs) -> anyhow::Result<Task> {
         _ => Start::Fresh,
     };
     let mut options = given_options(args)?;
+    if args.no_save {
+        refuse_no_save(&args.options)?;
+        options = options.without_saving();
+    }
     if let Start::Checkpoint { run, number, .. } = &start {
         run.open_checkpoint(CheckpointName::Epoch(*number))?;
         options = options.or(&Options::inherited(&run.settings()?))?;
@@ -68,21 +78,12 @@ pub(crate) fn plan(args: &TrainArgs) -> anyhow::Result<Task> {
     if let Start::Checkpoint { run, number, restart_schedule } = &start {
         base.continue_from(run.path(), *number, *restart_schedule);
     }
-    let needs_directory = [
-        ("--save_losses", base.save_losses),
-        ("--save_checkpoint", base.save_checkpoint),
-        ("--save_every", base.save_every.is_some()),
-        ("--tensorboard", base.tensorboard),
-    ];
-    if let Some((flag, _)) = needs_directory.iter().find(|(_, set)| *set && options.run_dir.is_none()) {
-        return Err(Usage(format!("{flag} needs a place to write to: add --run_dir DIR")).into());
-    }
     let (kind, runs) = options.search(&base, &space)?;
     runs.iter().try_for_each(Settings::validate)?;
-    if matches!(kind, Plan::Halving { .. }) && options.run_dir.is_none() {
-        return Err(
-            Usage("--search halving keeps runs that it stops early: add --run_dir DIR".to_owned()).into()
-        );
+    if matches!(kind, Plan::Halving { .. }) && args.no_save {
+        let reason =
+            "--no_save: halving resumes the runs that it stops early, so they have to be saved: leave it out";
+        return Err(Usage(reason.to_owned()).into());
     }
 
     let corpus = read_text(&options, &mut base)?;
@@ -102,12 +103,41 @@ pub(crate) fn plan(args: &TrainArgs) -> anyhow::Result<Task> {
         Ok([run]) => Work::Run(Box::new(run)),
         Err(runs) => Work::Sweep(Sweep::new(kind, runs)),
     };
-    let stream = encode(&corpus, &tokenizer, &work)?;
-    let run_dir = options.run_dir.map(RunDir::new);
-    let sample_tokens = options.sample_tokens.unwrap_or(0);
-    let task = Task { work, start, stream, tokenizer, run_dir, sample_tokens, chosen_precision };
+    let new_name = options.run_dir.is_none().then(|| new_run_name(&options, &work, &start));
+    let task = Task {
+        stream: encode(&corpus, &tokenizer, &work)?,
+        run_dir: options.run_dir.map(RunDir::new),
+        new_name: new_name.filter(|_| !args.no_save),
+        prompt: first_words(&corpus.text),
+        sample_tokens: options.sample_tokens.unwrap_or(0),
+        work,
+        start,
+        tokenizer,
+        chosen_precision,
+    };
     check_run_dir(&task, args.overwrite)?;
     Ok(task)
+}
+
+/// `--no_save` beside a flag that says what to save.
+fn refuse_no_save(given: &Options) -> anyhow::Result<()> {
+    const SAVING: [&str; 6] =
+        ["run_dir", "save_losses", "save_checkpoint", "save_every", "keep", "tensorboard"];
+    match given.flags()?.iter().find(|flag| SAVING.contains(&flag.as_str())) {
+        Some(flag) => Err(Usage(format!("--no_save saves nothing: leave it or --{flag} out")).into()),
+        None => Ok(()),
+    }
+}
+
+/// The first words of a text, of letters that a shell and a terminal show as they are; none if it has no such line.
+fn first_words(text: &str) -> Option<String> {
+    const LONGEST: usize = 24;
+    let is_plain = |line: &&str| !line.is_empty() && !line.contains(char::is_control);
+    let line = text.lines().take(100).map(str::trim).find(is_plain)?;
+    let end = line.char_indices().nth(LONGEST).map_or(line.len(), |(end, _)| end);
+    // Whole words, if there are any.
+    let end = if end < line.len() { line[..end].rfind(' ').unwrap_or(end) } else { end };
+    Some(line[..end].to_owned())
 }
 
 /// Flags, then the config file, then the preset.
@@ -152,8 +182,7 @@ fn plan_resumption(args: &TrainArgs, run: RunDir) -> anyhow::Result<Task> {
     settings.validate()?;
     let ended = run.status().is_some_and(|status| status.state == RunState::Finished);
     if ended && run.names()?.is_empty() {
-        let reason =
-            "has ended and kept no checkpoint to go on from: train with --save_checkpoint to be able to";
+        let reason = "has finished, and its checkpoints were removed: there is nothing to resume from";
         return Err(Error::RunDirectory { path: run.path().to_path_buf(), reason: reason.to_owned() }.into());
     }
     let corpus = corpus_of(&old, &given)?;
@@ -178,8 +207,17 @@ fn finish_plan(
     sample_tokens: usize,
 ) -> anyhow::Result<Task> {
     let tokenizer = Arc::new(tokenizer);
-    let stream = encode(&corpus, &tokenizer, &work)?;
-    Ok(Task { work, start, stream, tokenizer, run_dir: Some(run), sample_tokens, chosen_precision: None })
+    Ok(Task {
+        stream: encode(&corpus, &tokenizer, &work)?,
+        run_dir: Some(run),
+        new_name: None,
+        prompt: first_words(&corpus.text),
+        work,
+        start,
+        tokenizer,
+        sample_tokens,
+        chosen_precision: None,
+    })
 }
 
 /// A run's settings with those changed that may be.
@@ -187,20 +225,6 @@ fn finish_plan(
 /// # Errors
 /// If another is given with another value than the run's.
 fn changed(run: &RunDir, old: &Settings, given: &Options) -> anyhow::Result<Settings> {
-    /// What changes nothing of what was trained so far. `data` is compared by content.
-    const MAY_CHANGE: [&str; 11] = [
-        "num_epochs",
-        "max_steps",
-        "save_every",
-        "keep",
-        "save_losses",
-        "save_checkpoint",
-        "max_skipped_steps",
-        "sample_tokens",
-        "tensorboard",
-        "run_dir",
-        "data",
-    ];
     let own = Options::of(old);
     let mut given = given.clone();
     if given.precision.is_some_and(|precision| precision.resolve(old.n_emb, old.n_heads) == old.precision) {
@@ -208,7 +232,8 @@ fn changed(run: &RunDir, old: &Settings, given: &Options) -> anyhow::Result<Sett
     }
     let own_table = toml::Table::try_from(&own)?;
     for (flag, value) in toml::Table::try_from(&given)? {
-        if MAY_CHANGE.contains(&flag.as_str()) || own_table.get(&flag) == Some(&value) {
+        let may_change = flag == "run_dir" || Settings::MAY_CHANGE.contains(&flag.as_str());
+        if may_change || own_table.get(&flag) == Some(&value) {
             continue;
         }
         let (path, has) = (run.path().display(), own_table.get(&flag));

@@ -110,7 +110,10 @@ fn curves(run_dir: &RunDir, prefix: Option<&str>, unit: Unit) -> anyhow::Result<
     }
     if curves.is_empty() {
         let path = run_dir.path().display();
-        return Err(Usage(format!("{path} has no losses.json to draw: train with --save_losses")).into());
+        return Err(Usage(format!(
+            "{path} has no losses.json to draw: it was stopped before the end of its first epoch"
+        ))
+        .into());
     }
     Ok(curves)
 }

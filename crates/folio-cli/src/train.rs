@@ -15,6 +15,7 @@ use folio::sweep::{Context, Sweep, SweepEvent, run_sweep};
 use folio::train::{Event, Outcome, Start, Trainer};
 
 use crate::dashboard::{Dashboard, Told};
+use crate::destination::{print_destination, print_next_steps, quoted, reserve};
 use crate::options::{Options, whole};
 use crate::plan::{Task, Work, plan};
 use crate::presets;
@@ -31,13 +32,13 @@ Flags marked * take several values: every combination is run, the last flag in t
 batch_sizes, learning_rates, weight_decays, dropouts, cosine_final_lr, cosine_T_max, cosine_T_mult,
 cosine_lr_restart_decay varying fastest. With --trials they take ranges too, as in 1e-4..3e-3:log.
 
-A run that writes to a directory can be resumed. Ctrl-C or SIGTERM finishes the step and saves, a second one stops at
-once; SIGUSR1 saves and goes on.
+Every run is saved: in --run_dir, or in a new directory under runs/. It can be resumed from there. Ctrl-C, SIGTERM or a
+closed terminal finish the step, save and stop; a second signal stops at once. SIGUSR1 saves and goes on.
 
 Examples:
   folio train --preset quick
   folio train --preset shakespeare-char --n_blocks 4 --run_dir runs/four
-  folio train --data my.txt --num-epochs 20 --learning-rates 1e-3 --save-losses --save-checkpoint --run-dir runs/mine
+  folio train --data my.txt --num-epochs 20 --learning-rates 1e-3 --save-checkpoint --run-dir runs/mine
   folio train --tokenizer_type bpe --batch_sizes 32 --block_sizes 128 --learning_rates 1e-3 5e-4 1e-4 \\
       --weight_decays 3 --lr_schedule cosine --cosine_T_max 100 --num_epochs 100 --save_losses --run_dir runs/bpe
   folio train --tokenizer_type corpus_bpe --vocab_size 1024 --save_losses --run_dir runs/own_bpe
@@ -56,9 +57,12 @@ pub(crate) struct TrainArgs {
     #[command(flatten)]
     pub(crate) options: Options,
 
-    /// Replace the run that is in the run directory
+    /// Replace the run in the run directory; only files that folio wrote are deleted
     #[arg(long, help_heading = "Files")]
     pub(crate) overwrite: bool,
+    /// Save nothing: no losses, no model
+    #[arg(long, help_heading = "Files", conflicts_with_all = ["resume", "overwrite"])]
+    pub(crate) no_save: bool,
     /// Go on with a run, or a sweep, where it was last saved; its settings are its own, and only what does not touch
     /// what was trained so far may be given, such as --num_epochs for its whole length
     #[arg(long, value_name = "RUN_DIR", help_heading = "Continuing", conflicts_with_all = ["from_checkpoint", "overwrite"])]
@@ -115,7 +119,8 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         )
         .into());
     }
-    let task = plan(args)?;
+    let mut task = plan(args)?;
+    let _reserved = reserve(&mut task)?;
     if let Some(chosen) = &task.chosen_precision {
         screen::err(format_args!("precision {chosen}"));
     }
@@ -134,16 +139,18 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     }
     if outcome == Outcome::Stopped {
         match &task.run_dir {
-            Some(run_dir) => screen::err(format_args!(
-                "stopped; to go on: folio train --resume {}",
-                run_dir.path().display()
-            )),
-            None => screen::err("stopped; nothing is saved without --run_dir"),
+            Some(run_dir) => {
+                screen::err(format_args!(
+                    "stopped; to resume: folio train --resume {}",
+                    quoted(run_dir.path())
+                ));
+            }
+            None => screen::err("stopped; --no_save: nothing was saved"),
         }
         return Ok(signals.exit_code());
     }
     if let Some(run_dir) = &task.run_dir {
-        print_next_steps(run_dir, task.work.runs());
+        print_next_steps(run_dir, &task);
     }
     Ok(if lost.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
@@ -156,9 +163,7 @@ fn train_run(
     signals: &Signals,
 ) -> anyhow::Result<Outcome> {
     let (stream, tokenizer) = (Arc::clone(&task.stream), Arc::clone(&task.tokenizer));
-    // A directory that is there is locked before it is read; one that is not is made when all else is well.
-    let early_lock =
-        task.run_dir.as_ref().filter(|run| run.path().is_dir()).map(RunLock::take).transpose()?;
+    let early_lock = early_lock(task)?;
     let mut trainer = Trainer::new(settings.clone(), stream, tokenizer, &task.start)?;
     let _lock = claim(args, task, early_lock)?;
     if let Start::Resume { run, .. } = &task.start {
@@ -169,9 +174,12 @@ fn train_run(
             );
         }
     }
-    if settings.save_checkpoint {
-        print_disk(settings, trainer.model().parameters().values().len() as u64);
+    if !trainer.has_optimizer() {
+        screen::err(
+            "the checkpoint holds weights only, so AdamW starts fresh; --keep all keeps its state for every epoch",
+        );
     }
+    print_destination(task, trainer.model().parameters().values().len() as u64);
     let dashboard = open_dashboard(args, task, signals)?;
     if let Some(dashboard) = &dashboard {
         let losses = &trainer.history().losses;
@@ -189,9 +197,6 @@ fn train_run(
     drop(dashboard);
     let outcome = outcome?;
     if outcome == Outcome::Finished {
-        if let Some(run_dir) = task.run_dir.as_ref().filter(|_| !settings.save_checkpoint) {
-            run_dir.clear_step_checkpoint()?;
-        }
         if task.sample_tokens > 0 && !args.json {
             screen::report(format_args!("\n{}\n", trainer.sample(task.sample_tokens).trim()));
         }
@@ -201,8 +206,7 @@ fn train_run(
 
 /// Trains the runs of a sweep.
 fn train_sweep(args: &TrainArgs, task: &Task, sweep: &Sweep, signals: &Signals) -> anyhow::Result<Outcome> {
-    let early_lock =
-        task.run_dir.as_ref().filter(|run| run.path().is_dir()).map(RunLock::take).transpose()?;
+    let early_lock = early_lock(task)?;
     if args.overwrite {
         // A checkpoint that cannot be read must cost nothing.
         let (stream, tokenizer) = (Arc::clone(&task.stream), Arc::clone(&task.tokenizer));
@@ -212,6 +216,8 @@ fn train_sweep(args: &TrainArgs, task: &Task, sweep: &Sweep, signals: &Signals) 
     if let Some(run_dir) = task.run_dir.as_ref().filter(|_| args.resume.is_none()) {
         sweep.write(run_dir.path())?;
     }
+    let parameters = sweep.runs.iter().map(|run| run.model_config(task.tokenizer.vocab_size()).parameters());
+    print_destination(task, parameters.max().unwrap_or(0));
     let jobs = affordable_jobs(args.jobs.unwrap_or(1), sweep, task.tokenizer.vocab_size());
     let context = Context {
         stream: Arc::clone(&task.stream),
@@ -284,6 +290,13 @@ fn watch_sweep(dashboard: &Dashboard, standings: &Standings, event: SweepEvent) 
     }
 }
 
+/// The lock of a directory that was there before: it is locked before it is read, and one that is new when all else is
+/// well.
+fn early_lock(task: &Task) -> anyhow::Result<Option<RunLock>> {
+    let existing = task.run_dir.as_ref().filter(|run| task.new_name.is_none() && run.path().is_dir());
+    Ok(existing.map(RunLock::take).transpose()?)
+}
+
 /// Takes the task's directory, making it if it is not there, and removes what is to be overwritten.
 fn claim(args: &TrainArgs, task: &Task, lock: Option<RunLock>) -> anyhow::Result<Option<RunLock>> {
     let Some(run_dir) = &task.run_dir else { return Ok(None) };
@@ -330,13 +343,8 @@ fn print_resumption(run: &RunDir, trainer: &Trainer) {
     }
 }
 
-/// Says how much the checkpoints will take.
-fn print_disk(settings: &Settings, parameters: u64) {
-    let bytes = settings.keep.disk_bytes(parameters, settings.num_epochs);
-    screen::err(format_args!("checkpoints will take up to {} of disk", gibibytes(bytes)));
-}
-
-fn gibibytes(bytes: u64) -> String {
+/// Bytes as people read them.
+pub(crate) fn gibibytes(bytes: u64) -> String {
     indicatif::HumanBytes(bytes).to_string()
 }
 
@@ -358,28 +366,4 @@ fn thread_pool(threads: Option<usize>) -> anyhow::Result<rayon::ThreadPoolBuilde
     }
     // The library reads 0 as all cores.
     Ok(rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)))
-}
-
-/// Says where the files are and what to type next.
-fn print_next_steps(run_dir: &RunDir, runs: &[Settings]) {
-    let path = run_dir.path().display();
-    let first = &runs[0];
-    screen::err(format_args!("the run is in {path}"));
-    let mut next = Vec::new();
-    if first.save_checkpoint {
-        let best = if first.save_losses { " --best_eval_loss_model" } else { "" };
-        if runs.len() == 1 || first.save_losses {
-            next.push(format!("folio generate {path}{best} --prompt 'ROMEO:'"));
-        }
-        if runs.len() == 1 {
-            next.push(format!("folio eval {path}{best}"));
-        }
-    }
-    if first.save_losses {
-        next.push(format!("folio plot {path}"));
-        next.push(format!("folio runs {path}"));
-    }
-    if !next.is_empty() {
-        screen::err(format_args!("next: {}", next.join("\n      ")));
-    }
 }

@@ -76,7 +76,7 @@ impl Catalogue {
                 return Err(Error::NoRuns { path: root.display().to_string(), reason: reason.to_owned() });
             }
             if runs.iter().all(|run| run.checkpoints.is_empty() && !RunLock::is_held(&run.directory)) {
-                let reason = "holds no checkpoint: train with --save_checkpoint".to_owned();
+                let reason = "holds no checkpoint: none was saved yet, or they were removed".to_owned();
                 return Err(Error::NoRuns { path: root.display().to_string(), reason });
             }
             for run in runs {

@@ -10,9 +10,11 @@
 
 use std::fmt::{self, Display};
 use std::fs;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::data::SplitKind;
 use crate::error::{Error, Result};
@@ -27,10 +29,10 @@ use crate::tokenizer::Tokenizer;
 mod manifest;
 mod tensors;
 
-use manifest::Manifest;
+use manifest::{MANIFEST_FILE, Manifest};
 
-/// The version of these files; a reader refuses others.
-const FORMAT: u32 = 2;
+/// The versions of these files that are read; the last is written.
+const FORMATS: RangeInclusive<u32> = 2..=3;
 
 const MODEL_FILE: &str = "model.safetensors";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
@@ -71,6 +73,9 @@ impl CheckpointName {
 pub struct TrainingState {
     /// What must be the same for a run to go on from here.
     pub identity: Identity,
+    /// [`Settings::decisive`]; none in checkpoints of format 2.
+    #[serde(default)]
+    pub settings: Option<Map<String, Value>>,
     /// Epochs ended.
     pub epoch: u64,
     /// Steps taken, those that were skipped included.
@@ -188,6 +193,15 @@ pub fn save(
     })
 }
 
+/// The files that a checkpoint consists of, by its manifest. Those are listed too that [`strip`] removes.
+///
+/// # Errors
+/// If the manifest cannot be read.
+pub(crate) fn listed_files(directory: &Path) -> Result<Vec<String>> {
+    let manifest = Manifest::read(directory)?;
+    Ok(manifest.names().chain([MANIFEST_FILE, OPTIMIZER_FILE]).map(str::to_owned).collect())
+}
+
 /// Reduces a checkpoint to its weights.
 ///
 /// # Errors
@@ -289,8 +303,7 @@ impl Checkpoint {
     /// [`Error::Checkpoint`] if it was not kept, is damaged, or not of the model's shapes.
     pub fn optimizer(&self, specs: &[ParameterSpec], config: AdamWConfig) -> Result<AdamW> {
         if !self.is_resumable() {
-            let reason = "keeps weights alone, from which training cannot go on: take the newest or the best, or train \
-                          with --keep all";
+            let reason = "keeps the weights alone, without the optimizer's state";
             return Err(self.error(reason.to_owned()));
         }
         let bytes = self.manifest.read_file(&self.directory, OPTIMIZER_FILE)?;

@@ -1,5 +1,7 @@
 //! The machine that a run trains on.
 
+use std::path::Path;
+
 use serde::Serialize;
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
@@ -44,4 +46,19 @@ fn memory() -> MemoryRefreshKind {
 
 fn look(kinds: RefreshKind) -> Option<System> {
     System::new_with_specifics(kinds).ok()
+}
+
+/// Bytes that this user can still write on the disk that holds `path`, or would hold it, if the system says.
+pub fn available_disk(path: &Path) -> Option<u64> {
+    let existing = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("."));
+    #[cfg(unix)]
+    {
+        let disk = rustix::fs::statvfs(existing).ok()?;
+        Some(disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = existing;
+        None
+    }
 }

@@ -7,6 +7,7 @@ use plotly::Plot;
 use serde_json::Value;
 
 use crate::error::Result;
+use crate::files::GENERATOR;
 use crate::run_dir::RunDir;
 use crate::sweep::Sweep;
 
@@ -46,6 +47,7 @@ pub fn page(run_dir: &RunDir) -> Result<String> {
         html lang="en" {
             head {
                 meta charset="utf-8";
+                meta name="generator" content=(GENERATOR);
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 // The browser lets the page ask for nothing; the icon is none. Plotly.js makes functions of text to draw
                 // parallel coordinates.

@@ -28,8 +28,13 @@ use crate::tokenizer::Tokenizer;
 
 mod event_files;
 mod lock;
+mod ownership;
 
-pub(crate) use event_files::{event_files, next_event_file};
+#[cfg(test)]
+pub(crate) use event_files::event_files;
+use event_files::is_event_file;
+pub(crate) use event_files::next_event_file;
+use lock::LOCK_FILE;
 pub use lock::RunLock;
 
 const SETTINGS_FILE: &str = "hyperparameters.json";
@@ -42,24 +47,6 @@ pub(crate) const METRICS_FILE: &str = "metrics.jsonl";
 /// Links to checkpoints.
 const LATEST: &str = "latest";
 const BEST: &str = "best";
-/// Every file that a run writes besides its checkpoints; the figures are those of `folio plot`.
-const FILES: [&str; 14] = [
-    METRICS_FILE,
-    "sweep.json",
-    "report.html",
-    LATEST,
-    BEST,
-    STATUS_FILE,
-    SETTINGS_FILE,
-    MODEL_FILE,
-    LOSSES_FILE,
-    RATES_FILE,
-    "vocab.json",
-    "tokenizer.json",
-    "losses.svg",
-    "losses.png",
-];
-
 /// How a run fares.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -137,12 +124,14 @@ impl RunDir {
     /// Checks that a new run may be written here; touches nothing.
     ///
     /// # Errors
-    /// If the path is not a directory, or holds a run and `overwrite` is not set.
+    /// If the path is not a directory, if it holds a run and `overwrite` is not set, or if something stands in a run's way
+    /// that folio cannot prove it wrote.
     pub fn check_free(&self, overwrite: bool) -> Result<()> {
         if self.path.exists() && !self.path.is_dir() {
             return Err(self.error("is not a directory: give another --run_dir"));
         }
-        if !overwrite && !self.remains()?.is_empty() {
+        let remains = ownership::removable(self)?;
+        if !overwrite && !remains.is_empty() {
             let path = self.path.display();
             return Err(self.error(&format!(
                 "already holds a run: go on with --resume {path}, give another --run_dir, or --overwrite to replace it"
@@ -151,14 +140,22 @@ impl RunDir {
         Ok(())
     }
 
-    /// Removes what an earlier run left here: its files, its checkpoints and its sub-runs, nothing else.
+    /// Removes what an earlier run or sweep left here: its files, its checkpoints and its sub-runs, nothing else.
+    ///
+    /// # Errors
+    /// If folio cannot prove that it wrote one of them; then all are still there. Or if one cannot be removed.
     pub fn clear(&self) -> Result<()> {
-        self.remains()?.iter().try_for_each(|path| remove(path))
+        ownership::removable(self)?.iter().try_for_each(|path| remove(path))
     }
 
     /// Removes the checkpoints after the end of epoch `number`.
+    ///
+    /// # Errors
+    /// If one of them holds what folio did not write; then all are still there. Or if one cannot be removed.
     pub fn clear_after(&self, number: u64) -> Result<()> {
-        self.later_than(number)?.into_iter().try_for_each(|name| self.remove_checkpoint(name))
+        let later = self.later_than(number)?;
+        later.iter().try_for_each(|name| ownership::check_checkpoint(&self.checkpoint(*name)))?;
+        later.into_iter().try_for_each(|name| self.remove_checkpoint(name))
     }
 
     /// The checkpoints after the end of epoch `number`; one inside an epoch always counts as such.
@@ -166,16 +163,6 @@ impl RunDir {
         let mut names = self.names()?;
         names.retain(|name| !matches!(name, CheckpointName::Epoch(epoch) if *epoch <= number));
         Ok(names)
-    }
-
-    /// What there is of a run.
-    fn remains(&self) -> Result<Vec<PathBuf>> {
-        let files = FILES.iter().map(|name| self.path.join(name)).chain(event_files(&self.path)?);
-        // Links count whether or not what they point at is there.
-        let files = files.filter(|path| path.symlink_metadata().is_ok());
-        let checkpoints = self.names()?.into_iter().map(|name| self.checkpoint(name));
-        let runs = self.sub_runs()?.into_iter().map(|run| run.path);
-        Ok(files.chain(checkpoints).chain(runs).collect())
     }
 
     /// Makes the directory if its parent is there, and clears it of what a process that was killed left half-written.
@@ -287,43 +274,48 @@ impl RunDir {
             point(&self.path.join(BEST), &best.to_string())?;
         }
         let names = self.names()?;
-        let newest_epoch = names.iter().rfind(|name| matches!(name, CheckpointName::Epoch(_))).copied();
+        let whole = self.kept_whole(&names, newest, best);
         for other in names {
-            if other == newest || Some(other) == best || Some(other) == newest_epoch {
+            let path = self.checkpoint(other);
+            // A checkpoint that is damaged, or holds what folio did not write, stays until somebody looks at it.
+            if whole.contains(&other) || ownership::check_checkpoint(&path).is_err() {
                 continue;
             }
             match (other, keep) {
                 (CheckpointName::Step(_), _) | (CheckpointName::Epoch(_), Keep::Best) => {
                     self.remove_checkpoint(other)?;
                 }
-                (CheckpointName::Epoch(_), Keep::Weights) => match checkpoint::strip(&self.checkpoint(other))
-                {
-                    // One that is damaged is left as it is: it is told of when somebody asks for it.
-                    Err(Error::Checkpoint { .. }) => {}
-                    stripped => stripped?,
-                },
+                (CheckpointName::Epoch(_), Keep::Weights) => checkpoint::strip(&path)?,
                 (CheckpointName::Epoch(_), Keep::All) => {}
             }
         }
         Ok(())
     }
 
-    /// Removes the checkpoint inside an epoch, and the link to it: what a run leaves that was to keep none.
-    pub fn clear_step_checkpoint(&self) -> Result<()> {
-        for name in self.names()? {
-            if matches!(name, CheckpointName::Step(_)) {
-                let link = self.path.join(LATEST);
-                if fs::read_link(&link).is_ok_and(|target| target == Path::new(&name.to_string())) {
-                    fs::remove_file(&link).map_err(Error::file("remove", &link))?;
-                }
-                self.remove_checkpoint(name)?;
-            }
+    /// The checkpoints that always keep their optimizer: the newest, the best, and the newest after an epoch. If these are
+    /// one and the same, also the epoch before, from which the run can be resumed if the newest is damaged.
+    fn kept_whole(
+        &self,
+        names: &[CheckpointName],
+        newest: CheckpointName,
+        best: Option<CheckpointName>,
+    ) -> Vec<CheckpointName> {
+        let mut epochs = names.iter().rev().filter(|name| matches!(name, CheckpointName::Epoch(_))).copied();
+        let mut whole = vec![newest];
+        whole.extend(best.into_iter().chain(epochs.next()).filter(|name| *name != newest));
+        if whole.len() == 1 {
+            let can_resume = |name: &CheckpointName| {
+                Checkpoint::open(&self.checkpoint(*name)).is_ok_and(|checkpoint| checkpoint.is_resumable())
+            };
+            whole.extend(epochs.find(can_resume));
         }
-        Ok(())
+        whole
     }
 
+    /// Removes a checkpoint, unless it holds something that folio did not write.
     fn remove_checkpoint(&self, name: CheckpointName) -> Result<()> {
         let path = self.checkpoint(name);
+        ownership::check_checkpoint(&path)?;
         remove_directory(&path).map_err(Error::file("remove", &path))
     }
 
@@ -358,7 +350,7 @@ impl RunDir {
         }
         let saved = self.names()?;
         if saved.is_empty() {
-            return Err(self.error("holds no checkpoint: train with --save_checkpoint"));
+            return Err(self.error("holds no checkpoint: none was saved yet, or they were removed"));
         }
         let list: Vec<String> = saved
             .iter()
@@ -424,8 +416,7 @@ impl RunDir {
     /// The runs of the sweep that is here, in order; empty if this is not a sweep.
     pub fn sub_runs(&self) -> Result<Vec<RunDir>> {
         let names = self.directories()?;
-        let mut numbers: Vec<u64> =
-            names.iter().filter_map(|name| name.strip_prefix("run_")?.parse().ok()).collect();
+        let mut numbers: Vec<u64> = names.iter().filter_map(|name| number_of_run(name)).collect();
         numbers.sort_unstable();
         Ok(numbers.iter().map(|number| RunDir::new(self.path.join(format!("run_{number}")))).collect())
     }
@@ -450,10 +441,10 @@ impl RunDir {
     /// If there is no checkpoint, or no run saved its losses.
     pub fn best(&self) -> Result<(RunDir, u64)> {
         let mut best: Option<(f64, RunDir, u64)> = None;
-        let mut lacks = "has no losses.json to find the best model by: train with --save_losses";
+        let mut lacks = "has no losses.json to find the best model by: give --checkpoint_step";
         for run in self.runs()? {
             let Some(losses) = run.losses()? else { continue };
-            lacks = "holds no checkpoint: train with --save_checkpoint";
+            lacks = "holds no checkpoint: none was saved yet, or they were removed";
             let Some(number) = run.best_checkpoint(&losses)? else { continue };
             let loss = losses.eval_losses[number as usize - 1];
             if best.as_ref().is_none_or(|(lowest, ..)| loss < *lowest) {
@@ -506,7 +497,14 @@ impl RunDir {
     }
 }
 
+/// The number of a sweep's run, if this is the name of one: `run_7`, not `run_007`.
+fn number_of_run(name: &str) -> Option<u64> {
+    let number: u64 = name.strip_prefix("run_")?.parse().ok()?;
+    (format!("run_{number}") == name).then_some(number)
+}
+
 fn remove(path: &Path) -> Result<()> {
-    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    let removed =
+        if path.is_dir() && !path.is_symlink() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     removed.map_err(Error::file("remove", path))
 }

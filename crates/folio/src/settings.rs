@@ -4,6 +4,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::data::{SplitKind, training_text};
 use crate::error::{Error, Result};
@@ -77,13 +78,13 @@ pub struct Settings {
     pub cosine_t_mult: u64,
     /// Factor on the whole rate at each restart.
     pub cosine_lr_restart_decay: f64,
-    /// Whether losses.json and lrs.json are written.
+    /// Whether the run was started with `--save_losses`. The losses of a run that has a directory are always saved.
     pub save_losses: bool,
-    /// Whether a checkpoint is written after every epoch.
+    /// Whether a checkpoint of every epoch is kept, and not only the newest and the best.
     pub save_checkpoint: bool,
-    /// Saves all that going on needs after so many steps too, inside epochs; none but after epochs.
+    /// Saves a resumable checkpoint every N steps too, inside epochs.
     pub save_every: Option<u64>,
-    /// What is kept of earlier checkpoints.
+    /// What is kept of the checkpoints of earlier epochs, with `save_checkpoint`.
     pub keep: Keep,
     /// Steps in a row whose loss or gradients may be not finite, and which are skipped, before training stops.
     pub max_skipped_steps: u64,
@@ -100,13 +101,13 @@ pub struct Settings {
 }
 
 /// What is kept of the checkpoints of earlier epochs. The newest and the one with the lowest evaluation loss are always
-/// kept whole.
+/// kept whole; if they are one and the same, so is the epoch before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", try_from = "String")]
 pub enum Keep {
     /// Weights and optimizer.
     All,
-    /// The weights: enough to write text with and to evaluate, as in the ancestor.
+    /// The weights: enough to generate, to evaluate, and to continue with a fresh optimizer, as in the original project.
     #[default]
     Weights,
     /// Nothing.
@@ -141,7 +142,7 @@ impl Keep {
     pub fn disk_bytes(self, parameters: u64, epochs: u64) -> u64 {
         let whole = match self {
             Self::All => epochs,
-            // The newest, the best, one inside an epoch, and the one being written.
+            // The newest, the best or the epoch before, one inside an epoch, and the one being written.
             Self::Weights | Self::Best => epochs.min(3) + 1,
         };
         let weights_alone = if self == Self::Weights { epochs.saturating_sub(whole) } else { 0 };
@@ -198,6 +199,21 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// The settings that may change when a run is resumed: how long it trains and what it saves, nothing that decides how
+    /// it learns. The text is compared by its hash, so that its path may change.
+    pub const MAY_CHANGE: [&str; 10] = [
+        "num_epochs",
+        "max_steps",
+        "save_every",
+        "keep",
+        "save_losses",
+        "save_checkpoint",
+        "max_skipped_steps",
+        "sample_tokens",
+        "tensorboard",
+        "data",
+    ];
+
     /// Checks every setting by itself and against the others.
     pub fn validate(&self) -> Result<()> {
         match (&self.tokenizer_type, self.vocab_size) {
@@ -273,6 +289,22 @@ impl Settings {
             }
             TokenizerKind::File(path) => Tokenizer::read(path),
         }
+    }
+
+    /// What is kept of the checkpoints of earlier epochs.
+    pub fn kept(&self) -> Keep {
+        if self.save_checkpoint { self.keep } else { Keep::Best }
+    }
+
+    /// The settings that decide how the run learns from here on: a checkpoint keeps them, so that a run is not resumed
+    /// with others by mistake.
+    pub fn decisive(&self) -> Map<String, Value> {
+        /// These say where the run began, which is over when it is resumed.
+        const ORIGIN: [&str; 3] = ["from_checkpoint_run_dir", "from_checkpoint_step", "restart_schedule"];
+        let Ok(Value::Object(mut settings)) = serde_json::to_value(self) else { unreachable!("a struct") };
+        settings
+            .retain(|name, _| !Self::MAY_CHANGE.contains(&name.as_str()) && !ORIGIN.contains(&name.as_str()));
+        settings
     }
 
     /// The model of this run.

@@ -233,8 +233,7 @@ pub fn run_sweep(
     let mut survivors: Vec<usize> = (0..sweep.runs.len()).collect();
     let rungs = sweep.rungs();
     for (stage, rung) in rungs.iter().enumerate() {
-        let is_last = stage + 1 == rungs.len();
-        let rung_runs = Stage { runs: &survivors, epochs: rung.epochs, is_last };
+        let rung_runs = Stage { runs: &survivors, epochs: rung.epochs };
         run_stage(sweep, context, listener, &standings, rung_runs)?;
         let ranked = ranked(&standings.lock().expect("no holder panics"));
         let stopped = ranked.iter().any(|standing| standing.state == Some(RunState::Stopped));
@@ -246,8 +245,6 @@ pub fn run_sweep(
             let taking_part = sound.map(|standing| standing.run).filter(|run| survivors.contains(run));
             let mut best: Vec<usize> = taking_part.take(next.runs).collect();
             best.sort_unstable();
-            let given_up = survivors.iter().filter(|run| !best.contains(run));
-            given_up.for_each(|&run| tidy(context, sweep, run));
             survivors = best;
             let event = SweepEvent::RungEnded { survivors: &survivors, epochs: next.epochs };
             (listener.lock().expect("no holder panics"))(event);
@@ -268,7 +265,6 @@ fn ranked(standings: &[Standing]) -> Vec<Standing> {
 struct Stage<'a> {
     runs: &'a [usize],
     epochs: u64,
-    is_last: bool,
 }
 
 /// Trains runs up to a number of epochs, `jobs` at a time.
@@ -334,9 +330,6 @@ fn run_one(
             standing.error = Some(error.to_string());
         }
     }
-    if stage.is_last && standing.state == Some(RunState::Finished) {
-        tidy(context, sweep, run);
-    }
     (standing, true)
 }
 
@@ -382,16 +375,6 @@ fn ended_before(directory: &RunDir, settings: &Settings, run: usize) -> Option<S
     // What came after this stage does not count in it.
     let eval_losses = eval_losses.into_iter().take(epochs as usize).collect();
     done.then_some(Standing { run, state: Some(state), epochs, eval_losses, error })
-}
-
-/// Removes what only going on needed of a run that does not go on.
-fn tidy(context: &Context, sweep: &Sweep, run: usize) {
-    if let Some(directory) = context.directory_of(run)
-        && !sweep.runs[run].save_checkpoint
-    {
-        // It is in nobody's way but the disk's, and the run itself is well.
-        let _ = directory.clear_step_checkpoint();
-    }
 }
 
 impl Context {

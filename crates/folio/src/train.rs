@@ -61,6 +61,7 @@ pub struct Trainer {
     optimizer: AdamW,
     state: TrainingState,
     resumed_from: Option<PathBuf>,
+    has_optimizer: bool,
     /// Reused by every batch.
     buffer: BatchBuffer,
     train_text: TextPerToken,
@@ -86,13 +87,19 @@ impl Trainer {
         let dataset = Dataset::new(stream, settings.block_size, settings.seed)?;
         let identity = Identity::of(&settings, &tokenizer);
         let checkpoint = find(start, &settings)?;
+        if let (Some(checkpoint), Start::Resume { run, .. }) = (&checkpoint, start)
+            && checkpoint.directory().parent() == Some(run.path())
+        {
+            check_resumes(checkpoint, &settings)?;
+        }
+        let has_optimizer = checkpoint.as_ref().is_none_or(Checkpoint::is_resumable);
         let resumed_from = checkpoint.as_ref().map(|checkpoint| checkpoint.directory().to_path_buf());
         let (model, optimizer, state) = match checkpoint {
             None => {
                 let mut init = Rng::new(settings.seed, Stream::Init);
                 let model = Gpt2::new(identity.model, settings.precision, &mut init);
                 let optimizer = AdamW::new(settings.adamw(), model.parameters().values().len());
-                (model, optimizer, TrainingState::new(identity, settings.seed))
+                (model, optimizer, TrainingState::new(identity, &settings))
             }
             Some(checkpoint) => load(&checkpoint, &settings, identity)?,
         };
@@ -107,6 +114,7 @@ impl Trainer {
             optimizer,
             state,
             resumed_from,
+            has_optimizer,
             buffer,
             train_text,
             eval_text,
@@ -141,6 +149,11 @@ impl Trainer {
     /// The checkpoint that the run goes on from, if any.
     pub fn resumed_from(&self) -> Option<&Path> {
         self.resumed_from.as_deref()
+    }
+
+    /// Whether the optimizer's state came with the checkpoint; if not, AdamW starts fresh.
+    pub fn has_optimizer(&self) -> bool {
+        self.has_optimizer
     }
 
     /// Trains for the settings' epochs, or to their step limit, or until it is asked to stop. Writes to `run_dir`, if
@@ -390,8 +403,9 @@ fn load(
     let mut state = checkpoint.state().clone();
     check_same(checkpoint.directory(), &state.identity, &identity)?;
     let config = identity.model;
-    // Dropout may have changed.
+    // Dropout may have changed, and for a branch any setting.
     state.identity = identity;
+    state.settings = Some(settings.decisive());
     let at_start = Some(state.epoch) == settings.from_checkpoint_step && state.under_way.batches == 0;
     let goes_further = settings.max_steps.is_none_or(|limit| limit > state.global_step);
     if let Some(CutShort { order, sums }) = state.cut_short.take_if(|_| goes_further) {
@@ -404,8 +418,44 @@ fn load(
         state.schedule_start = ScheduleStart { epoch: state.epoch, step: state.global_step };
     }
     let parameters = checkpoint.parameters()?;
-    let optimizer = checkpoint.optimizer(parameters.specs(), settings.adamw())?;
+    let optimizer = if checkpoint.is_resumable() {
+        checkpoint.optimizer(parameters.specs(), settings.adamw())?
+    } else {
+        state.optimizer_steps = 0;
+        AdamW::new(settings.adamw(), parameters.values().len())
+    };
     Ok((Gpt2::from_parameters(config, settings.precision, parameters), optimizer, state))
+}
+
+/// Checks that a run can be resumed from its own checkpoint with these settings.
+fn check_resumes(checkpoint: &Checkpoint, settings: &Settings) -> Result<()> {
+    let state = checkpoint.state();
+    let now = settings.decisive();
+    let saved = state.settings.iter().flatten();
+    // A setting that this version no longer has is no longer decisive.
+    let mut changed = saved.filter_map(|(name, then)| Some((name, then, now.get(name)?)));
+    if let Some((name, then, now)) = changed.find(|(_, then, now)| then != now) {
+        let reason = format!(
+            "was saved with {name} = {then}, but hyperparameters.json now says {now}: put {then} back, or branch off \
+             with --from_checkpoint"
+        );
+        return Err(Error::Checkpoint { path: checkpoint.directory().to_path_buf(), reason });
+    }
+    let too_few = |setting, limit, trained, unit| {
+        let reason = format!(
+            "{limit} is fewer than the {trained} {unit} that the run has trained: give more, or continue from an \
+             earlier checkpoint with --from_checkpoint"
+        );
+        Err(Error::setting(setting, reason))
+    };
+    if settings.last_epoch() < state.epoch {
+        let earlier = settings.last_epoch() - settings.num_epochs;
+        return too_few("--num_epochs", settings.num_epochs, state.epoch - earlier, "epochs");
+    }
+    match settings.max_steps {
+        Some(limit) if limit < state.global_step => too_few("--max_steps", limit, state.global_step, "steps"),
+        _ => Ok(()),
+    }
 }
 
 /// Checks that a checkpoint is of the same model, text and split as was asked for; dropout may change.
@@ -445,9 +495,11 @@ pub fn check_same(checkpoint: &Path, saved: &Identity, wanted: &Identity) -> Res
 
 impl TrainingState {
     /// The state of a run before its first step.
-    fn new(identity: Identity, seed: u64) -> Self {
+    fn new(identity: Identity, settings: &Settings) -> Self {
+        let seed = settings.seed;
         Self {
             identity,
+            settings: Some(settings.decisive()),
             epoch: 0,
             global_step: 0,
             optimizer_steps: 0,

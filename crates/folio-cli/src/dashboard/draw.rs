@@ -164,7 +164,7 @@ fn keys_text(state: &State, look: Look) -> &'static str {
     match (look.stopping, state.saves) {
         (true, _) => "q leave now   stopping after this step",
         (false, true) => "q save and stop   s save",
-        (false, false) => "q stop (no --run_dir: nothing is saved)",
+        (false, false) => "q stop (--no_save: nothing is saved)",
     }
 }
 

@@ -17,10 +17,9 @@ fn a_run_writes_these_files_and_no_others() {
     let place = Place::new();
     place.ok(&format!("train {TINY} --save_losses --save_checkpoint --run_dir run"));
     let inside = ["config.json", "manifest.json", "model.safetensors", "optimizer.safetensors", "state.json"];
+    // The second is the newest and, of so short a run, the best. The first is there to fall back on.
     let mut expected: Vec<String> =
         [1, 2].iter().flat_map(|n| inside.map(|name| format!("checkpoint_{n}/{name}"))).collect();
-    // The second is the newest and, of so short a run, the best.
-    expected.retain(|name| name != "checkpoint_1/optimizer.safetensors");
     let files = [
         "best",
         "hyperparameters.json",
@@ -43,21 +42,57 @@ fn a_run_writes_these_files_and_no_others() {
 }
 
 #[test]
-fn a_run_writes_only_what_it_is_asked_for() {
+fn a_run_is_saved_in_a_new_directory_unless_it_is_told_not_to() {
     let place = Place::new();
     let before = place.files("");
-    place.ok(&format!("train {TINY}"));
-    assert_eq!(place.files(""), before, "no --run_dir, no files");
-    place.ok(&format!("train {TINY} --run_dir run"));
-    let described = [
-        "hyperparameters.json",
-        "metrics.jsonl",
-        "model_hyperparameters.json",
-        "status.json",
-        "tokenizer.json",
-        "vocab.json",
-    ];
-    assert_eq!(place.names("run"), described);
+    let ran = place.ok(&format!("train {TINY} --no_save"));
+    assert_eq!(place.files(""), before);
+    assert!(ran.stderr.contains("--no_save: the model is lost when training ends"), "{}", ran.stderr);
+
+    let whole = place.ok(&format!("train {TINY} --run_dir whole"));
+    assert!(whole.stderr.contains("saving to whole;"), "{}", whole.stderr);
+    for (number, run) in ["runs/plays-1x16", "runs/plays-1x16-2", "runs/plays-1x16-3"].iter().enumerate() {
+        let ran = place.ok(&format!("train {TINY}"));
+        // Before the first step.
+        let announced = ran.stderr.find(&format!("saving to {run};")).expect("the directory is announced");
+        assert!(announced < ran.stderr.find(" parameters, ").expect("a start"), "{}", ran.stderr);
+        assert_eq!(place.names(run), place.names("whole"), "run {number}");
+        let model = |run: &str| place.read(&format!("{run}/best/model.safetensors"));
+        assert!(model(run) == model("whole"), "{run}");
+        place.ok(&format!("generate {run} --max_new_tokens 3"));
+        place.ok(&format!("eval {run}"));
+        place.ok(&format!("plot {run}"));
+        place.ok(&format!("train --resume {run} --num_epochs 3"));
+    }
+    let sweep = place.ok(&format!("train {TINY} --learning_rates 1e-3 1e-2"));
+    assert!(sweep.stderr.contains("saving to runs/plays-sweep;"), "{}", sweep.stderr);
+    place.ok("generate runs/plays-sweep --best_eval_loss_model --max_new_tokens 3");
+}
+
+#[test]
+fn without_save_checkpoint_the_newest_the_best_and_one_to_fall_back_on_are_kept() {
+    let place = Place::new();
+    let five = TINY.replace("--num_epochs 2", "--num_epochs 5");
+    place.ok(&format!("train {five} --run_dir run"));
+    let kept = |run: &str| -> Vec<String> {
+        let mut names = place.names(run);
+        names.retain(|name| name.ends_with("/optimizer.safetensors"));
+        names.iter().filter_map(|name| Some(name.split_once('/')?.0.to_owned())).collect()
+    };
+    // So short a run gets better with every epoch: the newest is the best.
+    assert_eq!(place.link("run/best"), "checkpoint_5");
+    assert_eq!(kept("run"), ["checkpoint_4", "checkpoint_5"]);
+    // So high a rate makes it worse.
+    place.ok(&format!("train {five} --learning_rates 1 --run_dir worse"));
+    let best = place.link("worse/best");
+    assert_ne!(best, "checkpoint_5");
+    let mut expected = [best, "checkpoint_5".to_owned()];
+    expected.sort_unstable();
+    assert_eq!(kept("worse"), expected);
+    // With the newest damaged there is one to resume from.
+    place.write("run/checkpoint_5/optimizer.safetensors", "damaged");
+    let ran = place.ok("train --resume run --skip_damaged");
+    assert!(ran.stderr.contains("run goes on from checkpoint_4"), "{}", ran.stderr);
 }
 
 #[test]

@@ -14,6 +14,8 @@ const ALL_FLAGS: &str = "--tokenizer_type corpus_bpe --vocab_size 260 --n_emb 16
     --sample_tokens 3 --save_every 1 --max_skipped_steps 3";
 /// Every flag with an underscore that only a search that is halved takes, and what needs them.
 const SEARCHING: &str = "--search halving --halving_factor 2 --trials 2";
+/// The flag that keeps a run from being saved.
+const UNSAVED: &str = "--no_save";
 /// Every flag with an underscore that only a resumed run takes.
 const RESUMING: &str = "--resume run --skip_damaged";
 /// Every flag with an underscore that only a continued run takes.
@@ -38,7 +40,8 @@ fn both_spellings_of_a_flag_mean_the_same() {
     let search =
         format!("train --data '{data}' --num_epochs 1 --n_emb 16 --n_heads 2 {SEARCHING} --run_dir search");
     let resume = format!("train {RESUMING} --max_steps 5");
-    for line in [&first, &more, &search, &resume] {
+    let unsaved = format!("train --data '{data}' --max_steps 1 --n_emb 16 --n_heads 2 {UNSAVED}");
+    for line in [&first, &more, &search, &resume, &unsaved] {
         snake.ok(line);
         other.ok(&format!("train {}", kebab(line.strip_prefix("train ").expect("a train command"))));
     }
@@ -81,7 +84,7 @@ fn no_flag_is_missing_from_the_test_of_spellings() {
     let is_part = |c: char| c == '-' || c == '_' || c.is_ascii_alphanumeric();
     let listed: BTreeSet<&str> =
         list.split(|c| !is_part(c)).filter(|word| word.starts_with("--") && word.contains('_')).collect();
-    let tested = words(&format!("{ALL_FLAGS} {CONTINUING} {SEARCHING} {RESUMING}"));
+    let tested = words(&format!("{ALL_FLAGS} {CONTINUING} {SEARCHING} {RESUMING} {UNSAVED}"));
     let tested: BTreeSet<&str> =
         tested.iter().map(String::as_str).filter(|word| word.contains("--") && word.contains('_')).collect();
     assert_eq!(listed, tested);
@@ -125,8 +128,12 @@ fn every_preset_runs_with_smaller_sizes() {
             "--block_sizes 8 --batch_sizes 2 --max_steps 1 --save_checkpoint=false --sample_tokens 4";
         place.ok(&format!("train --preset {preset} {MODEL} {smaller}"));
         let run = format!("runs/{preset}");
-        assert!(place.path(&run).join("losses.json").is_file(), "{preset} saves its losses");
-        assert!(!place.path(&run).join("checkpoint_1").exists(), "a switch of a preset can be turned off");
+        let settings = place.json(&format!("{run}/hyperparameters.json"));
+        assert_eq!(settings["save_losses"], true, "{preset} says so");
+        assert_eq!(settings["save_checkpoint"], false, "a switch of a preset can be turned off");
+        place.ok(&format!(
+            "train --preset {preset} {MODEL} --block_sizes 8 --batch_sizes 2 --max_steps 1 --no_save"
+        ));
     }
 }
 

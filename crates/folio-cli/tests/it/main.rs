@@ -9,6 +9,7 @@ mod continuing;
 mod dashboard;
 mod files;
 mod flags;
+mod keeping;
 mod mistakes;
 mod output;
 mod report;

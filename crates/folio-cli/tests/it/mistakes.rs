@@ -168,8 +168,13 @@ fn names_that_do_not_exist() {
 #[test]
 fn flags_that_need_another() {
     let mistakes: &[(&str, i32, &[&str])] = &[
-        ("train {TINY} --save_losses", USAGE, &["--save_losses", "add --run_dir"]),
-        ("train {TINY} --save_checkpoint", USAGE, &["--save_checkpoint", "add --run_dir"]),
+        ("train {TINY} --no_save --save_losses", USAGE, &["--no_save saves nothing", "--save_losses out"]),
+        ("train {TINY} --no_save --save_checkpoint", USAGE, &["--no_save", "--save_checkpoint out"]),
+        ("train {TINY} --no_save --run_dir x", USAGE, &["--no_save", "--run_dir out"]),
+        ("train {TINY} --no_save --save_every 3", USAGE, &["--no_save", "--save_every out"]),
+        ("train {TINY} --no_save --tensorboard", USAGE, &["--no_save", "--tensorboard out"]),
+        ("train {TINY} --no_save --keep all", USAGE, &["--no_save", "--keep out"]),
+        ("train --resume run --no_save", USAGE, &["--no_save", "--resume"]),
         (
             "train {TINY} --from_checkpoint",
             USAGE,
@@ -205,7 +210,6 @@ fn config_files_that_cannot_be_used() {
         ("negative.toml", "n_emb = -1\n"),
         ("name.toml", "lr_schedule = \"cosin\"\n"),
         ("range.toml", "dropouts = [0.1, 1.0]\n"),
-        ("losses.toml", "save_losses = true\n"),
     ];
     for (name, content) in files {
         place.write(name, content);
@@ -234,7 +238,6 @@ fn config_files_that_cannot_be_used() {
             &["name.toml, line 1", "unknown schedule", "mean 'cosine'?"],
         ),
         ("train --data plays.txt --config range.toml", USAGE, &["--dropouts", "1 is outside [0, 1)"]),
-        ("train {TINY} --config losses.toml", USAGE, &["--save_losses", "add --run_dir"]),
     ];
     check_all(&place, mistakes);
 }
@@ -258,17 +261,16 @@ fn run_directories_that_are_taken() {
 fn checkpoints_that_cannot_be_continued() {
     let place = place_with_run();
     place.write("other.txt", plays().to_uppercase());
-    place.ok(&format!("train {TINY} --run_dir bare"));
+    place.train_bare("bare");
     let from = "train --from_checkpoint --from_checkpoint_run_dir";
     let run = format!("{from} run --from_checkpoint_step");
-    let mistakes: [(String, i32, &[&str]); 14] = [
-        (
-            format!("{run} 1 --run_dir x"),
-            FAILURE,
-            &["run/checkpoint_1: keeps weights alone", "take the newest or the best", "--keep all"],
-        ),
+    let mistakes: [(String, i32, &[&str]); 13] = [
         (format!("{run} 7 --run_dir x"), FAILURE, &["run: holds no checkpoint 7", "there are 1, 2"]),
-        (format!("{from} bare --from_checkpoint_step 1"), FAILURE, &["bare: holds no", "--save_checkpoint"]),
+        (
+            format!("{from} bare --from_checkpoint_step 1"),
+            FAILURE,
+            &["bare: holds no checkpoint", "they were removed"],
+        ),
         (format!("{from} none --from_checkpoint_step 1"), FAILURE, &["none: does not exist", "--run_dir"]),
         (format!("{from} . --from_checkpoint_step 1"), FAILURE, &["not a run", "hyperparameters.json"]),
         (
@@ -332,7 +334,7 @@ fn a_text_that_has_changed_since_training() {
 #[test]
 fn models_that_cannot_be_used() {
     let place = place_with_run();
-    place.ok(&format!("train {TINY} --run_dir bare"));
+    place.train_bare("bare");
     place.ok(&format!("train {TINY} --learning_rates 1e-3 1e-4 --run_dir search"));
     place.ok(&format!("train {TINY} --split contiguous --save_checkpoint --run_dir contiguous"));
     let mistakes: &[(&str, i32, &[&str])] = &[
@@ -343,8 +345,8 @@ fn models_that_cannot_be_used() {
         ),
         ("generate run --checkpoint_step 9", FAILURE, &["run: holds no checkpoint 9", "there are 1, 2"]),
         ("generate run --checkpoint_step 1 9", FAILURE, &["run: holds no checkpoint 9"]),
-        ("generate bare", FAILURE, &["bare: holds no checkpoint", "--save_checkpoint"]),
-        ("generate bare --best_eval_loss_model", FAILURE, &["bare: has no losses.json", "--save_losses"]),
+        ("generate bare", FAILURE, &["bare: holds no checkpoint", "they were removed"]),
+        ("generate bare --best_eval_loss_model", FAILURE, &["bare: has no losses.json", "--checkpoint_step"]),
         ("generate search", USAGE, &["search is a sweep", "--best_eval_loss_model"]),
         ("generate none", FAILURE, &["none: does not exist"]),
         ("generate .", FAILURE, &["not a run", "hyperparameters.json"]),
@@ -373,7 +375,7 @@ fn models_that_cannot_be_used() {
         ),
         ("eval none", FAILURE, &["none: does not exist"]),
         ("eval contiguous --split test", USAGE, &["--split", "no such part", "choose eval"]),
-        ("plot bare", USAGE, &["bare has no losses.json", "--save_losses"]),
+        ("plot bare", USAGE, &["bare has no losses.json", "before the end of its first epoch"]),
         ("plot none", FAILURE, &["none: does not exist"]),
         ("plot plays.txt", FAILURE, &["plays.txt", "Not a directory"]),
         ("plot run --out curves.gif", USAGE, &["--out", "curves.gif", ".svg or .png"]),
@@ -492,7 +494,7 @@ fn input_that_a_tokenizer_cannot_take() {
 #[test]
 fn runs_that_cannot_be_resumed() {
     let place = place_with_run();
-    place.ok(&format!("train {TINY} --run_dir bare"));
+    place.train_bare("bare");
     place.ok(&format!("train {TINY} --learning_rates 1e-3 1e-4 --run_dir search"));
     place.write("other.txt", plays().to_uppercase());
     place.write("moved.txt", plays());
@@ -500,7 +502,7 @@ fn runs_that_cannot_be_resumed() {
     let mistakes: &[(&str, i32, &[&str])] = &[
         ("train --resume none", FAILURE, &["none: does not exist"]),
         ("train --resume .", FAILURE, &["not a run", "hyperparameters.json"]),
-        ("train --resume bare", FAILURE, &["bare: has ended and kept no checkpoint", "--save_checkpoint"]),
+        ("train --resume bare", FAILURE, &["bare: has finished, and its checkpoints were removed"]),
         (
             "train --resume run --learning_rates 1",
             USAGE,
@@ -518,6 +520,8 @@ fn runs_that_cannot_be_resumed() {
         ),
         ("train --resume run --run_dir x", USAGE, &["--run_dir x: a run that is resumed stays in run"]),
         ("train --resume run --num_epochs 0", USAGE, &["--num_epochs", "0 is"]),
+        ("train --resume run --num_epochs 1", USAGE, &["--num_epochs", "1 is fewer than the 2 epochs"]),
+        ("train --resume run --max_steps 20", USAGE, &["--max_steps", "20 is fewer than the 26 steps"]),
         ("train --resume run --overwrite", USAGE, &["--overwrite"]),
         ("train --resume run --from_checkpoint", USAGE, &["--from_checkpoint"]),
         ("train --skip_damaged", USAGE, &["--resume"]),
@@ -558,7 +562,11 @@ fn searches_that_cannot_be() {
             USAGE,
             &["unknown search 'rand'", "mean 'random'", "grid, random"],
         ),
-        ("train {TINY} --search halving --trials 4", USAGE, &["--search halving", "add --run_dir"]),
+        (
+            "train {TINY} --search halving --trials 4 --no_save",
+            USAGE,
+            &["--no_save", "halving resumes", "leave it out"],
+        ),
         (
             "train {TINY} --search halving --trials 4 --halving_factor 1",
             USAGE,
@@ -579,10 +587,8 @@ fn searches_that_cannot_be() {
             &["--dropouts", "outside [0, 1)"],
         ),
         ("train {TINY} --keep everything --run_dir x", USAGE, &["'everything'", "all, weights, best"]),
-        ("train {TINY} --save_every 3", USAGE, &["--save_every", "add --run_dir"]),
         ("train {TINY} --save_every 0 --run_dir x", USAGE, &["--save_every", "0 is"]),
         ("train {TINY} --max_skipped_steps 0", USAGE, &["--max_skipped_steps", "0 is"]),
-        ("train {TINY} --tensorboard", USAGE, &["--tensorboard", "add --run_dir"]),
     ];
     check_all(&place, mistakes);
 }

@@ -79,7 +79,7 @@ const COMMANDS: [&str; 21] = [
 #[test]
 fn commands_end_quietly_on_a_closed_pipe_and_with_one_line_on_a_full_disk() {
     let place = Place::new();
-    place.ok(&format!("train {TINY} --save_losses --save_checkpoint --run_dir run"));
+    place.ok(&format!("train {TINY} --run_dir run"));
     for line in COMMANDS {
         let (code, stderr) = run(&place, line, Sink::Closed, Sink::Kept);
         assert_eq!(code, Some(0), "{line}: {stderr}");
@@ -111,7 +111,7 @@ fn mistakes_keep_their_exit_code_without_stderr() {
 #[test]
 fn training_never_depends_on_its_output() {
     let place = Place::new();
-    place.ok(&format!("train {TINY} --save_losses --save_checkpoint --sample_tokens 5 --run_dir whole"));
+    place.ok(&format!("train {TINY} --sample_tokens 5 --run_dir whole"));
     let sweep = format!("train {TINY} --learning_rates 1e-3 1e-4 --run_dir");
     for (index, (stdout, stderr)) in [
         (Sink::Closed, Sink::Kept),
@@ -127,9 +127,7 @@ fn training_never_depends_on_its_output() {
         let context = format!("stdout {stdout:?}, stderr {stderr:?}");
         for json in ["", "--json"] {
             let run_dir = format!("run{index}{json}");
-            let line = format!(
-                "train {TINY} --save_losses --save_checkpoint --sample_tokens 5 {json} --run_dir {run_dir}"
-            );
+            let line = format!("train {TINY} --sample_tokens 5 {json} --run_dir {run_dir}");
             let (code, told) = run(&place, &line, stdout, stderr);
             let is_lost = !matches!(stdout, Sink::Kept);
             assert_eq!(code, Some(i32::from(is_lost)), "{context}: {told}");

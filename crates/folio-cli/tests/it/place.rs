@@ -109,6 +109,17 @@ impl Place {
         ran
     }
 
+    /// Trains a run and removes its checkpoints and losses.
+    pub(crate) fn train_bare(&self, run: &str) {
+        self.ok(&format!("train {TINY} --run_dir {run}"));
+        for name in ["latest", "best", "losses.json", "lrs.json"] {
+            fs::remove_file(self.path(&format!("{run}/{name}"))).expect("there");
+        }
+        for epoch in [1, 2] {
+            fs::remove_dir_all(self.path(&format!("{run}/checkpoint_{epoch}"))).expect("there");
+        }
+    }
+
     /// The files below a directory, by their path from it.
     pub(crate) fn names(&self, name: &str) -> Vec<String> {
         let below = |path: &Path| path.strip_prefix(self.path(name)).expect("below it").display().to_string();

@@ -104,7 +104,7 @@ fn the_key_may_come_from_the_environment() {
 #[test]
 fn what_cannot_be_served() {
     let place = place_with_run();
-    place.ok(&format!("train {TINY} --save_losses --run_dir bare"));
+    place.train_bare("bare");
     place.ok(&format!("train {TINY} --save_losses --save_checkpoint --run_dir damaged"));
     for number in 1..=2 {
         place.write(&format!("damaged/checkpoint_{number}/model.safetensors"), "text");
@@ -118,7 +118,7 @@ fn what_cannot_be_served() {
         ("serve none", FAILURE, &["none: does not exist", "--run_dir"]),
         ("serve plays.txt", FAILURE, &["plays.txt: is not a directory"]),
         ("serve run/checkpoint_1", FAILURE, &["checkpoint_1: is neither a run", "directory of runs"]),
-        ("serve bare", FAILURE, &["bare: holds no checkpoint", "--save_checkpoint"]),
+        ("serve bare", FAILURE, &["bare: holds no checkpoint", "they were removed"]),
         ("serve damaged", FAILURE, &["damaged/checkpoint_", "is damaged"]),
         ("serve run run", USAGE, &["both called 'run'", "rename"]),
         ("serve run --host 203.0.113.7", FAILURE, &["203.0.113.7", "no such address", "--host"]),

@@ -160,7 +160,7 @@ fn a_run_that_only_writes_to_a_directory_goes_on_too() {
     running.signal(Signal::INT);
     let (status, lines) = running.end();
     assert_eq!(status.code(), Some(130), "{lines:?}");
-    let told = lines.iter().any(|line| line.contains("stopped; to go on: folio train --resume run"));
+    let told = lines.iter().any(|line| line.contains("stopped; to resume: folio train --resume run"));
     assert!(told, "it says how to go on: {lines:?}");
     let (epoch, step) =
         (place.json("run/status.json")["epoch"].clone(), place.json("run/status.json")["step"].clone());
@@ -170,20 +170,20 @@ fn a_run_that_only_writes_to_a_directory_goes_on_too() {
     let ran = place.ok(&format!("train --resume run --num_epochs {}", epoch.as_u64().expect("a number") + 1));
     assert!(ran.stderr.contains(&format!("run goes on from step_{step}")), "{}", ran.stderr);
     assert_eq!(place.json("run/status.json")["state"], "finished");
-    assert!(!place.path(&format!("run/step_{step}")).exists(), "it was to keep no checkpoint");
+    assert!(!place.path(&format!("run/step_{step}")).exists(), "the epoch's checkpoint takes its place");
 }
 
 #[test]
-fn a_run_without_a_directory_says_that_nothing_is_saved() {
+fn a_stopped_run_that_is_not_saved_says_so() {
     let place = Place::new();
     let line =
         "train --data plays.txt --n_emb 16 --n_heads 2 --n_blocks 1 --block_sizes 16 --num_epochs 1000000";
-    let running = start(&place, line);
+    let running = start(&place, &format!("{line} --no_save"));
     assert!(running.until(" parameters, "));
     running.signal(Signal::TERM);
     let (status, lines) = running.end();
     assert_eq!(status.code(), Some(143), "{lines:?}");
-    assert!(lines.iter().any(|line| line.contains("nothing is saved without --run_dir")), "{lines:?}");
+    assert!(lines.iter().any(|line| line.contains("stopped; --no_save: nothing was saved")), "{lines:?}");
 }
 
 #[test]

@@ -259,7 +259,7 @@ async fn what_cannot_be_served() {
         (&["empty"], &["empty: is neither a run", "nor a directory of runs"]),
         (&["file"], &["file: is not a directory"]),
         (&["mine", "file"], &["file: is not a directory"]),
-        (&["bare"], &["bare: holds no checkpoint", "--save_checkpoint"]),
+        (&["bare"], &["bare: holds no checkpoint", "they were removed"]),
         (&["mine", "other"], &["both called 'mine'", "rename"]),
         (&["damaged"], &["damaged/checkpoint_", "is damaged"]),
     ] {

@@ -6,11 +6,11 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{FORMAT, damaged};
+use super::{FORMATS, damaged};
 use crate::error::{Error, Result};
 use crate::files::{digest, digest_of_file, write_json};
 
-const MANIFEST_FILE: &str = "manifest.json";
+pub(super) const MANIFEST_FILE: &str = "manifest.json";
 
 /// What `manifest.json` holds. It says nothing that is not checked against the files, so that it needs no hash itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,7 +36,7 @@ impl Manifest {
             let (bytes, sha256) = digest_of_file(&path).map_err(Error::file("read", &path))?;
             Ok(((*name).to_owned(), Entry { bytes, sha256 }))
         };
-        Ok(Self { format: FORMAT, files: names.iter().map(entry).collect::<Result<_>>()? })
+        Ok(Self { format: *FORMATS.end(), files: names.iter().map(entry).collect::<Result<_>>()? })
     }
 
     pub(super) fn write(&self, directory: &Path) -> Result<()> {
@@ -53,12 +53,19 @@ impl Manifest {
             .map_err(|error| damaged(directory, format!("{MANIFEST_FILE} cannot be read, {error}")))?;
         let wrong = |error: serde_json::Error| damaged(directory, format!("{MANIFEST_FILE}: {error}"));
         let Version { format } = serde_json::from_slice(&text).map_err(wrong)?;
-        if format != FORMAT {
-            let reason =
-                format!("has format {format}, this folio reads {FORMAT}: use the folio that wrote it");
+        if !FORMATS.contains(&format) {
+            let (oldest, newest) = (FORMATS.start(), FORMATS.end());
+            let reason = format!(
+                "has format {format}, this folio reads {oldest} to {newest}: use the folio that wrote it"
+            );
             return Err(Error::Checkpoint { path: directory.to_path_buf(), reason });
         }
         serde_json::from_slice(&text).map_err(wrong)
+    }
+
+    /// The names of the files.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.files.keys().map(String::as_str)
     }
 
     pub(super) fn holds(&self, name: &str) -> bool {

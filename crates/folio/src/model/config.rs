@@ -40,6 +40,12 @@ impl ModelConfig {
         (v + t) * c + 12 * l * c * c
     }
 
+    /// The number of parameters: matrices, biases and LayerNorms.
+    pub fn parameters(&self) -> u64 {
+        let [l, c] = [self.n_blocks, self.n_emb].map(|size| size as u128);
+        u64::try_from(self.matrix_elements() + 13 * l * c + 2 * c).unwrap_or(u64::MAX)
+    }
+
     /// Checks that such a model can be.
     pub fn validate(&self) -> Result<()> {
         let sizes = [

@@ -18,6 +18,7 @@ use plotters::style::{
 };
 
 use crate::error::{Error, Result};
+use crate::files::GENERATOR;
 
 /// The figure, in pixels; every position and length given to a `Sheet` is in these units.
 pub(super) const WIDTH: u32 = 1200;
@@ -183,7 +184,7 @@ pub(super) fn svg(figure: &impl Figure) -> Result<String> {
     // The sheet is shown at the size of the figure. Round joins keep the spikes of noisy lines from growing horns.
     let sheet = format!(r#"width="{width}" height="{height}""#);
     let shown = format!(r#"width="{WIDTH}" height="{HEIGHT}" stroke-linejoin="round""#);
-    Ok(document.replacen(&sheet, &shown, 1))
+    Ok(format!("<!-- {GENERATOR} -->\n{}", document.replacen(&sheet, &shown, 1)))
 }
 
 /// The figure as a PNG file.
@@ -195,6 +196,7 @@ pub(super) fn png(figure: &impl Figure) -> Result<Vec<u8>> {
     let mut encoder = png::Encoder::new(&mut file, WIDTH, HEIGHT);
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
+    encoder.add_text_chunk("Software".to_owned(), GENERATOR.to_owned()).map_err(failed)?;
     let mut writer = encoder.write_header().map_err(failed)?;
     writer.write_image_data(&shrunk(&sheet)).map_err(failed)?;
     writer.finish().map_err(failed)?;

@@ -14,6 +14,7 @@ const SUFFIX: &str = ".folio";
 ///
 /// # Errors
 /// If the directory is there and cannot be read.
+#[cfg(test)]
 pub(crate) fn event_files(run_dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(numbered_files(run_dir)?.into_iter().map(|(_, path)| path).collect())
 }
@@ -28,6 +29,15 @@ pub(crate) fn next_event_file(run_dir: &Path) -> Result<PathBuf> {
     Ok(run_dir.join(format!("{PREFIX}{number:010}{SUFFIX}")))
 }
 
+/// Whether a path has the name of an event file of folio's.
+pub(super) fn is_event_file(path: &Path) -> bool {
+    path.file_name().and_then(|name| name.to_str()).and_then(number_of).is_some()
+}
+
+fn number_of(name: &str) -> Option<u64> {
+    name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?.parse().ok()
+}
+
 fn numbered_files(run_dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let entries = match fs::read_dir(run_dir) {
         Ok(entries) => entries,
@@ -36,9 +46,7 @@ fn numbered_files(run_dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
     };
     let numbered = entries.filter_map(|entry| {
         let path = entry.ok()?.path();
-        let name = path.file_name()?.to_str()?;
-        let number = name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?.parse().ok()?;
-        Some((number, path))
+        Some((number_of(path.file_name()?.to_str()?)?, path))
     });
     let mut numbered: Vec<(u64, PathBuf)> = numbered.collect();
     numbered.sort();

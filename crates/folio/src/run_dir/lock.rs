@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::RunDir;
 use crate::error::{Error, Result};
 
-const LOCK_FILE: &str = ".lock";
+pub(super) const LOCK_FILE: &str = ".lock";
 
 /// The right to write to a run's directory, until it is dropped or its process ends, however it ends: the system keeps
 /// it, so that a lock whose holder is gone is none. The file, which stays, tells the holder's number.

@@ -31,10 +31,8 @@ impl<'a> Saver<'a> {
         if let Some(path) = own
             && let Some(name) = path.file_name().and_then(|name| CheckpointName::parse(name.to_str()?))
         {
-            if settings.save_losses {
-                run_dir.write_history(&state.history)?;
-            }
-            run_dir.settle(name, settings.keep, &state.history.losses)?;
+            run_dir.write_history(&state.history)?;
+            run_dir.settle(name, settings.kept(), &state.history.losses)?;
             saver.saved = Some((state.epoch, state.global_step));
             saver.checkpoint = Some(path.clone());
         }
@@ -56,11 +54,7 @@ impl<'a> Saver<'a> {
 
     /// Saves what an epoch's end has to save.
     pub(super) fn save_epoch(&mut self, trainer: &Trainer, on_event: &mut dyn FnMut(&Event)) {
-        let name = match trainer.settings.save_checkpoint {
-            true => CheckpointName::Epoch(trainer.state.epoch),
-            false => CheckpointName::Step(trainer.state.global_step),
-        };
-        self.save(trainer, name, false, on_event);
+        self.save(trainer, CheckpointName::Epoch(trainer.state.epoch), false, on_event);
     }
 
     fn save(
@@ -111,10 +105,8 @@ impl<'a> Saver<'a> {
 fn write(run_dir: &RunDir, trainer: &Trainer, name: CheckpointName) -> Result<PathBuf> {
     restore_directory(run_dir, trainer)?;
     let Trainer { settings, model, optimizer, state, .. } = trainer;
-    if settings.save_losses {
-        run_dir.write_history(&state.history)?;
-    }
-    let checkpoint = run_dir.save_checkpoint(name, settings.keep, model.parameters(), optimizer, state)?;
+    run_dir.write_history(&state.history)?;
+    let checkpoint = run_dir.save_checkpoint(name, settings.kept(), model.parameters(), optimizer, state)?;
     run_dir.write_status(&status(trainer, RunState::Running, None))?;
     Ok(checkpoint)
 }

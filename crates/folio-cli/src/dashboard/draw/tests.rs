@@ -160,7 +160,7 @@ fn the_last_line_says_what_keys_do_now() {
     check_shows(&last_line(&state, false), &["q save and stop   s save"]);
     check_shows(&last_line(&state, true), &["q leave now   stopping after this step"]);
     state.saves = false;
-    check_shows(&last_line(&state, false), &["q stop (no --run_dir: nothing is saved)"]);
+    check_shows(&last_line(&state, false), &["q stop (--no_save: nothing is saved)"]);
 }
 
 #[test]

@@ -1,0 +1,155 @@
+//! Where a run is saved, how much disk it takes, and what can be done with it afterwards.
+
+use std::borrow::Cow;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use folio::machine::available_disk;
+use folio::run_dir::RunDir;
+use folio::text::EMBEDDED_NAME;
+use folio::train::Start;
+
+use crate::options::Options;
+use crate::plan::{Task, Work};
+use crate::screen;
+use crate::train::gibibytes;
+
+/// Where runs go that were not given a directory.
+const RUNS: &str = "runs";
+
+/// The name of a run that was not given a directory: its text and its size.
+pub(crate) fn new_run_name(options: &Options, work: &Work, start: &Start) -> String {
+    if let Start::Checkpoint { run, .. } = start {
+        return format!("{}-continued", plain_name(run.path()));
+    }
+    let text = options.data.as_deref().unwrap_or(Path::new(EMBEDDED_NAME));
+    let text = plain_name(text);
+    match work {
+        Work::Run(settings) => format!("{text}-{}x{}", settings.n_blocks, settings.n_emb),
+        Work::Sweep(_) => format!("{text}-sweep"),
+    }
+}
+
+/// The name of a file without its ending, in characters that no shell or file system minds.
+fn plain_name(path: &Path) -> String {
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    let plain = |c: char| if c.is_alphanumeric() || matches!(c, '-' | '_') { c } else { '-' };
+    let name: String = name.chars().map(plain).take(40).collect();
+    if name.trim_matches('-').is_empty() { "text".to_owned() } else { name }
+}
+
+/// A new directory that is removed again if nothing was written to it.
+pub(crate) struct Reserved(PathBuf);
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        // Only an empty directory is removed.
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+/// Makes a new directory for a run that was not given one: no other process can take the same name.
+pub(crate) fn reserve(task: &mut Task) -> anyhow::Result<Option<Reserved>> {
+    let Some(name) = &task.new_name else { return Ok(None) };
+    let parent = Path::new(RUNS);
+    let cannot =
+        || format!("cannot create a directory in {RUNS}/: give --run_dir, or --no_save to save nothing");
+    fs::create_dir_all(parent).with_context(cannot)?;
+    let names = std::iter::once(name.clone()).chain((2_u64..).map(|number| format!("{name}-{number}")));
+    for path in names.map(|name| parent.join(name)) {
+        match fs::create_dir(&path) {
+            Ok(()) => {
+                task.run_dir = Some(RunDir::new(&path));
+                return Ok(Some(Reserved(path)));
+            }
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error).with_context(cannot),
+        }
+    }
+    unreachable!("there is always another number")
+}
+
+/// A path as a shell takes it.
+pub(crate) fn quoted(path: &Path) -> String {
+    quoted_text(&path.display().to_string()).into_owned()
+}
+
+/// A text as a shell takes it.
+fn quoted_text(text: &str) -> Cow<'_, str> {
+    // Only a NUL cannot be quoted, and no path or prompt holds one.
+    shlex::try_quote(text).unwrap_or(Cow::Borrowed(text))
+}
+
+/// Says where the run is saved and how much disk its checkpoints will take; warns if that is more than there is.
+pub(crate) fn print_destination(task: &Task, parameters: u64) {
+    let Some(run_dir) = &task.run_dir else {
+        return screen::err("--no_save: the model is lost when training ends");
+    };
+    let bytes = task.work.runs().iter().map(|run| run.kept().disk_bytes(parameters, run.num_epochs));
+    let bytes: u64 = bytes.fold(0, u64::saturating_add);
+    let (path, needed) = (run_dir.path().display(), gibibytes(bytes));
+    screen::err(format_args!("saving to {path}; checkpoints take up to {needed} of disk"));
+    if let Some(free) = available_disk(run_dir.path()).filter(|free| *free < bytes) {
+        let free = gibibytes(free);
+        let way_out = "free some, keep less with --keep best, or give a --run_dir on another disk";
+        screen::err(format_args!("warning: only {free} of disk are free there: {way_out}"));
+    }
+}
+
+/// Says where the run is and what to type next.
+pub(crate) fn print_next_steps(run_dir: &RunDir, task: &Task) {
+    let path = quoted(run_dir.path());
+    screen::err(format_args!("the run is in {}", run_dir.path().display()));
+    let is_embedded = task.work.runs()[0].data == EMBEDDED_NAME;
+    let prompt = if is_embedded { Some("ROMEO:") } else { task.prompt.as_deref() };
+    let prompt = prompt.map_or(String::new(), |prompt| format!(" --prompt {}", quoted_text(prompt)));
+    let next = match task.work {
+        Work::Run(_) => [
+            format!("folio generate {path}{prompt}"),
+            format!("folio eval {path}"),
+            format!("folio plot {path}"),
+            format!("folio serve {path}"),
+        ],
+        Work::Sweep(_) => [
+            format!("folio runs {path}"),
+            format!("folio generate {path} --best_eval_loss_model{prompt}"),
+            format!("folio plot {path}"),
+            format!("folio serve {path}"),
+        ],
+    };
+    screen::err(format_args!("next: {}", next.join("\n      ")));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_plain() {
+        for (path, name) in [
+            ("my text.txt", "my-text"),
+            ("/a/b/Фауст.v2.txt", "Фауст-v2"),
+            ("$(x);.txt", "--x--"),
+            ("..", "text"),
+            ("\u{1b}[2J", "--2J"),
+        ] {
+            assert_eq!(plain_name(Path::new(path)), name, "{path}");
+        }
+    }
+
+    #[test]
+    fn commands_are_quoted_for_a_shell() {
+        for (text, expected) in [
+            ("runs/quick", "runs/quick"),
+            ("my run", "'my run'"),
+            ("it's", "\"it's\""),
+            ("ROMEO:", "ROMEO:"),
+            ("床前明月光", "'床前明月光'"),
+        ] {
+            assert_eq!(quoted_text(text), expected);
+            assert_eq!(shlex::split(expected).expect("a shell's words"), [text]);
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Which files folio can prove it wrote: the only ones it deletes.
+//!
+//! A name proves nothing. Each file has to read as what its name promises, a checkpoint has to hold the files of its
+//! manifest and no others, and a run of a sweep has to consist of such files alone.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::{
+    BEST, LATEST, LOCK_FILE, LOSSES_FILE, METRICS_FILE, MODEL_FILE, RATES_FILE, RunDir, SETTINGS_FILE,
+    STATUS_FILE, Status, is_event_file, number_of_run,
+};
+use crate::checkpoint::{self, CheckpointName};
+use crate::error::{Error, Result};
+use crate::files::{GENERATOR, is_temporary};
+use crate::history::Losses;
+use crate::model::ModelConfig;
+use crate::sweep::Sweep;
+use crate::tokenizer::Tokenizer;
+
+/// What an earlier run or sweep left directly in a directory, each path checked: the paths that make way for a new run.
+/// Files of other names are not among them.
+///
+/// # Errors
+/// [`Error::RunDirectory`] with the first path that stands in the way and that folio cannot prove it wrote.
+pub(super) fn removable(run: &RunDir) -> Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for path in entries(run.path())? {
+        if is_in_the_way(&path) {
+            check(&path)?;
+            paths.push(path);
+        }
+    }
+    Ok(paths)
+}
+
+/// Whether a run or a sweep uses this name.
+pub(super) fn is_in_the_way(path: &Path) -> bool {
+    let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };
+    if path.is_dir() && !path.is_symlink() {
+        return CheckpointName::parse(name).is_some() || number_of_run(name).is_some();
+    }
+    proof(name).is_some() || is_event_file(path)
+}
+
+/// Checks that folio wrote a path, and everything below it.
+fn check(path: &Path) -> Result<()> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    if !path.is_dir() || path.is_symlink() {
+        let proof = proof(name).unwrap_or(is_event_log);
+        // Nothing is lost with an empty file.
+        let is_empty = fs::metadata(path).is_ok_and(|file| file.is_file() && file.len() == 0);
+        return if is_empty || proof(path) { Ok(()) } else { Err(foreign(path)) };
+    }
+    let inside = entries(path)?;
+    if CheckpointName::parse(name).is_some() && !inside.is_empty() {
+        return check_checkpoint(path);
+    }
+    for inside in inside {
+        match inside.file_name().and_then(|name| name.to_str()) {
+            Some(LOCK_FILE) => {}
+            Some(name) if is_temporary(name) => {}
+            _ if is_in_the_way(&inside) => check(&inside)?,
+            _ => return Err(foreign(&inside)),
+        }
+    }
+    Ok(())
+}
+
+/// Checks that a checkpoint holds what its manifest lists and nothing else.
+///
+/// # Errors
+/// [`Error::RunDirectory`] with the first file that folio cannot prove it wrote.
+pub(super) fn check_checkpoint(path: &Path) -> Result<()> {
+    let Ok(listed) = checkpoint::listed_files(path) else { return Err(foreign(path)) };
+    let is_ours = |file: &PathBuf| {
+        let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        listed.iter().any(|known| known == name) || is_temporary(name)
+    };
+    entries(path)?.into_iter().find(|file| !is_ours(file)).map_or(Ok(()), |file| Err(foreign(&file)))
+}
+
+/// How a file of this name is recognised; none if folio writes no such file.
+fn proof(name: &str) -> Option<fn(&Path) -> bool> {
+    Some(match name {
+        SETTINGS_FILE => |path| {
+            let settings: Option<Value> = parsed(path);
+            settings.is_some_and(|value| value.get("tokenizer_type").is_some() && value.get("seed").is_some())
+        },
+        MODEL_FILE => |path| parsed::<ModelConfig>(path).is_some(),
+        LOSSES_FILE => |path| parsed::<Losses>(path).is_some(),
+        RATES_FILE => |path| parsed::<Vec<f64>>(path).is_some(),
+        STATUS_FILE => |path| parsed::<Status>(path).is_some(),
+        METRICS_FILE => |path| first_line(path).is_some_and(|value| value.get("event").is_some()),
+        "sweep.json" => |path| parsed::<Sweep>(path).is_some(),
+        "vocab.json" => |path| parsed::<Vec<char>>(path).is_some(),
+        "tokenizer.json" => |path| Tokenizer::read(path).is_ok(),
+        "report.html" | "losses.svg" | "losses.png" => says_who_made_it,
+        LATEST | BEST => |path| {
+            let target = fs::read_link(path).ok();
+            target.and_then(|target| CheckpointName::parse(target.to_str()?)).is_some()
+        },
+        _ => return None,
+    })
+}
+
+/// The content of a JSON file, if it is of this form.
+fn parsed<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
+}
+
+/// The first record of a file of records.
+fn first_line(path: &Path) -> Option<Value> {
+    let text = fs::read(path).ok()?;
+    serde_json::from_slice(text.split(|&byte| byte == b'\n').next()?).ok()
+}
+
+/// Whether a figure or page names folio.
+fn says_who_made_it(path: &Path) -> bool {
+    let text = fs::read(path).unwrap_or_default();
+    text.windows(GENERATOR.len()).any(|part| part == GENERATOR.as_bytes())
+}
+
+/// Whether a file begins as TensorBoard's event files do: a frame of a few bytes, with the format's version in it.
+fn is_event_log(path: &Path) -> bool {
+    let mut start = [0; 64];
+    let count = File::open(path).and_then(|mut file| file.read(&mut start)).unwrap_or(0);
+    start[..count].windows(12).any(|part| part == b"brain.Event:")
+}
+
+fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::file("read", directory)(error)),
+    };
+    let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    paths.sort();
+    Ok(paths)
+}
+
+fn foreign(path: &Path) -> Error {
+    let reason = "stands in the way of the run, and nothing proves that folio wrote it: move it away, or give another \
+                  --run_dir";
+    Error::RunDirectory { path: path.to_path_buf(), reason: reason.to_owned() }
+}
