@@ -9,6 +9,7 @@ use anyhow::Context;
 use clap::Args;
 use folio::checkpoint::CheckpointName;
 use folio::generate::{Finish, Generator};
+use folio::memory::check_generation;
 use folio::model::{Gpt2, Predictor, WeightFormat};
 use folio::run_dir::RunDir;
 use folio::tokenizer::Tokenizer;
@@ -124,6 +125,7 @@ pub(crate) fn load_predictor(
     let trained_in = run.settings()?.precision;
     let format = format.unwrap_or(WeightFormat::of(trained_in));
     format.check(&config)?;
+    check_generation(&config, format)?;
     Ok(Predictor::new(config, format, &checkpoint.parameters()?))
 }
 

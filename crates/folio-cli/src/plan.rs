@@ -4,8 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use folio::checkpoint::{CheckpointName, Identity};
-use folio::data::{Dataset, TokenStream};
+use folio::data::{Dataset, Part, TokenStream};
 use folio::error::Error;
+use folio::memory::check_training;
 use folio::run_dir::{RunDir, RunState};
 use folio::settings::Settings;
 use folio::sweep::{Plan, Sweep};
@@ -290,7 +291,7 @@ fn corpus_of(settings: &Settings, given: &Options) -> anyhow::Result<Corpus> {
     Ok(corpus)
 }
 
-/// The text in tokens, long enough for every run.
+/// The text in tokens, long enough for every run, each of which fits in memory.
 fn encode(corpus: &Corpus, tokenizer: &Tokenizer, work: &Work) -> anyhow::Result<Arc<TokenStream>> {
     let bar = bar_for(corpus.text.len());
     let split = work.runs()[0].split;
@@ -298,7 +299,8 @@ fn encode(corpus: &Corpus, tokenizer: &Tokenizer, work: &Work) -> anyhow::Result
     bar.finish_and_clear();
     let stream = Arc::new(stream);
     for settings in work.runs() {
-        Dataset::new(Arc::clone(&stream), settings.block_size, settings.seed)?;
+        let dataset = Dataset::new(Arc::clone(&stream), settings.block_size, settings.seed)?;
+        check_training(settings, tokenizer.vocab_size(), dataset.blocks(Part::Train).len())?;
     }
     Ok(stream)
 }

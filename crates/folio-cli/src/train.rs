@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
+use std::thread::available_parallelism;
 
 use anyhow::Context as _;
 use clap::Args;
@@ -364,6 +365,12 @@ fn thread_pool(threads: Option<usize>) -> anyhow::Result<rayon::ThreadPoolBuilde
             Usage("--threads: 0 is too few: give at least 1, or leave it out for all cores".into()).into()
         );
     }
+    let processors = available_parallelism().map_or(usize::MAX, usize::from);
+    if let Some(threads) = threads.filter(|threads| *threads > processors) {
+        screen::err(format_args!(
+            "warning: --threads {processors} instead of {threads}: more than there are processors slows it down"
+        ));
+    }
     // The library reads 0 as all cores.
-    Ok(rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)))
+    Ok(rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0).min(processors)))
 }

@@ -39,6 +39,8 @@ pub mod schedule;
 pub mod history;
 pub mod settings;
 
+pub mod memory;
+
 pub mod checkpoint;
 pub mod plot;
 pub mod run_dir;

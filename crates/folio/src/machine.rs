@@ -32,12 +32,28 @@ impl Machine {
     }
 }
 
-/// Bytes of memory that a program could take now without pushing others out, if the system says.
+/// Bytes of memory that this process could take now without pushing others out, if the system says: what the machine has
+/// free, within the limits of the container and of the process (`ulimit -v`).
 pub fn available_memory() -> Option<u64> {
     let system = look(RefreshKind::nothing().with_memory(memory()))?;
     // A container may have less than the machine.
     let limit = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
-    Some(system.available_memory().min(limit))
+    Some(system.available_memory().min(limit).min(address_space().unwrap_or(u64::MAX)))
+}
+
+/// Bytes that the process may still map, if that is limited.
+fn address_space() -> Option<u64> {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, getrlimit};
+        let limit = getrlimit(Resource::As).current?;
+        // Linux alone says how much is mapped, in pages (proc_pid_statm(5)).
+        let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+        let pages: u64 = statm.split(' ').next().and_then(|pages| pages.parse().ok()).unwrap_or(0);
+        Some(limit.saturating_sub(pages * rustix::param::page_size() as u64))
+    }
+    #[cfg(not(unix))]
+    None
 }
 
 fn memory() -> MemoryRefreshKind {

@@ -150,3 +150,48 @@ fn a_second_process_in_a_directory_is_refused() {
     let epochs = place.json("run/status.json")["epoch"].as_u64().expect("a number") + 1;
     place.ok(&format!("train --resume run --num_epochs {epochs}"));
 }
+
+/// `folio` in a shell that lets it have 3 GiB of memory.
+fn with_little_memory(place: &Place, line: &str) -> (Option<i32>, String) {
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -v 3145728; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_folio")]);
+    let output = command.args(words(line)).current_dir(place.path("")).output().expect("a shell");
+    (output.status.code(), String::from_utf8(output.stderr).expect("UTF-8"))
+}
+
+#[test]
+fn what_does_not_fit_in_memory_is_refused_with_what_does() {
+    let place = Place::new();
+    let before = place.files("");
+    for (flags, flag) in [
+        ("--batch_sizes 2048 --precision f32", "--batch_sizes: 2048 takes "),
+        ("--n_blocks 100000 --block_sizes 8", "--n_blocks: 100000 takes "),
+        ("--batch_sizes 64 2048 --precision f32", "--batch_sizes: 2048 takes "),
+        (
+            "--data plays.txt --block_sizes 8 --batch_sizes 1 --n_blocks 1 --n_heads 1 --n_emb 16384",
+            "--n_emb: 16384 takes ",
+        ),
+    ] {
+        let (code, told) = with_little_memory(&place, &format!("train {flags}"));
+        assert_eq!(code, Some(2), "{flags}: {told}");
+        let last = told.lines().last().expect("a message");
+        assert!(last.starts_with(&format!("error: {flag}")), "{flags}: {told}");
+        assert!(
+            last.contains("of memory to train, and ") && last.contains("the largest that fits is "),
+            "{told}"
+        );
+        assert!(place.files("") == before, "{flags}: nothing is written");
+    }
+}
+
+#[test]
+fn more_threads_than_processors_are_a_warning() {
+    let place = Place::new();
+    let processors = std::thread::available_parallelism().expect("known");
+    let said = place.ok(&format!("train {TINY} --threads 100000 --run_dir run")).stderr;
+    assert!(said.contains(&format!("warning: --threads {processors} instead of 100000")), "{said}");
+    let start = place.text("run/metrics.jsonl").lines().next().map(str::to_owned).expect("a record");
+    assert!(start.contains(&format!("\"threads\":{processors},")), "{start}");
+    let said = place.ok("generate run --threads 100000 --max_new_tokens 3").stderr;
+    assert!(said.contains("instead of 100000"), "{said}");
+}

@@ -68,13 +68,13 @@ impl Gpt2 {
     /// gradients and AdamW's means, the packed weights, and the activations that the backward pass reads.
     pub fn training_bytes(config: &ModelConfig, precision: Precision, batch: usize) -> u64 {
         let ModelConfig { n_blocks: l, n_emb: c, block_size: t, .. } = *config;
-        let [l, c, t, batch] = [l, c, t, batch].map(|size| size as u64);
+        let [l, c, t, batch] = [l, c, t, batch].map(|size| size as u128);
         let element = if precision == Precision::F32 { 4 } else { 2 };
-        let parameters = config.matrix_elements() as u64;
+        let parameters = config.matrix_elements();
         // A token's qkv, heads and fc (8 C) in the format, its two residual streams in f32, in each block; operands of
         // one block's weight gradients (16 C) in the format; the gradient of the residual stream.
         let token = c * (l * (8 * element + 8) + 16 * element + 8);
-        parameters * (16 + 2 * element) + batch * t * token
+        u64::try_from(parameters * (16 + 2 * element) + batch * t * token).unwrap_or(u64::MAX)
     }
 
     /// The model's sizes.

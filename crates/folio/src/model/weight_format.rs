@@ -26,6 +26,15 @@ impl WeightFormat {
         }
     }
 
+    /// Bytes that a weight takes.
+    pub fn bytes_per_weight(self) -> u64 {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+            Self::Int8 => 1,
+        }
+    }
+
     /// `f32`, `bf16` or `int8`.
     pub fn name(self) -> &'static str {
         match self {
