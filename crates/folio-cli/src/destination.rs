@@ -24,7 +24,7 @@ pub(crate) fn new_run_name(options: &Options, work: &Work, start: &Start) -> Str
     if let Start::Checkpoint { run, .. } = start {
         return format!("{}-continued", plain_name(run.path()));
     }
-    let text = options.data.as_deref().unwrap_or(Path::new(EMBEDDED_NAME));
+    let text = options.data.iter().flatten().next().map_or(Path::new(EMBEDDED_NAME), PathBuf::as_path);
     let text = plain_name(text);
     match work {
         Work::Run(settings) => format!("{text}-{}x{}", settings.n_blocks, settings.n_emb),
@@ -102,7 +102,7 @@ pub(crate) fn print_destination(task: &Task, parameters: u64) {
 pub(crate) fn print_next_steps(run_dir: &RunDir, task: &Task) {
     let path = quoted(run_dir.path());
     screen::err(format_args!("the run is in {}", run_dir.path().display()));
-    let is_embedded = task.work.runs()[0].data == EMBEDDED_NAME;
+    let is_embedded = task.work.runs()[0].data.is_embedded();
     let prompt = if is_embedded { Some("ROMEO:") } else { task.prompt.as_deref() };
     let prompt = prompt.map_or(String::new(), |prompt| format!(" --prompt {}", quoted_text(prompt)));
     let next = match task.work {

@@ -1,18 +1,18 @@
 //! `folio eval`: how good a trained model is.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use folio::data::{Dataset, Part, TokenStream};
-use folio::error::Error;
+use folio::data::{Dataset, Encoding, Part, TokenStream};
 use folio::evaluate::{Evaluation, evaluate};
 use folio::settings::Settings;
-use folio::text::Corpus;
+use folio::tokenizer::Tokenizer;
 
 use crate::generate::{WhichModel, load_model};
-use crate::options::whole;
+use crate::options::{Options, whole};
 use crate::screen;
+use crate::texts;
 use crate::train::set_threads;
 
 #[derive(Args)]
@@ -23,13 +23,21 @@ mean over batches, as in the ancestor: the two differ a little when the last bat
 
 Examples:
   folio eval runs/quick
+  folio eval runs/quick --data sonnets.txt
   folio eval runs/search --best_eval_loss_model --split test --json")]
 pub(crate) struct EvalArgs {
     #[command(flatten)]
     which: WhichModel,
-    /// The part to evaluate on: eval, test or train
-    #[arg(long, value_name = "NAME", default_value = "eval")]
-    split: Part,
+    /// A text to evaluate on, all of it, as train --data takes it. With --split it is the run's own text, which may have
+    /// moved [default: the run's text]
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    data: Option<Vec<PathBuf>>,
+    /// Where the run's own --eval_data is, if it has moved
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    eval_data: Option<Vec<PathBuf>>,
+    /// The part of the run's own text to evaluate on: eval, test or train [default: eval]
+    #[arg(long, value_name = "NAME")]
+    split: Option<Part>,
     /// One JSON object a model
     #[arg(long)]
     json: bool,
@@ -43,12 +51,20 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let (run, names) = args.which.find()?;
     let settings = run.settings()?;
     let tokenizer = run.tokenizer()?;
-    let corpus = corpus_of(&settings)?;
-    let stream = Arc::new(TokenStream::encode(&corpus.text, &tokenizer, settings.split)?);
-    let dataset = Dataset::new(stream, settings.block_size, settings.seed)?;
+    let dataset = match (&args.data, args.split) {
+        (Some(given), None) => dataset_of(given, &settings, &tokenizer)?,
+        (given, _) => {
+            let eval_data = args.eval_data.clone();
+            let given = Options { data: given.clone(), eval_data, ..Options::default() };
+            let texts = texts::of_run(&settings, &given)?;
+            let stream =
+                TokenStream::of_texts(&texts, encoding(&settings, &tokenizer), settings.split, |_| ())?;
+            Dataset::new(Arc::new(stream), settings.block_size, settings.seed)?
+        }
+    };
     for name in names {
         let mut model = load_model(&run, name, &tokenizer)?;
-        let evaluation = evaluate(&mut model, &dataset, &tokenizer, args.split)?;
+        let evaluation = evaluate(&mut model, &dataset, &tokenizer, args.split.unwrap_or(Part::Eval))?;
         let path = run.checkpoint(name);
         if args.json {
             let mut value = serde_json::to_value(evaluation)?;
@@ -61,19 +77,23 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The text that a run was trained on, known again by its hash.
-pub(crate) fn corpus_of(settings: &Settings) -> anyhow::Result<Corpus> {
-    let embedded = Corpus::embedded();
-    if settings.data_sha256 == embedded.sha256 {
-        return Ok(embedded);
+/// All of a text that is given.
+fn dataset_of(given: &[PathBuf], settings: &Settings, tokenizer: &Tokenizer) -> anyhow::Result<Dataset> {
+    let corpus = texts::read_files(given)?;
+    if corpus.sha256 == settings.data_sha256 {
+        screen::err(
+            "this is the text that the model was trained on; --split eval measures the part that it has not seen",
+        );
     }
-    let corpus = Corpus::from_file(Path::new(&settings.data))?;
-    if corpus.sha256 != settings.data_sha256 {
-        let reason =
-            "has changed since the run was trained on it: its evaluation part would be another".to_owned();
-        return Err(Error::Corpus { path: settings.data.clone(), reason }.into());
-    }
-    Ok(corpus)
+    let way_out = "leave them out of the text";
+    tokenizer.check_covers(&corpus.name, &corpus.text, way_out)?;
+    let stream = TokenStream::for_evaluation(&corpus, encoding(settings, tokenizer))?;
+    Ok(Dataset::for_evaluation(Arc::new(stream), settings.block_size)?)
+}
+
+/// How the run's text became tokens.
+fn encoding<'a>(settings: &Settings, tokenizer: &'a Tokenizer) -> Encoding<'a> {
+    Encoding { tokenizer, special_tokens: settings.special_tokens }
 }
 
 fn print(path: &Path, evaluation: Evaluation) -> std::io::Result<()> {

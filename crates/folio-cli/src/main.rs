@@ -21,6 +21,7 @@ mod screen;
 mod serve;
 mod signals;
 mod standings;
+mod texts;
 mod tokenizer;
 mod train;
 mod usage;

@@ -13,6 +13,7 @@ use folio::model::PrecisionChoice;
 use folio::schedule::{ScheduleKind, Unit};
 use folio::settings::{Keep, Settings};
 use folio::sweep::{Choice, Number, Plan, Space};
+use folio::text::TextFiles;
 use folio::tokenizer::TokenizerKind;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -20,9 +21,19 @@ use serde::{Deserialize, Deserializer, Serialize};
 #[command(rename_all = "snake_case")]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Options {
-    /// UTF-8 text to train on [default: the embedded tiny Shakespeare]
-    #[arg(long, value_name = "FILE", help_heading = "Text")]
-    pub(crate) data: Option<PathBuf>,
+    /// UTF-8 text to train on, packed with gzip or not: files, directories (the .txt and .gz files in them), patterns
+    /// such as 'plays/*.txt', or - for stdin [default: the embedded tiny Shakespeare]
+    #[arg(long, value_name = "FILE", num_args = 1.., help_heading = "Text")]
+    #[serde(default, deserialize_with = "one_or_many_paths")]
+    pub(crate) data: Option<Vec<PathBuf>>,
+    /// Text to evaluate on, as --data takes it; the whole of --data is then trained on
+    #[arg(long, value_name = "FILE", num_args = 1.., help_heading = "Text")]
+    #[serde(default, deserialize_with = "one_or_many_paths")]
+    pub(crate) eval_data: Option<Vec<PathBuf>>,
+    /// Read special tokens that are written in the text, such as <|endoftext|>, as single tokens; corpus_bpe then has
+    /// <|endoftext|>
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Text")]
+    pub(crate) special_tokens: Option<bool>,
     /// How text becomes tokens: chrs (one a character), bpe (GPT-2's 50,257), corpus_bpe (a BPE learned from the
     /// training text) or the path of a tokenizer.json [default: chrs]
     #[arg(long, value_name = "NAME|FILE", help_heading = "Text")]
@@ -224,9 +235,10 @@ impl Options {
 
     /// What a run that is continued passes on: its text, model, optimizer and schedule.
     pub(crate) fn inherited(settings: &Settings) -> Options {
-        let embedded = settings.data == folio::text::EMBEDDED_NAME;
         Options {
-            data: (!embedded).then(|| PathBuf::from(&settings.data)),
+            data: (!settings.data.is_embedded()).then(|| settings.data.paths()),
+            eval_data: settings.eval_data.as_ref().map(TextFiles::paths),
+            special_tokens: Some(settings.special_tokens),
             tokenizer_type: Some(settings.tokenizer_type.clone()),
             vocab_size: settings.vocab_size,
             split: Some(settings.split),
@@ -281,7 +293,12 @@ impl Options {
         let base = Settings {
             tokenizer_type,
             vocab_size: self.vocab_size.or(learns.then_some(1024)),
-            split: self.split.unwrap_or(if learns { SplitKind::Contiguous } else { default.split }),
+            split: self.split.unwrap_or(if learns || self.eval_data.is_some() {
+                SplitKind::Contiguous
+            } else {
+                default.split
+            }),
+            special_tokens: self.special_tokens.unwrap_or(default.special_tokens),
             seed: self.seed.unwrap_or(default.seed),
             n_emb,
             n_heads,
@@ -382,5 +399,22 @@ where
     Ok(Some(match OneOrMany::deserialize(deserializer)? {
         OneOrMany::One(value) => vec![value],
         OneOrMany::Many(values) => values,
+    }))
+}
+
+/// Reads `"a.txt"` as well as `["a.txt", "b.txt"]`.
+fn one_or_many_paths<'de, D>(deserializer: D) -> Result<Option<Vec<PathBuf>>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "give a path, or several as in [\"a.txt\", \"b.txt\"]")]
+    enum OneOrMany {
+        One(PathBuf),
+        Many(Vec<PathBuf>),
+    }
+    Ok(Some(match OneOrMany::deserialize(deserializer)? {
+        OneOrMany::One(path) => vec![path],
+        OneOrMany::Many(paths) => paths,
     }))
 }

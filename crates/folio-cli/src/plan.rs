@@ -3,23 +3,24 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use folio::checkpoint::{CheckpointName, Identity};
-use folio::data::{Dataset, Part, TokenStream};
+use folio::data::{Dataset, Encoding, Part, Texts, TokenStream};
 use folio::error::Error;
 use folio::memory::check_training;
 use folio::run_dir::{RunDir, RunState};
 use folio::settings::Settings;
 use folio::sweep::{Plan, Sweep};
-use folio::text::Corpus;
 use folio::tokenizer::{Tokenizer, TokenizerKind};
-use folio::train::{Start, check_same};
+use folio::train::Start;
 
 use crate::destination::new_run_name;
 use crate::options::Options;
 use crate::presets;
+use crate::texts;
 use crate::tokenizer::bar_for;
 use crate::train::TrainArgs;
 use crate::usage::Usage;
+
+mod continuing;
 
 /// What is to be trained.
 pub(crate) struct Task {
@@ -65,19 +66,22 @@ pub(crate) fn plan(args: &TrainArgs) -> anyhow::Result<Task> {
         }
         _ => Start::Fresh,
     };
-    let mut options = given_options(args)?;
+    let mut explicit = given_options(args)?;
     if args.no_save {
         refuse_no_save(&args.options)?;
-        options = options.without_saving();
+        explicit = explicit.without_saving();
     }
-    if let Start::Checkpoint { run, number, .. } = &start {
-        run.open_checkpoint(CheckpointName::Epoch(*number))?;
-        options = options.or(&Options::inherited(&run.settings()?))?;
+    if explicit.eval_data.is_some() && explicit.split.is_some() {
+        let reason = "--split: with --eval_data the whole of --data is trained on: leave one of them out";
+        return Err(Usage(reason.to_owned()).into());
     }
+    let (options, saved) = continuing::inherit(&explicit, &start)?;
     let (mut base, space) = options.settings();
     let chosen_precision = options.precision.unwrap_or_default().reason(base.n_emb, base.n_heads);
     if let Start::Checkpoint { run, number, restart_schedule } = &start {
         base.continue_from(run.path(), *number, *restart_schedule);
+        base.weights_only = args.weights_only;
+        base.extend_vocab = args.extend_vocab;
     }
     let (kind, runs) = options.search(&base, &space)?;
     runs.iter().try_for_each(Settings::validate)?;
@@ -87,18 +91,21 @@ pub(crate) fn plan(args: &TrainArgs) -> anyhow::Result<Task> {
         return Err(Usage(reason.to_owned()).into());
     }
 
-    let corpus = read_text(&options, &mut base)?;
     if let TokenizerKind::File(path) = &mut base.tokenizer_type {
         *path = std::path::absolute(&path).unwrap_or_else(|_| path.clone());
     }
+    let mut texts = texts::read(&options, &mut base)?;
+    if let Some(saved) = &saved {
+        continuing::choose_text(saved, &explicit, &mut base, &mut texts)?;
+    }
     let tokenizer = Arc::new(match &start {
-        Start::Checkpoint { run, .. } => run.tokenizer()?,
-        _ => base.tokenizer(&corpus.text)?,
+        Start::Checkpoint { run, .. } => continuing::tokenizer(run.tokenizer()?, &texts, args)?,
+        _ => base.tokenizer(&texts)?,
     });
     // Once more, now that the base knows its text.
     let (_, runs) = options.search(&base, &space)?;
     for settings in &runs {
-        check_continues(settings, &start, &tokenizer)?;
+        continuing::check(settings, &start, &tokenizer)?;
     }
     let work = match <[Settings; 1]>::try_from(runs) {
         Ok([run]) => Work::Run(Box::new(run)),
@@ -106,10 +113,10 @@ pub(crate) fn plan(args: &TrainArgs) -> anyhow::Result<Task> {
     };
     let new_name = options.run_dir.is_none().then(|| new_run_name(&options, &work, &start));
     let task = Task {
-        stream: encode(&corpus, &tokenizer, &work)?,
+        stream: encode(&texts, &tokenizer, &work)?,
         run_dir: options.run_dir.map(RunDir::new),
         new_name: new_name.filter(|_| !args.no_save),
-        prompt: first_words(&corpus.text),
+        prompt: first_words(&texts.data.text),
         sample_tokens: options.sample_tokens.unwrap_or(0),
         work,
         start,
@@ -117,6 +124,9 @@ pub(crate) fn plan(args: &TrainArgs) -> anyhow::Result<Task> {
         chosen_precision,
     };
     check_run_dir(&task, args.overwrite)?;
+    if let Some(saved) = &saved {
+        continuing::announce(saved, &base);
+    }
     Ok(task)
 }
 
@@ -164,10 +174,10 @@ fn plan_resumption(args: &TrainArgs, run: RunDir) -> anyhow::Result<Task> {
             ))
             .into());
         }
-        let corpus = corpus_of(&sweep.runs[0], &given)?;
+        let texts = texts::of_run(&sweep.runs[0], &given)?;
         let tokenizer = match run.sub_runs()?.iter().find(|run| run.is_run()).map(RunDir::tokenizer) {
             Some(Ok(tokenizer)) => tokenizer,
-            _ => sweep.runs[0].tokenizer(&corpus.text)?,
+            _ => sweep.runs[0].tokenizer(&texts)?,
         };
         let start = match (&sweep.runs[0].from_checkpoint_run_dir, sweep.runs[0].from_checkpoint_step) {
             (Some(path), Some(number)) => {
@@ -176,7 +186,7 @@ fn plan_resumption(args: &TrainArgs, run: RunDir) -> anyhow::Result<Task> {
             }
             _ => Start::Fresh,
         };
-        return finish_plan(corpus, tokenizer, Work::Sweep(sweep), start, run, 0);
+        return finish_plan(texts, tokenizer, Work::Sweep(sweep), start, run, 0);
     }
     let old = run.settings()?;
     let settings = changed(&run, &old, &given)?;
@@ -186,21 +196,19 @@ fn plan_resumption(args: &TrainArgs, run: RunDir) -> anyhow::Result<Task> {
         let reason = "has finished, and its checkpoints were removed: there is nothing to resume from";
         return Err(Error::RunDirectory { path: run.path().to_path_buf(), reason: reason.to_owned() }.into());
     }
-    let corpus = corpus_of(&old, &given)?;
+    let texts = texts::of_run(&old, &given)?;
     let tokenizer = match run.tokenizer() {
         // It was stopped before it had written it.
-        Err(_) if run.names()?.is_empty() && old.from_checkpoint_step.is_none() => {
-            old.tokenizer(&corpus.text)?
-        }
+        Err(_) if run.names()?.is_empty() && old.from_checkpoint_step.is_none() => old.tokenizer(&texts)?,
         tokenizer => tokenizer?,
     };
     let start = Start::Resume { run: run.clone(), skip_damaged: args.skip_damaged };
     let sample_tokens = settings.sample_tokens.unwrap_or(0);
-    finish_plan(corpus, tokenizer, Work::Run(Box::new(settings)), start, run, sample_tokens)
+    finish_plan(texts, tokenizer, Work::Run(Box::new(settings)), start, run, sample_tokens)
 }
 
 fn finish_plan(
-    corpus: Corpus,
+    texts: Texts,
     tokenizer: Tokenizer,
     work: Work,
     start: Start,
@@ -209,10 +217,10 @@ fn finish_plan(
 ) -> anyhow::Result<Task> {
     let tokenizer = Arc::new(tokenizer);
     Ok(Task {
-        stream: encode(&corpus, &tokenizer, &work)?,
+        stream: encode(&texts, &tokenizer, &work)?,
         run_dir: Some(run),
         new_name: None,
-        prompt: first_words(&corpus.text),
+        prompt: first_words(&texts.data.text),
         work,
         start,
         tokenizer,
@@ -265,37 +273,12 @@ fn changed(run: &RunDir, old: &Settings, given: &Options) -> anyhow::Result<Sett
     })
 }
 
-/// The text that `--data` names, or the embedded one; the settings are told which.
-fn read_text(options: &Options, settings: &mut Settings) -> anyhow::Result<Corpus> {
-    let corpus = match &options.data {
-        Some(path) => {
-            let corpus = Corpus::from_file(path)?;
-            let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
-            settings.data = path.display().to_string();
-            corpus
-        }
-        None => Corpus::embedded(),
-    };
-    settings.data_sha256.clone_from(&corpus.sha256);
-    Ok(corpus)
-}
-
-/// The text that a run was trained on, known again by its hash; it may have moved to where `--data` says.
-fn corpus_of(settings: &Settings, given: &Options) -> anyhow::Result<Corpus> {
-    let Some(path) = &given.data else { return crate::eval::corpus_of(settings) };
-    let corpus = Corpus::from_file(path)?;
-    if corpus.sha256 != settings.data_sha256 {
-        let reason = "is another than the run was trained on: leave --data out".to_owned();
-        return Err(Error::Corpus { path: path.display().to_string(), reason }.into());
-    }
-    Ok(corpus)
-}
-
 /// The text in tokens, long enough for every run, each of which fits in memory.
-fn encode(corpus: &Corpus, tokenizer: &Tokenizer, work: &Work) -> anyhow::Result<Arc<TokenStream>> {
-    let bar = bar_for(corpus.text.len());
-    let split = work.runs()[0].split;
-    let stream = TokenStream::encode_telling(&corpus.text, tokenizer, split, |bytes| bar.inc(bytes))?;
+fn encode(texts: &Texts, tokenizer: &Tokenizer, work: &Work) -> anyhow::Result<Arc<TokenStream>> {
+    let bar = bar_for(texts.len());
+    let Settings { split, special_tokens, .. } = work.runs()[0];
+    let encoding = Encoding { tokenizer, special_tokens };
+    let stream = TokenStream::of_texts(texts, encoding, split, |bytes| bar.inc(bytes))?;
     bar.finish_and_clear();
     let stream = Arc::new(stream);
     for settings in work.runs() {
@@ -305,53 +288,17 @@ fn encode(corpus: &Corpus, tokenizer: &Tokenizer, work: &Work) -> anyhow::Result
     Ok(stream)
 }
 
-/// Checks that a run can go on from its checkpoint: the same model, and the same text in the same parts, since
-/// otherwise it would be evaluated on what it was trained on.
-fn check_continues(settings: &Settings, start: &Start, tokenizer: &Tokenizer) -> anyhow::Result<()> {
-    let Start::Checkpoint { run, number, .. } = start else { return Ok(()) };
-    let saved = run.settings()?;
-    let none = || "none".to_owned();
-    let same = [
-        (
-            "--tokenizer_type",
-            saved.tokenizer_type == settings.tokenizer_type,
-            saved.tokenizer_type.to_string(),
-        ),
-        (
-            "--vocab_size",
-            saved.vocab_size == settings.vocab_size,
-            saved.vocab_size.map_or_else(none, |size| size.to_string()),
-        ),
-        ("--data", saved.data_sha256 == settings.data_sha256, saved.data.clone()),
-        ("--split", saved.split == settings.split, format!("{:?}", saved.split).to_lowercase()),
-        ("--seed", saved.seed == settings.seed, saved.seed.to_string()),
-    ];
-    if let Some((flag, _, value)) = same.iter().find(|(_, same, _)| !same) {
-        let reason = format!(
-            "the run in {} has {value}, and its training and evaluation text must stay apart: leave the flag out",
-            run.path().display()
-        );
-        return Err(Usage(format!("{flag}: {reason}")).into());
-    }
-    let checkpoint = run.open_checkpoint(CheckpointName::Epoch(*number))?;
-    let state = checkpoint.state();
-    check_same(checkpoint.directory(), &state.identity, &Identity::of(settings, tokenizer))?;
-    match settings.max_steps {
-        Some(limit) if limit <= state.global_step => {
-            let taken = state.global_step;
-            let reason = format!(
-                "{limit} steps in all leave none: the checkpoint has taken {taken}, so give more than {taken}"
-            );
-            Err(Error::Setting { setting: "--max_steps", reason }.into())
-        }
-        _ => Ok(()),
-    }
-}
-
 /// Checks that nothing that exists would be lost.
 fn check_run_dir(task: &Task, overwrite: bool) -> anyhow::Result<()> {
     let Some(run_dir) = &task.run_dir else { return Ok(()) };
     if let Some((run, number)) = task.continues_in_place() {
+        if run.tokenizer()? != *task.tokenizer || task.work.runs()[0].new_text {
+            let reason = "holds the run on the other text, whose losses and tokenizer would be mixed with these: give \
+                          another --run_dir";
+            return Err(
+                Error::RunDirectory { path: run.path().to_path_buf(), reason: reason.to_owned() }.into()
+            );
+        }
         let later = run.later_than(number)?.pop();
         if let Some(later) = later.filter(|_| !overwrite) {
             let later = later.to_string().replace('_', " ");

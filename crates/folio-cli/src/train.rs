@@ -46,7 +46,9 @@ Examples:
   folio train --learning_rates 1e-4..3e-3:log --dropouts 0..0.3 --search halving --trials 27 --run_dir runs/search
   folio train --resume runs/mine
   folio train --resume runs/mine --num_epochs 40
-  folio train --from_checkpoint --from_checkpoint_run_dir runs/mine --from_checkpoint_step 20 --run_dir runs/more")]
+  folio train --from_checkpoint --from_checkpoint_run_dir runs/mine --from_checkpoint_step 20 --run_dir runs/more
+  folio train --from_checkpoint --from_checkpoint_run_dir runs/mine --from_checkpoint_step 20 --weights_only \\
+      --data sonnets.txt --learning_rates 1e-4 --run_dir runs/sonnets")]
 pub(crate) struct TrainArgs {
     /// A named recipe that the other flags refine
     #[arg(long, value_name = "NAME", value_parser = presets::names())]
@@ -83,6 +85,12 @@ pub(crate) struct TrainArgs {
     /// Count the schedule's epochs and steps from the checkpoint, not from the run's beginning
     #[arg(long, help_heading = "Continuing", requires = "from_checkpoint")]
     pub(crate) restart_schedule: bool,
+    /// Take nothing but the weights from the checkpoint: AdamW is new, and the schedule counts from there
+    #[arg(long, help_heading = "Continuing", requires = "from_checkpoint")]
+    pub(crate) weights_only: bool,
+    /// Add rows to the model for characters of a new --data that its vocabulary lacks
+    #[arg(long, help_heading = "Continuing", requires = "from_checkpoint")]
+    pub(crate) extend_vocab: bool,
 
     /// Threads to compute with [default: all cores]
     #[arg(long, value_name = "N", help_heading = "Machine", value_parser = whole::<usize>)]
@@ -197,10 +205,8 @@ fn train_run(
     progress.finish();
     drop(dashboard);
     let outcome = outcome?;
-    if outcome == Outcome::Finished {
-        if task.sample_tokens > 0 && !args.json {
-            screen::report(format_args!("\n{}\n", trainer.sample(task.sample_tokens).trim()));
-        }
+    if outcome == Outcome::Finished && task.sample_tokens > 0 && !args.json {
+        screen::report(format_args!("\n{}\n", trainer.sample(task.sample_tokens).trim()));
     }
     Ok(outcome)
 }

@@ -41,7 +41,7 @@ mod cross_entropy;
 pub use cross_entropy::{cross_entropy, cross_entropy_loss};
 
 mod adamw;
-pub use adamw::{AdamWStep, adamw};
+pub use adamw::adamw;
 
 mod amx;
 pub use amx::amx_dot;

@@ -134,6 +134,12 @@ pub struct Identity {
     pub tokenizer_sha256: String,
     /// The text's.
     pub data_sha256: String,
+    /// The evaluation text's, if it is one of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval_data_sha256: Option<String>,
+    /// Whether special tokens that are written in the text count as such.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub special_tokens: bool,
     /// How the text is divided.
     pub split: SplitKind,
     /// The seed, by which it is divided too.
@@ -147,6 +153,8 @@ impl Identity {
             model: settings.model_config(tokenizer.vocab_size()),
             tokenizer_sha256: tokenizer.digest(),
             data_sha256: settings.data_sha256.clone(),
+            eval_data_sha256: settings.eval_data_sha256.clone(),
+            special_tokens: settings.special_tokens,
             split: settings.split,
             seed: settings.seed,
         }

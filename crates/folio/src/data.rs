@@ -15,6 +15,10 @@ use crate::rng::{Rng, Stream};
 use crate::text::{TextPerToken, TextSize};
 use crate::tokenizer::Tokenizer;
 
+mod encoding;
+
+pub use encoding::{Encoding, Texts};
+
 /// How a text is divided into training and evaluation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", try_from = "String")]
@@ -259,12 +263,26 @@ impl Dataset {
         self.train.len().div_ceil(batch_size) as u64
     }
 
+    /// A text all of which is evaluated on; see [`TokenStream::for_evaluation`].
+    ///
+    /// # Errors
+    /// If it has fewer than two tokens, of which the first predicts the second.
+    pub fn for_evaluation(stream: Arc<TokenStream>, block_size: usize) -> Result<Self> {
+        if stream.len() < 2 {
+            let reason = "one token is too short a text to be evaluated on: give a longer one";
+            return Err(Error::setting("--data", reason));
+        }
+        let blocks = (stream.len() - 1) / block_size;
+        let eval = (0..blocks).map(|block| block * block_size).collect();
+        Ok(Self { stream, block_size, train: Vec::new(), eval, test: Vec::new() })
+    }
+
     /// The evaluation tokens behind the last whole block of a contiguous split: start and number of targets.
     pub fn eval_tail(&self) -> Option<(usize, usize)> {
         if self.stream.split == SplitKind::Blocks {
             return None;
         }
-        let start = self.eval.last()? + self.block_size;
+        let start = self.eval.last().map_or(self.stream.eval_start, |block| block + self.block_size);
         let targets = self.stream.len() - 1 - start;
         (targets > 0).then_some((start, targets))
     }

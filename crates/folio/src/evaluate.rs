@@ -63,11 +63,11 @@ pub fn evaluate(
     /// Blocks a pass: enough to fill the cores, few enough for a small machine.
     const BATCH: usize = 16;
     let blocks = dataset.blocks(part);
-    if blocks.is_empty() {
+    let tail = dataset.eval_tail().filter(|_| part == Part::Eval);
+    if blocks.is_empty() && tail.is_none() {
         let reason = "the run's split has no such part: choose eval, or train with `--split blocks`";
         return Err(Error::setting("--split", reason));
     }
-    let tail = dataset.eval_tail().filter(|_| part == Part::Eval);
     let whole = blocks.chunks(BATCH).map(|starts| (starts, dataset.block_size()));
     let tail = tail.as_ref().map(|(start, time)| (std::slice::from_ref(start), *time));
     let mut buffer = BatchBuffer::default();

@@ -159,8 +159,9 @@ impl History {
         }
     }
 
-    /// Takes the last epoch back.
-    pub fn pop(&mut self) {
+    /// Takes the last epoch back. The evaluation losses of the `others` first epochs, those of another text, do not compare
+    /// with the rest.
+    pub fn pop(&mut self, others: u64) {
         let Losses {
             train_losses,
             eval_losses,
@@ -190,6 +191,7 @@ impl History {
         if best_eval_loss.map(|(_, step)| step) == last {
             // The first of the lowest, as it was found on the way.
             let all = self.losses.eval_losses.iter().copied().zip(self.losses.steps.iter().copied());
+            let all = all.skip(others as usize);
             self.losses.best_eval_loss = all.reduce(|best, next| if next.0 < best.0 { next } else { best });
         }
     }
@@ -235,8 +237,22 @@ mod tests {
             let before = history.clone();
             history.push(report(35, last));
             assert_eq!(history.epochs(), 4);
-            history.pop();
+            history.pop(0);
             assert_eq!(history, before, "after {last}");
         }
+    }
+
+    #[test]
+    fn the_losses_of_another_text_are_not_the_best_of_this_one() {
+        let mut history = History::default();
+        [(10, 1.0), (20, 3.0), (30, 2.0)]
+            .into_iter()
+            .for_each(|(step, loss)| history.push(report(step, loss)));
+        history.pop(1);
+        assert_eq!(history.losses.best_eval_loss, Some((1.0, 10)), "it was not the one that is taken back");
+        history.losses.best_eval_loss = None;
+        history.push(report(30, 2.0));
+        history.pop(1);
+        assert_eq!(history.losses.best_eval_loss, Some((3.0, 20)));
     }
 }

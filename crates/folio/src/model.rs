@@ -19,6 +19,7 @@
 mod activations;
 mod config;
 mod gpt2;
+mod growing;
 mod packed;
 mod parameters;
 mod pass;
@@ -28,6 +29,7 @@ mod weight_format;
 
 pub use config::ModelConfig;
 pub use gpt2::{Batch, Gpt2};
+pub(crate) use growing::AddedTokens;
 pub use parameters::{ParameterSpec, Parameters};
 pub use precision::{Precision, PrecisionChoice};
 pub use predictor::{Cache, PASS_TOKENS, Predictor, Text, Workspace};

@@ -83,14 +83,14 @@ impl AdamW {
         for spec in gradients.specs() {
             let decays = config.decay_all_parameters || spec.is_matrix();
             let step = AdamwStep {
-                learning_rate: learning_rate as f32,
-                beta1: config.beta1 as f32,
-                beta2: config.beta2 as f32,
-                eps: config.eps as f32,
-                weight_decay: if decays { config.weight_decay as f32 } else { 0.0 },
-                gradient_scale: clip as f32,
-                bias_correction1: (1.0 - config.beta1.powi(t)) as f32,
-                bias_correction2: (1.0 - config.beta2.powi(t)) as f32,
+                learning_rate,
+                beta1: config.beta1,
+                beta2: config.beta2,
+                eps: config.eps,
+                weight_decay: if decays { config.weight_decay } else { 0.0 },
+                gradient_scale: clip,
+                bias_correction1: 1.0 - config.beta1.powi(t),
+                bias_correction2: 1.0 - config.beta2.powi(t),
             };
             let range = spec.range.clone();
             let parameter = &mut parameters.values_mut()[range.clone()];

@@ -6,22 +6,31 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::data::{SplitKind, training_text};
+use crate::data::{SplitKind, Texts, training_text};
 use crate::error::{Error, Result};
 use crate::model::{ModelConfig, Precision};
 use crate::optim::AdamWConfig;
 use crate::schedule::{Schedule, ScheduleKind, Unit};
-use crate::tokenizer::{Tokenizer, TokenizerKind};
+use crate::text::TextFiles;
+use crate::tokenizer::{END_OF_TEXT, Tokenizer, TokenizerKind};
 
 /// The settings of one run: the content of `hyperparameters.json`. Names are the ancestor's where it has them;
 /// where it takes several values, this holds the one of this run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Settings {
-    /// The text: a path, or `tiny-shakespeare` for the embedded one.
-    pub data: String,
+    /// The text: a path, `tiny-shakespeare` for the embedded one, or `-` for stdin; a list of several files.
+    pub data: TextFiles,
     /// The text's SHA-256, by which a resumption knows it again.
     pub data_sha256: String,
+    /// The text to evaluate on, if it is one of its own; then the whole of `data` trains, and `split` divides nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_data: Option<TextFiles>,
+    /// Its SHA-256.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_data_sha256: Option<String>,
+    /// Whether special tokens that are written in the text, such as `<|endoftext|>`, are single tokens.
+    pub special_tokens: bool,
     /// How text becomes tokens.
     pub tokenizer_type: TokenizerKind,
     /// Tokens that `corpus_bpe` learns; none for other tokenizers, which know their own number.
@@ -98,6 +107,12 @@ pub struct Settings {
     pub from_checkpoint_step: Option<u64>,
     /// Whether the schedule counts from there.
     pub restart_schedule: bool,
+    /// Whether nothing but the weights is taken from there: AdamW is new, and the schedule counts from there.
+    pub weights_only: bool,
+    /// Whether the text is another than the one that was trained on there.
+    pub new_text: bool,
+    /// Whether the vocabulary is extended by the characters of the text that it lacks.
+    pub extend_vocab: bool,
 }
 
 /// What is kept of the checkpoints of earlier epochs. The newest and the one with the lowest evaluation loss are always
@@ -155,8 +170,11 @@ impl Keep {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            data: crate::text::EMBEDDED_NAME.to_owned(),
+            data: TextFiles::One(crate::text::EMBEDDED_NAME.to_owned()),
             data_sha256: tiny_shakespeare::SHA256.to_owned(),
+            eval_data: None,
+            eval_data_sha256: None,
+            special_tokens: false,
             tokenizer_type: TokenizerKind::Chrs,
             vocab_size: None,
             split: SplitKind::Blocks,
@@ -194,14 +212,17 @@ impl Default for Settings {
             from_checkpoint_run_dir: None,
             from_checkpoint_step: None,
             restart_schedule: false,
+            weights_only: false,
+            new_text: false,
+            extend_vocab: false,
         }
     }
 }
 
 impl Settings {
     /// The settings that may change when a run is resumed: how long it trains and what it saves, nothing that decides how
-    /// it learns. The text is compared by its hash, so that its path may change.
-    pub const MAY_CHANGE: [&str; 10] = [
+    /// it learns. The text is compared by its hash, so that its path may change; so is the evaluation text.
+    pub const MAY_CHANGE: [&str; 11] = [
         "num_epochs",
         "max_steps",
         "save_every",
@@ -212,6 +233,7 @@ impl Settings {
         "sample_tokens",
         "tensorboard",
         "data",
+        "eval_data",
     ];
 
     /// Checks every setting by itself and against the others.
@@ -231,6 +253,15 @@ impl Settings {
                 return Err(Error::setting("--vocab_size", reason));
             }
             (_, None) => {}
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            let reason = format!("{} is outside [0, 1): 0 drops nothing, 0.2 a fifth", self.dropout);
+            return Err(Error::setting("--dropouts", reason));
+        }
+        if self.dropout as f32 == 1.0 {
+            let reason =
+                format!("{} is 1 in single precision, which drops everything: give less", self.dropout);
+            return Err(Error::setting("--dropouts", reason));
         }
         // The vocabulary's size is known only with the text; any size stands for it here.
         let model = self.model_config(1);
@@ -263,6 +294,18 @@ impl Settings {
                 let range = if positive { "above 0" } else { "of 0 or more" };
                 return Err(Error::setting(flag, format!("{value} will not do: give a number {range}")));
             }
+            let narrowed = !["--grad_clip", "--cosine_lr_restart_decay"].contains(&flag);
+            if narrowed && value > f64::from(f32::MAX) {
+                let reason = format!("{value:e} is too large for single precision: give at most 3.4e38");
+                return Err(Error::setting(flag, reason));
+            }
+        }
+        if self.eps < f64::from(f32::MIN_POSITIVE) {
+            let reason = format!(
+                "{:e} is too small for single precision, in which 0 / 0 is not a number: give at least 1.2e-38",
+                self.eps
+            );
+            return Err(Error::setting("--eps", reason));
         }
         for (flag, beta) in [("--beta1", self.beta1), ("--beta2", self.beta2)] {
             if !(0.0..1.0).contains(&beta) {
@@ -275,17 +318,34 @@ impl Settings {
         Ok(())
     }
 
-    /// The tokenizer of a new run on this text.
+    /// The tokenizer of a new run on these texts. `chrs` has the characters of all of them; `corpus_bpe` learns from what
+    /// is trained on alone, and with `special_tokens` has `<|endoftext|>`.
     ///
     /// # Errors
     /// If the text cannot give so large a vocabulary, or the tokenizer's file cannot be used.
-    pub fn tokenizer(&self, text: &str) -> Result<Tokenizer> {
+    pub fn tokenizer(&self, texts: &Texts) -> Result<Tokenizer> {
         match &self.tokenizer_type {
-            TokenizerKind::Chrs => Ok(Tokenizer::chars(text)),
+            TokenizerKind::Chrs => {
+                let all = |tokenizer: Tokenizer| {
+                    tokenizer.decode(&(0..tokenizer.vocab_size() as u32).collect::<Vec<_>>())
+                };
+                let chars = Tokenizer::chars(&texts.data.text);
+                let Some(eval) = &texts.eval else { return Ok(chars) };
+                Ok(Tokenizer::chars(&(all(chars) + &all(Tokenizer::chars(&eval.text)))))
+            }
             TokenizerKind::Bpe => Ok(Tokenizer::gpt2()),
             TokenizerKind::CorpusBpe => {
                 let vocab_size = self.vocab_size.unwrap_or_default();
-                Tokenizer::train_bpe(training_text(text, self.split)?, vocab_size, &[])
+                let text = texts.training_text(self.split)?;
+                if self.special_tokens {
+                    // It is no word to learn.
+                    return Tokenizer::train_bpe(
+                        &text.replace(END_OF_TEXT, "\n"),
+                        vocab_size,
+                        &[END_OF_TEXT],
+                    );
+                }
+                Tokenizer::train_bpe(text, vocab_size, &[])
             }
             TokenizerKind::File(path) => Tokenizer::read(path),
         }
@@ -300,7 +360,14 @@ impl Settings {
     /// with others by mistake.
     pub fn decisive(&self) -> Map<String, Value> {
         /// These say where the run began, which is over when it is resumed.
-        const ORIGIN: [&str; 3] = ["from_checkpoint_run_dir", "from_checkpoint_step", "restart_schedule"];
+        const ORIGIN: [&str; 6] = [
+            "from_checkpoint_run_dir",
+            "from_checkpoint_step",
+            "restart_schedule",
+            "weights_only",
+            "new_text",
+            "extend_vocab",
+        ];
         let Ok(Value::Object(mut settings)) = serde_json::to_value(self) else { unreachable!("a struct") };
         settings
             .retain(|name, _| !Self::MAY_CHANGE.contains(&name.as_str()) && !ORIGIN.contains(&name.as_str()));
@@ -332,6 +399,11 @@ impl Settings {
         self.from_checkpoint_step.unwrap_or(0).saturating_add(self.num_epochs)
     }
 
+    /// The epochs before the first of this text.
+    pub(crate) fn first_epoch_of_text(&self) -> u64 {
+        self.from_checkpoint_step.filter(|_| self.new_text).unwrap_or(0)
+    }
+
     /// The optimizer of this run.
     pub fn adamw(&self) -> AdamWConfig {
         AdamWConfig {
@@ -354,5 +426,43 @@ impl Settings {
             period_growth: self.cosine_t_mult,
             restart_decay: self.cosine_lr_restart_decay,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check_refused(settings: Settings, flag: &str, part: &str) {
+        let message = settings.validate().expect_err(flag).to_string();
+        assert!(message.starts_with(flag) && message.contains(part), "{message}");
+    }
+
+    #[test]
+    fn settings_that_single_precision_cannot_hold_are_refused() {
+        let default = Settings::default;
+        let huge = 1e39;
+        check_refused(Settings { learning_rate: huge, ..default() }, "--learning_rates", "1e39");
+        check_refused(Settings { weight_decay: huge, ..default() }, "--weight_decays", "3.4e38");
+        check_refused(Settings { eps: huge, ..default() }, "--eps", "3.4e38");
+        check_refused(Settings { cosine_final_lr: huge, ..default() }, "--cosine_final_lr", "3.4e38");
+        for eps in [1e-50, 1e-39] {
+            check_refused(Settings { eps, ..default() }, "--eps", "1.2e-38");
+        }
+        check_refused(Settings { dropout: 1.0 - 1e-12, ..default() }, "--dropouts", "0.999999999999 is 1 in");
+        check_refused(Settings { dropout: -1e-60, ..default() }, "--dropouts", "outside [0, 1)");
+        // What becomes 0 there would not have moved a weight, or dropped anything, either.
+        let tiny = 1e-60;
+        let small = Settings {
+            learning_rate: tiny,
+            weight_decay: tiny,
+            cosine_final_lr: tiny,
+            grad_clip: tiny,
+            dropout: tiny,
+            eps: 2e-38,
+            ..default()
+        };
+        small.validate().unwrap();
     }
 }

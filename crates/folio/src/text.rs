@@ -1,4 +1,4 @@
-//! The text that a model is trained on: the embedded tiny Shakespeare, or a file of the user's.
+//! The text that a model is trained on: the embedded tiny Shakespeare, or files of the user's.
 //!
 //! ```
 //! use folio::text::Corpus;
@@ -8,14 +8,17 @@
 //! ```
 
 use std::borrow::Cow;
-use std::fs;
-use std::io::ErrorKind;
 use std::ops::AddAssign;
-use std::path::Path;
-use std::str::Utf8Error;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::files::digest;
+
+mod plain;
+mod sources;
+
+use plain::{LineEndings, Plain, plain};
+pub use sources::{STDIN, TextFiles};
 
 /// The size of some text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -132,31 +135,48 @@ pub const EMBEDDED_NAME: &str = "tiny-shakespeare";
 /// A text, with what a report says of where it came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Corpus {
-    /// [`EMBEDDED_NAME`], or the name of the file without its folders.
+    /// [`EMBEDDED_NAME`], the name of the file without its folders, or the number of files.
     pub name: String,
-    /// The text itself, line endings as they were. Never empty.
+    /// The documents one after the other, lines ending in LF. Never empty.
     pub text: Cow<'static, str>,
-    /// The sha256 of `text` in lower-case hexadecimal.
+    /// What the text is made of; one at least.
+    pub documents: Vec<Document>,
+    /// Of one document the sha256 of its text in lower-case hexadecimal; of several, that of theirs, one a line.
+    pub sha256: String,
+    /// Line endings (CRLF and lone CR) that became LF.
+    pub converted_endings: usize,
+}
+
+/// A document: what one file holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Document {
+    /// The file: an absolute path, [`STDIN`] or [`EMBEDDED_NAME`].
+    pub file: String,
+    /// Where it ends in the text of its corpus, in bytes.
+    pub end: usize,
+    /// The sha256 of its text.
     pub sha256: String,
 }
 
 impl Corpus {
     /// Tiny Shakespeare, which is part of the program.
     pub fn embedded() -> Self {
-        Self {
-            name: EMBEDDED_NAME.to_owned(),
-            text: Cow::Borrowed(tiny_shakespeare::TEXT),
-            sha256: tiny_shakespeare::SHA256.to_owned(),
-        }
+        Self::of_one(
+            EMBEDDED_NAME.to_owned(),
+            EMBEDDED_NAME.to_owned(),
+            Cow::Borrowed(tiny_shakespeare::TEXT),
+            tiny_shakespeare::SHA256.to_owned(),
+        )
     }
 
-    /// Reads a UTF-8 text. A byte-order mark at its start is dropped, every other byte is kept.
+    /// Reads a UTF-8 text, packed with gzip or not. A byte-order mark at its start is dropped; CRLF and a lone CR become LF,
+    /// as in Python's text mode; every other byte is kept.
     ///
     /// # Errors
     /// [`Error::Corpus`] if there is no file at `path`, if it is a directory, if it is empty, or if it is not
     /// UTF-8; [`Error::File`] if the system refuses to read it.
     pub fn from_file(path: &Path) -> Result<Self> {
-        Self::from_bytes(path, read(path)?)
+        Self::from_bytes(path, sources::read(path)?)
     }
 
     /// The text in these bytes, of which `path` says where they are from; as [`Corpus::from_file`].
@@ -164,16 +184,114 @@ impl Corpus {
     /// # Errors
     /// [`Error::Corpus`] if they are none or not UTF-8.
     pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self> {
-        let mut text = utf8(path, bytes)?;
-        if text.starts_with('\u{feff}') {
-            text.drain(..'\u{feff}'.len_utf8());
+        let plain = plain(path, bytes, LineEndings::Lf)?;
+        Self::of_documents(vec![(path.to_path_buf(), plain)])
+    }
+
+    /// Reads the files that are meant by `given`: paths, [`STDIN`], patterns such as `plays/*.txt`, and directories, which
+    /// stand for the files in them that end in `.txt` or `.gz`. Each is read as by [`Corpus::from_file`] and is a
+    /// document; one that does not end a line is followed by LF, and an empty one is left out.
+    ///
+    /// # Errors
+    /// As [`Corpus::from_file`], and if there is no file, or one is given twice.
+    pub fn read(given: &[PathBuf]) -> Result<Self> {
+        let files = sources::expand(given)?;
+        let read = |path: PathBuf| {
+            let plain = plain(&path, sources::read(&path)?, LineEndings::Lf)?;
+            Ok((path, plain))
+        };
+        Self::of_documents(files.into_iter().map(read).collect::<Result<_>>()?)
+    }
+
+    /// Reads a text again that is known by its hash.
+    ///
+    /// # Errors
+    /// As [`Corpus::read`].
+    pub fn read_known(given: &[PathBuf], sha256: &str) -> Result<Self> {
+        let corpus = Self::read(given)?;
+        if corpus.sha256 == sha256 || corpus.converted_endings == 0 || given.iter().any(|path| is_stdin(path))
+        {
+            return Ok(corpus);
         }
-        if text.is_empty() {
-            return Err(unusable(path, "it is empty; give a file with some text in it"));
+        // It may be of a run that was begun when line endings were kept.
+        let read = |path: PathBuf| {
+            let plain = plain(&path, sources::read(&path)?, LineEndings::Kept)?;
+            Ok((path, plain))
+        };
+        let files = sources::expand(given)?;
+        let kept = Self::of_documents(files.into_iter().map(read).collect::<Result<_>>()?)?;
+        Ok(if kept.sha256 == sha256 { kept } else { corpus })
+    }
+
+    fn of_documents(mut plains: Vec<(PathBuf, Plain)>) -> Result<Self> {
+        let Some((first, _)) = plains.first() else {
+            return Err(Error::setting("--data", "no file is given: give one at least"));
+        };
+        let (first, count) = (first.clone(), plains.len());
+        let converted_endings = plains.iter().map(|(_, plain)| plain.converted_endings).sum();
+        plains.retain(|(_, plain)| !plain.text.is_empty());
+        let file = |path: &Path| match std::path::absolute(path) {
+            Ok(absolute) if !is_stdin(path) => absolute.display().to_string(),
+            _ => path.display().to_string(),
+        };
+        if let [(path, plain)] = &mut plains[..] {
+            let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+            let name = if is_stdin(path) { "stdin".to_owned() } else { name };
+            let text = std::mem::take(&mut plain.text);
+            let sha256 = digest(text.as_bytes());
+            return Ok(Self {
+                converted_endings,
+                ..Self::of_one(name, file(path), Cow::Owned(text), sha256)
+            });
         }
-        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-        let sha256 = digest(text.as_bytes());
-        Ok(Self { name, text: Cow::Owned(text), sha256 })
+        let last = plains.len().saturating_sub(1);
+        let (mut text, mut documents) = (String::new(), Vec::new());
+        for (index, (path, plain)) in plains.into_iter().enumerate() {
+            let start = text.len();
+            text.push_str(&plain.text);
+            if index < last && !text.ends_with('\n') {
+                text.push('\n');
+            }
+            let sha256 = digest(&text.as_bytes()[start..]);
+            documents.push(Document { file: file(&path), end: text.len(), sha256 });
+        }
+        if documents.is_empty() {
+            let reason = if count == 1 { "it is empty" } else { "it and the other files are empty" };
+            return Err(unusable(&first, format!("{reason}; give a file with some text in it")));
+        }
+        let hashes: String = documents.iter().map(|document| format!("{}\n", document.sha256)).collect();
+        let sha256 = digest(hashes.as_bytes());
+        let name = format!("{} files", documents.len());
+        Ok(Self { name, text: Cow::Owned(text), documents, sha256, converted_endings })
+    }
+
+    fn of_one(name: String, file: String, text: Cow<'static, str>, sha256: String) -> Self {
+        let documents = vec![Document { file, end: text.len(), sha256: sha256.clone() }];
+        Self { name, text, documents, sha256, converted_endings: 0 }
+    }
+
+    /// The files, as settings name them.
+    pub fn files(&self) -> TextFiles {
+        TextFiles::new(self.documents.iter().map(|document| document.file.clone()).collect())
+    }
+
+    /// Checks that this text, which a model is to be evaluated on, has no document in common with its training text and
+    /// is no part of it.
+    ///
+    /// # Errors
+    /// [`Error::Corpus`].
+    pub fn check_apart_from(&self, training: &Corpus) -> Result<()> {
+        let trained =
+            |document: &&Document| training.documents.iter().any(|other| other.sha256 == document.sha256);
+        if let Some(document) = self.documents.iter().find(trained) {
+            let reason = "it is training text too, and must not be evaluated on; give another";
+            return Err(unusable(Path::new(&document.file), reason));
+        }
+        if training.text.contains(self.text.trim()) {
+            let reason = "it is a part of the training text, and must not be evaluated on; give another";
+            return Err(unusable(Path::new(&self.documents[0].file), reason));
+        }
+        Ok(())
     }
 }
 
@@ -182,43 +300,22 @@ impl Corpus {
 /// # Errors
 /// [`Error::Corpus`] if they are not UTF-8.
 pub fn utf8(path: &Path, bytes: Vec<u8>) -> Result<String> {
-    String::from_utf8(bytes)
-        .map_err(|error| unusable(path, not_utf8(path, error.as_bytes(), error.utf8_error())))
+    plain::utf8(path, bytes)
 }
 
-fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).map_err(|source| match source.kind() {
-        ErrorKind::NotFound => unusable(path, "it does not exist; check the spelling of its path"),
-        ErrorKind::IsADirectory => unusable(path, "it is a directory; give the path of a text file"),
-        _ => Error::file("read", path)(source),
-    })
+fn is_stdin(path: &Path) -> bool {
+    path.as_os_str() == STDIN
 }
 
 fn unusable(path: &Path, reason: impl Into<String>) -> Error {
-    Error::Corpus { path: path.display().to_string(), reason: reason.into() }
-}
-
-/// Says where `bytes` stop being UTF-8, and which command makes them so.
-fn not_utf8(path: &Path, bytes: &[u8], error: Utf8Error) -> String {
-    let offset = error.valid_up_to();
-    let advice = match error.error_len() {
-        Some(_) => "convert it",
-        None => "its last character is incomplete, so fetch it again if it was cut off, or convert it",
-    };
-    // A UTF-16 file opens with a byte-order mark, of which no byte is ever valid in UTF-8.
-    let encoding = match bytes {
-        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "UTF-16",
-        _ => "WINDOWS-1252",
-    };
-    let (byte, path) = (bytes[offset], path.display());
-    format!(
-        "it is not UTF-8 at byte offset {offset} (0x{byte:02x}); {advice}, for example with \
-         iconv -f {encoding} -t UTF-8 '{path}' > '{path}.utf8'"
-    )
+    let path = if is_stdin(path) { "on stdin".to_owned() } else { path.display().to_string() };
+    Error::Corpus { path, reason: reason.into() }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -254,33 +351,24 @@ mod tests {
     fn embedded_text_equals_the_same_text_in_a_file() {
         let mut from_file = corpus(tiny_shakespeare::TEXT.as_bytes()).unwrap();
         assert_eq!(from_file.name, "plays.txt");
+        assert!(from_file.documents[0].file.ends_with("plays.txt"));
         from_file.name = "tiny-shakespeare".to_owned();
+        from_file.documents[0].file = "tiny-shakespeare".to_owned();
         assert_eq!(from_file, Corpus::embedded());
-    }
-
-    #[test]
-    fn line_endings_and_inner_marks_are_kept() {
-        let text = "Exit.\r\n\tÉxit\u{feff}\r\n\n";
-        assert_eq!(corpus(text.as_bytes()).unwrap().text, text);
     }
 
     #[test]
     fn leading_byte_order_mark_is_dropped() {
         let marked = corpus("\u{feff}\u{feff}Exit.".as_bytes()).unwrap();
         assert_eq!(marked.text, "\u{feff}Exit.");
-        assert_eq!(corpus("\u{feff}Exit.".as_bytes()).unwrap(), corpus(b"Exit.").unwrap());
+        let (marked, plain) = (corpus("\u{feff}Exit.".as_bytes()).unwrap(), corpus(b"Exit.").unwrap());
+        assert_eq!((marked.text, marked.sha256), (plain.text, plain.sha256));
     }
 
     #[test]
-    fn unusable_texts_are_refused() {
+    fn empty_texts_are_refused() {
         check_refused(b"", &["it is empty"]);
         check_refused("\u{feff}".as_bytes(), &["is empty"]);
-        check_refused(
-            b"caf\xe9 noir",
-            &["offset 3 (0xe9); convert it, for", "iconv -f WINDOWS-1252 -t UTF-8 '"],
-        );
-        check_refused(b"\xff\xfeE\0x\0", &["offset 0 (0xff)", "iconv -f UTF-16 -t UTF-8 '"]);
-        check_refused(b"caf\xc3", &["offset 3 (0xc3)", "cut off", "iconv"]);
     }
 
     #[test]
@@ -290,5 +378,59 @@ mod tests {
         assert!(missing.contains("none.txt: it does not exist"), "{missing:?}");
         let directory = Corpus::from_file(dir.path()).unwrap_err().to_string();
         assert!(directory.ends_with(": it is a directory; give the path of a text file"), "{directory:?}");
+    }
+
+    /// The corpus of files with these contents, in this order.
+    fn files(dir: &Path, contents: &[&str]) -> Result<Corpus> {
+        let write = |(index, content): (usize, &&str)| {
+            let path = dir.join(format!("{index}.txt"));
+            fs::write(&path, content).unwrap();
+            path
+        };
+        Corpus::read(&contents.iter().enumerate().map(write).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn several_files_are_documents_that_end_their_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let corpus = files(dir.path(), &["one", "", "two\r\n", "three"]).unwrap();
+        assert_eq!((&*corpus.text, corpus.name.as_str()), ("one\ntwo\nthree", "3 files"));
+        assert_eq!(corpus.documents.iter().map(|document| document.end).collect::<Vec<_>>(), [4, 8, 13]);
+        assert_eq!(corpus.converted_endings, 1);
+        assert!(corpus.files().names()[2].ends_with("3.txt"), "{}", corpus.files());
+        // The order counts, and where documents end.
+        let other = |contents: &[&str]| files(dir.path(), contents).unwrap().sha256;
+        assert_eq!(other(&["one\n", "two\n", "three"]), corpus.sha256);
+        assert_ne!(other(&["two\n", "one\n", "three"]), corpus.sha256);
+        assert_ne!(other(&["one\ntwo\n", "three"]), corpus.sha256);
+        // Files that are empty make no documents, and one that is left is a text like any.
+        assert_eq!(other(&["", "one"]), digest(b"one"));
+        let message = files(dir.path(), &["", "\u{feff}"]).unwrap_err().to_string();
+        assert!(message.contains("0.txt: it and the other files are empty"), "{message}");
+    }
+
+    #[test]
+    fn a_text_of_a_run_that_kept_line_endings_is_known_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("old.txt");
+        fs::write(&path, "a\r\nb").unwrap();
+        let read = |sha256: &str| Corpus::read_known(std::slice::from_ref(&path), sha256).unwrap();
+        assert_eq!(read(&digest(b"a\r\nb")).text, "a\r\nb");
+        assert_eq!(read(&digest(b"a\nb")).text, "a\nb");
+        assert_eq!(read("another").text, "a\nb");
+    }
+
+    #[test]
+    fn evaluation_text_that_is_training_text_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let training = files(dir.path(), &["one\n", "two\nthree\n"]).unwrap();
+        for (content, part) in
+            [("one\n", "it is training text too"), ("three\n\n", "it is a part of the training")]
+        {
+            let message =
+                corpus(content.as_bytes()).unwrap().check_apart_from(&training).unwrap_err().to_string();
+            assert!(message.contains("plays.txt") && message.contains(part), "{message}");
+        }
+        corpus(b"four").unwrap().check_apart_from(&training).unwrap();
     }
 }

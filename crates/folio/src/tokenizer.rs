@@ -27,6 +27,7 @@ use crate::text::TextSize;
 
 mod bpe;
 mod chars;
+mod extend;
 mod gpt2;
 mod json;
 mod kind;

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::evaluate::mean_batch_loss;
 use crate::generate::{Generator, Request};
 use crate::history::{EpochReport, EpochSums, History};
-use crate::model::{Gpt2, ModelConfig, Predictor, WeightFormat};
+use crate::model::{Gpt2, Predictor, WeightFormat};
 use crate::optim::AdamW;
 use crate::rng::{Rng, Stream};
 use crate::run_dir::RunDir;
@@ -20,9 +20,11 @@ use crate::settings::Settings;
 use crate::text::TextPerToken;
 use crate::tokenizer::Tokenizer;
 
+mod continuing;
 mod event;
 mod saver;
 
+pub use continuing::{check_same, check_start};
 pub use event::{Event, Outcome, Requests, StepReport};
 use saver::Saver;
 
@@ -92,7 +94,8 @@ impl Trainer {
         {
             check_resumes(checkpoint, &settings)?;
         }
-        let has_optimizer = checkpoint.as_ref().is_none_or(Checkpoint::is_resumable);
+        let has_optimizer =
+            checkpoint.as_ref().is_none_or(|found| continuing::takes_optimizer(found, &settings));
         let resumed_from = checkpoint.as_ref().map(|checkpoint| checkpoint.directory().to_path_buf());
         let (model, optimizer, state) = match checkpoint {
             None => {
@@ -101,7 +104,7 @@ impl Trainer {
                 let optimizer = AdamW::new(settings.adamw(), model.parameters().values().len());
                 (model, optimizer, TrainingState::new(identity, &settings))
             }
-            Some(checkpoint) => load(&checkpoint, &settings, identity)?,
+            Some(checkpoint) => continuing::load(&checkpoint, &settings, &tokenizer)?,
         };
         let [train_text, eval_text] =
             [Part::Train, Part::Eval].map(|part| dataset.text_per_token(part, &tokenizer));
@@ -394,39 +397,6 @@ fn find(start: &Start, settings: &Settings) -> Result<Option<Checkpoint>> {
     }
 }
 
-/// A run as its checkpoint has it.
-fn load(
-    checkpoint: &Checkpoint,
-    settings: &Settings,
-    identity: Identity,
-) -> Result<(Gpt2, AdamW, TrainingState)> {
-    let mut state = checkpoint.state().clone();
-    check_same(checkpoint.directory(), &state.identity, &identity)?;
-    let config = identity.model;
-    // Dropout may have changed, and for a branch any setting.
-    state.identity = identity;
-    state.settings = Some(settings.decisive());
-    let at_start = Some(state.epoch) == settings.from_checkpoint_step && state.under_way.batches == 0;
-    let goes_further = settings.max_steps.is_none_or(|limit| limit > state.global_step);
-    if let Some(CutShort { order, sums }) = state.cut_short.take_if(|_| goes_further) {
-        state.order = order;
-        state.under_way = sums;
-        state.epoch -= 1;
-        state.history.pop();
-    }
-    if settings.restart_schedule && at_start {
-        state.schedule_start = ScheduleStart { epoch: state.epoch, step: state.global_step };
-    }
-    let parameters = checkpoint.parameters()?;
-    let optimizer = if checkpoint.is_resumable() {
-        checkpoint.optimizer(parameters.specs(), settings.adamw())?
-    } else {
-        state.optimizer_steps = 0;
-        AdamW::new(settings.adamw(), parameters.values().len())
-    };
-    Ok((Gpt2::from_parameters(config, settings.precision, parameters), optimizer, state))
-}
-
 /// Checks that a run can be resumed from its own checkpoint with these settings.
 fn check_resumes(checkpoint: &Checkpoint, settings: &Settings) -> Result<()> {
     let state = checkpoint.state();
@@ -455,41 +425,6 @@ fn check_resumes(checkpoint: &Checkpoint, settings: &Settings) -> Result<()> {
     match settings.max_steps {
         Some(limit) if limit < state.global_step => too_few("--max_steps", limit, state.global_step, "steps"),
         _ => Ok(()),
-    }
-}
-
-/// Checks that a checkpoint is of the same model, text and split as was asked for; dropout may change.
-///
-/// # Errors
-/// [`Error::Checkpoint`] that names the flag that differs.
-pub fn check_same(checkpoint: &Path, saved: &Identity, wanted: &Identity) -> Result<()> {
-    let ModelConfig { vocab_size, n_blocks, n_emb, n_heads, block_size, dropout: _ } = saved.model;
-    let sizes = [
-        ("the vocabulary", vocab_size, wanted.model.vocab_size),
-        ("--n_blocks", n_blocks, wanted.model.n_blocks),
-        ("--n_emb", n_emb, wanted.model.n_emb),
-        ("--n_heads", n_heads, wanted.model.n_heads),
-        ("--block_sizes", block_size, wanted.model.block_size),
-    ];
-    let differs = sizes.iter().find(|(_, saved, wanted)| saved != wanted);
-    let wrong = |reason: String| Err(Error::Checkpoint { path: checkpoint.to_path_buf(), reason });
-    if let Some((name, saved, wanted)) = differs {
-        return wrong(format!(
-            "{name} is {saved} there, but {wanted} was asked for: leave the flag out or give {saved}"
-        ));
-    }
-    let rest = [
-        ("tokenizer", saved.tokenizer_sha256 == wanted.tokenizer_sha256),
-        ("text", saved.data_sha256 == wanted.data_sha256),
-        ("split", saved.split == wanted.split),
-        ("seed", saved.seed == wanted.seed),
-    ];
-    match rest.iter().find(|(_, same)| !same) {
-        None => Ok(()),
-        Some((what, _)) => wrong(format!(
-            "it was written with another {what}, and its training and evaluation text must stay apart: go on with \
-             the run's own"
-        )),
     }
 }
 

@@ -44,6 +44,8 @@ fn generate_repeats_itself_only_with_the_same_seed() {
     let greedy = place.ok("generate run --temperature 0 --seed 1").stdout;
     assert_eq!(greedy, place.ok("generate run --top_k 1 --seed 2").stdout);
     assert_eq!(greedy, place.ok("generate run --top-p 1e-6 --seed 3").stdout);
+    assert_eq!(greedy, place.ok("generate run --temperature 1e-60 --seed 4").stdout);
+    assert_eq!(seeded(1), place.ok("generate run --top_k 100000 --top_p 1 --min_p 0 --seed 1").stdout);
 }
 
 #[test]

@@ -82,8 +82,9 @@ fn without_save_checkpoint_the_newest_the_best_and_one_to_fall_back_on_are_kept(
     // So short a run gets better with every epoch: the newest is the best.
     assert_eq!(place.link("run/best"), "checkpoint_5");
     assert_eq!(kept("run"), ["checkpoint_4", "checkpoint_5"]);
-    // So high a rate makes it worse.
-    place.ok(&format!("train {five} --learning_rates 1 --run_dir worse"));
+    // A rate that is four times as high in every epoch, from 0.01 to 2.56, ends in a loss above 10.
+    let growing = "--learning_rates 0.01 --lr_schedule cosine_warm_restarts --cosine_T_max 1 --cosine_lr_restart_decay 4";
+    place.ok(&format!("train {five} {growing} --run_dir worse"));
     let best = place.link("worse/best");
     assert_ne!(best, "checkpoint_5");
     let mut expected = [best, "checkpoint_5".to_owned()];

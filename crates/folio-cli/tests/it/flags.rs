@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use serde_json::json;
 
-use crate::place::{MODEL, Place, TINY, words};
+use crate::place::{MODEL, Place, TINY, plays, words};
 
 /// Every flag with an underscore that a fresh run takes, none at its default.
-const ALL_FLAGS: &str = "--tokenizer_type corpus_bpe --vocab_size 260 --n_emb 16 --n_heads 4 --n_blocks 2 --block_sizes 8 --batch_sizes 3 \
+const ALL_FLAGS: &str = "--eval_data eval.txt --special_tokens --tokenizer_type corpus_bpe --vocab_size 260 --n_emb 16 --n_heads 4 --n_blocks 2 --block_sizes 8 --batch_sizes 3 \
     --num_epochs 3 --max_steps 2 --learning_rates 2e-3 --weight_decays 0.5 --decay_all_parameters --grad_clip 0.5 \
     --lr_schedule cosine_warm_restarts --lr_schedule_unit step --warmup_steps 1 --cosine_final_lr 1e-5 \
     --cosine_T_max 4 --cosine_T_mult 2 --cosine_lr_restart_decay 0.5 --run_dir run --save_losses --save_checkpoint \
@@ -19,8 +19,8 @@ const UNSAVED: &str = "--no_save";
 /// Every flag with an underscore that only a resumed run takes.
 const RESUMING: &str = "--resume run --skip_damaged";
 /// Every flag with an underscore that only a continued run takes.
-const CONTINUING: &str =
-    "--from_checkpoint --from_checkpoint_run_dir run --from_checkpoint_step 1 --restart_schedule";
+const CONTINUING: &str = "--from_checkpoint --from_checkpoint_run_dir run --from_checkpoint_step 1 --restart_schedule \
+     --weights_only --extend_vocab";
 
 fn kebab(line: &str) -> String {
     let spell = |word: &str| if word.starts_with("--") { word.replace('_', "-") } else { word.to_owned() };
@@ -31,6 +31,7 @@ fn kebab(line: &str) -> String {
 fn both_spellings_of_a_flag_mean_the_same() {
     let snake = Place::new();
     let other = Place::new();
+    [&snake, &other].into_iter().for_each(|place| place.write("eval.txt", plays().to_uppercase()));
     // The text comes from one place, so that its path is recorded alike.
     let data = snake.path("plays.txt").display().to_string();
     let (first, more) = (

@@ -18,5 +18,6 @@ mod seed;
 mod serving;
 mod stopping;
 mod sweep;
+mod texts;
 mod tokenizer;
 mod trouble;

@@ -51,7 +51,7 @@ fn texts_that_cannot_be_trained_on() {
         ("train --run_dir x --data none.txt", FAILURE, &["none.txt", "does not exist", "check the spelling"]),
         ("train --run_dir x --data empty.txt", FAILURE, &["empty.txt", "is empty", "give a file"]),
         ("train --run_dir x --data latin.txt", FAILURE, &["latin.txt", "not UTF-8", "offset 3", "iconv -f"]),
-        ("train --run_dir x --data .", FAILURE, &["is a directory", "give the path"]),
+        ("train --run_dir x --data .", FAILURE, &["latin.txt", "not UTF-8"]),
         ("train --run_dir x --data ''", USAGE, &["--data <FILE>", "value is required"]),
     ];
     check_all(&place, mistakes);
@@ -282,7 +282,11 @@ fn checkpoints_that_cannot_be_continued() {
         (format!("{run} 2 --n_heads 4"), FAILURE, &["--n_heads is 2", "give 2"]),
         (format!("{run} 2 --seed 3"), USAGE, &["--seed", "run has 1337", "leave the flag out"]),
         (format!("{run} 2 --split contiguous"), USAGE, &["--split", "run has blocks", "leave the flag out"]),
-        (format!("{run} 2 --data other.txt"), USAGE, &["--data", "plays.txt", "leave the flag out"]),
+        (
+            format!("{run} 2 --data other.txt"),
+            FAILURE,
+            &["lacks", "characters of other.txt", "--extend_vocab"],
+        ),
         (
             format!("{run} 2 --tokenizer_type bpe"),
             USAGE,
@@ -516,7 +520,7 @@ fn runs_that_cannot_be_resumed() {
         (
             "train --resume run --data other.txt",
             FAILURE,
-            &["other.txt: is another than the run was trained on"],
+            &["other.txt: is not the text that the run was trained on"],
         ),
         ("train --resume run --run_dir x", USAGE, &["--run_dir x: a run that is resumed stays in run"]),
         ("train --resume run --num_epochs 0", USAGE, &["--num_epochs", "0 is"]),

@@ -1,28 +1,8 @@
 //! The optimizer's step.
 
 use super::expect_len;
+use crate::adamw::AdamwStep;
 use num_traits::{Float, NumAssign};
-
-/// The numbers of one step of AdamW, alike for all the elements of a parameter.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AdamWStep<F> {
-    /// The step length, after warm-up and decay.
-    pub learning_rate: F,
-    /// How much of the first moment is kept.
-    pub beta1: F,
-    /// How much of the second moment is kept.
-    pub beta2: F,
-    /// What is added to the root of the second moment, so that nothing is divided by zero.
-    pub eps: F,
-    /// The decoupled weight decay; zero for parameters that do not decay.
-    pub weight_decay: F,
-    /// The factor on the gradient: clipping's, or one.
-    pub gradient_scale: F,
-    /// `1 - beta1^t` at step t, counted from 1.
-    pub bias_correction1: F,
-    /// `1 - beta2^t` at step t, counted from 1.
-    pub bias_correction2: F,
-}
 
 /// One step of AdamW, math.md (36) to (38), with `g = gradient_scale * gradient`: `p <- p (1 - learning_rate
 /// weight_decay)`, `m <- beta1 m + (1 - beta1) g`, `v <- beta2 v + (1 - beta2) g^2`, `p <- p - learning_rate
@@ -34,8 +14,9 @@ pub struct AdamWStep<F> {
 /// - `gradient` (the shape of `parameter`).
 ///
 /// ```
-/// use folio_kernels::reference::{AdamWStep, adamw};
-/// let step = AdamWStep {
+/// use folio_kernels::adamw::AdamwStep;
+/// use folio_kernels::reference::adamw;
+/// let step = AdamwStep {
 ///     learning_rate: 0.1,
 ///     beta1: 0.9,
 ///     beta2: 0.99,
@@ -56,19 +37,21 @@ pub fn adamw<F: Float + NumAssign>(
     gradient: &[F],
     first: &mut [F],
     second: &mut [F],
-    step: AdamWStep<F>,
+    step: AdamwStep,
 ) {
     let shape = [parameter.len()];
     expect_len("gradient", gradient, &shape);
     expect_len("first", first, &shape);
     expect_len("second", second, &shape);
-    let AdamWStep { learning_rate, beta1, beta2, eps, weight_decay, .. } = step;
+    let factor = |value: f64| F::from(value).expect("a float holds any f64, rounded");
+    let AdamwStep { learning_rate, beta1, beta2, weight_decay, .. } = step;
+    let (new_mean, new_square, decay) = (1.0 - beta1, 1.0 - beta2, learning_rate * weight_decay);
     for i in 0..parameter.len() {
-        let g = step.gradient_scale * gradient[i];
-        parameter[i] *= F::one() - learning_rate * weight_decay;
-        first[i] = beta1 * first[i] + (F::one() - beta1) * g;
-        second[i] = beta2 * second[i] + (F::one() - beta2) * g * g;
-        let root = second[i].sqrt() / step.bias_correction2.sqrt() + eps;
-        parameter[i] -= learning_rate / step.bias_correction1 * first[i] / root;
+        let g = factor(step.gradient_scale) * gradient[i];
+        parameter[i] *= factor(1.0 - decay);
+        first[i] = factor(beta1) * first[i] + factor(new_mean) * g;
+        second[i] = factor(beta2) * second[i] + factor(new_square) * g * g;
+        let root = second[i].sqrt() / factor(step.bias_correction2.sqrt()) + factor(step.eps);
+        parameter[i] -= factor(learning_rate / step.bias_correction1) * first[i] / root;
     }
 }

@@ -26,6 +26,9 @@ fn adamw_equals_its_twin() {
         compare(Tensor::random(len), LATER_STEP);
         compare(Tensor::random(len), AdamwStep { weight_decay: 0.0, gradient_scale: 1.0, ..LATER_STEP });
         compare(Tensor::random(len), AdamwStep { learning_rate: 0.5, eps: 0.1, beta1: 0.0, ..LATER_STEP });
+        for beta2 in [0.0, 0.3, 0.5, 0.9999] {
+            compare(Tensor::random(len), AdamwStep { beta2, ..LATER_STEP });
+        }
     }
 }
 
@@ -105,42 +108,40 @@ impl Tensor {
         vec![parameter, mean, square]
     }
 
-    /// In units of U, with g the scaled gradient:
+    /// In units of U, with g the scaled gradient, d the denominator and s the step `rate m / d`:
     ///
     /// - mean, `m + (1 - beta1) (g - m)`: g one, the difference, `1 - beta1`, the product one each, on a size
     ///   of `(1 - beta1) (|g| + |m|)`; the sum one of the result.
-    /// - square, all of it positive: `1 - beta2` one, g twice one, two products, a sum: 6.
-    /// - denominator: half of square's 6, a root, the correction's root and reciprocal, a product, a sum: 8.
-    /// - parameter: the rate one, its product with the mean and the quotient, with the denominator's 11 and
-    ///   what the mean is off; of the decayed parameter a product of the rate, a difference and a product: 3;
-    ///   one of the result.
+    /// - square, `v + (1 - beta2) (g^2 - v)`: g^2 three; the difference, `1 - beta2` and the product one each, on a
+    ///   size of `(1 - beta2) (g^2 + v)`; the sum one of the result. For a beta2 below 1/2, `beta2 v + (1 - beta2) g^2`:
+    ///   beta2 and its product one each; g^2 three, `1 - beta2` and its product; the sum.
+    /// - d, relative: half of what the square is off; a root, the correction, a product and a sum: 4.
+    /// - parameter, `p - (decay p + s)`: of s what the mean is off, and of its size what d is off, the rate, its product
+    ///   and the quotient: 3; of `decay p` the factor and a product: 2; their sum one of both; one of the result.
     fn expected(&self, step: AdamwStep) -> [Expected; 3] {
         let of = |value: f32| f64::from(value);
-        let twin = reference::AdamWStep {
-            learning_rate: of(step.learning_rate),
-            beta1: of(step.beta1),
-            beta2: of(step.beta2),
-            eps: of(step.eps),
-            weight_decay: of(step.weight_decay),
-            gradient_scale: of(step.gradient_scale),
-            bias_correction1: of(step.bias_correction1),
-            bias_correction2: of(step.bias_correction2),
-        };
         let gradient = wide(&self.gradient);
         let (mut parameter, mut mean, mut square) =
             (wide(&self.parameter), wide(&self.mean), wide(&self.square));
-        reference::adamw(&mut parameter, &gradient, &mut mean, &mut square, twin);
-        let (mut parameter_off, mut mean_off) = (vec![], vec![]);
+        reference::adamw(&mut parameter, &gradient, &mut mean, &mut square, step);
+        let (mut parameter_off, mut mean_off, mut square_off) = (vec![], vec![], vec![]);
         for i in 0..gradient.len() {
-            let g = twin.gradient_scale * gradient[i].abs();
-            let change = (1.0 - twin.beta1) * (g + of(self.mean[i]).abs());
+            let g = step.gradient_scale * gradient[i].abs();
+            let change = (1.0 - step.beta1) * (g + of(self.mean[i]).abs());
             mean_off.push(U * (4.0 * change + mean[i].abs()));
-            let denominator = (square[i] / twin.bias_correction2).sqrt() + twin.eps;
-            let rate = twin.learning_rate / twin.bias_correction1 / denominator;
-            let step_off = rate * (mean_off[i] + U * 11.0 * mean[i].abs());
-            parameter_off.push(step_off + U * (3.0 * of(self.parameter[i]).abs() + parameter[i].abs()));
+            let of_square = if step.beta2 < 0.5 { 2.0 * step.beta2 } else { 3.0 * (1.0 - step.beta2) };
+            let old = of_square * of(self.square[i]);
+            square_off.push(U * (6.0 * (1.0 - step.beta2) * g * g + old + square[i]));
+            let denominator = (square[i] / step.bias_correction2).sqrt() + step.eps;
+            // A square of 0 is exact.
+            let relative = (square_off[i] / (2.0 * square[i])).max(0.0) + 4.0 * U;
+            let rate = step.learning_rate / step.bias_correction1 / denominator;
+            let size = rate * mean[i].abs();
+            let decayed = step.learning_rate * step.weight_decay * of(self.parameter[i]).abs();
+            let step_off = rate * mean_off[i] + size * (relative + 3.0 * U);
+            let sum_off = U * (2.0 * decayed + (decayed + size) + parameter[i].abs());
+            parameter_off.push(step_off + sum_off);
         }
-        let square_off = square.iter().map(|square| 6.0 * U * square).collect();
         let expected = |name, want, tolerance| Expected { name, want, tolerance };
         [
             expected("parameter", parameter, parameter_off),

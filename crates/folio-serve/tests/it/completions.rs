@@ -39,6 +39,8 @@ async fn texts_are_the_library_s_own() {
         for (fields, sampling) in [
             (json!({}), Sampling::default()),
             (json!({ "temperature": 0 }), Sampling { temperature: 0.0, ..Sampling::default() }),
+            (json!({ "temperature": 1e-60 }), Sampling { temperature: 0.0, ..Sampling::default() }),
+            (json!({ "top_k": 100_000, "top_p": 1, "min_p": 0 }), Sampling::default()),
             (
                 json!({ "top_k": 5, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.3, "temperature": 0.8 }),
                 Sampling {

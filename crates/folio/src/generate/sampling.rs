@@ -44,6 +44,11 @@ impl Sampling {
             );
             return Err(Error::setting("--repetition_penalty", reason));
         }
+        if !(f32::MIN_POSITIVE..=f32::MAX).contains(&(repetition_penalty as f32)) {
+            let reason =
+                format!("{repetition_penalty:e} is outside the range of single precision: 1 is no penalty");
+            return Err(Error::setting("--repetition_penalty", reason));
+        }
         if !temperature.is_finite() || temperature < 0.0 {
             let reason = format!("{temperature} will not do: give 0 (the likeliest token) or more");
             return Err(Error::setting("--temperature", reason));
@@ -58,6 +63,21 @@ impl Sampling {
             return Err(Error::setting("--min_p", format!("{min_p} is outside [0, 1]")));
         }
         Ok(())
+    }
+
+    /// Whether the likeliest token is always taken. Logits are single precision, so a temperature that is 0 there is 0.
+    pub fn is_greedy(&self) -> bool {
+        self.temperature as f32 == 0.0
+    }
+
+    /// Without the filters that remove nothing from a vocabulary of this size.
+    fn without_idle_filters(self, vocab_size: usize) -> Self {
+        Self {
+            top_k: self.top_k.filter(|&top_k| top_k < vocab_size),
+            top_p: self.top_p.filter(|&top_p| top_p < 1.0),
+            min_p: self.min_p.filter(|&min_p| min_p > 0.0),
+            ..self
+        }
     }
 }
 
@@ -90,19 +110,24 @@ impl Sampler {
         if sampling.repetition_penalty != 1.0 {
             let penalty = sampling.repetition_penalty as f32;
             for (logit, _) in self.weights.iter_mut().zip(seen).filter(|(_, seen)| **seen) {
-                *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+                let penalised = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+                *logit = penalised.clamp(f32::MIN, f32::MAX);
             }
         }
-        if sampling.temperature == 0.0 {
+        if sampling.is_greedy() {
             return likeliest(&self.weights);
         }
-        exponentials(&mut self.weights, sampling.temperature as f32);
+        exponentials(&mut self.weights, (sampling.temperature as f32).min(f32::MAX));
+        let sampling = sampling.without_idle_filters(logits.len());
         if sampling.top_k.is_none() && sampling.top_p.is_none() && sampling.min_p.is_none() {
             return pick((0..).zip(self.weights.iter().copied()), rng);
         }
         self.candidates.clear();
         self.candidates.extend(0..logits.len() as u32);
-        self.filter(sampling);
+        self.filter(&sampling);
+        // In the order of the vocabulary, so that the same random number gives the same token whether or not a filter
+        // has removed some that would not have been drawn.
+        self.candidates.sort_unstable();
         pick(self.candidates.iter().map(|&token| (token, self.weights[token as usize])), rng)
     }
 
@@ -272,6 +297,62 @@ mod tests {
         // Probabilities squared: 1, 4, 9, 16 of 30.
         check(Sampling { temperature: 0.5, ..Sampling::default() }, [333, 1_333, 3_000, 5_333]);
         check(Sampling { temperature: 0.0, ..Sampling::default() }, [0, 0, 0, 10_000]);
+    }
+
+    /// What 200 draws from the four tokens and a fifth that is never drawn give.
+    fn drawn(sampling: Sampling) -> Vec<u32> {
+        let logits = [0.1_f32.ln(), 0.2_f32.ln(), -1e3, 0.3_f32.ln(), 0.4_f32.ln()];
+        let (mut rng, mut sampler) = (Rng::new(8, Stream::Sampling), Sampler::default());
+        (0..200).map(|_| sampler.draw(&sampling, &logits, &[], &mut rng)).collect()
+    }
+
+    #[test]
+    fn filters_that_remove_nothing_change_nothing() {
+        let plain = Sampling::default();
+        let want = drawn(plain);
+        for top_k in [4, 5, 6, usize::MAX] {
+            assert_eq!(drawn(Sampling { top_k: Some(top_k), ..plain }), want, "top_k {top_k}");
+        }
+        for top_p in [1.0, 1.0 - 1e-12] {
+            assert_eq!(drawn(Sampling { top_p: Some(top_p), ..plain }), want, "top_p {top_p}");
+        }
+        for min_p in [0.0, 1e-30, 0.2] {
+            assert_eq!(drawn(Sampling { min_p: Some(min_p), ..plain }), want, "min_p {min_p}");
+        }
+        let all = Sampling { top_k: Some(5), top_p: Some(1.0), min_p: Some(0.0), ..plain };
+        assert_eq!(drawn(all), want);
+    }
+
+    #[test]
+    fn a_temperature_that_is_0_in_single_precision_is_greedy() {
+        for temperature in [1e-300, 1e-60, 7e-46, f64::from(f32::from_bits(1)), 1e-40, 1e-3] {
+            let sampling = Sampling { temperature, ..Sampling::default() };
+            sampling.validate().unwrap();
+            assert_eq!(drawn(sampling), [4; 200], "{temperature:e}");
+        }
+        // At the other end every token is as likely as any.
+        for temperature in [1e38, 1e39, f64::MAX] {
+            check(Sampling { temperature, ..Sampling::default() }, [2_500; 4]);
+        }
+    }
+
+    #[test]
+    fn a_penalty_that_single_precision_cannot_hold_is_refused() {
+        for repetition_penalty in [1e-300, 1e-39, 1e39, f64::MAX] {
+            let refused = Sampling { repetition_penalty, ..Sampling::default() }.validate().unwrap_err();
+            assert!(refused.to_string().contains("--repetition_penalty"), "{refused}");
+        }
+        for repetition_penalty in [2e-38, 3e38] {
+            let sampling = Sampling { repetition_penalty, ..Sampling::default() };
+            sampling.validate().unwrap();
+            // Far past the largest logit, without an infinity to subtract from another.
+            let mut rng = Rng::new(1, Stream::Sampling);
+            let token = Sampler::default().draw(&sampling, &[2.0, 1.0, -1.0], &[true; 3], &mut rng);
+            assert!(
+                if repetition_penalty < 1.0 { token < 2 } else { token < 3 },
+                "{repetition_penalty}: {token}"
+            );
+        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! One token a character.
 
+use std::collections::BTreeMap;
+
 use crate::error::{Error, Result};
 
 /// Code points on one page of the lookup table.
@@ -76,6 +78,13 @@ impl CharVocabulary {
             panic!("token id {id} is outside the vocabulary of {vocab_size}")
         };
         char
+    }
+
+    /// The characters of a text that the vocabulary lacks, and how often they occur.
+    pub(super) fn missing(&self, text: &str) -> BTreeMap<char, u64> {
+        let mut missing = BTreeMap::new();
+        text.chars().filter(|&c| self.id(c) == ABSENT).for_each(|c| *missing.entry(c).or_default() += 1);
+        missing
     }
 
     #[inline]

@@ -1,5 +1,6 @@
 //! The library against PyTorch, and against itself.
 
+mod adamw;
 mod damage;
 mod faults;
 mod fuzz;

@@ -1,0 +1,107 @@
+//! The texts of a run: those that the flags name, and those that a run was trained on, known again by their hashes.
+
+use std::path::PathBuf;
+
+use folio::data::Texts;
+use folio::error::Error;
+use folio::settings::Settings;
+use folio::text::{Corpus, STDIN, TextFiles};
+
+use crate::options::Options;
+use crate::screen;
+use crate::usage::Usage;
+
+/// The texts that `options` name, or the embedded one; the settings note which.
+pub(crate) fn read(options: &Options, settings: &mut Settings) -> anyhow::Result<Texts> {
+    let is_stdin =
+        |given: &Option<Vec<PathBuf>>| given.iter().flatten().any(|path| path.as_os_str() == STDIN);
+    if is_stdin(&options.data) && is_stdin(&options.eval_data) {
+        return Err(Usage("--eval_data: stdin is read for --data already: give a file".to_owned()).into());
+    }
+    let data = match &options.data {
+        Some(given) => read_files(given)?,
+        None => Corpus::embedded(),
+    };
+    let eval = options.eval_data.as_deref().map(read_files).transpose()?;
+    settings.data = data.files();
+    settings.data_sha256.clone_from(&data.sha256);
+    note_eval(settings, eval.as_ref());
+    Ok(Texts { data, eval })
+}
+
+/// Notes a text of its own to evaluate on.
+pub(crate) fn note_eval(settings: &mut Settings, eval: Option<&Corpus>) {
+    settings.eval_data = eval.map(Corpus::files);
+    settings.eval_data_sha256 = eval.map(|eval| eval.sha256.clone());
+}
+
+/// Reads a text, and says if its line endings were changed.
+pub(crate) fn read_files(given: &[PathBuf]) -> anyhow::Result<Corpus> {
+    let corpus = Corpus::read(given)?;
+    announce(&corpus);
+    Ok(corpus)
+}
+
+fn announce(corpus: &Corpus) {
+    if corpus.converted_endings > 0 {
+        let (name, count) = (&corpus.name, corpus.converted_endings);
+        screen::err(format_args!("{name}: {count} line endings (CRLF or CR) are read as LF"));
+    }
+}
+
+/// The texts that a run was trained on and evaluated on. They may have moved to where `given` says.
+///
+/// # Errors
+/// If one is not there any more, or has changed.
+pub(crate) fn of_run(settings: &Settings, given: &Options) -> anyhow::Result<Texts> {
+    let data = known(&settings.data, &settings.data_sha256, given.data.as_deref(), "--data")?;
+    let eval = match (&settings.eval_data, &settings.eval_data_sha256) {
+        (Some(files), Some(sha256)) => Some(known(files, sha256, given.eval_data.as_deref(), "--eval_data")?),
+        _ if given.eval_data.is_some() => {
+            let reason = "the run is evaluated on a part of its own text: leave --eval_data out, or branch off with \
+                          --from_checkpoint";
+            return Err(Usage(reason.to_owned()).into());
+        }
+        _ => None,
+    };
+    Ok(Texts { data, eval })
+}
+
+/// Says of a text from stdin how to give it again.
+pub(crate) fn gone(flag: &str) -> anyhow::Error {
+    let reason = format!(
+        "it came from stdin, which cannot be read again; save it to a file and give that by {flag} FILE"
+    );
+    Error::Corpus { path: "of the run".to_owned(), reason }.into()
+}
+
+/// A text that is known by its hash.
+fn known(files: &TextFiles, sha256: &str, given: Option<&[PathBuf]>, flag: &str) -> anyhow::Result<Corpus> {
+    let embedded = Corpus::embedded();
+    let paths = match given {
+        Some(given) => given.to_vec(),
+        None if embedded.sha256 == sha256 => return Ok(embedded),
+        None if files.has_stdin() => return Err(gone(flag)),
+        None => files.paths(),
+    };
+    let corpus = Corpus::read_known(&paths, sha256)?;
+    announce(&corpus);
+    if corpus.sha256 == sha256 {
+        return Ok(corpus);
+    }
+    let (path, reason) = match given {
+        Some(_) => (
+            corpus.files(),
+            format!(
+                "is not the text that the run {}: leave {flag} out",
+                if flag == "--data" { "was trained on" } else { "is evaluated on" }
+            ),
+        ),
+        None => (
+            files.clone(),
+            "has changed since the run was trained on it: its evaluation part would be a different one"
+                .to_owned(),
+        ),
+    };
+    Err(Error::Corpus { path: path.to_string(), reason }.into())
+}
