@@ -22,8 +22,9 @@ The loss is the mean over every token of the part, each counting alike. The eval
 mean over batches, as in the ancestor: the two differ a little when the last batch is short.
 
 Examples:
-  folio eval runs/quick
-  folio eval runs/search --best_eval_loss_model --split test --json")]
+  folio eval runs/quick                          its best checkpoint
+  folio eval runs/quick/latest                   its newest
+  folio eval runs/search --split test --json")]
 pub(crate) struct EvalArgs {
     #[command(flatten)]
     which: WhichModel,
@@ -40,14 +41,19 @@ pub(crate) struct EvalArgs {
 
 pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     set_threads(args.threads)?;
-    let (run, names) = args.which.find()?;
+    let chosen = args.which.find()?;
+    let run = &chosen.run;
     let settings = run.settings()?;
     let tokenizer = run.tokenizer()?;
     let corpus = corpus_of(&settings)?;
     let stream = Arc::new(TokenStream::encode(&corpus.text, &tokenizer, settings.split)?);
     let dataset = Dataset::new(stream, settings.block_size, settings.seed)?;
-    for name in names {
-        let mut model = load_model(&run, name, &tokenizer)?;
+    // Without any block the evaluation is refused.
+    if !dataset.blocks(args.split).is_empty() {
+        chosen.announce();
+    }
+    for &name in &chosen.names {
+        let mut model = load_model(run, name, &tokenizer)?;
         let evaluation = evaluate(&mut model, &dataset, &tokenizer, args.split)?;
         let path = run.checkpoint(name);
         if args.json {

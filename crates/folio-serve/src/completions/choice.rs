@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use folio::text::TextStream;
 use folio::tokenizer::Tokenizer;
 use serde::Serialize;
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Number, Value, json};
 
 use crate::queue::Told;
 use folio::generate::Finish;
@@ -27,6 +27,9 @@ pub(crate) struct Logprobs {
     top_logprobs: Vec<Option<Map<String, Value>>>,
     text_offset: Vec<usize>,
     token_ids: Vec<u32>,
+    /// The same as a chat has it, one object per token.
+    #[serde(skip)]
+    chat: Vec<Value>,
 }
 
 impl Piece {
@@ -40,6 +43,7 @@ impl Piece {
             all.top_logprobs.extend(new.top_logprobs);
             all.text_offset.extend(new.text_offset);
             all.token_ids.extend(new.token_ids);
+            all.chat.extend(new.chat);
         }
     }
 
@@ -161,6 +165,11 @@ impl Places {
 }
 
 impl Logprobs {
+    /// The object of a chat.
+    pub(crate) fn of_chat(&self) -> Value {
+        json!({ "content": self.chat, "refusal": null })
+    }
+
     fn push(
         &mut self,
         start: usize,
@@ -179,6 +188,13 @@ impl Logprobs {
             all.entry(name.clone()).or_insert_with(|| number(logprob));
             all
         });
+        let entry = |token, logprob| {
+            let bytes = tokenizer.decode_bytes(&[token]);
+            json!({ "token": spelling(token, tokenizer), "logprob": number(logprob), "bytes": bytes })
+        };
+        let mut told = entry(token, logprob.unwrap_or_default());
+        told["top_logprobs"] = alternatives.iter().map(|&(token, logprob)| entry(token, logprob)).collect();
+        self.chat.push(told);
         self.tokens.push(name);
         self.token_logprobs.push(logprob.map(f64::from));
         self.top_logprobs.push(top);
