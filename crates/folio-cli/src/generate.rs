@@ -102,7 +102,8 @@ impl WhichModel {
         if !self.checkpoint_step.is_empty() {
             return self.find_epochs();
         }
-        let found = if self.best_eval_loss_model { self.find_by_loss()? } else { find(self.run_dir.as_deref())? };
+        let found =
+            if self.best_eval_loss_model { self.find_by_loss()? } else { find(self.run_dir.as_deref())? };
         found.run.open_checkpoint(found.checkpoint.name)?;
         let (names, descriptions) = (vec![found.checkpoint.name], vec![found.describe()]);
         Ok(Chosen { directory: found.directory, run: found.run, names, descriptions })
@@ -112,7 +113,9 @@ impl WhichModel {
     fn find_by_loss(&self) -> anyhow::Result<Found> {
         let directory = match locate_or_newest(self.run_dir.as_deref())? {
             Place::Run(run) | Place::Sweep(run) => run,
-            Place::Checkpoint(..) | Place::Directory(_) => return Err(self.names_a_checkpoint("--best_eval_loss_model")),
+            Place::Checkpoint(..) | Place::Directory(_) => {
+                return Err(self.names_a_checkpoint("--best_eval_loss_model"));
+            }
         };
         let (run, epoch) = directory.best()?;
         let found = find(Some(&run.checkpoint(CheckpointName::Epoch(epoch))))?;
@@ -125,10 +128,13 @@ impl WhichModel {
             Place::Run(run) => run,
             Place::Sweep(sweep) => {
                 let path = sweep.path().display();
-                let message = format!("{path} is a sweep: give one of its runs, or leave out --checkpoint_step");
+                let message =
+                    format!("{path} is a sweep: give one of its runs, or leave out --checkpoint_step");
                 return Err(Usage(message).into());
             }
-            Place::Checkpoint(..) | Place::Directory(_) => return Err(self.names_a_checkpoint("--checkpoint_step")),
+            Place::Checkpoint(..) | Place::Directory(_) => {
+                return Err(self.names_a_checkpoint("--checkpoint_step"));
+            }
         };
         let names: Vec<_> = self.checkpoint_step.iter().copied().map(CheckpointName::Epoch).collect();
         for &name in &names {
@@ -180,7 +186,8 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let tokenizer = Arc::new(run.tokenizer()?);
     let prompt = args.prompt.as_deref().unwrap_or_default();
     let start = tokenizer.encode(prompt).context("--prompt")?;
-    let output = args.write_to_file.as_deref().map(|name| output_file(chosen.directory.path(), name)).transpose()?;
+    let output =
+        args.write_to_file.as_deref().map(|name| output_file(chosen.directory.path(), name)).transpose()?;
     let seed = args.drawing.seed();
     let look = if args.show_probabilities { Look::of_probabilities() } else { Look::Plain };
     if look == Look::Coloured {

@@ -88,7 +88,8 @@ impl Catalogue {
             return Arc::clone(listing);
         }
         let mut names = HashSet::new();
-        let mut runs: Vec<Run> = self.roots.iter().flat_map(|root| runs_at(root).unwrap_or_default()).collect();
+        let mut runs: Vec<Run> =
+            self.roots.iter().flat_map(|root| runs_at(root).unwrap_or_default()).collect();
         // A run that began later under a name that is taken is left out.
         runs.retain(|run| names.insert(run.id.clone()));
         let listing = Arc::new(Listing { runs });

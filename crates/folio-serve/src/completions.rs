@@ -331,7 +331,12 @@ impl Answer {
         }
     }
 
-    fn json<C: Serialize>(&self, object: &'static str, choices: &[C], usage: Option<Option<Usage>>) -> String {
+    fn json<C: Serialize>(
+        &self,
+        object: &'static str,
+        choices: &[C],
+        usage: Option<Option<Usage>>,
+    ) -> String {
         let Head { id, created } = &self.head;
         let model = &self.wanted.model;
         let body = Completion { id, object, created: *created, model, choices, usage };

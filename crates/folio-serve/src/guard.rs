@@ -44,9 +44,12 @@ impl Origins {
             }
             let origin = given.strip_suffix('/').unwrap_or(given).to_ascii_lowercase();
             let authority = origin.split_once("://").and_then(|(_, rest)| rest.parse::<Authority>().ok());
-            let is_origin = authority.is_some_and(|authority| !authority.host().is_empty() && !origin.contains('@'));
+            let is_origin =
+                authority.is_some_and(|authority| !authority.host().is_empty() && !origin.contains('@'));
             let value = HeaderValue::from_str(&origin).ok().filter(|_| is_origin);
-            value.ok_or_else(|| refuse("must be a scheme and a host, such as https://example.org or http://localhost:3000"))
+            value.ok_or_else(|| {
+                refuse("must be a scheme and a host, such as https://example.org or http://localhost:3000")
+            })
         };
         given.iter().map(read).collect::<Result<_, _>>().map(Self)
     }

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use serde::de::{self, DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::Deserialize;
+use serde::de::{self, DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::error::Category;
 
 use crate::errors::{ApiError, ApiResult};
@@ -32,7 +32,9 @@ fn explain(path: &str, error: &serde_json::Error) -> ApiError {
     let place = format!("line {}, column {}", error.line(), error.column());
     match error.classify() {
         Category::Eof => ApiError::malformed(format!("the body ends before its JSON does, at {place}")),
-        Category::Syntax | Category::Io => ApiError::malformed(format!("the body is not valid JSON, at {place}")),
+        Category::Syntax | Category::Io => {
+            ApiError::malformed(format!("the body is not valid JSON, at {place}"))
+        }
         Category::Data => {
             let message = error.to_string();
             // The parser adds its own words for the place.
@@ -44,7 +46,11 @@ fn explain(path: &str, error: &serde_json::Error) -> ApiError {
             let field: String = path.chars().take_while(|c| !matches!(c, '[' | '.')).collect();
             // A place of any length can be made up.
             let place: String = path.chars().take(100).collect();
-            if field.is_empty() { ApiError::malformed(message) } else { ApiError::place(&field, &place, message) }
+            if field.is_empty() {
+                ApiError::malformed(message)
+            } else {
+                ApiError::place(&field, &place, message)
+            }
         }
     }
 }

@@ -37,8 +37,11 @@ pub(crate) async fn tokenize(State(shared): State<Arc<Shared>>, request: Request
             let piece = String::from_utf8(bytes).map_or_else(|error| json!(error.as_bytes()), Value::from);
             json!({ "id": token, "piece": piece })
         };
-        let tokens: Vec<Value> =
-            if with_pieces { tokens.iter().map(piece).collect() } else { tokens.iter().map(|&token| token.into()).collect() };
+        let tokens: Vec<Value> = if with_pieces {
+            tokens.iter().map(piece).collect()
+        } else {
+            tokens.iter().map(|&token| token.into()).collect()
+        };
         Ok(json!({ "tokens": tokens }))
     };
     Ok(answer_json(&apart(work).await?))
@@ -47,12 +50,16 @@ pub(crate) async fn tokenize(State(shared): State<Arc<Shared>>, request: Request
 /// `POST /detokenize`
 pub(crate) async fn detokenize(State(shared): State<Arc<Shared>>, request: Request) -> ApiResult<Response> {
     let raw: Raw = parse(&json_body(request, &shared.limits).await?)?;
-    let tokens = raw.tokens.0.ok_or_else(|| ApiError::field("tokens", "is missing: give a list of tokens"))?;
+    let tokens =
+        raw.tokens.0.ok_or_else(|| ApiError::field("tokens", "is missing: give a list of tokens"))?;
     let work = move || {
         let model = shared.model_or_newest(raw.model.0.as_deref())?;
         let vocab_size = model.tokenizer.vocab_size();
         if let Some(unknown) = tokens.iter().find(|&&token| token as usize >= vocab_size) {
-            return Err(ApiError::field("tokens", format!("token {unknown} is outside the vocabulary of {vocab_size}")));
+            return Err(ApiError::field(
+                "tokens",
+                format!("token {unknown} is outside the vocabulary of {vocab_size}"),
+            ));
         }
         Ok(json!({ "content": model.tokenizer.decode(&tokens) }))
     };

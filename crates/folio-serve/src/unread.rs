@@ -41,7 +41,8 @@ pub(crate) async fn drain(State(shared): State<Arc<Shared>>, request: Request, n
     }
     let limits = &shared.limits;
     // Of these more than the limit, or nothing for some time, came already.
-    let is_hopeless = matches!(response.status(), StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT);
+    let is_hopeless =
+        matches!(response.status(), StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT);
     let is_drained = !is_hopeless
         && !waits
         && body.size_hint().lower() <= limits.body_bytes as u64
@@ -145,7 +146,11 @@ impl AsyncRead for Lingering {
 }
 
 impl AsyncWrite for Lingering {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 

@@ -108,7 +108,11 @@ fn without_a_path_the_newest_run_in_runs_is_taken() {
         set_age(&place, "runs/b", b);
         for command in ["generate --max_new_tokens 3", "eval", "chat", "generate runs --max_new_tokens 3"] {
             let ran = place.ok(command);
-            assert!(used(&ran).starts_with(&format!("runs/{newest}/checkpoint_")), "{command}: {}", ran.stderr);
+            assert!(
+                used(&ran).starts_with(&format!("runs/{newest}/checkpoint_")),
+                "{command}: {}",
+                ran.stderr
+            );
         }
         let ran = place.ok("generate --checkpoint_step 1 --max_new_tokens 3");
         assert_eq!(used(&ran), format!("runs/{newest}/checkpoint_1"));
@@ -129,7 +133,11 @@ fn paths_that_lead_to_no_checkpoint() {
             ("plays.txt", FAILURE, &["plays.txt: is not a directory"]),
             ("run/checkpoint_9", FAILURE, &["run: holds no checkpoint 9", "there are 1, 2"]),
             ("run/best --checkpoint_step 1", USAGE, &["run/best is a checkpoint", "--checkpoint_step"]),
-            ("run/best --best_eval_loss_model", USAGE, &["run/best is a checkpoint", "--best_eval_loss_model"]),
+            (
+                "run/best --best_eval_loss_model",
+                USAGE,
+                &["run/best is a checkpoint", "--best_eval_loss_model"],
+            ),
             ("search --checkpoint_step 1", USAGE, &["search is a sweep", "one of its runs"]),
         ] {
             mistakes.push((format!("{command} {path}"), code, parts));

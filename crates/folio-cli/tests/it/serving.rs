@@ -179,13 +179,19 @@ fn the_browser_is_opened_and_a_failure_is_one_line() {
     let address = address_of(&server);
     let line = std::iter::from_fn(|| server.next_line()).find(|line| line.starts_with("warning: "));
     let line = line.expect("a warning");
-    assert!(line.contains("cannot open a browser") && line.contains(&format!("go to http://{address}/")), "{line}");
+    assert!(
+        line.contains("cannot open a browser") && line.contains(&format!("go to http://{address}/")),
+        "{line}"
+    );
     assert!(get(&address, "/healthz")["status"] == "ok", "it serves nevertheless");
     server.signal(Signal::TERM);
     assert_eq!(server.end().1, Vec::<String>::new());
 
     let seen = place.path("seen");
-    place.write("programs/xdg-open", format!("#!/bin/sh\necho \"$1\" > {0}.new\n/bin/mv {0}.new {0}\n", seen.display()));
+    place.write(
+        "programs/xdg-open",
+        format!("#!/bin/sh\necho \"$1\" > {0}.new\n/bin/mv {0}.new {0}\n", seen.display()),
+    );
     let executable = std::fs::Permissions::from_mode(0o755);
     std::fs::set_permissions(place.path("programs/xdg-open"), executable).expect("our own file");
     let server = serve_open(&place, "programs");
@@ -229,7 +235,11 @@ fn what_cannot_be_served() {
         ("serve run --threads 0", USAGE, &["--threads", "at least 1"]),
         ("serve run --api_key ''", USAGE, &["api_key"]),
         ("serve run --cors_origin '*'", USAGE, &["--cors_origin *", "list the origins"]),
-        ("serve run --cors_origin example.org", USAGE, &["--cors_origin", "example.org", "https://example.org"]),
+        (
+            "serve run --cors_origin example.org",
+            USAGE,
+            &["--cors_origin", "example.org", "https://example.org"],
+        ),
         ("serve run --chat_template '{role}'", USAGE, &["--chat_template", "{content} once"]),
         ("serve run --chat_template '{content}{name}'", USAGE, &["--chat_template", "{name} is not known"]),
         ("serve run --precision f16", USAGE, &["precision", "'f16'", "int8"]),

@@ -37,14 +37,16 @@ impl FromStr for ChatTemplate {
         while let Some(open) = rest.find('{') {
             rest = &rest[open + 1..];
             let name = rest.find('}').map(|close| &rest[..close]);
-            let is_name = |name: &&str| !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || c == '_');
+            let is_name =
+                |name: &&str| !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || c == '_');
             if let Some(name) = name.filter(is_name)
                 && !matches!(name, "role" | "content")
             {
                 return refuse(format!("{{{name}}} is not known: use {{role}} and {{content}}"));
             }
         }
-        let Some((before, after)) = text.split_once("{content}").filter(|(_, after)| !after.contains("{content}"))
+        let Some((before, after)) =
+            text.split_once("{content}").filter(|(_, after)| !after.contains("{content}"))
         else {
             return refuse("must contain {content} once, as in '{role}: {content}\\n'".to_owned());
         };

@@ -132,7 +132,10 @@ impl Raw {
             None | Some(LogprobsField::Flag(false)) => None,
             Some(LogprobsField::Alternatives(alternatives)) => Some(alternatives),
             Some(LogprobsField::Flag(true)) => {
-                return Err(ApiError::field("logprobs", format!("must be a whole number from 0 to {LOGPROBS}, not true")));
+                return Err(ApiError::field(
+                    "logprobs",
+                    format!("must be a whole number from 0 to {LOGPROBS}, not true"),
+                ));
             }
         };
         check_alternatives("logprobs", logprobs)?;
@@ -170,7 +173,10 @@ impl Raw {
                 return Err(ApiError::field("top_logprobs", "needs \"logprobs\": true"));
             }
             Some(LogprobsField::Alternatives(number)) => {
-                return Err(ApiError::field("logprobs", format!("must be true or false, not {number}; the number is top_logprobs")));
+                return Err(ApiError::field(
+                    "logprobs",
+                    format!("must be true or false, not {number}; the number is top_logprobs"),
+                ));
             }
         };
         let max_tokens = match (self.max_completion_tokens.0, self.max_tokens.0) {
@@ -216,18 +222,28 @@ impl Raw {
         }
         let most = limits.request_tokens as u64;
         if max_tokens.saturating_mul(texts) > most {
-            let message = format!("{texts} texts of {max_tokens} tokens are more than the {most} that a request may ask for");
+            let message = format!(
+                "{texts} texts of {max_tokens} tokens are more than the {most} that a request may ask for"
+            );
             return Err(ApiError::field(tokens_field, message));
         }
         let sampling = Sampling {
             repetition_penalty: self.repetition_penalty.0.unwrap_or(1.0),
             temperature: self.temperature.0.unwrap_or(1.0),
-            top_k: self.top_k.0.filter(|&top_k| top_k != 0).map(|top_k| usize::try_from(top_k).unwrap_or(usize::MAX)),
+            top_k: self
+                .top_k
+                .0
+                .filter(|&top_k| top_k != 0)
+                .map(|top_k| usize::try_from(top_k).unwrap_or(usize::MAX)),
             top_p: self.top_p.0,
             min_p: self.min_p.0,
         };
         // The smallest set of tokens is the most likely one alone.
-        let sampling = if sampling.top_p == Some(0.0) { Sampling { top_k: Some(1), top_p: None, ..sampling } } else { sampling };
+        let sampling = if sampling.top_p == Some(0.0) {
+            Sampling { top_k: Some(1), top_p: None, ..sampling }
+        } else {
+            sampling
+        };
         sampling.validate().map_err(|error| ApiError::refused(&error))?;
         let past_context = self.past_context.0.as_deref().unwrap_or("rolling").parse();
         let past_context =

@@ -100,8 +100,12 @@ pub fn locate_or_newest(path: Option<&Path>) -> Result<Place> {
     let runs = path.unwrap_or(Path::new(RUNS));
     let nothing = || {
         let reason = match path {
-            Some(_) => "holds no run with a checkpoint: name another directory, or train a model with folio train",
-            None => "holds no run with a checkpoint: name a run's directory, or train a model with folio train",
+            Some(_) => {
+                "holds no run with a checkpoint: name another directory, or train a model with folio train"
+            }
+            None => {
+                "holds no run with a checkpoint: name a run's directory, or train a model with folio train"
+            }
         };
         RunDir::new(runs).error(reason)
     };
