@@ -24,10 +24,16 @@ fn serve(place: &Place, line: &str) -> (Running, String) {
 
 /// Where a server says that it listens.
 fn address_of(server: &Running) -> String {
-    let told = std::iter::from_fn(|| server.next_line()).find(|line| line.starts_with("Serving "));
-    let told = told.expect("the server starts");
+    announced(server).0
+}
+
+/// The address of the line on stdout, and the line on stderr, which may come first or second.
+fn announced(server: &Running) -> (String, String) {
+    let mut lines = [server.next_line().expect("a line"), server.next_line().expect("another line")];
+    lines.sort_by_key(|line| !line.starts_with("Serving "));
+    let [told, what] = lines;
     let address = told.split_once("http://").and_then(|(_, rest)| rest.strip_suffix('/'));
-    address.unwrap_or_else(|| panic!("{told}")).to_owned()
+    (address.unwrap_or_else(|| panic!("{told}")).to_owned(), what)
 }
 
 /// A connection on which a request for a completion was sent.
@@ -123,8 +129,8 @@ fn a_path_to_a_checkpoint_is_what_the_run_s_name_means() {
     let best = if losses[0] <= losses[1] { 1 } else { 2 };
     for (path, epoch) in [("run", best), ("run/best", best), ("run/latest", 2), ("run/checkpoint_1", 1)] {
         let server = start(&place, &format!("serve {path} --port 0"));
-        assert!(server.until(&format!("checkpoint_{epoch}")), "serve {path}");
-        let address = address_of(&server);
+        let (address, what) = announced(&server);
+        assert!(what.starts_with(&format!("run is run/checkpoint_{epoch}")), "serve {path}: {what}");
         let models: Value = get(&address, "/api/models");
         let default = &models["models"][0];
         let told = (&default["id"], &default["epoch"], &default["is_default"]);
@@ -142,8 +148,8 @@ fn without_a_path_runs_are_served_even_before_there_are_any() {
             std::fs::create_dir(place.path("runs")).expect("room");
         }
         let server = start(&place, "serve --port 0");
-        assert!(server.until("runs/ holds no run yet"));
-        let address = address_of(&server);
+        let (address, what) = announced(&server);
+        assert!(what.starts_with("runs/ holds no run yet"), "{what}");
         assert_eq!(get(&address, "/v1/models")["data"], json!([]));
         if make {
             place.ok(&format!("train {TINY} --save_losses --save_checkpoint --run_dir runs/first"));
