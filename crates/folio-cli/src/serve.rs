@@ -116,9 +116,13 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
 fn announce(server: &Server) {
     let runs = server.runs();
     match &runs[..] {
-        [] => screen::err(format_args!("{RUNS}/ holds no run yet: runs are served as soon as they are trained")),
+        [] => {
+            screen::err(format_args!("{RUNS}/ holds no run yet: runs are served as soon as they are trained"))
+        }
         [(name, Some(found))] => screen::err(format_args!("{name} is {}", found.describe())),
-        [(name, None)] => screen::err(format_args!("{name} has no checkpoint yet: it is served as soon as it has one")),
+        [(name, None)] => {
+            screen::err(format_args!("{name} has no checkpoint yet: it is served as soon as it has one"))
+        }
         _ => screen::err("each run's name means its best checkpoint by evaluation loss"),
     }
     let count = match runs.len() {
