@@ -347,7 +347,7 @@ fn models_that_cannot_be_used() {
         ("generate run --checkpoint_step 1 9", FAILURE, &["run: holds no checkpoint 9"]),
         ("generate bare", FAILURE, &["bare: holds no checkpoint", "they were removed"]),
         ("generate bare --best_eval_loss_model", FAILURE, &["bare: has no losses.json", "--checkpoint_step"]),
-        ("generate search", FAILURE, &["search: holds no checkpoint", "they were removed"]),
+        ("generate search --checkpoint_step 1", USAGE, &["search is a sweep", "one of its runs"]),
         ("generate run --temperature -1", USAGE, &["--temperature", "-1", "give 0"]),
         ("generate run --top_k 0", USAGE, &["--top_k", "at least 1"]),
         ("generate run --top_p 2", USAGE, &["--top_p", "2 is outside (0, 1]"]),
