@@ -311,7 +311,8 @@ impl Answer {
         match self.wanted.kind {
             Kind::Completion => self.json("text_completion", pieces, usage),
             Kind::Chat => {
-                let replies: Vec<Value> = pieces.iter().map(chat::reply).collect();
+                let replies: Vec<Value> =
+                    pieces.iter().map(|piece| chat::reply(piece, &self.model.tokenizer)).collect();
                 self.json("chat.completion", &replies, usage)
             }
         }
@@ -324,7 +325,7 @@ impl Answer {
             Kind::Chat => {
                 let delta = piece.map(|piece| {
                     let begun = std::mem::replace(&mut self.begun_choices[piece.index], true);
-                    chat::delta(piece, !begun)
+                    chat::delta(piece, !begun, &self.model.tokenizer)
                 });
                 self.json("chat.completion.chunk", delta.as_slice(), usage)
             }

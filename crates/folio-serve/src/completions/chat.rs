@@ -2,6 +2,7 @@
 
 use std::str::FromStr;
 
+use folio::tokenizer::Tokenizer;
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error as _, MapAccess, SeqAccess};
@@ -153,17 +154,17 @@ impl Accepted for Part {
 }
 
 /// A text as the reply of a whole answer.
-pub(crate) fn reply(piece: &Piece) -> Value {
+pub(crate) fn reply(piece: &Piece, tokenizer: &Tokenizer) -> Value {
     json!({
         "index": piece.index,
         "message": { "role": ASSISTANT, "content": piece.text, "refusal": null },
-        "logprobs": piece.logprobs.as_ref().map(super::choice::Logprobs::of_chat),
+        "logprobs": piece.logprobs.as_ref().map(|logprobs| logprobs.of_chat(tokenizer)),
         "finish_reason": piece.finish_reason,
     })
 }
 
 /// What is new of a reply. The first piece says whose it is.
-pub(crate) fn delta(piece: &Piece, is_first: bool) -> Value {
+pub(crate) fn delta(piece: &Piece, is_first: bool, tokenizer: &Tokenizer) -> Value {
     let mut delta = serde_json::Map::new();
     if is_first {
         delta.insert("role".to_owned(), ASSISTANT.into());
@@ -174,7 +175,7 @@ pub(crate) fn delta(piece: &Piece, is_first: bool) -> Value {
     json!({
         "index": piece.index,
         "delta": delta,
-        "logprobs": piece.logprobs.as_ref().map(super::choice::Logprobs::of_chat),
+        "logprobs": piece.logprobs.as_ref().map(|logprobs| logprobs.of_chat(tokenizer)),
         "finish_reason": piece.finish_reason,
     })
 }
