@@ -4,8 +4,8 @@
     folio serve RUN_DIR --port 8080
     python openai_check.py http://127.0.0.1:8080/v1 MODEL [--api_key KEY]
 
-Lists models, completes, streams, draws several samples with log probabilities, stops, and makes mistakes. Prints a line
-for each; the first that does not hold ends it with exit code 1.
+Lists models, completes, chats, streams, draws several samples with log probabilities, stops, and makes mistakes. Prints a
+line for each; the first that does not hold ends it with exit code 1. Needs a server without --chat_template.
 """
 import argparse, math, sys
 
@@ -87,9 +87,27 @@ def main():
     error = refused(openai.BadRequestError, lambda: complete(temperature=-1))
     check("a wrong field", error.param == "temperature" and error.type == "invalid_request_error")
     refused(openai.NotFoundError, lambda: client.models.retrieve("nobody"))
-    error = refused(openai.NotFoundError, lambda: client.chat.completions.create(
-        model=args.model, messages=[{"role": "user", "content": "hello"}]))
-    check("an address that is not there", error.code == "unknown_url")
+
+    def chat(**fields):
+        messages = [{"role": "system", "content": "HAMLET:"}, {"role": "user", "content": "ROMEO:"}]
+        wanted = {"model": args.model, "messages": messages, "max_tokens": 40, "seed": 5, **fields}
+        return client.chat.completions.create(**wanted)
+
+    reply = chat(logprobs=True, top_logprobs=2)
+    check("a chat goes on from the last message", reply.choices[0].message.content == whole.choices[0].text)
+    check("its usage", reply.usage == whole.usage and reply.choices[0].finish_reason == "length")
+    check("its log probabilities", len(reply.choices[0].logprobs.content) == 40)
+    chunks = list(chat(stream=True, stream_options={"include_usage": True}))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1])
+    check("a streamed chat is the same text", text == whole.choices[0].text and chunks[-1].usage == whole.usage)
+
+    # Large bodies that are refused unread: the connection is kept, or its end is announced.
+    for turn in range(20):
+        large = "x" * (100_000 * (turn % 4 + 1))
+        error = refused(openai.NotFoundError, lambda: client.embeddings.create(model=args.model, input=large))
+        check(f"an address that is not there, {len(large)} bytes", error.code == "unknown_url")
+        error = refused(openai.APIStatusError, lambda: complete(prompt="x" * 3_000_000))
+        check("a body that is too large", error.status_code == 413)
     if args.api_key != "none":
         other = openai.OpenAI(base_url=args.url, api_key="another", max_retries=0)
         error = refused(openai.AuthenticationError, lambda: other.models.list())

@@ -49,10 +49,11 @@ pub(crate) struct ChatArgs {
 pub(crate) fn run(args: &ChatArgs) -> anyhow::Result<()> {
     args.drawing.sampling().validate()?;
     join_threads(args.drawing.threads)?;
-    let (run, names) = args.which.find()?;
+    let chosen = args.which.find()?;
+    let run = &chosen.run;
     let tokenizer = Arc::new(run.tokenizer()?);
-    let name = *names.last().context("a checkpoint")?;
-    let predictor = load_predictor(&run, name, &tokenizer, args.drawing.precision)?;
+    let name = *chosen.names.last().context("a checkpoint")?;
+    let predictor = load_predictor(run, name, &tokenizer, args.drawing.precision)?;
     let mut chat = Chat {
         generator: Generator::new(Arc::new(predictor), Arc::clone(&tokenizer)),
         tokenizer,
@@ -64,7 +65,8 @@ pub(crate) fn run(args: &ChatArgs) -> anyhow::Result<()> {
         text: String::new(),
         interrupt: Interrupt::install()?,
     };
-    screen::err(format_args!("{}: {name}; /help tells what can be said", run.path().display()));
+    chosen.announce();
+    screen::err("/help lists the commands");
     if chat.look == Look::Coloured {
         screen::err(legend());
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use folio::machine::available_disk;
-use folio::run_dir::RunDir;
+use folio::run_dir::{RUNS, RunDir};
 use folio::text::EMBEDDED_NAME;
 use folio::train::Start;
 
@@ -15,9 +15,6 @@ use crate::options::Options;
 use crate::plan::{Task, Work};
 use crate::screen;
 use crate::train::gibibytes;
-
-/// Where runs go that were not given a directory.
-const RUNS: &str = "runs";
 
 /// The name of a run that was not given a directory: its text and its size.
 pub(crate) fn new_run_name(options: &Options, work: &Work, start: &Start) -> String {

@@ -22,9 +22,10 @@ The loss is the mean over every token of the part, each counting alike. The eval
 mean over batches, as in the ancestor: the two differ a little when the last batch is short.
 
 Examples:
-  folio eval runs/quick
-  folio eval runs/quick --data sonnets.txt
-  folio eval runs/search --best_eval_loss_model --split test --json")]
+  folio eval runs/quick                          its best checkpoint
+  folio eval runs/quick/latest                   its newest
+  folio eval runs/quick --data sonnets.txt       another text, all of it
+  folio eval runs/search --split test --json")]
 pub(crate) struct EvalArgs {
     #[command(flatten)]
     which: WhichModel,
@@ -48,7 +49,8 @@ pub(crate) struct EvalArgs {
 
 pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     set_threads(args.threads)?;
-    let (run, names) = args.which.find()?;
+    let chosen = args.which.find()?;
+    let run = &chosen.run;
     let settings = run.settings()?;
     let tokenizer = run.tokenizer()?;
     let dataset = match (&args.data, args.split) {
@@ -62,9 +64,14 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
             Dataset::new(Arc::new(stream), settings.block_size, settings.seed)?
         }
     };
-    for name in names {
-        let mut model = load_model(&run, name, &tokenizer)?;
-        let evaluation = evaluate(&mut model, &dataset, &tokenizer, args.split.unwrap_or(Part::Eval))?;
+    let part = args.split.unwrap_or(Part::Eval);
+    // Without any block the evaluation is refused.
+    if !dataset.blocks(part).is_empty() {
+        chosen.announce();
+    }
+    for &name in &chosen.names {
+        let mut model = load_model(run, name, &tokenizer)?;
+        let evaluation = evaluate(&mut model, &dataset, &tokenizer, part)?;
         let path = run.checkpoint(name);
         if args.json {
             let mut value = serde_json::to_value(evaluation)?;

@@ -11,7 +11,7 @@ use folio::checkpoint::CheckpointName;
 use folio::generate::{Finish, Generator};
 use folio::memory::check_generation;
 use folio::model::{Gpt2, Predictor, WeightFormat};
-use folio::run_dir::RunDir;
+use folio::run_dir::{Found, Pick, Place, RUNS, RunDir, find, locate_or_newest};
 use folio::tokenizer::Tokenizer;
 
 use crate::options::whole;
@@ -29,8 +29,9 @@ pub(crate) use page::{Look, Page, legend};
 #[command(rename_all = "snake_case")]
 #[command(after_help = "\
 Examples:
+  folio generate --prompt 'ROMEO:'               the newest run in runs/
   folio generate runs/quick --prompt 'ROMEO:' --max_new_tokens 300
-  folio generate runs/search --best_eval_loss_model --temperature 0.8 --top-k 20 --num-samples 3 --seed 7
+  folio generate runs/search --temperature 0.8 --top-k 20 --num-samples 3 --seed 7
   folio generate runs/mine --all_checkpoints --prompt 'The ' --max_new_tokens 60      (to watch it learn)
   folio generate runs/mine --checkpoint_step 5 10 15 --write_to_file samples.txt
   folio generate runs/mine --show-probabilities --min_p 0.05 --stop 'ROMEO:'")]
@@ -62,45 +63,91 @@ pub(crate) struct GenerateArgs {
     write_to_file: Option<PathBuf>,
 }
 
-/// Which model of a run is meant.
+/// Which model is meant.
 #[derive(Args, Clone)]
 #[command(rename_all = "snake_case")]
 pub(crate) struct WhichModel {
-    /// The run, or the directory of a sweep
+    /// A run, a sweep, or a checkpoint such as RUN/latest or RUN/checkpoint_5 [default: the newest run in runs/]
     #[arg(value_name = "RUN_DIR")]
-    pub(crate) run_dir: PathBuf,
-    /// The epochs whose models to take [default: the last saved]
+    pub(crate) run_dir: Option<PathBuf>,
+    /// The epochs whose models to take [default: the one with the lowest eval loss]
     #[arg(long, value_name = "N", num_args = 1.., value_parser = whole::<u64>)]
     pub(crate) checkpoint_step: Vec<u64>,
-    /// Take the model with the lowest eval loss of the run and its sub-runs
+    /// Take the model with the lowest eval loss of the run and its sub-runs; fails if no losses were saved
     #[arg(long, conflicts_with = "checkpoint_step")]
     pub(crate) best_eval_loss_model: bool,
 }
 
+/// The checkpoints that were asked for, all of which exist.
+pub(crate) struct Chosen {
+    /// The run or sweep that was named.
+    pub(crate) directory: RunDir,
+    pub(crate) run: RunDir,
+    pub(crate) names: Vec<CheckpointName>,
+    /// Each of them in words.
+    descriptions: Vec<String>,
+}
+
+impl Chosen {
+    /// Says on stderr which checkpoints are used: once nothing is left that could be refused.
+    pub(crate) fn announce(&self) {
+        for description in &self.descriptions {
+            screen::err(format_args!("using {description}"));
+        }
+    }
+}
+
 impl WhichModel {
-    /// The run and the checkpoints that are meant, all of which exist.
-    pub(crate) fn find(&self) -> anyhow::Result<(RunDir, Vec<CheckpointName>)> {
-        let run = RunDir::new(&self.run_dir);
-        if self.best_eval_loss_model {
-            let (run, epoch) = run.best()?;
-            return Ok((run, vec![CheckpointName::Epoch(epoch)]));
+    /// Finds the checkpoints.
+    pub(crate) fn find(&self) -> anyhow::Result<Chosen> {
+        if !self.checkpoint_step.is_empty() {
+            return self.find_epochs();
         }
-        if !run.sub_runs()?.is_empty() && run.names()?.is_empty() {
-            let path = run.path().display();
-            return Err(
-                Usage(format!("{path} is a sweep: give one of its runs, or --best_eval_loss_model")).into()
-            );
-        }
-        let mut names: Vec<_> = self.checkpoint_step.iter().copied().map(CheckpointName::Epoch).collect();
-        if names.is_empty() {
-            // The last epoch, or what a run has that keeps none. Without any checkpoint the error says so.
-            let epoch = run.epochs()?.pop().map(CheckpointName::Epoch);
-            names.push(epoch.or(run.names()?.pop()).unwrap_or(CheckpointName::Epoch(0)));
-        }
+        let found =
+            if self.best_eval_loss_model { self.find_by_loss()? } else { find(self.run_dir.as_deref())? };
+        found.run.open_checkpoint(found.checkpoint.name)?;
+        let (names, descriptions) = (vec![found.checkpoint.name], vec![found.describe()]);
+        Ok(Chosen { directory: found.directory, run: found.run, names, descriptions })
+    }
+
+    /// The checkpoint of `--best_eval_loss_model`.
+    fn find_by_loss(&self) -> anyhow::Result<Found> {
+        let directory = match locate_or_newest(self.run_dir.as_deref())? {
+            Place::Run(run) | Place::Sweep(run) => run,
+            Place::Checkpoint(..) | Place::Directory(_) => {
+                return Err(self.names_a_checkpoint("--best_eval_loss_model"));
+            }
+        };
+        let (run, epoch) = directory.best()?;
+        let found = find(Some(&run.checkpoint(CheckpointName::Epoch(epoch))))?;
+        Ok(Found { directory, pick: Pick::Best, ..found })
+    }
+
+    /// The checkpoints of `--checkpoint_step`.
+    fn find_epochs(&self) -> anyhow::Result<Chosen> {
+        let run = match locate_or_newest(self.run_dir.as_deref())? {
+            Place::Run(run) => run,
+            Place::Sweep(sweep) => {
+                let path = sweep.path().display();
+                let message =
+                    format!("{path} is a sweep: give one of its runs, or leave out --checkpoint_step");
+                return Err(Usage(message).into());
+            }
+            Place::Checkpoint(..) | Place::Directory(_) => {
+                return Err(self.names_a_checkpoint("--checkpoint_step"));
+            }
+        };
+        let names: Vec<_> = self.checkpoint_step.iter().copied().map(CheckpointName::Epoch).collect();
         for &name in &names {
             run.open_checkpoint(name)?;
         }
-        Ok((run, names))
+        let descriptions = names.iter().map(|&name| run.checkpoint(name).display().to_string()).collect();
+        Ok(Chosen { directory: run.clone(), run, names, descriptions })
+    }
+
+    fn names_a_checkpoint(&self, flag: &str) -> anyhow::Error {
+        let path = self.run_dir.as_deref().unwrap_or(Path::new(RUNS)).display();
+        Usage(format!("{path} is a checkpoint already: give the run's directory, or leave out {flag}")).into()
     }
 }
 
@@ -135,27 +182,31 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         return Err(Usage("--num_samples: 0 writes nothing: give at least 1".into()).into());
     }
     join_threads(args.drawing.threads)?;
-    let (run, mut names) = args.which.find()?;
-    if args.all_checkpoints {
-        names = run.names()?;
-    }
+    let chosen = args.which.find()?;
+    let run = &chosen.run;
+    let names = if args.all_checkpoints { run.names()? } else { chosen.names.clone() };
     let tokenizer = Arc::new(run.tokenizer()?);
     let prompt = args.prompt.as_deref().unwrap_or_default();
     let start = tokenizer.encode(prompt).context("--prompt")?;
     let output =
-        args.write_to_file.as_deref().map(|name| output_file(&args.which.run_dir, name)).transpose()?;
+        args.write_to_file.as_deref().map(|name| output_file(chosen.directory.path(), name)).transpose()?;
     let seed = args.drawing.seed();
     let look = if args.show_probabilities { Look::of_probabilities() } else { Look::Plain };
     if look == Look::Coloured {
         screen::err(legend());
     }
     for (place, &name) in names.iter().enumerate() {
-        let predictor = load_predictor(&run, name, &tokenizer, args.drawing.precision)?;
+        let predictor = load_predictor(run, name, &tokenizer, args.drawing.precision)?;
         if args.all_checkpoints && !args.json {
-            screen::out(heading(&run, name))?;
+            screen::out(heading(run, name))?;
         }
         let generator = Generator::new(Arc::new(predictor), Arc::clone(&tokenizer));
-        let texts = write(args, generator, &start, (seed, look))?;
+        let announce = || {
+            if place == 0 && !args.all_checkpoints {
+                chosen.announce();
+            }
+        };
+        let texts = write(args, generator, &start, (seed, look), announce)?;
         for (sample, text) in texts.iter().enumerate() {
             if args.json {
                 screen::out(told(name, seed.wrapping_add(sample as u64), prompt, text))?;
@@ -182,12 +233,14 @@ struct Written {
     finish: Option<Finish>,
 }
 
-/// Writes all samples of one model to stdout as they are drawn, unless they are told as JSON, and returns them.
+/// Writes all samples of one model to stdout as they are drawn, unless they are told as JSON, and returns them. Calls
+/// `announce` before the first.
 fn write(
     args: &GenerateArgs,
     mut generator: Generator,
     start: &[u32],
     (seed, look): (u64, Look),
+    announce: impl FnOnce(),
 ) -> anyhow::Result<Vec<Written>> {
     for sample in 0..args.num_samples {
         let seed = seed.wrapping_add(sample as u64);
@@ -195,6 +248,7 @@ fn write(
         request.logprobs = args.show_probabilities.then_some(0);
         generator.begin(request)?;
     }
+    announce();
     let prompt = look.show_prompt(args.prompt.as_deref().unwrap_or_default());
     let mut page = Page::new(vec![prompt; args.num_samples]);
     let mut texts = vec![Written::default(); args.num_samples];

@@ -1,5 +1,6 @@
 //! `folio serve`: completions, a playground and a view of training over HTTP.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -7,7 +8,8 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 use folio::model::WeightFormat;
-use folio_serve::{Limits, Options, Server};
+use folio::run_dir::RUNS;
+use folio_serve::{ChatTemplate, Limits, Options, Server};
 
 use crate::options::whole;
 use crate::screen;
@@ -18,20 +20,21 @@ use crate::usage::Usage;
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
 #[command(after_help = "\
-A model is called by its run: quick is the best checkpoint of runs/quick, quick:checkpoint_5 that of epoch 5, search/run_1 a
-run of a sweep. Runs and checkpoints that come later are found.
+A model is called by its run: quick is the best checkpoint of runs/quick by its evaluation loss, quick:checkpoint_5 that of
+epoch 5, search/run_1 a run of a sweep. Runs and checkpoints that come later are found.
 
 Ctrl-C or SIGTERM lets texts that are being written go on for a few seconds, a second one ends at once.
 
 Examples:
-  folio serve runs/quick                         playground and training at http://127.0.0.1:8080/
-  folio serve runs --port 9000                   every run and sweep in runs/
+  folio serve --open                             every run and sweep in runs/, shown in the browser
+  folio serve runs/quick --port 9000             one run: playground and training at http://127.0.0.1:9000/
+  folio serve runs/quick/latest                  the same, with its newest checkpoint
   FOLIO_API_KEY=secret folio serve runs --host 0.0.0.0
   curl http://127.0.0.1:8080/v1/completions -H 'Content-Type: application/json' \\
       -d '{\"model\": \"quick\", \"prompt\": \"ROMEO:\", \"max_tokens\": 200}'")]
 pub(crate) struct ServeArgs {
-    /// Runs, sweeps, or directories of them
-    #[arg(value_name = "RUN_DIR", required = true)]
+    /// Runs, sweeps, directories of them, or checkpoints such as RUN/latest [default: runs/, even while it is empty]
+    #[arg(value_name = "RUN_DIR")]
     run_dirs: Vec<PathBuf>,
     /// The address or name to listen on; others than this machine's own let everybody in who knows no key
     #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
@@ -39,9 +42,19 @@ pub(crate) struct ServeArgs {
     /// The port to listen on; 0 takes a free one
     #[arg(long, value_name = "N", default_value_t = 8080, value_parser = whole::<u16>)]
     port: u16,
+    /// Open the playground in the browser
+    #[arg(long)]
+    open: bool,
     /// The key that clients must give, as Authorization: Bearer KEY
     #[arg(long, value_name = "KEY", env = "FOLIO_API_KEY", hide_env_values = true)]
     api_key: Option<String>,
+    /// Web pages of this origin may ask too, such as http://localhost:3000; may be given several times
+    #[arg(long, value_name = "ORIGIN")]
+    cors_origin: Vec<String>,
+    /// How chats become prompts: a text with {role} and {content} for each message, such as '{role}: {content}\n'
+    /// [default: the last message's content alone]
+    #[arg(long, value_name = "TEXT", value_parser = str::parse::<ChatTemplate>)]
+    chat_template: Option<ChatTemplate>,
     /// Numbers that the weights are in: f32, bf16, int8, or auto for those that each model was trained in
     #[arg(long, value_name = "NAME", default_value = "auto", value_parser = precision)]
     precision: Precision,
@@ -87,22 +100,65 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     runtime.block_on(async {
         let stop = stop_signal().context("listening to signals")?;
         let server = Server::bind(options).await.map_err(usage)?;
-        let runs = match server.runs() {
-            1 => "1 run".to_owned(),
-            runs => format!("{runs} runs"),
-        };
-        screen::report(format_args!("Serving {runs} at http://{}/", server.address()));
+        announce(&server);
+        if args.open {
+            let address = server.address();
+            // Nobody waits for it, not even at the end.
+            std::thread::spawn(move || open_browser(address));
+        }
         server.run(stop).await;
         anyhow::Ok(())
     })?;
     Ok(signals.exit_code())
 }
 
+/// Says what is served and where.
+fn announce(server: &Server) {
+    let runs = server.runs();
+    match &runs[..] {
+        [] => {
+            screen::err(format_args!("{RUNS}/ holds no run yet: runs are served as soon as they are trained"))
+        }
+        [(name, Some(found))] => screen::err(format_args!("{name} is {}", found.describe())),
+        [(name, None)] => {
+            screen::err(format_args!("{name} has no checkpoint yet: it is served as soon as it has one"))
+        }
+        _ => screen::err("each run's name means its best checkpoint by evaluation loss"),
+    }
+    let count = match runs.len() {
+        1 => "1 run".to_owned(),
+        count => format!("{count} runs"),
+    };
+    // A server goes on, whatever becomes of its output.
+    screen::report(format_args!("Serving {count} at http://{}/", server.address()));
+}
+
+/// A launcher that has not failed by then has found a browser.
+const LAUNCH_TIME: Duration = Duration::from_secs(3);
+
+/// Opens the playground in the browser. A failure is one line: the address was printed.
+fn open_browser(address: SocketAddr) {
+    let host = match address.ip() {
+        ip if !ip.is_unspecified() => ip,
+        // This is every address of this machine, and browsers need one.
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
+    let url = format!("http://{}/", SocketAddr::new(host, address.port()));
+    if let Err(error) = open::that_detached_with_timeout(&url, LAUNCH_TIME) {
+        let reason = error.to_string();
+        let reason = reason.lines().next().unwrap_or_default();
+        screen::err(format_args!("warning: cannot open a browser ({reason}): go to {url}"));
+    }
+}
+
 /// The library's errors as they are told by the other commands.
 fn usage(error: folio_serve::Error) -> anyhow::Error {
     match error {
         folio_serve::Error::Library(error) => error.into(),
-        error @ folio_serve::Error::SameName { .. } => Usage(error.to_string()).into(),
+        error @ (folio_serve::Error::SameName { .. } | folio_serve::Error::Origin { .. }) => {
+            Usage(error.to_string()).into()
+        }
         error => anyhow::Error::msg(error.to_string()),
     }
 }
@@ -133,17 +189,20 @@ fn options(args: &ServeArgs) -> anyhow::Result<Options> {
         request_time: Duration::from_secs(args.time_limit),
         ..default
     };
+    let default_run_dir = [PathBuf::from(RUNS)];
+    let may_be_empty = args.run_dirs.is_empty();
+    let runs = if may_be_empty { &default_run_dir[..] } else { &args.run_dirs };
     Ok(Options {
-        runs: args.run_dirs.clone(),
+        runs: runs.to_vec(),
+        may_be_empty,
         host: args.host.clone(),
         port: args.port,
         api_key: args.api_key.clone(),
+        cors_origins: args.cors_origin.clone(),
+        chat_template: args.chat_template.clone(),
         precision: args.precision.0,
         limits,
-        on_warning: Box::new(|line| {
-            // If stderr is gone there is nobody left to tell.
-            screen::err(format_args!("warning: {line}"));
-        }),
+        on_warning: Box::new(|line| screen::err(format_args!("warning: {line}"))),
     })
 }
 

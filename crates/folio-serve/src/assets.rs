@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use axum::extract::Path;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use folio::files::digest;
 use folio::report::plotly_source;
@@ -85,10 +85,10 @@ pub(crate) async fn training(headers: HeaderMap) -> Response {
 }
 
 /// `GET /assets/{name}`
-pub(crate) async fn asset(name: Result<Path<String>, impl Sized>, headers: HeaderMap) -> Response {
+pub(crate) async fn asset(uri: Uri, name: Result<Path<String>, impl Sized>, headers: HeaderMap) -> Response {
     let known = |name: &str| ASSETS.iter().find(|asset| asset.name == name);
     match name.ok().and_then(|Path(name)| known(&name)) {
         Some(asset) => asset.answer(&headers),
-        None => ApiError::unknown_path().into_response(),
+        None => ApiError::unknown_path(uri.path()).into_response(),
     }
 }

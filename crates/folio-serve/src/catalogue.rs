@@ -4,19 +4,18 @@
 //! never becomes part of a path.
 
 use std::collections::HashSet;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use folio::checkpoint::CheckpointName;
-use folio::run_dir::{RunDir, RunLock};
+use folio::run_dir::{Found, Pick, Place, RunDir, RunLock, Saved, locate};
 
 use crate::errors::Error;
 
 /// The directories that are served, and what was in them when they were last read.
 pub(crate) struct Catalogue {
     roots: Vec<PathBuf>,
+    may_be_empty: bool,
     refresh_time: Duration,
     listing: Mutex<Option<(Instant, Arc<Listing>)>>,
 }
@@ -35,49 +34,38 @@ pub(crate) struct Run {
     pub(crate) directory: RunDir,
     /// Those after epochs, ascending, then the one inside an epoch.
     pub(crate) checkpoints: Vec<Saved>,
-    /// The place of the one with the lowest evaluation loss, else of the newest.
-    pub(crate) best: usize,
-}
-
-/// A checkpoint.
-#[derive(Clone)]
-pub(crate) struct Saved {
-    pub(crate) name: CheckpointName,
-    pub(crate) path: PathBuf,
-    /// When it was written.
-    pub(crate) modified: SystemTime,
-    /// The evaluation loss after its epoch, nats a token.
-    pub(crate) eval_loss: Option<f64>,
+    /// The place of the one that the run's name alone means: the one with the lowest evaluation loss, else the newest,
+    /// unless the path that is served names another.
+    pub(crate) default: usize,
+    pick: Pick,
 }
 
 impl Catalogue {
-    pub(crate) fn new(roots: Vec<PathBuf>, refresh_time: Duration) -> Self {
-        Self { roots, refresh_time, listing: Mutex::default() }
+    pub(crate) fn new(roots: Vec<PathBuf>, may_be_empty: bool, refresh_time: Duration) -> Self {
+        Self { roots, may_be_empty, refresh_time, listing: Mutex::default() }
     }
 
-    /// Checks that there is something to serve in every directory.
+    /// Checks that there is something to serve in every directory, unless they may be empty.
     ///
     /// # Errors
     /// If one holds no run, or none with a checkpoint and none that trains; or if two runs have one name.
     pub(crate) fn check(&self) -> Result<Arc<Listing>, Error> {
         let mut taken: Vec<Run> = Vec::new();
         for root in &self.roots {
-            let runs = runs_at(root);
-            if runs.is_empty() {
-                // What is wrong with it as a run.
-                let told = RunDir::new(root).runs().err().map(|error| error.to_string()).unwrap_or_default();
-                let reason = match root.is_dir() {
-                    true => {
-                        "is neither a run of folio's nor a directory of runs: give the --run_dir of a training run"
-                    }
-                    false if root.exists() => "is not a directory: give the --run_dir of a training run",
-                    false => told.split_once(": ").map_or("does not exist", |(_, reason)| reason),
-                };
-                return Err(Error::NoRuns { path: root.display().to_string(), reason: reason.to_owned() });
-            }
-            if runs.iter().all(|run| run.checkpoints.is_empty() && !RunLock::is_held(&run.directory)) {
+            let runs = match runs_at(root) {
+                Err(_) if self.may_be_empty => continue,
+                runs => runs?,
+            };
+            if !self.may_be_empty
+                && runs.iter().all(|run| run.checkpoints.is_empty() && !RunLock::is_held(&run.directory))
+            {
                 let reason = "holds no checkpoint: none was saved yet, or they were removed".to_owned();
                 return Err(Error::NoRuns { path: root.display().to_string(), reason });
+            }
+            if let [Run { directory, checkpoints, pick: Pick::Named(name), .. }] = &runs[..]
+                && !checkpoints.iter().any(|saved| saved.name == *name)
+            {
+                directory.open_checkpoint(*name)?;
             }
             for run in runs {
                 if let Some(first) = taken.iter().find(|first| first.id == run.id) {
@@ -100,7 +88,8 @@ impl Catalogue {
             return Arc::clone(listing);
         }
         let mut names = HashSet::new();
-        let mut runs: Vec<Run> = self.roots.iter().flat_map(|root| runs_at(root)).collect();
+        let mut runs: Vec<Run> =
+            self.roots.iter().flat_map(|root| runs_at(root).unwrap_or_default()).collect();
         // A run that began later under a name that is taken is left out.
         runs.retain(|run| names.insert(run.id.clone()));
         let listing = Arc::new(Listing { runs });
@@ -110,12 +99,19 @@ impl Catalogue {
 }
 
 impl Listing {
+    /// The name of the run that saved a checkpoint last.
+    pub(crate) fn newest(&self) -> Option<&str> {
+        let saved = |run: &Run| run.checkpoints.iter().map(|saved| saved.modified).max();
+        let runs = self.runs.iter().filter_map(|run| Some((saved(run)?, run)));
+        runs.max_by_key(|(time, _)| *time).map(|(_, run)| run.id.as_str())
+    }
+
     /// The checkpoint of this name, and its run.
     pub(crate) fn find(&self, id: &str) -> Option<(&Run, &Saved)> {
         self.runs.iter().find_map(|run| {
             let rest = id.strip_prefix(&run.id)?;
             if rest.is_empty() {
-                return Some((run, run.checkpoints.get(run.best)?));
+                return Some((run, run.checkpoints.get(run.default)?));
             }
             let name = rest.strip_prefix(':')?;
             run.checkpoints.iter().find(|saved| saved.name.to_string() == name).map(|saved| (run, saved))
@@ -125,56 +121,42 @@ impl Listing {
 
 impl Run {
     /// Reads what there is of a run.
-    fn read(id: String, directory: RunDir) -> Self {
-        let losses = directory.losses().ok().flatten().map(|losses| losses.eval_losses);
-        let told = || Some(directory.status()?.eval_losses);
-        let eval_losses = losses.or_else(told).unwrap_or_default();
-        let loss = |name| match name {
-            CheckpointName::Epoch(epoch) => {
-                eval_losses.get(usize::try_from(epoch).ok()?.checked_sub(1)?).copied()
-            }
-            CheckpointName::Step(_) => None,
-        };
-        let saved = |name| {
-            let path = directory.checkpoint(name);
-            // One that was removed just now is none.
-            let modified = path.metadata().and_then(|metadata| metadata.modified()).ok()?;
-            Some(Saved { name, path, modified, eval_loss: loss(name) })
-        };
-        let checkpoints: Vec<Saved> =
-            directory.names().unwrap_or_default().into_iter().filter_map(saved).collect();
-        let losses =
-            checkpoints.iter().enumerate().filter_map(|(place, saved)| Some((saved.eval_loss?, place)));
-        let best = losses.reduce(|best, next| if next.0 < best.0 { next } else { best });
-        let best = best.map_or(checkpoints.len().saturating_sub(1), |(_, place)| place);
-        Self { id, directory, checkpoints, best }
+    fn read(id: String, directory: RunDir, pick: Pick) -> Self {
+        let checkpoints = directory.saved().unwrap_or_default();
+        // A checkpoint that was removed since leaves the best of the others.
+        let default = pick.place(&checkpoints).or_else(|| Pick::Best.place(&checkpoints)).unwrap_or_default();
+        Self { id, directory, checkpoints, default, pick }
+    }
+
+    /// What the run's name alone means.
+    pub(crate) fn found(&self) -> Option<Found> {
+        let checkpoint = self.checkpoints.get(self.default)?.clone();
+        let (directory, run) = (self.directory.clone(), self.directory.clone());
+        Some(Found { directory, run, checkpoint, pick: self.pick })
     }
 }
 
 /// The runs at a path: that run, those of that sweep, or of every run and sweep in that directory.
-fn runs_at(root: &Path) -> Vec<Run> {
-    // `folio serve .` has a name, too.
-    let whole = root.canonicalize().unwrap_or_else(|_| root.to_path_buf());
-    let own = runs_of(&name_of(&whole), root);
-    if !own.is_empty() {
-        return own;
-    }
-    let entries = fs::read_dir(root).into_iter().flatten().filter_map(Result::ok);
-    let mut children: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
-    children.sort();
-    children.iter().flat_map(|child| runs_of(&name_of(child), child)).collect()
+fn runs_at(root: &Path) -> folio::error::Result<Vec<Run>> {
+    Ok(match locate(root)? {
+        Place::Run(directory) | Place::Sweep(directory) => runs_of(&directory),
+        Place::Checkpoint(run, pick) => vec![Run::read(name_of(run.path()), run, pick)],
+        Place::Directory(children) => children.iter().flat_map(runs_of).collect(),
+    })
 }
 
-/// The run in a directory, or those of the sweep there.
-fn runs_of(name: &str, path: &Path) -> Vec<Run> {
-    let directory = RunDir::new(path);
+/// The run in a directory, and those of the sweep there.
+fn runs_of(directory: &RunDir) -> Vec<Run> {
+    let name = name_of(directory.path());
     let sub_runs = directory.sub_runs().unwrap_or_default().into_iter();
     let sub_runs = sub_runs.map(|run| (format!("{name}/{}", name_of(run.path())), run));
-    let own = (name.to_owned(), directory);
+    let own = (name.clone(), directory.clone());
     let all = std::iter::once(own).chain(sub_runs).filter(|(_, run)| run.is_run());
-    all.map(|(id, run)| Run::read(id, run)).collect()
+    all.map(|(id, run)| Run::read(id, run, Pick::Best)).collect()
 }
 
 fn name_of(path: &Path) -> String {
-    path.file_name().map_or_else(|| "run".to_owned(), |name| name.to_string_lossy().into_owned())
+    let name = |path: &Path| Some(path.file_name()?.to_string_lossy().into_owned());
+    // `folio serve .` has a name, too.
+    name(path).or_else(|| name(&path.canonicalize().ok()?)).unwrap_or_else(|| "run".to_owned())
 }

@@ -1,4 +1,4 @@
-//! `POST /v1/completions`: OpenAI's, streamed or whole.
+//! `POST /v1/completions` and `/v1/chat/completions`: OpenAI's, streamed or whole.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,30 +11,47 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::Shared;
 use crate::errors::{ApiError, ApiResult};
 use crate::guard::json_body;
+use crate::json::parse;
 use crate::limits::Limits;
 use crate::models::Model;
 use crate::queue::{Failure, Job, Listener, Ticket, Told, Work};
 use folio::generate::{self, PastContext};
 
+mod chat;
 mod choice;
 mod request;
 
+pub use chat::ChatTemplate;
 pub(crate) use choice::spelling;
 use choice::{Choice, Piece, Score};
-pub(crate) use request::parse;
-use request::{Prompts, Raw, Wanted, seed_of_sample};
+use request::{Kind, Prompts, Raw, Wanted, seed_of_sample};
 
 /// `POST /v1/completions`
 pub(crate) async fn post(State(shared): State<Arc<Shared>>, request: Request) -> ApiResult<Response> {
     let begun = Instant::now();
-    let body = json_body(request, &shared.limits).await?;
-    let raw: Raw = parse(&body)?;
-    drop(body);
-    let wanted = raw.check(&shared.limits)?;
+    let raw = read(&shared, request).await?;
+    let wanted = raw.completion(&shared.limits)?;
+    answer(shared, wanted, begun).await
+}
+
+/// `POST /v1/chat/completions`
+pub(crate) async fn post_chat(State(shared): State<Arc<Shared>>, request: Request) -> ApiResult<Response> {
+    let begun = Instant::now();
+    let raw = read(&shared, request).await?;
+    let wanted = raw.chat(&shared.limits, shared.chat_template.as_ref())?;
+    answer(shared, wanted, begun).await
+}
+
+async fn read(shared: &Shared, request: Request) -> ApiResult<Raw> {
+    parse(&json_body(request, &shared.limits).await?)
+}
+
+async fn answer(shared: Arc<Shared>, wanted: Wanted, begun: Instant) -> ApiResult<Response> {
     let name = wanted.model.clone();
     let (model, (wanted, prompts)) = {
         let shared = Arc::clone(&shared);
@@ -63,11 +80,15 @@ struct Prompt {
 /// The prompts in both forms.
 fn prompts_of(wanted: &Wanted, model: &Model, most: usize) -> ApiResult<Vec<Prompt>> {
     let tokenizer = &model.tokenizer;
+    let field = match wanted.kind {
+        Kind::Completion => "prompt",
+        Kind::Chat => "messages",
+    };
     let prompts: Vec<Prompt> = match &wanted.prompts {
         Prompts::Texts(texts) => {
             let prompt = |text: &String| {
                 let tokens = tokenizer.encode(text);
-                let tokens = tokens.map_err(|error| ApiError::field("prompt", error.to_string()))?;
+                let tokens = tokens.map_err(|error| ApiError::field(field, error.to_string()))?;
                 Ok(Prompt { text: text.clone(), tokens })
             };
             texts.iter().map(prompt).collect::<ApiResult<_>>()?
@@ -86,10 +107,8 @@ fn prompts_of(wanted: &Wanted, model: &Model, most: usize) -> ApiResult<Vec<Prom
     };
     let tokens: usize = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
     if tokens > most {
-        return Err(ApiError::field(
-            "prompt",
-            format!("{tokens} tokens are more than the {most} that are read"),
-        ));
+        let message = format!("{tokens} tokens are more than the {most} that a request may have");
+        return Err(ApiError::field(field, message));
     }
     Ok(prompts)
 }
@@ -149,6 +168,8 @@ struct Answer {
     head: Head,
     listener: Listener,
     choices: Vec<Choice>,
+    /// Whether a piece of each text was sent.
+    begun_choices: Vec<bool>,
     /// Texts that have not ended.
     left: usize,
     /// Pieces that are there before any token.
@@ -172,12 +193,12 @@ struct Usage {
 
 /// A whole answer, or a chunk of one.
 #[derive(Serialize)]
-struct Completion<'a> {
+struct Completion<'a, C> {
     id: &'a str,
     object: &'static str,
     created: u64,
     model: &'a str,
-    choices: &'a [Piece],
+    choices: &'a [C],
     /// Left out, null, or there.
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Option<Usage>>,
@@ -231,8 +252,9 @@ impl Answer {
             shared.metrics.prompt.inc_by(prompt_tokens as u64);
         }
         let usage = Usage { prompt_tokens, completion_tokens: 0, total_tokens: prompt_tokens };
-        let head = Head { id: new_id(), created: seconds_since_1970(SystemTime::now()) };
-        Ok(Self { shared, model, wanted, head, listener, choices, left, ready, usage, begun })
+        let head = Head { id: new_id(wanted.kind), created: seconds_since_1970(SystemTime::now()) };
+        let begun_choices = vec![false; count];
+        Ok(Self { shared, model, wanted, head, listener, choices, begun_choices, left, ready, usage, begun })
     }
 
     /// The answer, once its first piece is there: until then an error is an answer of its own.
@@ -253,7 +275,7 @@ impl Answer {
             whole.append(piece);
         }
         let json = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        Ok(([json], self.json(&pieces, Some(Some(self.usage)))).into_response())
+        Ok(([json], self.whole(&pieces)).into_response())
     }
 
     /// The next piece that has something to tell; none after the last.
@@ -283,10 +305,42 @@ impl Answer {
         self.choices[told.choice].push(told, &self.model.tokenizer)
     }
 
-    fn json(&self, choices: &[Piece], usage: Option<Option<Usage>>) -> String {
+    /// The whole answer.
+    fn whole(&self, pieces: &[Piece]) -> String {
+        let usage = Some(Some(self.usage));
+        match self.wanted.kind {
+            Kind::Completion => self.json("text_completion", pieces, usage),
+            Kind::Chat => {
+                let replies: Vec<Value> =
+                    pieces.iter().map(|piece| chat::reply(piece, &self.model.tokenizer)).collect();
+                self.json("chat.completion", &replies, usage)
+            }
+        }
+    }
+
+    /// A chunk of a stream, without a piece where only the usage is left to tell.
+    fn chunk(&mut self, piece: Option<&Piece>, usage: Option<Option<Usage>>) -> String {
+        match self.wanted.kind {
+            Kind::Completion => self.json("text_completion", piece.as_slice(), usage),
+            Kind::Chat => {
+                let delta = piece.map(|piece| {
+                    let begun = std::mem::replace(&mut self.begun_choices[piece.index], true);
+                    chat::delta(piece, !begun, &self.model.tokenizer)
+                });
+                self.json("chat.completion.chunk", delta.as_slice(), usage)
+            }
+        }
+    }
+
+    fn json<C: Serialize>(
+        &self,
+        object: &'static str,
+        choices: &[C],
+        usage: Option<Option<Usage>>,
+    ) -> String {
         let Head { id, created } = &self.head;
         let model = &self.wanted.model;
-        let body = Completion { id, object: "text_completion", created: *created, model, choices, usage };
+        let body = Completion { id, object, created: *created, model, choices, usage };
         serde_json::to_string(&body).expect("texts and finite numbers are JSON")
     }
 
@@ -297,11 +351,11 @@ impl Answer {
             let with_usage = answer.wanted.include_usage;
             match answer.next().await {
                 Ok(Some(piece)) => {
-                    let event = event(&answer.json(&[piece], with_usage.then_some(None)));
+                    let event = event(&answer.chunk(Some(&piece), with_usage.then_some(None)));
                     Some((event, Some(answer)))
                 }
                 Ok(None) => {
-                    let usage = answer.json(&[], Some(Some(answer.usage)));
+                    let usage = answer.chunk(None, Some(Some(answer.usage)));
                     let usage = if with_usage { event(&usage) } else { String::new() };
                     Some((usage + &event("[DONE]"), None))
                 }
@@ -322,11 +376,15 @@ fn event(data: &str) -> String {
 }
 
 /// A name that no other answer of this server has.
-fn new_id() -> String {
+fn new_id(kind: Kind) -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     let begun = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
-    format!("cmpl-{begun:x}-{number:x}")
+    let kind = match kind {
+        Kind::Completion => "cmpl",
+        Kind::Chat => "chatcmpl",
+    };
+    format!("{kind}-{begun:x}-{number:x}")
 }
 
 /// Seconds since 1970, of which clocks before it know nothing.

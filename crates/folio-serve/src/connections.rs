@@ -12,9 +12,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 use tokio_io_timeout::TimeoutStream;
+use tower_http::add_extension::AddExtension;
 
 use crate::Shared;
 use crate::limits::Limits;
+use crate::unread::{Lingering, Unread};
 
 /// Bytes of a request's head, and of an answer that waits to be sent.
 const BUFFER: usize = 64 << 10;
@@ -65,11 +67,13 @@ pub(crate) async fn accept(
 async fn serve(stream: TcpStream, router: Router, limits: &Limits, mut told: watch::Receiver<bool>) {
     // Tokens are small and should not wait for one another.
     let _ = stream.set_nodelay(true);
-    let mut stream = TimeoutStream::new(stream);
+    let unread = Unread::default();
+    let mut stream = TimeoutStream::new(Lingering::new(stream, unread.clone(), limits.drain_time));
     stream.set_write_timeout(Some(limits.stall_time));
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(limits.head_time).max_buf_size(BUFFER);
-    let connection = http.serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(router));
+    let service = TowerToHyperService::new(AddExtension::new(router, unread));
+    let connection = http.serve_connection(TokioIo::new(Box::pin(stream)), service);
     tokio::pin!(connection);
     tokio::select! {
         // A broken connection is its client's affair.

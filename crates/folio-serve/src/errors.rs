@@ -2,7 +2,7 @@
 
 use std::io;
 
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
@@ -29,6 +29,20 @@ pub enum Error {
         first: String,
         /// The run that would have it too.
         second: String,
+    },
+    /// A template of chats that cannot be used.
+    #[error("the chat template: {reason}")]
+    ChatTemplate {
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// An origin of web pages that is none.
+    #[error("--cors_origin {origin}: {reason}")]
+    Origin {
+        /// The origin as given.
+        origin: String,
+        /// What is wrong and what to do.
+        reason: &'static str,
     },
     /// A directory in which there is no run.
     #[error("{path}: {reason}")]
@@ -73,13 +87,16 @@ impl ApiError {
         Self { code: Some(code), ..self }
     }
 
-    /// A field of a request that will not do.
+    /// A field of a request that cannot be used.
     pub(crate) fn field(param: &str, message: impl Into<String>) -> Self {
-        let message = format!("{param}: {}", message.into());
-        Self {
-            param: Some(param.to_owned()),
-            ..Self::new(StatusCode::BAD_REQUEST, INVALID, message).with_code("invalid_value")
-        }
+        Self::place(param, param, message)
+    }
+
+    /// A place in a field, such as `messages[0].role`.
+    pub(crate) fn place(param: &str, place: &str, message: impl Into<String>) -> Self {
+        let message = format!("{place}: {}", message.into());
+        let param = Some(param.to_owned());
+        Self { param, ..Self::new(StatusCode::BAD_REQUEST, INVALID, message).with_code("invalid_value") }
     }
 
     /// A request that cannot be understood at all.
@@ -103,15 +120,29 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, INVALID, message).with_code("run_not_found")
     }
 
+    /// No run has saved anything yet.
+    pub(crate) fn no_models() -> Self {
+        Self::new(StatusCode::NOT_FOUND, INVALID, "there is no model yet: train one with folio train")
+            .with_code("model_not_found")
+    }
+
     /// A path without anything.
-    pub(crate) fn unknown_path() -> Self {
-        Self::new(StatusCode::NOT_FOUND, INVALID, "there is nothing at this address").with_code("unknown_url")
+    pub(crate) fn unknown_path(path: &str) -> Self {
+        let short: String = path.chars().take(100).collect();
+        let message = format!(
+            "there is nothing at {short}; this server has GET /v1/models, POST /v1/completions, \
+             POST /v1/chat/completions, POST /tokenize, POST /detokenize, GET /health and GET /metrics"
+        );
+        Self::new(StatusCode::NOT_FOUND, INVALID, message).with_code("unknown_url")
     }
 
     /// A path that knows other methods.
-    pub(crate) fn wrong_method() -> Self {
-        Self::new(StatusCode::METHOD_NOT_ALLOWED, INVALID, "this address does not know this method")
-            .with_code("method_not_allowed")
+    pub(crate) fn wrong_method(method: &Method) -> Self {
+        let other = if method == Method::POST { "GET" } else { "POST" };
+        // A client may make methods up.
+        let short: String = method.as_str().chars().take(20).collect();
+        let message = format!("{short} is not supported here: use {other}");
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, INVALID, message).with_code("method_not_allowed")
     }
 
     /// A body that is no JSON by its own words.
@@ -205,10 +236,6 @@ impl IntoResponse for ApiError {
         }
         if self.status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        }
-        if self.status == StatusCode::PAYLOAD_TOO_LARGE || self.status == StatusCode::REQUEST_TIMEOUT {
-            // The rest of the body is not waited for.
-            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }

@@ -14,14 +14,49 @@ use axum::response::{IntoResponse, Response};
 use folio::files::digest;
 use http_body::Body as _;
 use subtle::ConstantTimeEq;
+use tower_http::cors::{AllowHeaders, CorsLayer};
 
 use crate::Shared;
-use crate::errors::{ApiError, ApiResult};
+use crate::errors::{ApiError, ApiResult, Error};
 use crate::limits::Limits;
 
 /// What a page may load and do: nothing but what this server sends.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data: \
                       blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// Origins of other sites whose pages may ask.
+pub(crate) struct Origins(Vec<HeaderValue>);
+
+impl Origins {
+    /// Reads what was given for `--cors_origin`.
+    ///
+    /// # Errors
+    /// If one is not an origin.
+    pub(crate) fn new(given: &[String]) -> Result<Self, Error> {
+        let read = |given: &String| {
+            let refuse = |reason| Error::Origin { origin: given.clone(), reason };
+            if given == "*" {
+                return Err(refuse("every page of every site could ask: list the origins that may"));
+            }
+            // Pages that are files have no other.
+            if given == "null" {
+                return Ok(HeaderValue::from_static("null"));
+            }
+            let origin = given.strip_suffix('/').unwrap_or(given).to_ascii_lowercase();
+            let authority = origin.split_once("://").and_then(|(_, rest)| rest.parse::<Authority>().ok());
+            let is_origin =
+                authority.is_some_and(|authority| !authority.host().is_empty() && !origin.contains('@'));
+            let value = HeaderValue::from_str(&origin).ok().filter(|_| is_origin);
+            value.ok_or_else(|| {
+                refuse("must be a scheme and a host, such as https://example.org or http://localhost:3000")
+            })
+        };
+        given.iter().map(read).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+/// What wants the key, if there is one.
+const CLOSED: [&str; 5] = ["/v1", "/api", "/metrics", "/tokenize", "/detokenize"];
 
 /// Which requests are let in.
 pub(crate) struct Guard {
@@ -29,24 +64,40 @@ pub(crate) struct Guard {
     key: Option<String>,
     /// Names under which requests may come; any if the server listens to more than its own machine.
     hosts: Option<Vec<String>>,
+    origins: Origins,
 }
 
 impl Guard {
-    pub(crate) fn new(key: Option<&str>, host: &str, address: IpAddr) -> Self {
+    pub(crate) fn new(key: Option<&str>, host: &str, address: IpAddr, origins: Origins) -> Self {
         let names = ["localhost", "127.0.0.1", "[::1]", host].map(str::to_owned);
         let own = if address.is_ipv6() { format!("[{address}]") } else { address.to_string() };
         let hosts = address.is_loopback().then(|| names.into_iter().chain([own]).collect());
-        Self { key: key.map(|key| digest(key.as_bytes())), hosts }
+        Self { key: key.map(|key| digest(key.as_bytes())), hosts, origins }
+    }
+
+    /// Tells browsers which pages may ask and read the answers; none if no origins were given.
+    pub(crate) fn cors(&self) -> Option<CorsLayer> {
+        let Origins(origins) = &self.origins;
+        let layer = || {
+            CorsLayer::new()
+                .allow_origin(origins.clone())
+                .allow_methods([Method::GET, Method::POST])
+                .allow_headers(AllowHeaders::mirror_request())
+                .expose_headers([header::RETRY_AFTER])
+                .allow_private_network(true)
+                .max_age(Duration::from_secs(600))
+        };
+        (!origins.is_empty()).then(layer)
     }
 
     fn check(&self, request: &Request) -> ApiResult<()> {
         let headers = request.headers();
         let host = self.check_host(request)?;
         if request.method() != Method::GET && request.method() != Method::HEAD {
-            check_origin(headers, &host)?;
+            self.check_origin(headers, &host)?;
         }
         let path = request.uri().path();
-        let open = !["/v1", "/api", "/metrics"].iter().any(|prefix| path.starts_with(prefix));
+        let open = path == "/v1/health" || !CLOSED.iter().any(|prefix| path.starts_with(prefix));
         if open { Ok(()) } else { self.check_key(headers) }
     }
 
@@ -82,20 +133,21 @@ impl Guard {
         let same = given.is_some_and(|given| digest(given).as_bytes().ct_eq(key.as_bytes()).into());
         if same { Ok(()) } else { Err(ApiError::unauthorized(given.is_some())) }
     }
-}
 
-/// A page of another site may send a request here, but not without its browser telling where it comes from.
-fn check_origin(headers: &HeaderMap, host: &str) -> ApiResult<()> {
-    let ours = |origin: &HeaderValue| {
-        let origin = origin.as_bytes();
-        let after = |scheme: &str| origin.strip_prefix(scheme.as_bytes());
-        let from = after("http://").or(after("https://"));
-        from.is_some_and(|from| from.eq_ignore_ascii_case(host.as_bytes()))
-    };
-    if headers.get_all(header::ORIGIN).iter().all(ours) {
-        return Ok(());
+    /// A page of another site may send a request here, but not without its browser telling where it comes from.
+    fn check_origin(&self, headers: &HeaderMap, host: &str) -> ApiResult<()> {
+        let ours = |origin: &HeaderValue| {
+            let origin = origin.as_bytes();
+            let after = |scheme: &str| origin.strip_prefix(scheme.as_bytes());
+            let from = after("http://").or(after("https://"));
+            from.is_some_and(|from| from.eq_ignore_ascii_case(host.as_bytes()))
+        };
+        let Origins(others) = &self.origins;
+        if headers.get_all(header::ORIGIN).iter().all(|origin| ours(origin) || others.contains(origin)) {
+            return Ok(());
+        }
+        Err(ApiError::forbidden("pages of other sites may not ask; --cors_origin lets those of an origin"))
     }
-    Err(ApiError::forbidden("pages of other sites may not ask"))
 }
 
 /// Lets a request in or not, and says to browsers what they may do with the answer.

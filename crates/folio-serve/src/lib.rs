@@ -28,12 +28,15 @@ mod engine;
 mod queue;
 
 mod completions;
+mod json;
 mod playground;
+mod tokenizing;
 mod training;
 
 mod assets;
 mod guard;
 mod metrics;
+mod unread;
 
 mod connections;
 
@@ -45,28 +48,36 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use axum::Router;
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderValue, Method, Uri, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use folio::model::WeightFormat;
+use folio::run_dir::Found;
 use tokio::net::TcpListener;
 use tower_http::catch_panic::CatchPanicLayer;
 
+pub use completions::ChatTemplate;
 pub use errors::Error;
 use errors::{ApiError, ApiResult};
 pub use limits::Limits;
 
 /// What to serve, and to whom.
 pub struct Options {
-    /// Runs, sweeps, or directories of them.
+    /// Runs, checkpoints, sweeps, or directories of runs and sweeps.
     pub runs: Vec<PathBuf>,
+    /// Whether to start where these do not exist or hold no run yet; runs that appear later are served.
+    pub may_be_empty: bool,
     /// The host to listen on.
     pub host: String,
     /// The port; 0 takes one that is free.
     pub port: u16,
     /// The key that clients must give.
     pub api_key: Option<String>,
+    /// Web pages of other sites that may ask, by their origins, such as `https://example.org:8000`.
+    pub cors_origins: Vec<String>,
+    /// How the messages of a chat become a prompt; without one, the content of the last message is the prompt.
+    pub chat_template: Option<ChatTemplate>,
     /// The numbers that weights are in; those that each model was trained in, if none are given.
     pub precision: Option<WeightFormat>,
     /// How much is served at once.
@@ -80,9 +91,12 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             runs: Vec::new(),
+            may_be_empty: false,
             host: "127.0.0.1".to_owned(),
             port: 8080,
             api_key: None,
+            cors_origins: Vec::new(),
+            chat_template: None,
             precision: None,
             limits: Limits::default(),
             on_warning: Box::new(|_| {}),
@@ -96,7 +110,7 @@ pub struct Server {
     address: SocketAddr,
     shared: Arc<Shared>,
     engine: JoinHandle<()>,
-    runs: usize,
+    listing: Arc<catalogue::Listing>,
 }
 
 /// What all handlers share.
@@ -107,6 +121,7 @@ struct Shared {
     queue: Arc<queue::Queue>,
     metrics: Arc<metrics::Metrics>,
     guard: guard::Guard,
+    chat_template: Option<ChatTemplate>,
     limits: Limits,
     on_warning: Box<dyn Fn(&str) + Send + Sync>,
 }
@@ -115,24 +130,30 @@ impl Server {
     /// Looks through the runs, reads a first model, and listens.
     ///
     /// # Errors
-    /// If a directory has nothing to serve, two runs have one name, a run that was named itself cannot be read, or the
-    /// address cannot be listened on.
+    /// If an origin is none, a directory has nothing to serve, two runs have one name, the first model cannot be read, or the address cannot
+    /// be listened on.
     pub async fn bind(options: Options) -> Result<Self, Error> {
-        let Options { runs, host, port, api_key, precision, limits, on_warning } = options;
-        let catalogue = catalogue::Catalogue::new(runs, limits.refresh_time);
+        let Options { runs, may_be_empty, host, port, api_key, cors_origins, chat_template, .. } = options;
+        let Options { precision, limits, on_warning, .. } = options;
+        let origins = guard::Origins::new(&cors_origins)?;
+        let catalogue = catalogue::Catalogue::new(runs, may_be_empty, limits.refresh_time);
         let listing = catalogue.check()?;
         let models = models::Models::new(precision, &limits);
         let metrics = Arc::new(metrics::Metrics::new());
-        models.get_first(&listing, &metrics, &on_warning)?;
+        match models.get_first(&listing, &metrics, &on_warning) {
+            Err(error) if may_be_empty => on_warning(&error.to_string()),
+            read => read?,
+        }
         let (listener, address) = listen(&host, port).await?;
         let queue = Arc::new(queue::Queue::new(limits.queue, limits.streams, Arc::clone(&metrics)));
         let engine = engine::Engine::new(Arc::clone(&queue), limits.clone(), Arc::clone(&metrics));
         let engine = std::thread::Builder::new().name("engine".to_owned()).spawn(|| engine.run());
         let engine = engine.map_err(Error::Thread)?;
-        let guard = guard::Guard::new(api_key.as_deref(), &host, address.ip());
+        let guard = guard::Guard::new(api_key.as_deref(), &host, address.ip(), origins);
         let records = training::RecordFiles::default();
-        let shared = Shared { catalogue, models, records, queue, metrics, guard, limits, on_warning };
-        Ok(Self { listener, address, shared: Arc::new(shared), engine, runs: listing.runs.len() })
+        let shared =
+            Shared { catalogue, models, records, queue, metrics, guard, chat_template, limits, on_warning };
+        Ok(Self { listener, address, shared: Arc::new(shared), engine, listing })
     }
 
     /// Where it listens.
@@ -140,9 +161,9 @@ impl Server {
         self.address
     }
 
-    /// How many runs it serves so far.
-    pub fn runs(&self) -> usize {
-        self.runs
+    /// The names of the runs that it serves so far, each with its default checkpoint, if one was saved.
+    pub fn runs(&self) -> Vec<(String, Option<Found>)> {
+        self.listing.runs.iter().map(|run| (run.id.clone(), run.found())).collect()
     }
 
     /// Serves until `shutdown` resolves. Then nothing new is taken in, and what is under way has
@@ -179,30 +200,56 @@ async fn listen(host: &str, port: u16) -> Result<(TcpListener, SocketAddr), Erro
 }
 
 fn router(shared: &Arc<Shared>) -> Router {
-    Router::new()
+    let router = Router::new()
         .route("/", get(assets::playground))
         .route("/training", get(assets::training))
         .route("/assets/{name}", get(assets::asset))
-        .route("/healthz", get(async || answer_json(&serde_json::json!({ "status": "ok" }))))
+        .route("/health", get(health))
+        .route("/v1/health", get(health))
+        .route("/healthz", get(health))
         .route("/metrics", get(metrics::get))
         .route("/v1/models", get(playground::list))
         .route("/v1/models/{*id}", get(playground::one))
         .route("/v1/completions", post(completions::post))
+        .route("/v1/chat/completions", post(completions::post_chat))
+        .route("/tokenize", post(tokenizing::tokenize))
+        .route("/detokenize", post(tokenizing::detokenize))
         .route("/api/models", get(playground::details))
         .route("/api/attention", post(playground::attention))
         .route("/api/runs", get(training::runs))
         .route("/api/runs/{*records}", get(training::records))
-        .fallback(async || ApiError::unknown_path())
-        .method_not_allowed_fallback(async || ApiError::wrong_method())
+        .fallback(async |uri: Uri| ApiError::unknown_path(uri.path()))
+        .method_not_allowed_fallback(async |method: Method| ApiError::wrong_method(&method))
         .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
             ApiError::internal("something broke in the server").into_response()
         }))
-        .layer(from_fn_with_state(Arc::clone(shared), guard::guard))
+        .layer(from_fn_with_state(Arc::clone(shared), guard::guard));
+    // Outside of the guard, so that a page can read why it was refused.
+    let router = match shared.guard.cors() {
+        Some(cors) => router.layer(cors),
+        None => router,
+    };
+    router
         .layer(from_fn_with_state(Arc::clone(shared), metrics::watch))
+        .layer(from_fn_with_state(Arc::clone(shared), unread::drain))
         .with_state(Arc::clone(shared))
 }
 
+async fn health() -> Response {
+    answer_json(&serde_json::json!({ "status": "ok" }))
+}
+
 impl Shared {
+    /// The model of this name, or without a name the one that was saved last.
+    fn model_or_newest(&self, name: Option<&str>) -> ApiResult<Arc<models::Model>> {
+        let Some(name) = name else {
+            let listing = self.catalogue.listing();
+            let newest = listing.newest().ok_or_else(ApiError::no_models)?;
+            return self.model(newest);
+        };
+        self.model(name)
+    }
+
     /// The model of this name, read if need be.
     fn model(&self, name: &str) -> ApiResult<Arc<models::Model>> {
         let listing = self.catalogue.listing();

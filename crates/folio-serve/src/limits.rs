@@ -37,6 +37,8 @@ pub struct Limits {
     pub head_time: Duration,
     /// Until the body of a request is there.
     pub body_time: Duration,
+    /// How long the rest of a body is read and discarded that the answer did not need.
+    pub drain_time: Duration,
     /// How long a text waits for a client that does not read it, and a connection for one that takes no bytes.
     pub stall_time: Duration,
     /// The age from which a connection gets no further request.
@@ -66,6 +68,7 @@ impl Default for Limits {
             request_time: Duration::from_secs(120),
             head_time: Duration::from_secs(20),
             body_time: Duration::from_secs(20),
+            drain_time: Duration::from_secs(1),
             stall_time: Duration::from_secs(10),
             connection_time: Duration::from_secs(600),
             grace_time: Duration::from_secs(3),

@@ -6,9 +6,10 @@ use std::time::SystemTime;
 
 use folio::error::Error;
 use folio::model::{Predictor, WeightFormat};
+use folio::run_dir::Saved;
 use folio::tokenizer::Tokenizer;
 
-use crate::catalogue::{Listing, Run, Saved};
+use crate::catalogue::{Listing, Run};
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 
@@ -87,7 +88,7 @@ impl Models {
         metrics: &Metrics,
         on_warning: &dyn Fn(&str),
     ) -> folio::error::Result<()> {
-        let best = listing.runs.iter().filter_map(|run| Some((run, run.checkpoints.get(run.best)?)));
+        let best = listing.runs.iter().filter_map(|run| Some((run, run.checkpoints.get(run.default)?)));
         for (place, (run, saved)) in best.enumerate() {
             let read = match place {
                 0 => self.get(run, saved, metrics).map(drop),

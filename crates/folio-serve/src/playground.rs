@@ -8,14 +8,16 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use folio::checkpoint::CheckpointName;
+use folio::run_dir::Saved;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use crate::catalogue::{Run, Saved};
-use crate::completions::{parse, seconds_since_1970, spelling};
+use crate::catalogue::Run;
+use crate::completions::{seconds_since_1970, spelling};
 use crate::errors::{ApiError, ApiResult};
 use crate::guard::json_body;
+use crate::json::{Field, parse};
 use crate::queue::{Attend, Work};
 use crate::{Shared, answer_json, apart};
 
@@ -28,7 +30,7 @@ pub(crate) async fn list(State(shared): State<Arc<Shared>>) -> ApiResult<Respons
         let listing = shared.catalogue.listing();
         let runs = listing.runs.iter();
         let all = runs.flat_map(|run| {
-            let own = run.checkpoints.get(run.best).map(|saved| openai(&run.id, saved));
+            let own = run.checkpoints.get(run.default).map(|saved| openai(&run.id, saved));
             let checkpoints = run.checkpoints.iter();
             own.into_iter().chain(checkpoints.map(|saved| openai(&full_name(run, saved), saved)))
         });
@@ -75,10 +77,10 @@ fn of_run(run: &Run) -> Vec<Value> {
         return Vec::new();
     };
     let mut places: Vec<usize> = (0..run.checkpoints.len()).collect();
-    places.sort_by_key(|&place| place != run.best);
+    places.sort_by_key(|&place| place != run.default);
     let model = |place: usize| {
         let saved = &run.checkpoints[place];
-        let is_default = place == run.best;
+        let is_default = place == run.default;
         let (epoch, step) = match saved.name {
             CheckpointName::Epoch(epoch) => (Some(epoch), None),
             CheckpointName::Step(step) => (None, Some(step)),
@@ -101,24 +103,27 @@ fn of_run(run: &Run) -> Vec<Value> {
     places.into_iter().map(model).collect()
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct AttentionRequest {
-    model: String,
-    text: Option<String>,
-    tokens: Option<Vec<u32>>,
-    #[serde(default)]
-    block: u64,
+    model: Field<String>,
+    text: Field<String>,
+    tokens: Field<Vec<u32>>,
+    block: Field<u64>,
 }
 
 /// `POST /api/attention`
 pub(crate) async fn attention(State(shared): State<Arc<Shared>>, request: Request) -> ApiResult<Response> {
     let body = json_body(request, &shared.limits).await?;
     let AttentionRequest { model, text, tokens, block } = parse(&body)?;
+    let missing = || ApiError::field("model", "is missing: GET /v1/models lists the models");
+    let model = model.0.ok_or_else(missing)?;
+    let block = block.0.unwrap_or(0);
     let (model, tokens) = {
         let shared = Arc::clone(&shared);
         apart(move || {
             let model = shared.model(&model)?;
-            let tokens = match (text, tokens) {
+            let tokens = match (text.0, tokens.0) {
                 (Some(text), None) => {
                     let encoded = model.tokenizer.encode(&text);
                     encoded.map_err(|error| ApiError::field("text", error.to_string()))?

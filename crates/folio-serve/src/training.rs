@@ -131,7 +131,8 @@ pub(crate) async fn records(
     query: Result<Query<After>, QueryRejection>,
 ) -> ApiResult<Response> {
     let Path(path) = path.map_err(|_| ApiError::malformed("the address is not UTF-8"))?;
-    let id = path.strip_suffix("/records").ok_or_else(ApiError::unknown_path)?.to_owned();
+    let missing = || ApiError::unknown_path(&format!("/api/runs/{path}"));
+    let id = path.strip_suffix("/records").ok_or_else(missing)?.to_owned();
     let Query(After { after }) = query.map_err(|_| ApiError::field("after", "give a number of lines"))?;
     let read = move || {
         let listing = shared.catalogue.listing();

@@ -27,6 +27,7 @@ use crate::settings::{Keep, Settings};
 use crate::tokenizer::Tokenizer;
 
 mod event_files;
+mod find;
 mod lock;
 mod ownership;
 
@@ -34,6 +35,7 @@ mod ownership;
 pub(crate) use event_files::event_files;
 use event_files::is_event_file;
 pub(crate) use event_files::next_event_file;
+pub use find::{Found, Pick, Place, RUNS, Saved, find, locate, locate_or_newest};
 use lock::LOCK_FILE;
 pub use lock::RunLock;
 

@@ -2,6 +2,7 @@
 #![cfg(unix)]
 
 mod driver;
+mod results;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -274,7 +275,7 @@ fn a_text_can_be_stopped_and_several_written_at_once() {
     browser.fill("#max_tokens", "4001");
     browser.click("#generate");
     browser.until("document.getElementById('announcer').textContent.startsWith('Failed')");
-    let refusal = "max_tokens: 16 texts of 4001 tokens are more than the 64000 of a request";
+    let refusal = "max_tokens: 16 texts of 4001 tokens are more than the 64000 that a request may ask for";
     assert_eq!(browser.text("document.getElementById('error').textContent"), refusal);
     assert_eq!(browser.number("document.querySelectorAll('.sample').length"), 0.0);
 

@@ -54,7 +54,9 @@ fn generate_takes_the_epochs_and_samples_it_is_given() {
     let of = |flags: &str| place.ok(&format!("generate run --seed 1 {flags}")).stdout;
     let (first, second) = (of("--checkpoint_step 1"), of("--checkpoint_step 2"));
     assert_ne!(first, second);
-    assert_eq!(of(""), second, "the last by default");
+    let losses = place.numbers("run/losses.json", "/eval_losses");
+    assert!(losses[1] < losses[0], "it learns");
+    assert_eq!(of(""), second, "the best by default");
     assert_eq!(of("--checkpoint_step 1 2"), format!("{first}----\n{second}"));
     let two = of("--num_samples 2");
     let (one, other) = two.split_once("----\n").expect("a line between two samples");

@@ -4,6 +4,7 @@ mod place;
 mod running;
 
 mod browser;
+mod choosing;
 mod commands;
 mod continuing;
 mod dashboard;

@@ -18,10 +18,22 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Starts a server on a free port. Returns where it listens.
 fn serve(place: &Place, line: &str) -> (Running, String) {
     let server = start(place, &format!("serve {line} --port 0"));
-    let told = server.next_line().expect("a line");
-    let address = told.split_once("http://").and_then(|(_, rest)| rest.strip_suffix('/'));
-    let address = address.unwrap_or_else(|| panic!("{told}")).to_owned();
+    let address = address_of(&server);
     (server, address)
+}
+
+/// Where a server says that it listens.
+fn address_of(server: &Running) -> String {
+    announced(server).0
+}
+
+/// The address of the line on stdout, and the line on stderr, which may come first or second.
+fn announced(server: &Running) -> (String, String) {
+    let mut lines = [server.next_line().expect("a line"), server.next_line().expect("another line")];
+    lines.sort_by_key(|line| !line.starts_with("Serving "));
+    let [told, what] = lines;
+    let address = told.split_once("http://").and_then(|(_, rest)| rest.strip_suffix('/'));
+    (address.unwrap_or_else(|| panic!("{told}")).to_owned(), what)
 }
 
 /// A connection on which a request for a completion was sent.
@@ -37,6 +49,16 @@ fn ask(address: &str, body: &Value, key: &str) -> TcpStream {
     )
     .expect("room");
     stream
+}
+
+/// The JSON at a path.
+fn get(address: &str, path: &str) -> Value {
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("some time");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").expect("room");
+    let told = answer(stream);
+    let (_, body) = told.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{told}"));
+    serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {told}"))
 }
 
 fn answer(mut stream: TcpStream) -> String {
@@ -92,13 +114,102 @@ fn the_key_may_come_from_the_environment() {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_folio"));
     command.args(["serve", "run", "--port", "0"]).current_dir(place.path("")).env("FOLIO_API_KEY", "secret");
     let server = crate::running::start_command(command);
-    let told = server.next_line().expect("a line");
-    let address = told.split_once("http://").expect("an address").1.trim_end_matches('/');
+    let address = &address_of(&server);
     let body = json!({ "model": "run", "max_tokens": 1 });
     assert!(answer(ask(address, &body, "secret")).starts_with("HTTP/1.1 200"));
     assert!(answer(ask(address, &body, "")).starts_with("HTTP/1.1 401"));
     server.signal(Signal::TERM);
     assert_eq!(server.end().0.code(), Some(143));
+}
+
+#[test]
+fn a_path_to_a_checkpoint_is_what_the_run_s_name_means() {
+    let place = place_with_run();
+    let losses = place.numbers("run/losses.json", "/eval_losses");
+    let best = if losses[0] <= losses[1] { 1 } else { 2 };
+    for (path, epoch) in [("run", best), ("run/best", best), ("run/latest", 2), ("run/checkpoint_1", 1)] {
+        let server = start(&place, &format!("serve {path} --port 0"));
+        let (address, what) = announced(&server);
+        assert!(what.starts_with(&format!("run is run/checkpoint_{epoch}")), "serve {path}: {what}");
+        let models: Value = get(&address, "/api/models");
+        let default = &models["models"][0];
+        let told = (&default["id"], &default["epoch"], &default["is_default"]);
+        assert_eq!(told, (&json!("run"), &json!(epoch), &json!(true)), "serve {path}: {models}");
+        server.signal(Signal::TERM);
+        server.end();
+    }
+}
+
+#[test]
+fn without_a_path_runs_are_served_even_before_there_are_any() {
+    let place = Place::new();
+    for make in [false, true] {
+        if make {
+            std::fs::create_dir(place.path("runs")).expect("room");
+        }
+        let server = start(&place, "serve --port 0");
+        let (address, what) = announced(&server);
+        assert!(what.starts_with("runs/ holds no run yet"), "{what}");
+        assert_eq!(get(&address, "/v1/models")["data"], json!([]));
+        if make {
+            place.ok(&format!("train {TINY} --save_losses --save_checkpoint --run_dir runs/first"));
+            let deadline = Instant::now() + PATIENCE;
+            while get(&address, "/v1/models")["data"][0]["id"] != "first" {
+                assert!(Instant::now() < deadline, "the run is not found");
+            }
+            let body = json!({ "model": "first", "max_tokens": 1 });
+            assert!(answer(ask(&address, &body, "")).starts_with("HTTP/1.1 200"));
+        }
+        server.signal(Signal::TERM);
+        server.end();
+    }
+}
+
+/// Starts a server with `--open` and these programs alone on the PATH.
+#[cfg(target_os = "linux")]
+fn serve_open(place: &Place, programs: &str) -> Running {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_folio"));
+    command.args(["serve", "run", "--port", "0", "--open"]).current_dir(place.path(""));
+    command.env("PATH", place.path(programs));
+    crate::running::start_command(command)
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_browser_is_opened_and_a_failure_is_one_line() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let place = place_with_run();
+    std::fs::create_dir(place.path("programs")).expect("room");
+    let server = serve_open(&place, "programs");
+    let address = address_of(&server);
+    let line = std::iter::from_fn(|| server.next_line()).find(|line| line.starts_with("warning: "));
+    let line = line.expect("a warning");
+    assert!(
+        line.contains("cannot open a browser") && line.contains(&format!("go to http://{address}/")),
+        "{line}"
+    );
+    assert!(get(&address, "/healthz")["status"] == "ok", "it serves nevertheless");
+    server.signal(Signal::TERM);
+    assert_eq!(server.end().1, Vec::<String>::new());
+
+    let seen = place.path("seen");
+    place.write(
+        "programs/xdg-open",
+        format!("#!/bin/sh\necho \"$1\" > {0}.new\n/bin/mv {0}.new {0}\n", seen.display()),
+    );
+    let executable = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(place.path("programs/xdg-open"), executable).expect("our own file");
+    let server = serve_open(&place, "programs");
+    let address = address_of(&server);
+    let deadline = Instant::now() + PATIENCE;
+    while !seen.exists() {
+        assert!(Instant::now() < deadline, "the browser is not opened");
+        std::thread::yield_now();
+    }
+    assert_eq!(place.text("seen"), format!("http://{address}/\n"));
+    server.signal(Signal::TERM);
+    assert_eq!(server.end().1, Vec::<String>::new());
 }
 
 #[test]
@@ -114,10 +225,9 @@ fn what_cannot_be_served() {
     let in_use = format!("serve run --port {port}");
     check_refused(&place, &in_use, FAILURE, &[&format!("127.0.0.1 port {port}"), "in use", "another --port"]);
     let mistakes: &[(&str, i32, &[&str])] = &[
-        ("serve", USAGE, &["RUN_DIR"]),
         ("serve none", FAILURE, &["none: does not exist", "--run_dir"]),
         ("serve plays.txt", FAILURE, &["plays.txt: is not a directory"]),
-        ("serve run/checkpoint_1", FAILURE, &["checkpoint_1: is neither a run", "directory of runs"]),
+        ("serve run/checkpoint_9", FAILURE, &["run: holds no checkpoint 9", "there are 1, 2"]),
         ("serve bare", FAILURE, &["bare: holds no checkpoint", "they were removed"]),
         ("serve damaged", FAILURE, &["damaged/checkpoint_", "is damaged"]),
         ("serve run run", USAGE, &["both called 'run'", "rename"]),
@@ -130,6 +240,14 @@ fn what_cannot_be_served() {
         ("serve run --time_limit 0", USAGE, &["--time_limit", "at least 1"]),
         ("serve run --threads 0", USAGE, &["--threads", "at least 1"]),
         ("serve run --api_key ''", USAGE, &["api_key"]),
+        ("serve run --cors_origin '*'", USAGE, &["--cors_origin *", "list the origins"]),
+        (
+            "serve run --cors_origin example.org",
+            USAGE,
+            &["--cors_origin", "example.org", "https://example.org"],
+        ),
+        ("serve run --chat_template '{role}'", USAGE, &["--chat_template", "{content} once"]),
+        ("serve run --chat_template '{content}{name}'", USAGE, &["--chat_template", "{name} is not known"]),
         ("serve run --precision f16", USAGE, &["precision", "'f16'", "int8"]),
     ];
     check_all(&place, mistakes);

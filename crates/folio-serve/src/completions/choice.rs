@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use folio::text::TextStream;
 use folio::tokenizer::Tokenizer;
 use serde::Serialize;
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Number, Value, json};
 
 use crate::queue::Told;
 use folio::generate::Finish;
@@ -27,6 +27,9 @@ pub(crate) struct Logprobs {
     top_logprobs: Vec<Option<Map<String, Value>>>,
     text_offset: Vec<usize>,
     token_ids: Vec<u32>,
+    /// Each token with its logarithm and its alternatives.
+    #[serde(skip)]
+    scores: Vec<(u32, Score)>,
 }
 
 impl Piece {
@@ -40,6 +43,7 @@ impl Piece {
             all.top_logprobs.extend(new.top_logprobs);
             all.text_offset.extend(new.text_offset);
             all.token_ids.extend(new.token_ids);
+            all.scores.extend(new.scores);
         }
     }
 
@@ -67,7 +71,8 @@ pub(crate) struct Choice {
     echoed: usize,
 }
 
-/// How likely a token of a prompt was.
+/// How likely a token was, and which others were.
+#[derive(Debug)]
 pub(crate) struct Score {
     pub(crate) logprob: f32,
     pub(crate) alternatives: Vec<(u32, f32)>,
@@ -161,6 +166,21 @@ impl Places {
 }
 
 impl Logprobs {
+    /// The same as a chat has it.
+    pub(crate) fn of_chat(&self, tokenizer: &Tokenizer) -> Value {
+        let entry = |token, logprob| {
+            let bytes = tokenizer.decode_bytes(&[token]);
+            json!({ "token": spelling(token, tokenizer), "logprob": number(logprob), "bytes": bytes })
+        };
+        let of_token = |(token, Score { logprob, alternatives }): &(u32, Score)| {
+            let mut told = entry(*token, *logprob);
+            told["top_logprobs"] =
+                alternatives.iter().map(|&(token, logprob)| entry(token, logprob)).collect();
+            told
+        };
+        json!({ "content": self.scores.iter().map(of_token).collect::<Vec<Value>>(), "refusal": null })
+    }
+
     fn push(
         &mut self,
         start: usize,
@@ -170,7 +190,6 @@ impl Logprobs {
         tokenizer: &Tokenizer,
     ) {
         let name = spelling(token, tokenizer);
-        let number = |logprob| Number::from_f64(f64::from(logprob)).map_or(Value::Null, Value::Number);
         let top = logprob.map(|logprob| {
             let all =
                 alternatives.iter().map(|&(token, logprob)| (spelling(token, tokenizer), number(logprob)));
@@ -179,12 +198,18 @@ impl Logprobs {
             all.entry(name.clone()).or_insert_with(|| number(logprob));
             all
         });
+        let score = Score { logprob: logprob.unwrap_or_default(), alternatives: alternatives.to_vec() };
+        self.scores.push((token, score));
         self.tokens.push(name);
         self.token_logprobs.push(logprob.map(f64::from));
         self.top_logprobs.push(top);
         self.text_offset.push(start);
         self.token_ids.push(token);
     }
+}
+
+fn number(logprob: f32) -> Value {
+    Number::from_f64(f64::from(logprob)).map_or(Value::Null, Value::Number)
 }
 
 /// A token as text. One that is no whole characters is told by its bytes, as OpenAI has it.

@@ -19,9 +19,11 @@ let controller = null;
 
 async function loadModels() {
   try {
-    ({ models } = await (await request("/api/models")).json());
+    const answer = await (await request("/api/models")).json();
+    // A run's name alone means another checkpoint when a better one is saved; this name does not.
+    models = answer.models.map((model) => ({ ...model, name: `${model.run}:${model.checkpoint}` }));
     const runs = [...new Set(models.map(({ run }) => run))];
-    form.run.replaceChildren(...runs.map((run) => new Option(run, run)));
+    form.run.replaceChildren(...runs.map((run) => new Option(shortened(run), run)));
     if (models.length === 0) fail("The server has no checkpoint yet. Reload the page when a run has saved one.");
     showCheckpoints();
   } catch (error) {
@@ -29,42 +31,49 @@ async function loadModels() {
   }
 }
 
+/** A name that fits a select: its beginning and its end, which tell runs of a sweep apart. */
+function shortened(name) {
+  const characters = [...name];
+  return characters.length <= 20 ? name : [...characters.slice(0, 8), "…", ...characters.slice(-11)].join("");
+}
+
 function showCheckpoints() {
   const checkpoints = models.filter(({ run }) => run === form.run.value);
   form.checkpoint.replaceChildren(
-    ...checkpoints.map(({ id, checkpoint, eval_loss: loss, is_default: isDefault }) => {
-      const told = Number.isFinite(loss) ? `, eval loss ${digits(loss)}` : "";
-      return new Option(`${checkpoint}${told}${isDefault ? " (default)" : ""}`, id, isDefault, isDefault);
+    ...checkpoints.map(({ name, checkpoint, eval_loss: loss, is_default: isDefault }) => {
+      const told = Number.isFinite(loss) ? ` · ${digits(loss)}` : "";
+      return new Option(`${checkpoint}${told}`, name, isDefault, isDefault);
     }),
   );
   showFacts();
 }
 
+/** The model that is chosen for the next text. */
 function model() {
-  return models.find(({ id }) => id === form.checkpoint.value);
+  return models.find(({ name }) => name === form.checkpoint.value);
 }
 
 function showFacts() {
-  const { config } = model() ?? {};
-  if (!config) return;
+  const chosen = model();
+  if (!chosen) return;
+  const { run, checkpoint, eval_loss: loss, config } = chosen;
   const { n_blocks: blocks, n_heads: heads, n_emb: width, block_size: context, vocab_size: vocabulary } = config;
+  const known = models.filter((other) => other.run === run && Number.isFinite(other.eval_loss));
+  const isBest = Number.isFinite(loss) && known.every((other) => loss <= other.eval_loss);
+  const told = Number.isFinite(loss) ? `, eval loss ${digits(loss)}${isBest ? ", the lowest" : ""}` : "";
   setText(
     byId("facts"),
-    `${blocks} blocks of ${heads} heads, ${width} wide, ${context} tokens of context, ${vocabulary} in the vocabulary`,
+    `${run}, ${checkpoint}${told}. ${blocks} blocks of ${heads} heads, ${width} wide, ${context} tokens of context, ` +
+      `${vocabulary} in the vocabulary.`,
   );
-  const select = byId("attention-block");
-  if (select.options.length !== blocks) {
-    select.replaceChildren(...Array.from({ length: blocks }, (_, block) => new Option(block + 1, block)));
-  }
 }
 
-/** What the settings say, as /v1/completions takes it; fields that were left empty are left out. */
+/** What the settings say, as /v1/completions takes it, but for the model; fields that were left empty are left out. */
 function settings() {
   const number = (name) => (form[name].value.trim() === "" ? undefined : Number(form[name].value));
   const escapes = { "\\n": "\n", "\\t": "\t", "\\\\": "\\" };
   const stop = form.stop.value.split("\n").filter((line) => line !== "");
   return {
-    model: form.checkpoint.value,
     temperature: number("temperature"),
     top_k: number("top_k"),
     top_p: number("top_p"),
@@ -83,60 +92,70 @@ function generate() {
   if (controller || !form.reportValidity() || !model()) return;
   const prompt = form.prompt.value;
   const actions = { select, goOn, branch };
-  samples = Array.from({ length: Number(form.n.value) }, (_, index) => new Sample(index + 1, prompt, actions));
-  byId("samples").replaceChildren(...samples.map(({ element }) => element));
-  byId("samples").classList.toggle("several", samples.length > 1);
-  inspector.hide();
-  run(prompt, samples);
+  const length = Number(form.n.value);
+  const fresh = Array.from({ length }, (_, index) => new Sample(index + 1, model(), prompt, actions));
+  run(prompt, fresh, () => {
+    samples = fresh;
+    byId("samples").replaceChildren(...samples.map(({ element }) => element));
+    byId("samples").classList.toggle("several", samples.length > 1);
+    inspector.hide();
+    clearAttention();
+  });
 }
 
-/** Goes on from the text of a sample. */
+/** Goes on from the text of a sample, with the model that wrote it. */
 function goOn(sample) {
   if (controller || !form.reportValidity()) return;
-  run(sample.whole(), [sample]);
+  run(sample.whole(), [sample], () => {});
 }
 
 /** Goes on from before a token, with another in its place. */
 function branch(sample, index, alternative) {
   if (controller || !form.reportValidity()) return;
-  sample.branch(index, alternative);
-  inspector.show(sample, index);
-  run(sample.whole(), [sample]);
+  run(sample.upTo(index) + alternative[0], [sample], () => {
+    sample.branch(index, alternative);
+    inspector.show(sample, index);
+  });
 }
 
-/** Has texts generated, one for each sample, and shows them as they come. */
-async function run(prompt, into) {
+/**
+ * Has texts generated by the model of the samples, one for each, and shows them as they come. `begin` is called when the
+ * first of it is there: until then the request may be refused, and what is shown stays as it is.
+ */
+async function run(prompt, into, begin) {
   controller = new AbortController();
   setBusy(true);
   fail("");
   setText(byId("announcer"), "Generating.");
-  const began = performance.now();
-  const body = { ...settings(), prompt, n: into.length };
-  const before = count();
+  const start = performance.now();
+  const body = { ...settings(), model: into[0].model.name, prompt, n: into.length };
+  let hasBegun = false;
+  let tokens = 0;
   let end = "Finished";
   try {
     for await (const choice of complete(body, controller.signal)) {
-      into[choice.index].add(tokensOf(choice), choice.text, choice.finish_reason);
-      const seconds = (performance.now() - began) / 1000;
-      setText(byId("progress"), `${count() - before} tokens, ${digits((count() - before) / seconds, 3)} a second`);
+      if (!hasBegun) begin();
+      hasBegun = true;
+      const added = tokensOf(choice);
+      tokens += added.length;
+      into[choice.index].add(added, choice.text, choice.finish_reason);
+      const seconds = (performance.now() - start) / 1000;
+      setText(byId("progress"), `${tokens} tokens, ${digits(tokens / seconds, 3)} per second`);
     }
   } catch (error) {
     end = error.name === "AbortError" ? "Stopped" : "Failed";
     if (end === "Failed") fail(error.message);
-    // Of a request that was refused there is nothing to see.
-    if (count() === 0) samples.splice(0).forEach(({ element }) => element.remove());
   }
-  for (const sample of into) sample.settle();
   controller = null;
+  if (hasBegun) {
+    for (const sample of into) sample.settle(end === "Failed" ? "broken off" : "stopped");
+    setText(byId("seed-used"), `Seed ${body.seed}`);
+  }
   setBusy(false);
-  setText(byId("announcer"), `${end}: ${count() - before} tokens, seed ${body.seed}.`);
-  setText(byId("seed-used"), `Seed ${body.seed}`);
-  active = samples.includes(into[0]) ? into[0] : null;
+  setText(byId("announcer"), `${end}: ${tokens} tokens, seed ${body.seed}.`);
+  if (!hasBegun) return;
+  [active] = into;
   showActive();
-}
-
-function count() {
-  return samples.reduce((sum, { tokens }) => sum + tokens.length, 0);
 }
 
 function setBusy(busy) {
@@ -168,8 +187,14 @@ async function select(sample, start) {
 
 async function showActive() {
   if (!active || active.whole() === "") return clearAttention();
-  setText(byId("attention-of"), samples.length > 1 ? `of sample ${samples.indexOf(active) + 1}` : "");
-  await showAttention(form.checkpoint.value, active.whole());
+  const { run, checkpoint, name, config } = active.model;
+  const which = samples.length > 1 ? `sample ${samples.indexOf(active) + 1}, ` : "";
+  setText(byId("attention-of"), `of ${which}${run}, ${checkpoint}`);
+  const blocks = byId("attention-block");
+  if (blocks.options.length !== config.n_blocks) {
+    blocks.replaceChildren(...Array.from({ length: config.n_blocks }, (_, block) => new Option(block + 1, block)));
+  }
+  await showAttention(name, active.whole());
 }
 
 function onKey(event) {

@@ -12,8 +12,12 @@ const ENDS = { length: "as long as asked", stop: "stopped by itself" };
 
 /** One text: the prompt, the tokens that the model added, and what can be done with them. */
 export class Sample {
-  /** `actions` has the functions select(sample, start), goOn(sample) and branch(sample, index, token). */
-  constructor(number, prompt, actions) {
+  /**
+   * `model` is the one that writes it, as /api/models tells it; `actions` has the functions select(sample, start),
+   * goOn(sample) and branch(sample, index, token).
+   */
+  constructor(number, model, prompt, actions) {
+    this.model = model;
     this.prompt = prompt;
     this.actions = actions;
     this.tokens = [];
@@ -25,6 +29,8 @@ export class Sample {
 
   build(number) {
     const heading = make("h3", { id: `sample-${number}`, textContent: `Sample ${number}` });
+    const { run, checkpoint } = this.model;
+    const model = make("span", { className: "quiet model", textContent: `${run}, ${checkpoint}` });
     this.facts = make("span", { className: "quiet" });
     this.goOnButton = make("button", { type: "button", textContent: "Continue", "aria-describedby": heading.id });
     this.goOnButton.addEventListener("click", () => this.actions.goOn(this));
@@ -40,7 +46,7 @@ export class Sample {
     this.element = make(
       "article",
       { className: "sample", "aria-labelledby": heading.id },
-      make("header", {}, heading, this.facts, make("span", { className: "buttons" }, this.goOnButton, this.copyButton)),
+      make("header", {}, heading, model, this.facts, make("span", { className: "buttons" }, this.goOnButton, this.copyButton)),
       make("p", { className: "text" }, make("span", { className: "prompt", textContent: this.prompt }), this.list),
       make("details", {}, make("summary", { textContent: "Plain text" }), this.plain),
     );
@@ -55,8 +61,13 @@ export class Sample {
   add(tokens, text, finish) {
     for (const token of tokens) this.addToken(token);
     this.text += text;
-    if (finish) this.finish = finish;
-    const end = this.finish ? `, ${ENDS[this.finish] ?? this.finish}` : "";
+    // A text that goes on has not ended.
+    this.finish = finish;
+    this.showFacts(finish);
+  }
+
+  showFacts(finish) {
+    const end = finish ? `, ${ENDS[finish] ?? finish}` : "";
     setText(this.facts, `${this.tokens.length} ${this.tokens.length === 1 ? "token" : "tokens"}${end}`);
   }
 
@@ -81,8 +92,11 @@ export class Sample {
     this.list.append(option);
   }
 
-  /** Ends a request: what was drawn beyond the text, such as a stop string, is taken away. */
-  settle() {
+  /**
+   * Ends a request: what was drawn beyond the text, such as a stop string, is taken away. `otherwise` says how the text
+   * ended if the model did not end it.
+   */
+  settle(otherwise) {
     if (this.finish) {
       const end = this.whole().length;
       this.keep(this.tokens.filter(({ start, piece }) => start < end || (start === end && piece === "")).length);
@@ -92,8 +106,15 @@ export class Sample {
     } else {
       this.text = this.joined();
     }
+    this.showFacts(this.finish ?? otherwise);
     this.piece = pieces();
     this.plain.textContent = this.whole();
+  }
+
+  /** The prompt and the first tokens. */
+  upTo(count) {
+    const pieces = this.tokens.slice(0, count).map(({ piece }) => piece);
+    return this.prompt + pieces.join("");
   }
 
   /** What the tokens add to the prompt. */

@@ -3,7 +3,7 @@
 import { request } from "./shell.js";
 
 /**
- * The data of a text/event-stream, one string an event. Lines may be split anywhere between two chunks,
+ * The data of a text/event-stream, one string per event. Lines may be split anywhere between two chunks,
  * characters too.
  */
 async function* events(body) {
@@ -12,7 +12,10 @@ async function* events(body) {
   let data = [];
   try {
     for (;;) {
-      const { value, done } = await reader.read();
+      const { value, done } = await reader.read().catch((error) => {
+        if (error.name === "AbortError") throw error;
+        throw new Error("The connection broke before the text was finished. Is folio serve still running?");
+      });
       if (done) return;
       const lines = (rest + value).split(/\r?\n/);
       rest = lines.pop();

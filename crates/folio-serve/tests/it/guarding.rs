@@ -76,6 +76,64 @@ async fn pages_of_other_sites_may_not_ask() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn pages_of_listed_origins_may_ask_and_read_the_answers() {
+    let cors_origins = ["https://app.example", "http://localhost:3000/"].map(str::to_owned).to_vec();
+    let api_key = Some("s3cret".to_owned());
+    let site = Site::serving(Options { cors_origins, api_key, limits: limits(), ..Options::default() }).await;
+    for (origin, allowed) in [
+        ("https://app.example", true),
+        ("http://localhost:3000", true),
+        ("http://app.example", false),
+        ("https://app.example:8443", false),
+        ("https://evil.example", false),
+        ("https://app.example.evil.example", false),
+        ("null", false),
+    ] {
+        // What browsers ask first: without the key.
+        let request = site.client.request(reqwest::Method::OPTIONS, site.url("/v1/completions"));
+        let request = request.header("origin", origin).header("access-control-request-method", "POST");
+        let request =
+            request.header("access-control-request-headers", "authorization,content-type,x-stainless-os");
+        let response = request.send().await.expect("an answer");
+        let header =
+            |name: &str| response.headers().get(name).map(|value| value.to_str().expect("text").to_owned());
+        assert_eq!(header("access-control-allow-origin").as_deref(), allowed.then_some(origin), "{origin}");
+        if allowed {
+            assert!(response.status().is_success(), "{origin}");
+            assert!(header("access-control-allow-methods").is_some_and(|methods| methods.contains("POST")));
+            assert!(
+                header("access-control-allow-headers").is_some_and(|fields| fields.contains("authorization"))
+            );
+        }
+        // Then the request itself; a page can read why it was refused as well.
+        for (key, status) in
+            [("s3cret", if allowed { 200 } else { 403 }), ("other", if allowed { 401 } else { 403 })]
+        {
+            let request =
+                site.client.post(site.url("/v1/completions")).header("origin", origin).bearer_auth(key);
+            let response =
+                request.json(&json!({ "model": "plain", "max_tokens": 1 })).send().await.expect("an answer");
+            assert_eq!(response.status(), status, "{origin}");
+            let told = response
+                .headers()
+                .get("access-control-allow-origin")
+                .map(|value| value.to_str().expect("text"));
+            assert_eq!(told, allowed.then_some(origin));
+        }
+    }
+    for (origin, part) in
+        [("*", "list the origins"), ("app.example", "scheme and a host"), ("https://", "scheme and a host")]
+    {
+        let options = Options { cors_origins: vec![origin.to_owned()], port: 0, ..Options::default() };
+        let error = folio_serve::Server::bind(options).await.err().expect(origin).to_string();
+        assert!(error.contains("--cors_origin") && error.contains(origin) && error.contains(part), "{error}");
+    }
+    let options =
+        Options { cors_origins: vec!["https://app.example/path".to_owned()], port: 0, ..Options::default() };
+    assert!(folio_serve::Server::bind(options).await.is_err(), "a path is no part of an origin");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_key_is_wanted_where_models_are() {
     let options = Options { api_key: Some("s3cret".to_owned()), limits: limits(), ..Options::default() };
     let site = Site::serving(options).await;

@@ -48,6 +48,16 @@ impl Service {
     }
 }
 
+impl Service {
+    /// Ends the program without a word.
+    pub(crate) fn kill(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.signal(Signal::KILL);
+            running.end();
+        }
+    }
+}
+
 impl Drop for Service {
     fn drop(&mut self) {
         if let Some(running) = self.running.take() {

@@ -1,0 +1,276 @@
+//! JSON bodies, read into types whose errors name the field and say what it may be.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::Deserialize;
+use serde::de::{self, DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::error::Category;
+
+use crate::errors::{ApiError, ApiResult};
+
+/// Reads a JSON object into a type. The error names the field.
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> ApiResult<T> {
+    // A struct would be read from a list, too.
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        return Err(ApiError::malformed("the body must be a JSON object"));
+    }
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let path = error.path().to_string();
+        explain(&path, &error.into_inner())
+    })?;
+    json.end().map_err(|error| {
+        let (line, column) = (error.line(), error.column());
+        ApiError::malformed(format!("the body has more text after its JSON, at line {line}, column {column}"))
+    })?;
+    Ok(value)
+}
+
+/// An error of the parser in our words.
+fn explain(path: &str, error: &serde_json::Error) -> ApiError {
+    let place = format!("line {}, column {}", error.line(), error.column());
+    match error.classify() {
+        Category::Eof => ApiError::malformed(format!("the body ends before its JSON does, at {place}")),
+        Category::Syntax | Category::Io => {
+            ApiError::malformed(format!("the body is not valid JSON, at {place}"))
+        }
+        Category::Data => {
+            let message = error.to_string();
+            // The parser adds its own words for the place.
+            let end = format!(" at line {} column {}", error.line(), error.column());
+            let message = message.strip_suffix(&end).unwrap_or(&message);
+            if let Some(name) = message.strip_prefix("duplicate field `") {
+                return ApiError::field(name.trim_end_matches('`'), "is given more than once");
+            }
+            let field: String = path.chars().take_while(|c| !matches!(c, '[' | '.')).collect();
+            // A place of any length can be made up.
+            let place: String = path.chars().take(100).collect();
+            if field.is_empty() {
+                ApiError::malformed(message)
+            } else {
+                ApiError::place(&field, &place, message)
+            }
+        }
+    }
+}
+
+/// A field of a request. One that is null was left out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Field<T>(pub(crate) Option<T>);
+
+impl<T> Default for Field<T> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+/// What a field, or an element of a list, may be. A value of another kind is refused with these words.
+pub(crate) trait Accepted: Sized {
+    /// As in `must be a whole number`.
+    const WHAT: &'static str;
+
+    fn from_bool(_: bool) -> Option<Self> {
+        None
+    }
+
+    fn from_whole(_: i128) -> Option<Self> {
+        None
+    }
+
+    fn from_number(_: f64) -> Option<Self> {
+        None
+    }
+
+    fn from_text(_: &str) -> Option<Self> {
+        None
+    }
+
+    fn from_list<'de, A: SeqAccess<'de>>(_: A) -> Result<Self, A::Error> {
+        Err(refused::<Self, _>("a list"))
+    }
+
+    fn from_object<'de, A: MapAccess<'de>>(_: A) -> Result<Self, A::Error> {
+        Err(refused::<Self, _>("an object"))
+    }
+}
+
+fn refused<T: Accepted, E: de::Error>(given: impl fmt::Display) -> E {
+    E::custom(format!("must be {}, not {given}", T::WHAT))
+}
+
+impl<'de, T: Accepted> Deserialize<'de> for Field<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Kinds(PhantomData))
+    }
+}
+
+struct Kinds<T>(PhantomData<T>);
+
+impl<'de, T: Accepted> Visitor<'de> for Kinds<T> {
+    type Value = Field<T>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str(T::WHAT)
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<Field<T>, E> {
+        Ok(Field(None))
+    }
+
+    fn visit_bool<E: de::Error>(self, value: bool) -> Result<Field<T>, E> {
+        found(T::from_bool(value), value)
+    }
+
+    fn visit_u64<E: de::Error>(self, value: u64) -> Result<Field<T>, E> {
+        found(T::from_whole(value.into()), value)
+    }
+
+    fn visit_i64<E: de::Error>(self, value: i64) -> Result<Field<T>, E> {
+        found(T::from_whole(value.into()), value)
+    }
+
+    fn visit_f64<E: de::Error>(self, value: f64) -> Result<Field<T>, E> {
+        // 16.0 is a whole number; from 2^53 on such numbers are no longer exact.
+        let whole = (value.fract() == 0.0 && value.abs() < 2f64.powi(53)).then_some(value as i128);
+        found(whole.and_then(T::from_whole).or_else(|| T::from_number(value)), value)
+    }
+
+    fn visit_str<E: de::Error>(self, value: &str) -> Result<Field<T>, E> {
+        let is_short = value.chars().nth(40).is_none();
+        found(T::from_text(value), if is_short { format!("{value:?}") } else { "this string".to_owned() })
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Field<T>, A::Error> {
+        T::from_list(list).map(|value| Field(Some(value)))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, object: A) -> Result<Field<T>, A::Error> {
+        T::from_object(object).map(|value| Field(Some(value)))
+    }
+}
+
+fn found<T: Accepted, E: de::Error>(value: Option<T>, given: impl fmt::Display) -> Result<Field<T>, E> {
+    value.map(|value| Field(Some(value))).ok_or_else(|| refused::<T, E>(given))
+}
+
+/// The elements of a list, none of which is null.
+pub(crate) fn elements<'de, T: Accepted, A: SeqAccess<'de>>(mut list: A) -> Result<Vec<T>, A::Error> {
+    let mut all = Vec::new();
+    while let Some(Field(element)) = list.next_element()? {
+        all.push(element.ok_or_else(|| refused::<T, A::Error>("null"))?);
+    }
+    Ok(all)
+}
+
+impl Accepted for String {
+    const WHAT: &'static str = "a string";
+
+    fn from_text(text: &str) -> Option<Self> {
+        Some(text.to_owned())
+    }
+}
+
+impl Accepted for bool {
+    const WHAT: &'static str = "true or false";
+
+    fn from_bool(value: bool) -> Option<Self> {
+        Some(value)
+    }
+}
+
+impl Accepted for u64 {
+    const WHAT: &'static str = "a whole number, 0 or more";
+
+    fn from_whole(value: i128) -> Option<Self> {
+        value.try_into().ok()
+    }
+}
+
+impl Accepted for f64 {
+    const WHAT: &'static str = "a number";
+
+    fn from_whole(value: i128) -> Option<Self> {
+        Some(value as f64)
+    }
+
+    fn from_number(value: f64) -> Option<Self> {
+        Some(value)
+    }
+}
+
+/// A token. Whether the vocabulary has it is for the model to say.
+impl Accepted for u32 {
+    const WHAT: &'static str = "a token, a whole number below 2^32";
+
+    fn from_whole(value: i128) -> Option<Self> {
+        value.try_into().ok()
+    }
+}
+
+/// Tokens.
+impl Accepted for Vec<u32> {
+    const WHAT: &'static str = "a list of tokens";
+
+    fn from_list<'de, A: SeqAccess<'de>>(list: A) -> Result<Self, A::Error> {
+        elements(list)
+    }
+}
+
+/// A string or several.
+#[derive(Clone, Debug)]
+pub(crate) struct Strings(pub(crate) Vec<String>);
+
+impl Accepted for Strings {
+    const WHAT: &'static str = "a string or a list of strings";
+
+    fn from_text(text: &str) -> Option<Self> {
+        Some(Self(vec![text.to_owned()]))
+    }
+
+    fn from_list<'de, A: SeqAccess<'de>>(list: A) -> Result<Self, A::Error> {
+        elements(list).map(Self)
+    }
+}
+
+/// A value of any kind that is not supported here. Clients send `{}`, `[]` and the like where they want nothing.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Unsupported {
+    pub(crate) is_empty: bool,
+}
+
+impl Accepted for Unsupported {
+    const WHAT: &'static str = "any value";
+
+    fn from_bool(value: bool) -> Option<Self> {
+        Some(Self { is_empty: !value })
+    }
+
+    fn from_whole(value: i128) -> Option<Self> {
+        Some(Self { is_empty: value == 0 })
+    }
+
+    fn from_number(value: f64) -> Option<Self> {
+        Some(Self { is_empty: value == 0.0 })
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        Some(Self { is_empty: text.is_empty() })
+    }
+
+    fn from_list<'de, A: SeqAccess<'de>>(mut list: A) -> Result<Self, A::Error> {
+        let mut is_empty = true;
+        while list.next_element::<de::IgnoredAny>()?.is_some() {
+            is_empty = false;
+        }
+        Ok(Self { is_empty })
+    }
+
+    fn from_object<'de, A: MapAccess<'de>>(mut object: A) -> Result<Self, A::Error> {
+        let mut is_empty = true;
+        while object.next_entry::<de::IgnoredAny, de::IgnoredAny>()?.is_some() {
+            is_empty = false;
+        }
+        Ok(Self { is_empty })
+    }
+}

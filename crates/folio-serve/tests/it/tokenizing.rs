@@ -1,0 +1,65 @@
+//! Texts as tokens and back, and where to look whether the server is well.
+
+use folio_serve::Options;
+use serde_json::json;
+
+use crate::site::{Site, limits};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_become_tokens_and_come_back() {
+    let site = Site::start().await;
+    for (model, text) in
+        [("plain", "First Citizen"), ("bytes", "日本 👧"), ("search/run_1", "Speak"), ("plain", "")]
+    {
+        let (status, told) = site.post("/tokenize", &json!({ "model": model, "content": text })).await;
+        assert_eq!(status, 200, "{told}");
+        let tokens = told["tokens"].as_array().expect("tokens");
+        let (_, told) =
+            site.post("/tokenize", &json!({ "model": model, "content": text, "with_pieces": true })).await;
+        let mut bytes = Vec::new();
+        for (entry, token) in told["tokens"].as_array().expect("tokens").iter().zip(tokens) {
+            assert_eq!(entry["id"], *token);
+            match &entry["piece"] {
+                // What is no whole character.
+                serde_json::Value::Array(piece) => {
+                    bytes.extend(
+                        piece
+                            .iter()
+                            .map(|byte| u8::try_from(byte.as_u64().expect("a number")).expect("a byte")),
+                    );
+                }
+                piece => bytes.extend(piece.as_str().expect("text").as_bytes()),
+            }
+        }
+        assert_eq!(String::from_utf8(bytes).expect("text"), text);
+        let (status, told) = site.post("/detokenize", &json!({ "model": model, "tokens": tokens })).await;
+        assert_eq!((status, &told["content"]), (200, &json!(text)));
+    }
+    // The completions of a text and of its tokens are the same.
+    let (_, told) = site.post("/tokenize", &json!({ "model": "plain", "content": "First" })).await;
+    assert_eq!(
+        site.completed(json!({ "prompt": told["tokens"] })).await,
+        site.completed(json!({ "prompt": "First" })).await
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_name_the_model_that_was_saved_last_is_meant() {
+    let site = Site::start().await;
+    // The last of the common runs to be trained; its vocabulary is that of all but one of them.
+    let (_, told) = site.post("/tokenize", &json!({ "content": "Speak" })).await;
+    let (_, named) = site.post("/tokenize", &json!({ "model": "search/run_1", "content": "Speak" })).await;
+    assert_eq!(told, named);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_is_told_to_everybody_and_tokens_to_those_with_the_key() {
+    let options = Options { api_key: Some("k3y".to_owned()), limits: limits(), ..Options::default() };
+    let site = Site::serving(options).await;
+    for path in ["/health", "/v1/health", "/healthz"] {
+        assert_eq!(site.get(path).await, (200, json!({ "status": "ok" })), "{path}");
+    }
+    for path in ["/tokenize", "/detokenize", "/v1/chat/completions"] {
+        assert_eq!(site.post(path, &json!({})).await.0, 401, "{path}");
+    }
+}

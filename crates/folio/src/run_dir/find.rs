@@ -1,0 +1,256 @@
+//! Which checkpoint a path means.
+//!
+//! ```text
+//! runs/quick               its best checkpoint by evaluation loss, the newest if no losses were saved
+//! runs/quick/best          the same; runs/quick/latest the newest, runs/quick/checkpoint_5 that of epoch 5
+//! runs/search              the best checkpoint of all runs of a sweep
+//! runs                     of the runs and sweeps in it, the one that saved a checkpoint last
+//! ```
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use super::{BEST, LATEST, RunDir};
+use crate::checkpoint::CheckpointName;
+use crate::error::{Error, Result};
+
+/// The directory that is searched for runs if no path is given.
+pub const RUNS: &str = "runs";
+
+/// What a path leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A run.
+    Run(RunDir),
+    /// A checkpoint of a run.
+    Checkpoint(RunDir, Pick),
+    /// A sweep of runs.
+    Sweep(RunDir),
+    /// The runs and sweeps of a directory, sorted by name.
+    Directory(Vec<RunDir>),
+}
+
+/// Which checkpoint of a run to take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pick {
+    /// The one with the lowest evaluation loss; the newest if no losses were saved.
+    #[default]
+    Best,
+    /// The newest.
+    Latest,
+    /// This one.
+    Named(CheckpointName),
+}
+
+/// A checkpoint of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Saved {
+    /// What it is called.
+    pub name: CheckpointName,
+    /// Its directory.
+    pub path: PathBuf,
+    /// When it was written.
+    pub modified: SystemTime,
+    /// The evaluation loss after its epoch, nats per token.
+    pub eval_loss: Option<f64>,
+}
+
+/// The checkpoint that a path means.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Found {
+    /// The run or sweep that the path leads to.
+    pub directory: RunDir,
+    /// The run of the checkpoint.
+    pub run: RunDir,
+    /// The checkpoint.
+    pub checkpoint: Saved,
+    /// How it was picked.
+    pub pick: Pick,
+}
+
+/// The checkpoint that a path means; without a path, that of the newest run in [`RUNS`].
+///
+/// # Errors
+/// If nothing is there, or no checkpoint was saved.
+pub fn find(path: Option<&Path>) -> Result<Found> {
+    let (directory, pick) = match locate_or_newest(path)? {
+        Place::Run(run) => (run, Pick::Best),
+        Place::Checkpoint(run, pick) => (run, pick),
+        Place::Sweep(sweep) => return find_in_sweep(sweep),
+        Place::Directory(_) => unreachable!("one of its runs was chosen"),
+    };
+    let saved = directory.saved()?;
+    if let Pick::Named(name) = pick
+        && !saved.iter().any(|saved| saved.name == name)
+    {
+        directory.open_checkpoint(name)?;
+    }
+    let Some(place) = pick.place(&saved) else {
+        return Err(directory.no_checkpoint());
+    };
+    Ok(Found { run: directory.clone(), directory, checkpoint: saved[place].clone(), pick })
+}
+
+/// What a path leads to, where a directory of runs means the newest run or sweep in it.
+///
+/// # Errors
+/// If nothing is there, or no run in the directory has saved a checkpoint.
+pub fn locate_or_newest(path: Option<&Path>) -> Result<Place> {
+    let runs = path.unwrap_or(Path::new(RUNS));
+    let nothing = || {
+        let reason = match path {
+            Some(_) => {
+                "holds no run with a checkpoint: name another directory, or train a model with folio train"
+            }
+            None => {
+                "holds no run with a checkpoint: name a run's directory, or train a model with folio train"
+            }
+        };
+        RunDir::new(runs).error(reason)
+    };
+    let children = match locate(runs) {
+        Ok(Place::Directory(children)) => children,
+        Err(_) if path.is_none() => return Err(nothing()),
+        other => return other,
+    };
+    // Of several that saved at the same moment, the last by name.
+    let saved_last = |directory: &RunDir| {
+        let runs = std::iter::once(directory.clone()).chain(directory.sub_runs().unwrap_or_default());
+        runs.flat_map(|run| run.saved().unwrap_or_default()).map(|saved| saved.modified).max()
+    };
+    let newest = children.into_iter().filter_map(|child| Some((saved_last(&child)?, child)));
+    let (_, newest) = newest.max_by_key(|(time, _)| *time).ok_or_else(nothing)?;
+    run_or_sweep(newest.path()).ok_or_else(nothing)
+}
+
+/// What a path leads to.
+///
+/// # Errors
+/// If it leads to nothing that folio has written.
+pub fn locate(path: &Path) -> Result<Place> {
+    if let Some(place) = run_or_sweep(path) {
+        return Ok(place);
+    }
+    if let Some((run, pick)) = checkpoint_of(path) {
+        return Ok(Place::Checkpoint(run, pick));
+    }
+    let directory = RunDir::new(path);
+    if !path.exists() {
+        return Err(directory.error("does not exist: give the --run_dir of a training run"));
+    }
+    if !path.is_dir() {
+        return Err(directory.error("is not a directory: give the --run_dir of a training run"));
+    }
+    let entries = fs::read_dir(path).map_err(Error::file("read", path))?.filter_map(std::result::Result::ok);
+    let mut children: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    children.sort();
+    let children = children.iter().filter(|child| run_or_sweep(child).is_some()).map(RunDir::new);
+    let children: Vec<RunDir> = children.collect();
+    if children.is_empty() {
+        return Err(directory.error(
+            "is not a run of folio's: it has no hyperparameters.json, and no directory in it has one; give the \
+             --run_dir of a training run, or a directory of runs",
+        ));
+    }
+    Ok(Place::Directory(children))
+}
+
+fn run_or_sweep(path: &Path) -> Option<Place> {
+    let directory = RunDir::new(path);
+    let is_sweep = || directory.sub_runs().is_ok_and(|runs| runs.iter().any(RunDir::is_run));
+    if directory.is_run() {
+        // A sweep that is in a run's directory is meant where the run itself has saved nothing.
+        let is_empty = directory.names().is_ok_and(|names| names.is_empty());
+        return Some(if is_empty && is_sweep() { Place::Sweep(directory) } else { Place::Run(directory) });
+    }
+    is_sweep().then_some(Place::Sweep(directory))
+}
+
+/// The run whose checkpoint a path names, which need not be there.
+fn checkpoint_of(path: &Path) -> Option<(RunDir, Pick)> {
+    let named = |path: &Path| {
+        let pick = match path.file_name()?.to_str()? {
+            BEST => Pick::Best,
+            LATEST => Pick::Latest,
+            name => Pick::Named(CheckpointName::parse(name)?),
+        };
+        let parent = path.parent()?;
+        let run = RunDir::new(if parent.as_os_str().is_empty() { Path::new(".") } else { parent });
+        run.is_run().then_some((run, pick))
+    };
+    // `.` in a checkpoint's directory has its name only when resolved, and so has a link from elsewhere.
+    named(path).or_else(|| named(&path.canonicalize().ok()?))
+}
+
+/// The best checkpoint of all runs of a sweep; if no losses were saved, the newest.
+fn find_in_sweep(sweep: RunDir) -> Result<Found> {
+    let mut all: Vec<(RunDir, Saved)> = Vec::new();
+    for run in sweep.sub_runs()? {
+        all.extend(run.saved()?.into_iter().map(|saved| (run.clone(), saved)));
+    }
+    let saved: Vec<Saved> = all.iter().map(|(_, saved)| saved.clone()).collect();
+    let newest = || (0..saved.len()).max_by_key(|&place| saved[place].modified);
+    let place = lowest_loss(&saved).or_else(newest).ok_or_else(|| sweep.no_checkpoint())?;
+    let (run, checkpoint) = all.swap_remove(place);
+    Ok(Found { directory: sweep, run, checkpoint, pick: Pick::Best })
+}
+
+/// The place of the lowest evaluation loss, the first if several have it.
+fn lowest_loss(saved: &[Saved]) -> Option<usize> {
+    let losses = saved.iter().enumerate().filter_map(|(place, saved)| Some((saved.eval_loss?, place)));
+    losses.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, place)| place)
+}
+
+impl Pick {
+    /// The place of the checkpoint among those of a run, as [`RunDir::saved`] returns them.
+    pub fn place(self, saved: &[Saved]) -> Option<usize> {
+        // One inside an epoch is there only until a later one is.
+        let newest = saved.len().checked_sub(1);
+        match self {
+            Self::Best => lowest_loss(saved).or(newest),
+            Self::Latest => newest,
+            Self::Named(name) => saved.iter().position(|saved| saved.name == name),
+        }
+    }
+}
+
+impl Found {
+    /// Which checkpoint it is and why, for people.
+    pub fn describe(&self) -> String {
+        let path = self.checkpoint.path.display();
+        match (self.pick, self.checkpoint.eval_loss) {
+            (Pick::Best, Some(loss)) => format!("{path}, the best by evaluation loss ({loss:.4})"),
+            (Pick::Best, None) => format!("{path}, the newest; the run has no evaluation losses"),
+            (Pick::Latest, _) => format!("{path}, the newest"),
+            (Pick::Named(_), _) => format!("{path}"),
+        }
+    }
+}
+
+impl RunDir {
+    /// The checkpoints with their evaluation losses: those after epochs, ascending, then the one inside an epoch.
+    ///
+    /// # Errors
+    /// If the directory cannot be read.
+    pub fn saved(&self) -> Result<Vec<Saved>> {
+        let losses = self.losses().ok().flatten().map(|losses| losses.eval_losses);
+        let from_status = || Some(self.status()?.eval_losses);
+        let losses = losses.or_else(from_status).unwrap_or_default();
+        let eval_loss = |name| match name {
+            CheckpointName::Epoch(epoch) => losses.get(usize::try_from(epoch).ok()?.checked_sub(1)?).copied(),
+            CheckpointName::Step(_) => None,
+        };
+        let saved = |name| {
+            let path = self.checkpoint(name);
+            // One that was removed just now is left out.
+            let modified = path.metadata().and_then(|metadata| metadata.modified()).ok()?;
+            Some(Saved { name, path, modified, eval_loss: eval_loss(name) })
+        };
+        Ok(self.names()?.into_iter().filter_map(saved).collect())
+    }
+
+    fn no_checkpoint(&self) -> Error {
+        self.error("holds no checkpoint: none was saved yet, or they were removed")
+    }
+}
