@@ -69,7 +69,7 @@ pub(crate) struct WhichModel {
     #[arg(value_name = "RUN_DIR")]
     pub(crate) run_dir: PathBuf,
     /// The epochs whose models to take [default: the last saved]
-    #[arg(long, value_name = "N", num_args = 1.., value_parser = whole::<u64>)]
+    #[arg(long, value_name = "N", num_args = 1.., value_delimiter = ',', value_parser = whole::<u64>)]
     pub(crate) checkpoint_step: Vec<u64>,
     /// Take the model with the lowest eval loss of the run and its sub-runs
     #[arg(long, conflicts_with = "checkpoint_step")]

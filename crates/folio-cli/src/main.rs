@@ -23,6 +23,7 @@ mod signals;
 mod standings;
 mod tokenizer;
 mod train;
+mod traps;
 mod usage;
 
 use std::ffi::OsString;

@@ -28,7 +28,7 @@ use crate::usage::Usage;
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
 #[command(after_help = "\
-Flags marked * take several values: every combination is run, the last flag in the order block_sizes,
+Flags marked * take several values, as in --lr 1e-3 5e-4 or --lr 1e-3,5e-4: every combination is run, the last flag in the order block_sizes,
 batch_sizes, learning_rates, weight_decays, dropouts, cosine_final_lr, cosine_T_max, cosine_T_mult,
 cosine_lr_restart_decay varying fastest. With --trials they take ranges too, as in 1e-4..3e-3:log.
 
@@ -121,6 +121,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     }
     let mut task = plan(args)?;
     let _reserved = reserve(&mut task)?;
+    crate::traps::warn(args, &task)?;
     if let Some(chosen) = &task.chosen_precision {
         screen::err(format_args!("precision {chosen}"));
     }

@@ -1,9 +1,10 @@
 //! What a user is told who has mistyped, and the second spelling of every flag.
 
+use std::any::TypeId;
 use std::process::ExitCode;
 
-use clap::Command;
 use clap::error::ErrorKind;
+use clap::{Arg, Command};
 
 use crate::screen;
 
@@ -33,22 +34,41 @@ impl std::fmt::Display for Usage {
 
 impl std::error::Error for Usage {}
 
-/// Gives every flag that has an underscore its spelling with hyphens, at every level.
+/// Gives every flag that has an underscore its spelling with hyphens, and lets values begin with a hyphen where they may,
+/// at every level.
 pub(crate) fn with_kebab_case(command: Command) -> Command {
     command
         .mut_args(|arg| {
-            // `--n_emb -3` is a wrong size, not an unknown flag.
-            let arg = if arg.get_action().takes_values() { arg.allow_negative_numbers(true) } else { arg };
-            let Some(long) = arg.get_long().filter(|long| long.contains('_')).map(str::to_owned) else {
-                return arg;
-            };
-            let kebab = long.replace('_', "-");
-            let mut aliases = vec![kebab.to_lowercase(), long.to_lowercase(), kebab];
-            aliases.retain(|alias| *alias != long);
+            let arg = with_hyphens_in_values(arg);
+            let names = arg.get_long().into_iter().chain(arg.get_all_aliases().unwrap_or_default());
+            let names: Vec<String> = names.map(str::to_owned).collect();
+            let mut aliases = Vec::new();
+            for name in names.iter().filter(|name| name.contains('_')) {
+                let kebab = name.replace('_', "-");
+                aliases.extend([kebab.to_lowercase(), name.to_lowercase(), kebab]);
+            }
+            aliases.sort_unstable();
             aliases.dedup();
+            aliases.retain(|alias| !names.contains(alias));
             arg.aliases(aliases)
         })
         .mut_subcommands(with_kebab_case)
+}
+
+/// Takes `--prompt '- hello'` for a prompt and `--n_emb -3` for a wrong size, not for unknown flags. A flag that takes a
+/// name or a file still asks for its value if a flag follows.
+fn with_hyphens_in_values(arg: Arg) -> Arg {
+    if !arg.get_action().takes_values() {
+        return arg;
+    }
+    let is_text = arg.get_value_parser().type_id() == TypeId::of::<String>();
+    let is_one = arg.get_num_args().is_none_or(|values| values.max_values() == 1);
+    let is_free = arg.get_value_parser().possible_values().is_none();
+    if is_text && is_one && is_free {
+        arg.allow_hyphen_values(true)
+    } else {
+        arg.allow_negative_numbers(true)
+    }
 }
 
 /// Prints a failure in one line and chooses the exit code: 2 for wrong usage, 1 for all else.

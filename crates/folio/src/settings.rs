@@ -13,6 +13,10 @@ use crate::optim::AdamWConfig;
 use crate::schedule::{Schedule, ScheduleKind, Unit};
 use crate::tokenizer::{Tokenizer, TokenizerKind};
 
+mod traps;
+
+pub use traps::Trap;
+
 /// The settings of one run: the content of `hyperparameters.json`. Names are the ancestor's where it has them;
 /// where it takes several values, this holds the one of this run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

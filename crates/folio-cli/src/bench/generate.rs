@@ -11,7 +11,7 @@ use folio::tokenizer::Tokenizer;
 use folio_kernels::isa::Isa;
 
 use super::peak::reading;
-use super::{ModelArgs, median, peak_mib};
+use super::{ModelArgs, in_own_flags, median, peak_mib};
 use crate::options::whole;
 use crate::screen;
 use crate::train::join_threads;
@@ -73,7 +73,7 @@ pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         Format::Given(format) => format,
         Format::Auto => WeightFormat::of(PrecisionChoice::Auto.resolve(sizes.emb, sizes.heads)),
     };
-    format.check(&config)?;
+    format.check(&config).map_err(in_own_flags)?;
     join_threads(args.threads)?;
     let parameters = Parameters::random(&config, &mut Rng::new(0, Stream::Init));
     let predictor = Arc::new(Predictor::new(config, format, &parameters));

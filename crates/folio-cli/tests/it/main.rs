@@ -19,4 +19,5 @@ mod serving;
 mod stopping;
 mod sweep;
 mod tokenizer;
+mod traps;
 mod trouble;

@@ -118,6 +118,11 @@ fn numbers_out_of_range() {
         ("train {DATA} --run_dir x --dropouts 0.1 1.5", USAGE, &["--dropouts", "1.5 is outside [0, 1)"]),
         ("train {DATA} --run_dir x --beta2 1", USAGE, &["--beta2", "1 is outside [0, 1)", "0.99"]),
         ("train {DATA} --run_dir x --seed -1", USAGE, &["--seed", "'-1'", "give a whole number"]),
+        ("train {DATA} --run_dir x --grad_clip -1", USAGE, &["--grad_clip", "-1 will not do"]),
+        ("generate x --temperature -.5", USAGE, &["temperature", "-0.5"]),
+        ("serve . --port 80000", USAGE, &["--port", "'80000'", "give a whole number from 0 to 65535"]),
+        ("train {DATA} --run_dir x --lr 1e-3,much", USAGE, &["'much'", "give a number such as 0.2"]),
+        ("train {DATA} --run_dir --overwrite", USAGE, &["--run_dir <DIR>", "value is required"]),
         ("train {DATA} --run_dir x --n_emb 9999999", USAGE, &["--n_emb", "9999999 is not a size", "1048576"]),
         ("train {DATA} --run_dir x --n_emb 300000", USAGE, &["--n_emb", "300000", "parameters", "give less"]),
         (
