@@ -21,8 +21,10 @@ use crate::settings::Settings;
 use crate::tokenizer::Tokenizer;
 use crate::train::{Event, Outcome, Requests, Start, Trainer};
 
+mod label;
 mod space;
 
+pub use label::{differing, labels, short_name, short_number, shown};
 pub use space::{Choice, Number, Space};
 
 const SWEEP_FILE: &str = "sweep.json";
@@ -132,11 +134,7 @@ impl Sweep {
     /// The values in which a run differs from others, by name.
     pub fn values(&self, run: usize) -> Vec<(String, String)> {
         let settings = serde_json::to_value(&self.runs[run]).expect("settings are JSON");
-        let value = |key: &String| match &settings[key] {
-            serde_json::Value::String(text) => text.clone(),
-            value => value.to_string(),
-        };
-        self.varying.iter().map(|key| (key.clone(), value(key))).collect()
+        self.varying.iter().map(|key| (key.clone(), shown(&settings[key]))).collect()
     }
 }
 
