@@ -21,6 +21,7 @@ mod screen;
 mod serve;
 mod signals;
 mod standings;
+mod terminal;
 mod tokenizer;
 mod train;
 mod traps;
@@ -53,7 +54,7 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Draw the loss and learning-rate curves of a run or a sweep
     Plot(plot::PlotArgs),
-    /// List the runs of a sweep, the best first
+    /// List runs, the best first
     Runs(runs::RunsArgs),
     /// Write a page with the curves, samples and settings of a run or a sweep
     Report(report::ReportArgs),

@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::options::whole;
+use crate::progress::with_time_left;
 use crate::screen;
 use crate::train::set_threads;
 use crate::usage::Usage;
@@ -231,8 +232,9 @@ pub(crate) fn bar_for(bytes: usize) -> ProgressBar {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::new(bytes as u64);
-    let template = "encoding {wide_bar:.cyan/dim} {bytes} of {total_bytes}, {eta} left";
-    bar.set_style(ProgressStyle::with_template(template).expect("a valid template").progress_chars("━╸─"));
+    let template = "encoding {wide_bar:.cyan/dim} {bytes} of {total_bytes}, {left}";
+    let style = ProgressStyle::with_template(template).expect("a valid template").progress_chars("━╸─");
+    bar.set_style(with_time_left(style));
     bar
 }
 

@@ -199,7 +199,8 @@ fn train_run(
     let outcome = outcome?;
     if outcome == Outcome::Finished {
         if task.sample_tokens > 0 && !args.json {
-            screen::report(format_args!("\n{}\n", trainer.sample(task.sample_tokens).trim()));
+            let sample = trainer.sample(task.sample_tokens);
+            screen::report(format_args!("\n{}\n", crate::terminal::shown(sample.trim())));
         }
     }
     Ok(outcome)

@@ -36,8 +36,7 @@ pub fn page(run_dir: &RunDir) -> Result<String> {
         run_dir.path().file_name().map_or("run".to_owned(), |name| name.to_string_lossy().into_owned());
     let sweep = Sweep::read(run_dir.path())?;
     let varying = sweep.map_or(Vec::new(), |sweep| sweep.varying);
-    let settings: Vec<&Value> = stories.iter().map(|story| &story.settings).collect();
-    let labels = labels(&settings, &varying);
+    let labels = labels(&stories.iter().map(|story| &story.settings).collect::<Vec<_>>(), &varying);
     for (story, label) in stories.iter_mut().zip(labels).filter(|(_, label)| !label.is_empty()) {
         story.label = label;
     }

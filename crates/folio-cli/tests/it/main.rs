@@ -16,6 +16,7 @@ mod report;
 mod searching;
 mod seed;
 mod serving;
+mod showing;
 mod stopping;
 mod sweep;
 mod tokenizer;

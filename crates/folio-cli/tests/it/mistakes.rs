@@ -342,6 +342,7 @@ fn models_that_cannot_be_used() {
     place.train_bare("bare");
     place.ok(&format!("train {TINY} --learning_rates 1e-3 1e-4 --run_dir search"));
     place.ok(&format!("train {TINY} --split contiguous --save_checkpoint --run_dir contiguous"));
+    std::fs::create_dir(place.path("empty")).expect("room");
     let mistakes: &[(&str, i32, &[&str])] = &[
         (
             "generate run --prompt 'We are\nmany € ways'",
@@ -380,13 +381,13 @@ fn models_that_cannot_be_used() {
         ),
         ("eval none", FAILURE, &["none: does not exist"]),
         ("eval contiguous --split test", USAGE, &["--split", "no such part", "choose eval"]),
-        ("plot bare", USAGE, &["bare has no losses.json", "before the end of its first epoch"]),
         ("plot none", FAILURE, &["none: does not exist"]),
         ("plot plays.txt", FAILURE, &["plays.txt", "Not a directory"]),
         ("plot run --out curves.gif", USAGE, &["--out", "curves.gif", ".svg or .png"]),
         ("plot run --out none/curves.svg", FAILURE, &["none/curves.svg", "No such file or directory"]),
         ("runs none", FAILURE, &["none: does not exist"]),
-        ("runs .", FAILURE, &["not a run"]),
+        ("runs", USAGE, &["no directory runs/", "give the directory of a run"]),
+        ("runs empty", FAILURE, &["not a run"]),
         ("bench step --emb 10 --heads 3", USAGE, &["10 is not divisible by 3 heads", "1, 2, 5, 10"]),
         ("bench step --vocab 0", USAGE, &["vocab", "0 is not a size"]),
         ("bench step --batch 0", USAGE, &["--batch", "at least 1"]),

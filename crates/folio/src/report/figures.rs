@@ -207,7 +207,10 @@ mod tests {
         assert_eq!(axis["tickvals"], json!(places));
         assert_eq!(axis["values"], json!(rates.map(f64::log10)));
         let axis = parallel_axis("dropout", &[0.0, 0.2, 0.0, 0.1], false, short_number);
-        assert_eq!((&axis["ticktext"], &axis["tickvals"]), (&json!(["0", "0.1", "0.2"]), &json!([0.0, 0.1, 0.2])));
+        assert_eq!(
+            (&axis["ticktext"], &axis["tickvals"]),
+            (&json!(["0", "0.1", "0.2"]), &json!([0.0, 0.1, 0.2]))
+        );
     }
 
     #[test]

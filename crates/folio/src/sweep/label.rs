@@ -27,7 +27,8 @@ pub fn differing(runs: &[&Value]) -> Vec<String> {
     let Some((first, others)) = runs.split_first() else { return Vec::new() };
     let keys = first.as_object().into_iter().flat_map(|settings| settings.keys());
     let differs = |key: &&String| {
-        !BOOKKEEPING.contains(&key.as_str()) && others.iter().any(|run| run[key.as_str()] != first[key.as_str()])
+        !BOOKKEEPING.contains(&key.as_str())
+            && others.iter().any(|run| run[key.as_str()] != first[key.as_str()])
     };
     keys.filter(differs).cloned().collect()
 }
@@ -43,7 +44,8 @@ pub fn differing(runs: &[&Value]) -> Vec<String> {
 /// assert_eq!(labels(&[&runs[0], &runs[1]], &varying), ["lr 3e-3, dropout 0", "lr 1e-3, dropout 0.2"]);
 /// ```
 pub fn labels(runs: &[&Value], varying: &[String]) -> Vec<String> {
-    let (mut keys, rest): (Vec<&String>, Vec<&String>) = varying.iter().partition(|key| *key == "learning_rate");
+    let (mut keys, rest): (Vec<&String>, Vec<&String>) =
+        varying.iter().partition(|key| *key == "learning_rate");
     keys.extend(rest);
     let label = |run: &&Value| {
         let settings = keys.iter().filter(|key| !run[key.as_str()].is_null());
@@ -53,7 +55,8 @@ pub fn labels(runs: &[&Value], varying: &[String]) -> Vec<String> {
     };
     let labels: Vec<String> = runs.iter().map(label).collect();
     let mut seen = BTreeSet::new();
-    let twice: BTreeSet<String> = labels.iter().filter(|label| !seen.insert(label.as_str())).cloned().collect();
+    let twice: BTreeSet<String> =
+        labels.iter().filter(|label| !seen.insert(label.as_str())).cloned().collect();
     labels.into_iter().map(|label| if twice.contains(&label) { String::new() } else { label }).collect()
 }
 
@@ -132,9 +135,7 @@ mod tests {
 
     #[test]
     fn runs_are_called_by_what_differs() {
-        let run = |lr: f64, batch: u64, hash: &str| {
-            json!({ "data_sha256": hash, "batch_size": batch, "dropout": 0.1, "learning_rate": lr })
-        };
+        let run = |lr: f64, batch: u64, hash: &str| json!({ "data_sha256": hash, "batch_size": batch, "dropout": 0.1, "learning_rate": lr });
         let check = |runs: &[Value], want: &[&str]| {
             let runs: Vec<&Value> = runs.iter().collect();
             assert_eq!(labels(&runs, &differing(&runs)), want);
