@@ -10,6 +10,7 @@ mod destination;
 mod eval;
 mod export;
 mod generate;
+mod manual;
 mod options;
 mod plan;
 mod plot;
@@ -34,7 +35,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// Trains GPT-2 from scratch on Shakespeare, or on any text, on the machine you have.
 #[derive(Parser)]
-#[command(name = "folio", version, arg_required_else_help = true, after_help = usage::EXAMPLES)]
+#[command(name = "folio", version, arg_required_else_help = true, after_help = usage::FIRST_EXAMPLES, after_long_help = usage::EXAMPLES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -66,6 +67,15 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Print the embedded text, tiny Shakespeare
     Corpus,
+    /// Print what a shell needs to complete commands and flags
+    Completions(manual::CompletionsArgs),
+    /// Write manual pages
+    Man(manual::ManArgs),
+}
+
+/// The command line as it is parsed and shown.
+fn command() -> clap::Command {
+    usage::with_short_help(usage::with_kebab_case(Cli::command()))
 }
 
 fn main() -> ExitCode {
@@ -76,8 +86,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode> {
-    let command = usage::with_kebab_case(Cli::command());
-    let cli = match command.try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches)) {
+    let cli = match command().try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => return Ok(usage::report_usage(&error)),
     };
@@ -94,6 +103,8 @@ fn run(args: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode> {
         Command::Tokenizer(args) => tokenizer::run(&args)?,
         Command::Bench(args) => bench::run(&args)?,
         Command::Corpus => corpus::run()?,
+        Command::Completions(args) => manual::complete(&args, command())?,
+        Command::Man(args) => manual::write_pages(&args, command())?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -20,9 +20,9 @@ use crate::usage::Usage;
 #[command(rename_all = "snake_case")]
 #[command(after_help = "\
 Examples:
-  folio plot runs/quick                       losses.svg and losses.png in runs/quick
-  folio plot runs/search --out search.png     all runs of a sweep in one figure
-  folio plot runs/chrs runs/bpe --unit bits_per_character --out both.svg")]
+  folio plot runs/quick
+  folio plot runs/search --out search.png
+  folio plot runs/quick runs/mine --unit bits_per_character --out both.svg")]
 pub(crate) struct PlotArgs {
     /// The run, or the directory of a sweep; several are drawn in one figure
     #[arg(value_name = "RUN_DIR", required = true)]

@@ -17,15 +17,15 @@ use crate::usage::Usage;
 
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
-#[command(after_help = "\
+#[command(after_long_help = "\
 A model is called by its run: quick is the best checkpoint of runs/quick, quick:checkpoint_5 that of epoch 5, search/run_1 a
 run of a sweep. Runs and checkpoints that come later are found.
 
 Ctrl-C or SIGTERM lets texts that are being written go on for a few seconds, a second one ends at once.
 
 Examples:
-  folio serve runs/quick                         playground and training at http://127.0.0.1:8080/
-  folio serve runs --port 9000                   every run and sweep in runs/
+  folio serve runs/quick
+  folio serve runs --port 9000
   FOLIO_API_KEY=secret folio serve runs --host 0.0.0.0
   curl http://127.0.0.1:8080/v1/completions -H 'Content-Type: application/json' \\
       -d '{\"model\": \"quick\", \"prompt\": \"ROMEO:\", \"max_tokens\": 200}'")]

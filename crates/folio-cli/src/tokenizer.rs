@@ -46,6 +46,7 @@ All of the text is learned from: a run on the same text is evaluated on what its
 
 Examples:
   folio tokenizer train --vocab_size 1024 --out shakespeare.json
+  folio corpus > my.txt
   folio tokenizer train --data my.txt --vocab_size 8192 --special '<|endoftext|>' --out my.json
   folio train --data my.txt --tokenizer_type my.json")]
 struct TrainArgs {
@@ -85,7 +86,7 @@ enum Format {
 #[command(after_help = "\
 Examples:
   folio corpus | folio tokenizer encode --tokenizer_type bpe > ids.txt
-  folio tokenizer encode --tokenizer_type runs/quick --format text < my.txt")]
+  folio corpus | folio tokenizer encode --tokenizer_type runs/quick --format text")]
 struct EncodeArgs {
     #[command(flatten)]
     which: Which,
@@ -118,7 +119,7 @@ struct DecodeArgs {
 #[command(after_help = "\
 Examples:
   folio tokenizer inspect --tokenizer_type bpe --text 'To be, or not to be'
-  folio tokenizer inspect --tokenizer_type my.json --data my.txt --top 30")]
+  folio tokenizer inspect --tokenizer_type runs/quick --top 30")]
 struct InspectArgs {
     #[command(flatten)]
     which: Which,

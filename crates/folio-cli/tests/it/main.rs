@@ -9,6 +9,7 @@ mod continuing;
 mod dashboard;
 mod files;
 mod flags;
+mod help;
 mod keeping;
 mod mistakes;
 mod output;
