@@ -107,7 +107,8 @@ impl Setting {
 #[command(rename_all = "snake_case")]
 #[command(after_help = "\
 Example:
-  folio bench step --batch 64 --block 256 --vocab 65 --emb 384 --blocks 6 --heads 6 --dropout 0.2")]
+  folio bench step --batch 64 --block 256 --vocab 65 --emb 384 --blocks 6 \\
+      --heads 6 --dropout 0.2")]
 struct StepArgs {
     /// Sequences a step
     #[arg(long, default_value_t = 64, value_parser = whole::<usize>)]

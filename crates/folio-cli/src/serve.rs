@@ -27,7 +27,8 @@ Examples:
   folio serve runs/quick
   folio serve runs --port 9000
   FOLIO_API_KEY=secret folio serve runs --host 0.0.0.0
-  curl http://127.0.0.1:8080/v1/completions -H 'Content-Type: application/json' \\
+  curl http://127.0.0.1:8080/v1/completions \\
+      -H 'Content-Type: application/json' \\
       -d '{\"model\": \"quick\", \"prompt\": \"ROMEO:\", \"max_tokens\": 200}'")]
 pub(crate) struct ServeArgs {
     /// Runs, sweeps, or directories of them

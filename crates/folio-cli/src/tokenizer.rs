@@ -47,7 +47,8 @@ All of the text is learned from: a run on the same text is evaluated on what its
 Examples:
   folio tokenizer train --vocab_size 1024 --out shakespeare.json
   folio corpus > my.txt
-  folio tokenizer train --data my.txt --vocab_size 8192 --special '<|endoftext|>' --out my.json
+  folio tokenizer train --data my.txt --vocab_size 8192 \\
+      --special '<|endoftext|>' --out my.json
   folio train --data my.txt --tokenizer_type my.json")]
 struct TrainArgs {
     /// UTF-8 text to learn from, all of it; - is stdin [default: the embedded tiny Shakespeare]
@@ -85,8 +86,9 @@ enum Format {
 #[command(rename_all = "snake_case")]
 #[command(after_help = "\
 Examples:
-  folio corpus | folio tokenizer encode --tokenizer_type bpe > ids.txt
-  folio corpus | folio tokenizer encode --tokenizer_type runs/quick --format text")]
+  folio corpus > my.txt
+  folio tokenizer encode --tokenizer_type bpe < my.txt > ids.txt
+  folio tokenizer encode --tokenizer_type runs/quick --format text < my.txt")]
 struct EncodeArgs {
     #[command(flatten)]
     which: Which,
@@ -105,7 +107,8 @@ struct EncodeArgs {
 #[command(rename_all = "snake_case")]
 #[command(after_help = "\
 Example:
-  folio corpus | folio tokenizer encode --tokenizer_type bpe | folio tokenizer decode --tokenizer_type bpe | head")]
+  folio corpus | folio tokenizer encode --tokenizer_type bpe > ids.txt
+  folio tokenizer decode --tokenizer_type bpe < ids.txt")]
 struct DecodeArgs {
     #[command(flatten)]
     which: Which,

@@ -28,8 +28,7 @@ use crate::usage::Usage;
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
 #[command(after_help = "\
-Examples:
-  folio train --preset quick
+Example:
   folio train --preset quick --lr 1e-3 --run_dir runs/slow")]
 #[command(after_long_help = "\
 Flags marked * take several values, as in --lr 1e-3 5e-4 or --lr 1e-3,5e-4: every combination is run, the last flag in
@@ -45,14 +44,19 @@ Examples:
   folio train --preset quick
   folio train --preset shakespeare-char --n_blocks 4 --run_dir runs/four
   folio corpus > my.txt
-  folio train --data my.txt --epochs 20 --lr 1e-3 --save-checkpoint --run-dir runs/mine
-  folio train --tokenizer_type bpe --batch_sizes 32 --block_sizes 128 --learning_rates 1e-3 5e-4 1e-4 \\
-      --weight_decays 3 --lr_schedule cosine --cosine_T_max 100 --num_epochs 100 --save_losses --run_dir runs/bpe
-  folio train --tokenizer_type corpus_bpe --vocab_size 1024 --save_losses --run_dir runs/own_bpe
-  folio train --learning_rates 1e-4..3e-3:log --dropouts 0..0.3 --search halving --trials 27 --run_dir runs/search
+  folio train --data my.txt --epochs 20 --lr 1e-3 --save-checkpoint \\
+      --run-dir runs/mine
+  folio train --tokenizer_type bpe --batch_sizes 32 --block_sizes 128 \\
+      --learning_rates 1e-3 5e-4 1e-4 --weight_decays 3 --lr_schedule cosine \\
+      --cosine_T_max 100 --num_epochs 100 --save_losses --run_dir runs/bpe
+  folio train --tokenizer_type corpus_bpe --vocab_size 1024 --save_losses \\
+      --run_dir runs/own_bpe
+  folio train --learning_rates 1e-4..3e-3:log --dropouts 0..0.3 \\
+      --search halving --trials 27 --run_dir runs/search
   folio train --resume runs/mine
   folio train --resume runs/mine --num_epochs 40
-  folio train --from_checkpoint --from_checkpoint_run_dir runs/mine --from_checkpoint_step 20 --run_dir runs/more")]
+  folio train --from_checkpoint --from_checkpoint_run_dir runs/mine \\
+      --from_checkpoint_step 20 --run_dir runs/more")]
 pub(crate) struct TrainArgs {
     /// A named recipe that the other flags refine
     #[arg(long, value_name = "NAME", value_parser = presets::names())]

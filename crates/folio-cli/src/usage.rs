@@ -20,7 +20,7 @@ Examples:
   folio serve runs
   folio eval runs/quick
   folio plot runs/quick
-  folio train --preset quick --lr 1e-3 3e-3 --dropout 0 0.1 --run_dir runs/search
+  folio train --preset quick --lr 1e-3 3e-3 --run_dir runs/search
   folio runs runs/search
 
 Every flag has two spellings, --learning_rates and --learning-rates. Every command has examples of its own, as in
@@ -65,7 +65,10 @@ fn with_hyphens_in_values(arg: Arg) -> Arg {
     if !arg.get_action().takes_values() {
         return arg;
     }
-    let is_text = arg.get_value_parser().type_id() == TypeId::of::<String>();
+    let parsed = arg.get_value_parser().type_id();
+    let is_number = [TypeId::of::<usize>(), TypeId::of::<u64>(), TypeId::of::<f64>(), TypeId::of::<f32>()];
+    // A flag is no number: the mistake is told all the same.
+    let is_text = parsed == TypeId::of::<String>() || is_number.into_iter().any(|number| parsed == number);
     let is_one = arg.get_num_args().is_none_or(|values| values.max_values() == 1);
     let is_free = arg.get_value_parser().possible_values().is_none();
     if is_text && is_one && is_free {

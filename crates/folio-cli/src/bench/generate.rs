@@ -24,7 +24,8 @@ A text's tokens each read all weights and the keys and values of those before: G
 the machine reads from memory; above 100 % they came from the processor's cache.
 
 Example:
-  folio bench generate --block 256 --vocab 65 --emb 384 --blocks 6 --heads 6 --tokens 256 --streams 16")]
+  folio bench generate --block 256 --vocab 65 --emb 384 --blocks 6 --heads 6 \\
+      --tokens 256 --streams 16")]
 pub(super) struct GenerateArgs {
     #[command(flatten)]
     sizes: ModelArgs,

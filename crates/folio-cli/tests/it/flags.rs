@@ -83,7 +83,7 @@ fn no_flag_is_missing_from_the_test_of_spellings() {
     let list = help.split("Examples:").next().expect("a list of flags");
     let is_part = |c: char| c == '-' || c == '_' || c.is_ascii_alphanumeric();
     // Second names have a test of their own.
-    let list: String = list.split('[').filter(|part| !part.starts_with("aliases: ")).collect();
+    let list: String = list.split('[').filter(|part| !part.starts_with("alias")).collect();
     let listed: BTreeSet<&str> =
         list.split(|c| !is_part(c)).filter(|word| word.starts_with("--") && word.contains('_')).collect();
     let tested = words(&format!("{ALL_FLAGS} {CONTINUING} {SEARCHING} {RESUMING} {UNSAVED}"));
@@ -194,7 +194,8 @@ fn texts_may_begin_with_hyphens() {
     let place = Place::new();
     place.write("dashes.txt", "- hello, --x and -7: \n".repeat(50));
     place.ok(&format!("train {TINY} --data dashes.txt --num_epochs 1 --save_checkpoint --run_dir run")
-        .replace("--data plays.txt", ""));
+        .replace("--data plays.txt", "")
+        .replace("--num_epochs 2", ""));
     for prompt in ["- hello", "--x", "-7", "-", "--"] {
         for line in [
             format!("generate run --max_new_tokens 3 --seed 1 --prompt '{prompt}'"),

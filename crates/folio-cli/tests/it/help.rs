@@ -80,7 +80,8 @@ fn short_help_is_a_screen_with_ten_flags_and_long_help_has_all() {
 fn examples(help: &str) -> Vec<String> {
     let after =
         help.split_once("Examples:\n").or(help.split_once("Example:\n")).map_or("", |(_, after)| after);
-    let joined = after.replace("\\\n", " ");
+    let lines: Vec<&str> = after.split("\\\n").map(str::trim_end).collect();
+    let joined = lines.join("\\\n").replace("\\\n      ", " ");
     joined.lines().take_while(|line| line.starts_with("  ")).map(|line| line.trim().to_owned()).collect()
 }
 
@@ -91,8 +92,15 @@ fn examples_paste_as_they_are() {
     for command in COMMANDS {
         let help = place.ok(&format!("{command} --help")).stdout;
         let mut made = BTreeSet::new();
+        // A narrow terminal would break longer lines.
+        let long = help
+            .lines()
+            .skip_while(|line| !line.starts_with("Example"))
+            .find(|line| line.len() > 79 && line.starts_with("  "));
+        assert_eq!(long, None, "folio {command} --help");
         for line in examples(&help) {
             seen.insert(line.clone());
+            assert!(!line.contains("  "), "a description is no part of a command: {line}");
             for part in line.split('|') {
                 check_example(&place, part.trim(), &mut made);
             }
@@ -114,8 +122,9 @@ fn check_example(place: &Place, command: &str, made: &mut BTreeSet<String>) {
     }
     made.extend(output.map(str::to_owned));
     let Some(folio) = all.iter().position(|word| word == "folio") else { return };
+    let input = all.iter().position(|word| word == "<").unwrap_or(all.len());
     // The parser comes first: with --help it accepts the line or names what is wrong before that.
-    let arguments: Vec<String> = all[folio + 1..].iter().map(|word| format!("'{word}'")).collect();
+    let arguments: Vec<String> = all[folio + 1..input].iter().map(|word| format!("'{word}'")).collect();
     let ran = place.run(&format!("{} --help", arguments.join(" ")));
     assert_eq!(ran.code, Some(0), "{command}: {}", ran.stderr);
 }
@@ -131,9 +140,11 @@ fn every_shell_has_completions() {
         ("elvish", "edit:completion:arg-completer[folio]"),
     ] {
         let script = place.ok(&format!("completions {shell}")).stdout;
-        for part in [part, "tokenizer_type", "shakespeare-char", "generate"] {
+        for part in [part, "tokenizer_type", "generate"] {
             assert!(script.contains(part), "{shell}: lacks {part}");
         }
+        let has_values = ["bash", "zsh", "fish"].contains(&shell);
+        assert_eq!(script.contains("shakespeare-char"), has_values, "{shell}: names of presets");
     }
     let ran = place.run("completions tcsh");
     assert!(
