@@ -31,8 +31,8 @@ Examples:
   folio generate runs/quick --prompt 'ROMEO:' --max_new_tokens 300
   folio generate runs/search --best_eval_loss_model --temperature 0.8 \\
       --top-k 20 --num-samples 3 --seed 7
-  folio generate runs/mine --all_checkpoints --prompt 'The ' --max_new_tokens 60
-  folio generate runs/mine --checkpoint_step 5 10 15 --write_to_file samples.txt
+  folio generate runs/mine --all_checkpoints --prompt 'The '
+  folio generate runs/mine --checkpoint_step 5 10 --write_to_file samples.txt
   folio generate runs/mine --show-probabilities --min_p 0.05 --stop 'ROMEO:'")]
 pub(crate) struct GenerateArgs {
     #[command(flatten)]
