@@ -208,11 +208,9 @@ fn train_run(
     progress.finish();
     drop(dashboard);
     let outcome = outcome?;
-    if outcome == Outcome::Finished {
-        if task.sample_tokens > 0 && !args.json {
-            let sample = trainer.sample(task.sample_tokens);
-            screen::report(format_args!("\n{}\n", crate::terminal::shown(sample.trim())));
-        }
+    if outcome == Outcome::Finished && task.sample_tokens > 0 && !args.json {
+        let sample = trainer.sample(task.sample_tokens);
+        screen::report(format_args!("\n{}\n", crate::terminal::shown(sample.trim())));
     }
     Ok(outcome)
 }
