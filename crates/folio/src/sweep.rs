@@ -134,7 +134,11 @@ impl Sweep {
     /// The values in which a run differs from others, by name.
     pub fn values(&self, run: usize) -> Vec<(String, String)> {
         let settings = serde_json::to_value(&self.runs[run]).expect("settings are JSON");
-        self.varying.iter().map(|key| (key.clone(), shown(&settings[key]))).collect()
+        let value = |key: &String| match &settings[key] {
+            serde_json::Value::String(text) => text.clone(),
+            value => value.to_string(),
+        };
+        self.varying.iter().map(|key| (key.clone(), value(key))).collect()
     }
 }
 

@@ -101,7 +101,7 @@ fn examples_paste_as_they_are() {
         for line in examples(&help) {
             seen.insert(line.clone());
             assert!(!line.contains("  "), "a description is no part of a command: {line}");
-            for part in line.split('|') {
+            for part in line.split(" | ") {
                 check_example(&place, part.trim(), &mut made);
             }
         }
