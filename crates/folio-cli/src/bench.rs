@@ -8,6 +8,7 @@ mod tokenizer;
 use std::time::Instant;
 
 use clap::{Args, Subcommand, ValueEnum};
+use folio::error::Error;
 use folio::model::{Batch, Gpt2, ModelConfig, PrecisionChoice};
 use folio::optim::{AdamW, AdamWConfig};
 use folio::rng::{Rng, Stream};
@@ -106,7 +107,8 @@ impl Setting {
 #[command(rename_all = "snake_case")]
 #[command(after_help = "\
 Example:
-  folio bench step --batch 64 --block 256 --vocab 65 --emb 384 --blocks 6 --heads 6 --dropout 0.2")]
+  folio bench step --batch 64 --block 256 --vocab 65 --emb 384 --blocks 6 \\
+      --heads 6 --dropout 0.2")]
 struct StepArgs {
     /// Sequences a step
     #[arg(long, default_value_t = 64, value_parser = whole::<usize>)]
@@ -158,8 +160,25 @@ impl ModelArgs {
             block_size: self.block,
             dropout,
         };
-        config.validate().map(|()| config)
+        config.validate().map(|()| config).map_err(in_own_flags)
     }
+}
+
+/// A mistake in the sizes of a model, with the flags of `bench` in place of those of `train`.
+fn in_own_flags(error: Error) -> Error {
+    /// The flag of `train` and that of `bench`.
+    const FLAGS: [(&str, &str); 6] = [
+        ("--block_sizes", "--block"),
+        ("--n_blocks", "--blocks"),
+        ("--n_heads", "--heads"),
+        ("--n_emb", "--emb"),
+        ("--dropouts", "--dropout"),
+        ("vocab_size", "--vocab"),
+    ];
+    let Error::Setting { setting, reason } = error else { return error };
+    let own = FLAGS.iter().find(|(flag, _)| *flag == setting).map_or(setting, |(_, own)| own);
+    let reason = FLAGS.iter().fold(reason, |reason, (flag, own)| reason.replace(flag, own));
+    Error::Setting { setting: own, reason }
 }
 
 pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
@@ -246,7 +265,7 @@ fn step(args: &StepArgs) -> anyhow::Result<()> {
     let sizes = &args.sizes;
     let config = sizes.config(args.dropout)?;
     let precision = args.precision.resolve(sizes.emb, sizes.heads);
-    precision.check(&config)?;
+    precision.check(&config).map_err(in_own_flags)?;
     if args.batch == 0 || args.steps == 0 {
         return Err(Usage("--batch and --steps must be at least 1".into()).into());
     }

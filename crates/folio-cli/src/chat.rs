@@ -1,11 +1,13 @@
 //! `folio chat`: a text that a person and a model write together.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use clap::Args;
+use folio::files::write_atomic;
 use folio::generate::{Generator, PastContext};
 use folio::tokenizer::Tokenizer;
 use rustyline::error::ReadlineError;
@@ -17,16 +19,21 @@ use signal_hook::flag;
 use crate::generate::{DrawingArgs, Look, WhichModel, legend, load_predictor};
 use crate::options::whole;
 use crate::screen;
+use crate::terminal;
 use crate::train::join_threads;
 
 const HELP: &str = "\
-A line is added to the text as it stands (\\n in it is a line break), and the model goes on from there; so it does after
-an empty line. Ctrl-C stops it, Ctrl-D ends.
+Your line is added to the text as it stands (\\n in it is a line break), and the model continues from there; it also does
+so after an empty line. Ctrl-C stops it, Ctrl-D ends the chat.
+  /undo                   take back your last line and what the model wrote after it
+  /retry                  let the model continue from your last line once more, with the next seed
   /reset                  begin a new text
   /text                   show the text so far
+  /save FILE              write the text so far to a file
+  /seed N                 seed of what is written next
   /temperature X          also /top_k N, /top_p X, /min_p X, /repetition_penalty X; /top_k off and the like
   /max_new_tokens N       tokens to write after each line
-  /help                   this";
+  /help                   this list";
 
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
@@ -63,6 +70,8 @@ pub(crate) fn run(args: &ChatArgs) -> anyhow::Result<()> {
         turns: 0,
         look: if args.show_probabilities { Look::of_probabilities() } else { Look::Plain },
         text: String::new(),
+        before: Vec::new(),
+        saved_to: None,
         interrupt: Interrupt::install()?,
     };
     chosen.announce();
@@ -84,6 +93,9 @@ pub(crate) fn run(args: &ChatArgs) -> anyhow::Result<()> {
                 }
             }
             Err(ReadlineError::Interrupted) => {}
+            Err(ReadlineError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
+                screen::err("that line is not UTF-8: it is left out");
+            }
             Err(ReadlineError::Eof) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
@@ -101,7 +113,18 @@ struct Chat {
     turns: u64,
     look: Look,
     text: String,
+    /// What was there before each line, the last line last.
+    before: Vec<Turn>,
+    /// The file that the text was saved to, which may be replaced.
+    saved_to: Option<PathBuf>,
     interrupt: Interrupt,
+}
+
+/// A line of the person's, and what it was added to.
+struct Turn {
+    text: String,
+    turns: u64,
+    line: String,
 }
 
 impl Chat {
@@ -119,8 +142,18 @@ impl Chat {
         let mut drawing = self.drawing.clone();
         match name {
             "help" => screen::err(HELP),
-            "text" => screen::out(&self.text)?,
-            "reset" => (self.text, self.turns) = (String::new(), 0),
+            "text" => screen::out(terminal::shown(&self.text))?,
+            "reset" => (self.text, self.turns, self.before) = (String::new(), 0, Vec::new()),
+            "undo" => {
+                let turn = self.take_back()?;
+                self.turns = turn.turns;
+            }
+            "retry" => {
+                let turn = self.take_back()?;
+                return self.go_on(&turn.line);
+            }
+            "seed" => (self.first_seed, self.turns) = (number(name, value)?, 0),
+            "save" => self.save(value)?,
             "max_new_tokens" => self.max_new_tokens = number(name, value)?,
             "temperature" => drawing.temperature = number(name, value)?,
             "repetition_penalty" => drawing.repetition_penalty = number(name, value)?,
@@ -134,7 +167,29 @@ impl Chat {
         Ok(())
     }
 
-    /// Adds a line to the text and lets the model go on.
+    /// Takes back the last line and what was written after it.
+    fn take_back(&mut self) -> anyhow::Result<Turn> {
+        let mut turn = self.before.pop().context("there is no line to take back")?;
+        self.text = std::mem::take(&mut turn.text);
+        Ok(turn)
+    }
+
+    /// Writes the text to a file that is not there yet, or to the one that it was written to before.
+    fn save(&mut self, name: &str) -> anyhow::Result<()> {
+        anyhow::ensure!(!name.is_empty(), "/save: give the name of a file");
+        let path = PathBuf::from(name);
+        let is_own = self.saved_to.as_ref() == Some(&path);
+        anyhow::ensure!(
+            is_own || path.symlink_metadata().is_err(),
+            "/save {name}: is there already: give another name"
+        );
+        write_atomic(&path, self.text.as_bytes())?;
+        screen::err(format_args!("wrote {}", path.display()));
+        self.saved_to = Some(path);
+        Ok(())
+    }
+
+    /// Adds a line to the text and lets the model continue.
     fn go_on(&mut self, line: &str) -> anyhow::Result<()> {
         let text = self.text.clone() + line;
         let mut prompt = self.tokenizer.encode(&text)?;
@@ -147,7 +202,9 @@ impl Chat {
         let mut request = self.drawing.request(prompt, self.max_new_tokens, seed);
         request.logprobs = (self.look != Look::Plain).then_some(0);
         let id = self.generator.begin(request)?;
-        (self.text, self.turns) = (text, self.turns + 1);
+        let before = std::mem::replace(&mut self.text, text);
+        self.before.push(Turn { text: before, turns: self.turns, line: line.to_owned() });
+        self.turns += 1;
         let mut stdout = screen::stdout();
         let writing = self.interrupt.begin();
         while self.generator.texts() > 0 {

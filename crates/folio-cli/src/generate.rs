@@ -27,13 +27,14 @@ pub(crate) use page::{Look, Page, legend};
 
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
-#[command(after_help = "\
+#[command(after_long_help = "\
 Examples:
   folio generate --prompt 'ROMEO:'               the newest run in runs/
   folio generate runs/quick --prompt 'ROMEO:' --max_new_tokens 300
-  folio generate runs/search --temperature 0.8 --top-k 20 --num-samples 3 --seed 7
-  folio generate runs/mine --all_checkpoints --prompt 'The ' --max_new_tokens 60      (to watch it learn)
-  folio generate runs/mine --checkpoint_step 5 10 15 --write_to_file samples.txt
+  folio generate runs/search --temperature 0.8 --top-k 20 \\
+      --num-samples 3 --seed 7
+  folio generate runs/mine --all_checkpoints --prompt 'The '
+  folio generate runs/mine --checkpoint_step 5 10 --write_to_file samples.txt
   folio generate runs/mine --show-probabilities --min_p 0.05 --stop 'ROMEO:'")]
 pub(crate) struct GenerateArgs {
     #[command(flatten)]
@@ -71,7 +72,7 @@ pub(crate) struct WhichModel {
     #[arg(value_name = "RUN_DIR")]
     pub(crate) run_dir: Option<PathBuf>,
     /// The epochs whose models to take [default: the one with the lowest eval loss]
-    #[arg(long, value_name = "N", num_args = 1.., value_parser = whole::<u64>)]
+    #[arg(long, value_name = "N", num_args = 1.., value_delimiter = ',', value_parser = whole::<u64>)]
     pub(crate) checkpoint_step: Vec<u64>,
     /// Take the model with the lowest eval loss of the run and its sub-runs; fails if no losses were saved
     #[arg(long, conflicts_with = "checkpoint_step")]

@@ -10,6 +10,7 @@ mod destination;
 mod eval;
 mod export;
 mod generate;
+mod manual;
 mod options;
 mod plan;
 mod plot;
@@ -21,9 +22,11 @@ mod screen;
 mod serve;
 mod signals;
 mod standings;
+mod terminal;
 mod texts;
 mod tokenizer;
 mod train;
+mod traps;
 mod usage;
 
 use std::ffi::OsString;
@@ -33,7 +36,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// Trains GPT-2 from scratch on Shakespeare, or on any text, on the machine you have.
 #[derive(Parser)]
-#[command(name = "folio", version, arg_required_else_help = true, after_help = usage::EXAMPLES)]
+#[command(name = "folio", version, arg_required_else_help = true, after_help = usage::FIRST_EXAMPLES, after_long_help = usage::EXAMPLES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -53,7 +56,7 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Draw the loss and learning-rate curves of a run or a sweep
     Plot(plot::PlotArgs),
-    /// List the runs of a sweep, the best first
+    /// List runs, the best first
     Runs(runs::RunsArgs),
     /// Write a page with the curves, samples and settings of a run or a sweep
     Report(report::ReportArgs),
@@ -65,6 +68,15 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Print the embedded text, tiny Shakespeare
     Corpus,
+    /// Print what a shell needs to complete commands and flags
+    Completions(manual::CompletionsArgs),
+    /// Write manual pages
+    Man(manual::ManArgs),
+}
+
+/// The command line as it is parsed and shown.
+fn command() -> clap::Command {
+    usage::with_short_help(usage::with_kebab_case(Cli::command()))
 }
 
 fn main() -> ExitCode {
@@ -75,8 +87,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode> {
-    let command = usage::with_kebab_case(Cli::command());
-    let cli = match command.try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches)) {
+    let cli = match command().try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => return Ok(usage::report_usage(&error)),
     };
@@ -93,6 +104,8 @@ fn run(args: impl Iterator<Item = OsString>) -> anyhow::Result<ExitCode> {
         Command::Tokenizer(args) => tokenizer::run(&args)?,
         Command::Bench(args) => bench::run(&args)?,
         Command::Corpus => corpus::run()?,
+        Command::Completions(args) => manual::complete(&args, command())?,
+        Command::Man(args) => manual::write_pages(&args, command())?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -56,33 +56,34 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", help_heading = "Model", value_parser = whole::<usize>)]
     pub(crate) n_blocks: Option<usize>,
     /// Tokens a sequence: the context length * [default: 256]
-    #[arg(long, value_name = "N", num_args = 1.., help_heading = "Model")]
-    #[serde(default, deserialize_with = "one_or_many")]
+    #[arg(long, visible_alias = "block_size", value_name = "N", num_args = 1.., value_delimiter = ',', help_heading = "Model")]
+    #[serde(default, alias = "block_size", deserialize_with = "one_or_many")]
     pub(crate) block_sizes: Option<Vec<Choice<usize>>>,
     /// Share dropped from embeddings, attention weights and both residual branches * [default: 0.2]
-    #[arg(long, value_name = "X", num_args = 1.., help_heading = "Model")]
-    #[serde(default, deserialize_with = "one_or_many")]
+    #[arg(long, visible_alias = "dropout", value_name = "X", num_args = 1.., value_delimiter = ',', help_heading = "Model")]
+    #[serde(default, alias = "dropout", deserialize_with = "one_or_many")]
     pub(crate) dropouts: Option<Vec<Choice<f64>>>,
 
     /// Numbers to compute in: f32, bf16, or auto for the faster on this machine [default: auto]
     #[arg(long, value_name = "NAME", help_heading = "Training")]
     pub(crate) precision: Option<PrecisionChoice>,
     /// Epochs to train; from a checkpoint, further epochs [default: 10]
-    #[arg(long, value_name = "N", help_heading = "Training", value_parser = whole::<u64>)]
+    #[arg(long, visible_alias = "epochs", value_name = "N", help_heading = "Training", value_parser = whole::<u64>)]
+    #[serde(alias = "epochs")]
     pub(crate) num_epochs: Option<u64>,
     /// Stop after so many optimizer steps in all, even inside an epoch
     #[arg(long, value_name = "N", help_heading = "Training", value_parser = whole::<u64>)]
     pub(crate) max_steps: Option<u64>,
     /// Sequences a step * [default: 64]
-    #[arg(long, value_name = "N", num_args = 1.., help_heading = "Training")]
-    #[serde(default, deserialize_with = "one_or_many")]
+    #[arg(long, visible_alias = "batch_size", value_name = "N", num_args = 1.., value_delimiter = ',', help_heading = "Training")]
+    #[serde(default, alias = "batch_size", deserialize_with = "one_or_many")]
     pub(crate) batch_sizes: Option<Vec<Choice<usize>>>,
     /// AdamW's peak rate * [default: 1e-3]
-    #[arg(long, value_name = "X", num_args = 1.., help_heading = "Training")]
-    #[serde(default, deserialize_with = "one_or_many")]
+    #[arg(long, visible_alias = "lr", value_name = "X", num_args = 1.., value_delimiter = ',', help_heading = "Training")]
+    #[serde(default, alias = "lr", deserialize_with = "one_or_many")]
     pub(crate) learning_rates: Option<Vec<Choice<f64>>>,
     /// AdamW's decoupled weight decay * [default: 1e-2]
-    #[arg(long, value_name = "X", num_args = 1.., help_heading = "Training")]
+    #[arg(long, value_name = "X", num_args = 1.., value_delimiter = ',', help_heading = "Training")]
     #[serde(default, deserialize_with = "one_or_many")]
     pub(crate) weight_decays: Option<Vec<Choice<f64>>>,
     /// Decay biases and LayerNorm too, as the ancestor does, not only matrices
@@ -117,19 +118,19 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", help_heading = "Learning-rate schedule", value_parser = whole::<u64>)]
     pub(crate) warmup_steps: Option<u64>,
     /// Floor of the cosine * [default: 1e-6]
-    #[arg(long, value_name = "X", num_args = 1.., help_heading = "Learning-rate schedule")]
+    #[arg(long, value_name = "X", num_args = 1.., value_delimiter = ',', help_heading = "Learning-rate schedule")]
     #[serde(default, deserialize_with = "one_or_many")]
     pub(crate) cosine_final_lr: Option<Vec<Choice<f64>>>,
     /// Half a period, in the schedule's unit * [default: 10]
-    #[arg(long = "cosine_T_max", value_name = "N", num_args = 1.., help_heading = "Learning-rate schedule")]
+    #[arg(long = "cosine_T_max", value_name = "N", num_args = 1.., value_delimiter = ',', help_heading = "Learning-rate schedule")]
     #[serde(default, rename = "cosine_T_max", deserialize_with = "one_or_many")]
     pub(crate) cosine_t_max: Option<Vec<Choice<u64>>>,
     /// Growth of the period at each restart * [default: 1]
-    #[arg(long = "cosine_T_mult", value_name = "N", num_args = 1.., help_heading = "Learning-rate schedule")]
+    #[arg(long = "cosine_T_mult", value_name = "N", num_args = 1.., value_delimiter = ',', help_heading = "Learning-rate schedule")]
     #[serde(default, rename = "cosine_T_mult", deserialize_with = "one_or_many")]
     pub(crate) cosine_t_mult: Option<Vec<Choice<u64>>>,
     /// Factor on the whole rate at each restart * [default: 1]
-    #[arg(long, value_name = "X", num_args = 1.., help_heading = "Learning-rate schedule")]
+    #[arg(long, value_name = "X", num_args = 1.., value_delimiter = ',', help_heading = "Learning-rate schedule")]
     #[serde(default, deserialize_with = "one_or_many")]
     pub(crate) cosine_lr_restart_decay: Option<Vec<Choice<f64>>>,
 
@@ -205,7 +206,9 @@ impl Options {
     /// The names of all options: the flags without their hyphens, the keys of a file.
     pub(crate) fn names() -> Vec<String> {
         let command = Options::augment_args(clap::Command::new("options"));
-        command.get_arguments().filter_map(|arg| arg.get_long()).map(str::to_owned).collect()
+        let names =
+            command.get_arguments().flat_map(|arg| arg.get_long_and_visible_aliases().unwrap_or_default());
+        names.map(str::to_owned).collect()
     }
 
     /// The names of the options that are given.
@@ -373,10 +376,14 @@ impl Options {
     }
 }
 
-/// Reads a count from the command line. The largest is TOML's, so that every flag can stand in a config file.
-pub(crate) fn whole<T: FromStr>(text: &str) -> Result<T, String> {
-    let number = text.parse().ok().filter(|_| text.parse::<i64>().is_ok());
-    number.ok_or_else(|| u64::EXPECTED.to_owned())
+/// Reads a count from the command line. The largest is TOML's, so that every flag can stand in a config file, or that of
+/// the type if it is smaller.
+pub(crate) fn whole<T: TryFrom<u64>>(text: &str) -> Result<T, String> {
+    const LARGEST: [u64; 3] = [i64::MAX as u64, u32::MAX as u64, u16::MAX as u64];
+    let largest = LARGEST.into_iter().find(|&number| T::try_from(number).is_ok()).unwrap_or(u8::MAX.into());
+    let number = text.parse().ok().filter(|&number| number <= largest);
+    let number = number.and_then(|number| T::try_from(number).ok());
+    number.ok_or_else(|| format!("give a whole number from 0 to {largest}"))
 }
 
 /// Reads a number from the command line.
@@ -396,10 +403,13 @@ where
         One(T),
         Many(Vec<T>),
     }
-    Ok(Some(match OneOrMany::deserialize(deserializer)? {
-        OneOrMany::One(value) => vec![value],
-        OneOrMany::Many(values) => values,
-    }))
+    match OneOrMany::deserialize(deserializer)? {
+        OneOrMany::One(value) => Ok(Some(vec![value])),
+        OneOrMany::Many(values) if values.is_empty() => {
+            Err(serde::de::Error::custom("an empty list: give at least one value, or leave the key out"))
+        }
+        OneOrMany::Many(values) => Ok(Some(values)),
+    }
 }
 
 /// Reads `"a.txt"` as well as `["a.txt", "b.txt"]`.

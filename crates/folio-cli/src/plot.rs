@@ -5,19 +5,24 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use folio::files::write_atomic;
+use folio::history::Losses;
 use folio::plot::{Curve, LossUnit, TerminalSize, to_png, to_svg, to_terminal};
+use folio::records;
 use folio::run_dir::RunDir;
+use folio::sweep::{Sweep, differing, labels};
+use serde_json::Value;
 
 use crate::screen;
+use crate::terminal;
 use crate::usage::Usage;
 
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
 #[command(after_help = "\
 Examples:
-  folio plot runs/quick                       losses.svg and losses.png in runs/quick
-  folio plot runs/search --out search.png     all runs of a sweep in one figure
-  folio plot runs/chrs runs/bpe --unit bits_per_character --out both.svg")]
+  folio plot runs/quick
+  folio plot runs/search --out search.png
+  folio plot runs/quick runs/mine --unit bits_per_character --out both.svg")]
 pub(crate) struct PlotArgs {
     /// The run, or the directory of a sweep; several are drawn in one figure
     #[arg(value_name = "RUN_DIR", required = true)]
@@ -66,7 +71,7 @@ pub(crate) fn run(args: &PlotArgs) -> anyhow::Result<()> {
     }
     let color =
         std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    screen::out(to_terminal(&curves, TerminalSize { columns: 80, rows: 24 }, color))?;
+    screen::out(to_terminal(&curves, room(outputs.len()), color))?;
     for path in &outputs {
         screen::err(format_args!("wrote {}", path.display()));
     }
@@ -77,43 +82,97 @@ fn is_picture(path: &Path) -> bool {
     path.extension().is_some_and(|ending| ending == "svg" || ending == "png")
 }
 
-/// The curves of every run below a directory that saved its losses, named with a prefix if there is one.
+/// The part of the terminal that the curves may fill, if `lines` and the next prompt are to stand below them.
+fn room(lines: usize) -> TerminalSize {
+    match terminal::size() {
+        Some(TerminalSize { columns, rows }) => {
+            TerminalSize { columns, rows: rows.saturating_sub(lines as u16 + 2).max(12) }
+        }
+        None => TerminalSize { columns: 80, rows: 24 },
+    }
+}
+
+/// The curves of every run below a directory that has losses, named with a prefix if there is one.
 fn curves(run_dir: &RunDir, prefix: Option<&str>, unit: Unit) -> anyhow::Result<Vec<Curve>> {
     let runs = run_dir.runs()?;
-    let several = runs.len() > 1;
+    let settings: Vec<Value> =
+        runs.iter().map(|run| Ok(serde_json::to_value(run.settings()?)?)).collect::<anyhow::Result<_>>()?;
+    let settings: Vec<&Value> = settings.iter().collect();
+    let varying = Sweep::read(run_dir.path())?.map_or_else(|| differing(&settings), |sweep| sweep.varying);
     let mut curves = Vec::new();
-    for run in runs {
-        let Some(losses) = run.losses()? else { continue };
-        let rates = run.learning_rates()?.unwrap_or_default();
-        let against_steps = |values: &[f64]| -> Vec<(f64, f64)> {
-            losses.steps.iter().map(|&step| step as f64).zip(values.iter().copied()).collect()
-        };
+    for (run, label) in runs.iter().zip(labels(&settings, &varying)) {
+        let Some(curve) = curve(run, unit)? else { continue };
         let name = run.path().file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let parts = [prefix.map(str::to_owned), several.then_some(name)];
-        let (train_losses, eval_losses, unit) = match unit {
-            Unit::NatsPerToken => (&losses.train_losses, &losses.eval_losses, LossUnit::NatsPerToken),
-            Unit::BitsPerCharacter => {
-                let (train, eval) = (&losses.train_bits_per_character, &losses.eval_bits_per_character);
-                (train, eval, LossUnit::BitsPerCharacter)
-            }
-            Unit::BitsPerByte => {
-                (&losses.train_bits_per_byte, &losses.eval_bits_per_byte, LossUnit::BitsPerByte)
-            }
-        };
-        curves.push(Curve {
-            label: parts.into_iter().flatten().collect::<Vec<_>>().join("/"),
-            unit,
-            train_losses: against_steps(train_losses),
-            eval_losses: against_steps(eval_losses),
-            learning_rates: against_steps(&rates),
-        });
+        let own = if label.is_empty() { name } else { label };
+        let parts = [prefix.map(str::to_owned), (runs.len() > 1).then_some(own)];
+        curves.push(Curve { label: parts.into_iter().flatten().collect::<Vec<_>>().join(": "), ..curve });
     }
     if curves.is_empty() {
         let path = run_dir.path().display();
-        return Err(Usage(format!(
-            "{path} has no losses.json to draw: it was stopped before the end of its first epoch"
-        ))
-        .into());
+        return Err(Usage(format!("{path} has no losses to draw yet: train for a step at least")).into());
     }
     Ok(curves)
+}
+
+/// The curve of a run from its records of every step, and where it has none from its losses of every epoch.
+fn curve(run: &RunDir, unit: Unit) -> anyhow::Result<Option<Curve>> {
+    let records = records::read(run)?;
+    let losses = run.losses()?.unwrap_or_else(|| losses_of(&records));
+    let of_steps = |key: &str| -> Vec<(f64, f64)> {
+        let steps = records.iter().filter(|record| record["event"] == "step");
+        steps.filter_map(|record| Some((record["step"].as_f64()?, record[key].as_f64()?))).collect()
+    };
+    let (step_losses, step_rates) = (of_steps("loss"), of_steps("lr"));
+    if losses.steps.is_empty() && step_losses.is_empty() {
+        return Ok(None);
+    }
+    // A run that continues another has that one's epochs, but not its steps.
+    let first = step_losses.first().map_or(f64::INFINITY, |(step, _)| *step);
+    let of_epochs = |values: &[f64]| -> Vec<(f64, f64)> {
+        losses.steps.iter().map(|&step| step as f64).zip(values.iter().copied()).collect()
+    };
+    let joined = |epochs: &[f64], steps: Vec<(f64, f64)>| -> Vec<(f64, f64)> {
+        of_epochs(epochs).into_iter().filter(|(step, _)| *step < first).chain(steps).collect()
+    };
+    let (train, eval, unit) = match unit {
+        Unit::NatsPerToken => (&losses.train_losses, &losses.eval_losses, LossUnit::NatsPerToken),
+        Unit::BitsPerCharacter => {
+            let (train, eval) = (&losses.train_bits_per_character, &losses.eval_bits_per_character);
+            (train, eval, LossUnit::BitsPerCharacter)
+        }
+        Unit::BitsPerByte => (&losses.train_bits_per_byte, &losses.eval_bits_per_byte, LossUnit::BitsPerByte),
+    };
+    // The records are in nats per token. A run's tokens are as long in every epoch.
+    let per_nat = match unit {
+        LossUnit::NatsPerToken => Some(1.0),
+        _ => train.last().zip(losses.train_losses.last()).map(|(in_unit, nats)| in_unit / nats),
+    };
+    let steps = per_nat.map_or(Vec::new(), |per_nat| {
+        step_losses.into_iter().map(|(step, loss)| (step, loss * per_nat)).collect()
+    });
+    let train_losses = if steps.is_empty() { of_epochs(train) } else { joined(train, steps) };
+    let rates = run.learning_rates()?.unwrap_or_default();
+    Ok(Some(Curve {
+        label: String::new(),
+        unit,
+        train_losses,
+        eval_losses: of_epochs(eval),
+        learning_rates: joined(&rates, step_rates),
+    }))
+}
+
+/// The losses of every epoch, as a run's records have them.
+fn losses_of(records: &[Value]) -> Losses {
+    let epochs: Vec<&Value> = records.iter().filter(|record| record["event"] == "epoch").collect();
+    let of = |key: &str| epochs.iter().map(|epoch| epoch[key].as_f64().unwrap_or(f64::NAN)).collect();
+    Losses {
+        train_losses: of("train_loss"),
+        eval_losses: of("eval_loss"),
+        train_bits_per_character: of("train_bits_per_character"),
+        eval_bits_per_character: of("eval_bits_per_character"),
+        train_bits_per_byte: of("train_bits_per_byte"),
+        eval_bits_per_byte: of("eval_bits_per_byte"),
+        steps: epochs.iter().map(|epoch| epoch["step"].as_u64().unwrap_or(0)).collect(),
+        ..Losses::default()
+    }
 }

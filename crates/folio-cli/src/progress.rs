@@ -1,10 +1,11 @@
 //! A run as it is told to a person: one line an epoch on stdout, a bar on stderr.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use folio::history::EpochReport;
 use folio::train::{Event, StepReport};
-use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use crate::screen;
 
@@ -63,10 +64,9 @@ impl Progress {
     }
 
     fn with_bar(bar: ProgressBar, json: bool, name: Option<String>) -> Self {
-        let template = "{prefix}{msg} {wide_bar:.cyan/dim} {pos}/{len} steps, {eta} left";
-        bar.set_style(
-            ProgressStyle::with_template(template).expect("a valid template").progress_chars("━╸─"),
-        );
+        let template = "{prefix}{msg} {wide_bar:.cyan/dim} {pos}/{len} steps, {left}";
+        let style = ProgressStyle::with_template(template).expect("a valid template").progress_chars("━╸─");
+        bar.set_style(with_time_left(style));
         if let Some(name) = &name {
             bar.set_prefix(format!("{name} "));
         }
@@ -170,6 +170,18 @@ impl Progress {
     }
 }
 
+/// A style in whose template `{left}` is the time left.
+pub(crate) fn with_time_left(style: ProgressStyle) -> ProgressStyle {
+    style.with_key("left", |state: &ProgressState, text: &mut dyn fmt::Write| {
+        text.write_str(&time_left(state.pos(), state.eta())).expect("a String takes all");
+    })
+}
+
+/// What a bar says about the time left: before the first step nothing is known of it.
+fn time_left(steps: u64, estimate: Duration) -> String {
+    if steps == 0 { "estimating".to_owned() } else { format!("{:#} left", HumanDuration(estimate)) }
+}
+
 /// The ancestor's line, and the two losses once more in bits a character.
 fn line(epoch: u64, last_epoch: u64, report: EpochReport) -> String {
     let EpochReport { train_loss, eval_loss, train_bits, eval_bits, learning_rate, .. } = report;
@@ -194,6 +206,13 @@ mod tests {
     use folio::text::Bits;
 
     use super::*;
+
+    #[test]
+    fn the_time_left_is_not_0_before_the_first_step() {
+        assert_eq!(time_left(0, Duration::ZERO), "estimating");
+        assert_eq!(time_left(1, Duration::from_secs(90)), "90s left");
+        assert_eq!(time_left(7, Duration::ZERO), "0s left");
+    }
 
     #[test]
     fn an_epoch_is_told_as_the_ancestor_tells_it() {

@@ -1,26 +1,35 @@
-//! `folio runs`: a sweep as a ranked table.
+//! `folio runs`: runs as a ranked table.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use folio::run_dir::{RunDir, RunLock, RunState, Status};
-use serde_json::{Map, Value};
+use folio::sweep::{differing, shown};
+use serde_json::Value;
 
 use crate::screen;
+use crate::terminal;
+use crate::usage::Usage;
+
+/// Where runs are if nothing else is said.
+const RUNS: &str = "runs";
 
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
 #[command(after_help = "\
+Runs of different tokenizers are ranked by bits per character. Columns that the terminal has no room for are left out.
+
 Examples:
+  folio runs
   folio runs runs/search
   folio runs runs/search --json
-  folio runs runs/chrs runs/bpe                 across tokenizers, by bits a character")]
+  folio runs runs/quick runs/mine")]
 pub(crate) struct RunsArgs {
-    /// The directory of a sweep, or of one run; the runs of several are ranked together
-    #[arg(value_name = "RUN_DIR", required = true)]
+    /// Runs, sweeps, or directories of them, all ranked together [default: runs]
+    #[arg(value_name = "RUN_DIR")]
     run_dirs: Vec<PathBuf>,
-    /// One JSON object a run, with all its settings
+    /// One JSON object per run, with all its settings
     #[arg(long)]
     json: bool,
 }
@@ -28,7 +37,7 @@ pub(crate) struct RunsArgs {
 /// One line of the table.
 struct Row {
     name: String,
-    settings: Map<String, Value>,
+    settings: Value,
     /// The lowest eval loss and the epoch it was reached in.
     best: Option<(f64, u64)>,
     /// The same loss in bits a character and a byte, if the run saves its losses.
@@ -39,45 +48,106 @@ struct Row {
 }
 
 pub(crate) fn run(args: &RunsArgs) -> anyhow::Result<()> {
-    let mut rows = Vec::new();
-    let several = args.run_dirs.len() > 1;
-    let mut runs = Vec::new();
-    for path in &args.run_dirs {
-        runs.extend(RunDir::new(path).runs()?);
+    let mut run_dirs = args.run_dirs.clone();
+    if run_dirs.is_empty() {
+        if !Path::new(RUNS).is_dir() {
+            let message =
+                "there is no directory runs/ here: give the directory of a run, of a sweep or of several";
+            return Err(Usage(message.to_owned()).into());
+        }
+        run_dirs.push(RUNS.into());
     }
-    for run in runs {
-        let name = run.path().file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let name = if several { run.path().display().to_string() } else { name };
-        let Value::Object(settings) = serde_json::to_value(run.settings()?)? else {
-            unreachable!("a struct")
-        };
-        let losses = run.losses()?.unwrap_or_default();
-        let status = run.status();
-        // A run that saves no losses says at least how it fares.
-        let told = status.as_ref().map_or(&[][..], |status| &status.eval_losses);
-        let eval_losses = if losses.eval_losses.is_empty() { told } else { &losses.eval_losses };
-        let lowest = eval_losses
-            .iter()
-            .copied()
-            .zip(1..)
-            .reduce(|best, next| if next.0 < best.0 { next } else { best });
-        let bits = lowest.and_then(|(_, epoch)| {
-            let at = |values: &[f64]| values.get(epoch as usize - 1).copied();
-            at(&losses.eval_bits_per_character).zip(at(&losses.eval_bits_per_byte))
-        });
-        let epochs = eval_losses.len();
-        rows.push(Row { name, settings, best: lowest, bits, epochs, state: state(&run, status.as_ref()) });
+    let mut rows = Vec::new();
+    for path in &run_dirs {
+        for run in find(path)? {
+            let name = if run_dirs.len() > 1 { run.path().display().to_string() } else { name(&run, path) };
+            rows.push(Row::read(&run, name)?);
+        }
     }
     // Bits compare whatever the tokenizers; where some run has none, the losses have to do.
     let by_bits = rows.iter().all(|row| row.bits.is_some() || row.best.is_none());
     let rank = |row: &Row| if by_bits { bits(row) } else { loss(row) };
     rows.sort_by(|a, b| rank(a).total_cmp(&rank(b)).then(loss(a).total_cmp(&loss(b))));
+    warn_if_incomparable(&rows);
     if args.json {
         rows.iter().try_for_each(print_json)?;
-    } else {
-        screen::out(table(&rows))?;
+        return Ok(());
+    }
+    let (table, left_out) = table(&rows, terminal::size().map(|size| size.columns.into()));
+    screen::out(table)?;
+    if !left_out.is_empty() {
+        screen::err(format_args!(
+            "left out, as the terminal is narrow: {} (see --json)",
+            left_out.join(", ")
+        ));
     }
     Ok(())
+}
+
+/// The runs in a directory: itself, those of the sweep that it is, or the runs and sweeps right below it.
+///
+/// # Errors
+/// If there is none.
+fn find(path: &Path) -> anyhow::Result<Vec<RunDir>> {
+    let neither = match RunDir::new(path).runs() {
+        Ok(runs) => return Ok(runs),
+        Err(error) => error,
+    };
+    let entries = std::fs::read_dir(path).into_iter().flatten().filter_map(Result::ok);
+    let mut directories: Vec<PathBuf> =
+        entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+    directories.sort();
+    let below = directories.into_iter().filter_map(|path| RunDir::new(path).runs().ok());
+    let found: Vec<RunDir> = below.flatten().collect();
+    if found.is_empty() { Err(neither.into()) } else { Ok(found) }
+}
+
+/// A run's path from the directory that was given, or the directory's own name.
+fn name(run: &RunDir, given: &Path) -> String {
+    let below = run.path().strip_prefix(given).ok().filter(|path| !path.as_os_str().is_empty());
+    let name = below.or(run.path().file_name().map(Path::new)).unwrap_or(run.path());
+    name.display().to_string()
+}
+
+impl Row {
+    fn read(run: &RunDir, name: String) -> anyhow::Result<Self> {
+        let losses = run.losses()?.unwrap_or_default();
+        let status = run.status();
+        // A run that saves no losses says at least how it fares.
+        let told = status.as_ref().map_or(&[][..], |status| &status.eval_losses);
+        let eval_losses = if losses.eval_losses.is_empty() { told } else { &losses.eval_losses };
+        let best = eval_losses
+            .iter()
+            .copied()
+            .zip(1..)
+            .reduce(|best, next| if next.0 < best.0 { next } else { best });
+        let bits = best.and_then(|(_, epoch)| {
+            let at = |values: &[f64]| values.get(epoch as usize - 1).copied();
+            at(&losses.eval_bits_per_character).zip(at(&losses.eval_bits_per_byte))
+        });
+        let settings = serde_json::to_value(run.settings()?)?;
+        Ok(Self { name, settings, best, bits, epochs: eval_losses.len(), state: state(run, status.as_ref()) })
+    }
+}
+
+/// Says so if the losses of some runs are of other text than those of others.
+fn warn_if_incomparable(rows: &[Row]) {
+    for (key, told, what) in [
+        ("data_sha256", "data", "were trained on different texts"),
+        ("split", "split", "divide their text in different ways"),
+    ] {
+        let mut known: Vec<&Row> = Vec::new();
+        for row in rows {
+            if known.iter().all(|other| other.settings[key] != row.settings[key]) {
+                known.push(row);
+            }
+        }
+        if known.len() > 1 {
+            let values: Vec<String> = known.iter().map(|row| shown(&row.settings[told])).collect();
+            let values = values.join(", ");
+            screen::err(format_args!("warning: these runs {what} ({values}): their losses do not compare"));
+        }
+    }
 }
 
 /// Bits a character; runs without losses come last.
@@ -109,34 +179,142 @@ fn print_json(row: &Row) -> std::io::Result<()> {
     screen::out(value)
 }
 
-/// Rank, run, loss, and whatever settings the runs differ in.
-fn table(rows: &[Row]) -> Table {
-    let first = &rows[0].settings;
-    let differs = |key: &&String| rows.iter().any(|row| row.settings.get(*key) != first.get(*key));
-    let varying: Vec<&String> = first.keys().filter(differs).collect();
+/// A column of the table.
+struct Column {
+    header: String,
+    cells: Vec<String>,
+    is_right: bool,
+}
+
+/// Columns that are never left out: rank, run, state and loss.
+const LEAST_COLUMNS: usize = 4;
+/// The least part of a run's name that is shown.
+const LEAST_NAME: usize = 8;
+
+/// Rank, run, loss, and whatever settings the runs differ in, within a width if there is one; and the names of the
+/// columns that it has no room for.
+fn table(rows: &[Row], width: Option<usize>) -> (String, Vec<String>) {
+    let mut columns = columns(rows);
+    let mut left_out = Vec::new();
+    let width = width.unwrap_or(usize::MAX);
+    loop {
+        let (text, needed) = drawn(&columns);
+        if needed <= width {
+            return (text, left_out);
+        }
+        if columns.len() > LEAST_COLUMNS {
+            left_out.extend(columns.pop().map(|column| column.header));
+            continue;
+        }
+        // The names lose their middle.
+        let names = &mut columns[1].cells;
+        let longest = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
+        if longest <= LEAST_NAME {
+            return (text, left_out);
+        }
+        let room = longest.saturating_sub(needed - width).max(LEAST_NAME);
+        names.iter_mut().for_each(|name| *name = cut(name, room));
+    }
+}
+
+/// All columns, the dearest first.
+fn columns(rows: &[Row]) -> Vec<Column> {
+    let column = |header: &str, is_right: bool, cell: &dyn Fn(usize, &Row) -> String| Column {
+        header: header.to_owned(),
+        cells: rows.iter().enumerate().map(|(index, row)| cell(index, row)).collect(),
+        is_right,
+    };
+    let none = || "-".to_owned();
+    let mut columns = vec![
+        column("rank", true, &|index, _| (index + 1).to_string()),
+        column("run", false, &|_, row| row.name.clone()),
+        column("state", false, &|_, row| row.state.to_owned()),
+        column("best eval loss", true, &|_, row| {
+            row.best.map_or_else(none, |(loss, _)| format!("{loss:.4}"))
+        }),
+        column("bits/char", true, &|_, row| row.bits.map_or_else(none, |(bits, _)| format!("{bits:.4}"))),
+        column("at epoch", true, &|_, row| {
+            row.best.map_or_else(none, |(_, epoch)| format!("{epoch}/{}", row.epochs))
+        }),
+    ];
+    let settings: Vec<&Value> = rows.iter().map(|row| &row.settings).collect();
+    for key in differing(&settings) {
+        columns.push(column(&key, true, &|_, row| shown(&row.settings[&key])));
+    }
+    columns
+}
+
+/// Columns as text, and the characters of its longest line.
+fn drawn(columns: &[Column]) -> (String, usize) {
     let mut table = Table::new();
     table.load_style(NOTHING);
-    let fixed = ["rank", "run", "state", "best eval loss", "bits/char", "at epoch"].map(str::to_owned);
-    table.set_header(fixed.into_iter().chain(varying.iter().map(|key| (*key).clone())));
-    for (index, row) in rows.iter().enumerate() {
-        let (loss, epoch) = row.best.map_or(("-".to_owned(), "-".to_owned()), |(loss, epoch)| {
-            (format!("{loss:.4}"), format!("{epoch}/{}", row.epochs))
-        });
-        let values = varying.iter().map(|key| match &row.settings[*key] {
-            Value::String(text) => text.clone(),
-            value => value.to_string(),
-        });
-        let bits = row.bits.map_or("-".to_owned(), |(per_character, _)| format!("{per_character:.4}"));
-        table.add_row(
-            [(index + 1).to_string(), row.name.clone(), row.state.to_owned(), loss, bits, epoch]
-                .into_iter()
-                .chain(values),
-        );
+    table.set_header(columns.iter().map(|column| column.header.clone()));
+    for row in 0..columns[0].cells.len() {
+        table.add_row(columns.iter().map(|column| column.cells[row].clone()));
     }
-    for (index, column) in table.column_iter_mut().enumerate() {
-        if !matches!(index, 1 | 2) {
-            column.set_cell_alignment(CellAlignment::Right);
+    for (column, drawn) in columns.iter().zip(table.column_iter_mut()) {
+        if column.is_right {
+            drawn.set_cell_alignment(CellAlignment::Right);
         }
     }
-    table
+    let text = table.to_string();
+    let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+    let needed = lines.iter().map(|line| line.chars().count()).max().unwrap_or(0);
+    (lines.join("\n"), needed)
+}
+
+/// A name of at most `chars` characters: its middle goes.
+fn cut(name: &str, chars: usize) -> String {
+    let all: Vec<char> = name.chars().collect();
+    if all.len() <= chars {
+        return name.to_owned();
+    }
+    let (head, tail) = ((chars - 1).div_ceil(2), (chars - 1) / 2);
+    all[..head].iter().chain(&['…']).chain(&all[all.len() - tail..]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn row(name: &str, settings: Value) -> Row {
+        Row {
+            name: name.to_owned(),
+            settings,
+            best: Some((1.5, 2)),
+            bits: Some((2.1, 2.1)),
+            epochs: 3,
+            state: "finished",
+        }
+    }
+
+    #[test]
+    fn a_table_fits_any_width_that_a_name_fits() {
+        let settings =
+            |lr: f64| json!({ "learning_rate": lr, "vocab_size": null, "data_sha256": lr.to_string() });
+        let name = "experiments/of/the/last/week/run_1";
+        let rows = [row(name, settings(1e-3)), row("short", settings(2e-3))];
+        let (whole, left_out) = table(&rows, None);
+        assert!(whole.contains(name) && whole.contains("learning_rate") && whole.contains("1e-3"), "{whole}");
+        assert!(left_out.is_empty() && !whole.contains("null") && !whole.contains("sha256"), "{whole}");
+        for width in 44..120 {
+            let (text, left_out) = table(&rows, Some(width));
+            assert!(text.lines().all(|line| line.chars().count() <= width), "{width}:\n{text}");
+            assert_eq!(
+                text.contains("learning_rate"),
+                !left_out.contains(&"learning_rate".to_owned()),
+                "{text}"
+            );
+            assert!(text.contains("run_1") || text.contains("n_1") && text.contains('…'), "{text}");
+            assert!(text.contains("1.5000"), "{text}");
+        }
+    }
+
+    #[test]
+    fn names_lose_their_middle() {
+        assert_eq!(cut("runs/search/run_12", 9), "runs…n_12");
+        assert_eq!(cut("short", 8), "short");
+    }
 }

@@ -19,7 +19,7 @@ use crate::usage::Usage;
 
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
-#[command(after_help = "\
+#[command(after_long_help = "\
 A model is called by its run: quick is the best checkpoint of runs/quick by its evaluation loss, quick:checkpoint_5 that of
 epoch 5, search/run_1 a run of a sweep. Runs and checkpoints that come later are found.
 
@@ -30,7 +30,8 @@ Examples:
   folio serve runs/quick --port 9000             one run: playground and training at http://127.0.0.1:9000/
   folio serve runs/quick/latest                  the same, with its newest checkpoint
   FOLIO_API_KEY=secret folio serve runs --host 0.0.0.0
-  curl http://127.0.0.1:8080/v1/completions -H 'Content-Type: application/json' \\
+  curl http://127.0.0.1:8080/v1/completions \\
+      -H 'Content-Type: application/json' \\
       -d '{\"model\": \"quick\", \"prompt\": \"ROMEO:\", \"max_tokens\": 200}'")]
 pub(crate) struct ServeArgs {
     /// Runs, sweeps, directories of them, or checkpoints such as RUN/latest [default: runs/, even while it is empty]

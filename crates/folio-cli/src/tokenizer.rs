@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::options::whole;
+use crate::progress::with_time_left;
 use crate::screen;
 use crate::train::set_threads;
 use crate::usage::Usage;
@@ -45,7 +46,9 @@ All of the text is learned from: a run on the same text is evaluated on what its
 
 Examples:
   folio tokenizer train --vocab_size 1024 --out shakespeare.json
-  folio tokenizer train --data my.txt --vocab_size 8192 --special '<|endoftext|>' --out my.json
+  folio corpus > my.txt
+  folio tokenizer train --data my.txt --vocab_size 8192 \\
+      --special '<|endoftext|>' --out my.json
   folio train --data my.txt --tokenizer_type my.json")]
 struct TrainArgs {
     /// UTF-8 text to learn from, all of it; - is stdin [default: the embedded tiny Shakespeare]
@@ -83,7 +86,8 @@ enum Format {
 #[command(rename_all = "snake_case")]
 #[command(after_help = "\
 Examples:
-  folio corpus | folio tokenizer encode --tokenizer_type bpe > ids.txt
+  folio corpus > my.txt
+  folio tokenizer encode --tokenizer_type bpe < my.txt > ids.txt
   folio tokenizer encode --tokenizer_type runs/quick --format text < my.txt")]
 struct EncodeArgs {
     #[command(flatten)]
@@ -103,7 +107,8 @@ struct EncodeArgs {
 #[command(rename_all = "snake_case")]
 #[command(after_help = "\
 Example:
-  folio corpus | folio tokenizer encode --tokenizer_type bpe | folio tokenizer decode --tokenizer_type bpe | head")]
+  folio corpus | folio tokenizer encode --tokenizer_type bpe > ids.txt
+  folio tokenizer decode --tokenizer_type bpe < ids.txt")]
 struct DecodeArgs {
     #[command(flatten)]
     which: Which,
@@ -117,7 +122,7 @@ struct DecodeArgs {
 #[command(after_help = "\
 Examples:
   folio tokenizer inspect --tokenizer_type bpe --text 'To be, or not to be'
-  folio tokenizer inspect --tokenizer_type my.json --data my.txt --top 30")]
+  folio tokenizer inspect --tokenizer_type runs/quick --top 30")]
 struct InspectArgs {
     #[command(flatten)]
     which: Which,
@@ -231,8 +236,9 @@ pub(crate) fn bar_for(bytes: usize) -> ProgressBar {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::new(bytes as u64);
-    let template = "encoding {wide_bar:.cyan/dim} {bytes} of {total_bytes}, {eta} left";
-    bar.set_style(ProgressStyle::with_template(template).expect("a valid template").progress_chars("━╸─"));
+    let template = "encoding {wide_bar:.cyan/dim} {bytes} of {total_bytes}, {left}";
+    let style = ProgressStyle::with_template(template).expect("a valid template").progress_chars("━╸─");
+    bar.set_style(with_time_left(style));
     bar
 }
 

@@ -29,9 +29,14 @@ use crate::usage::Usage;
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
 #[command(after_help = "\
-Flags marked * take several values: every combination is run, the last flag in the order block_sizes,
-batch_sizes, learning_rates, weight_decays, dropouts, cosine_final_lr, cosine_T_max, cosine_T_mult,
-cosine_lr_restart_decay varying fastest. With --trials they take ranges too, as in 1e-4..3e-3:log.
+Example:
+  folio train --preset quick --lr 1e-3 --run_dir runs/slow")]
+#[command(after_long_help = "\
+Flags marked * take several values, as in --lr 1e-3 5e-4 or --lr 1e-3,5e-4: every combination is run, the last flag in
+the order block_sizes, batch_sizes, learning_rates, weight_decays, dropouts, cosine_final_lr, cosine_T_max,
+cosine_T_mult, cosine_lr_restart_decay varying fastest. With --trials they take ranges too, as in 1e-4..3e-3:log.
+
+Every flag is also a key of a --config file, under each of its names, with _ for -.
 
 Every run is saved: in --run_dir, or in a new directory under runs/. It can be resumed from there. Ctrl-C, SIGTERM or a
 closed terminal finish the step, save and stop; a second signal stops at once. SIGUSR1 saves and goes on.
@@ -39,16 +44,23 @@ closed terminal finish the step, save and stop; a second signal stops at once. S
 Examples:
   folio train --preset quick
   folio train --preset shakespeare-char --n_blocks 4 --run_dir runs/four
-  folio train --data my.txt --num-epochs 20 --learning-rates 1e-3 --save-checkpoint --run-dir runs/mine
-  folio train --tokenizer_type bpe --batch_sizes 32 --block_sizes 128 --learning_rates 1e-3 5e-4 1e-4 \\
-      --weight_decays 3 --lr_schedule cosine --cosine_T_max 100 --num_epochs 100 --save_losses --run_dir runs/bpe
-  folio train --tokenizer_type corpus_bpe --vocab_size 1024 --save_losses --run_dir runs/own_bpe
-  folio train --learning_rates 1e-4..3e-3:log --dropouts 0..0.3 --search halving --trials 27 --run_dir runs/search
+  folio corpus > my.txt
+  folio train --data my.txt --epochs 20 --lr 1e-3 --save-checkpoint \\
+      --run-dir runs/mine
+  folio train --tokenizer_type bpe --batch_sizes 32 --block_sizes 128 \\
+      --learning_rates 1e-3 5e-4 1e-4 --weight_decays 3 --lr_schedule cosine \\
+      --cosine_T_max 100 --num_epochs 100 --save_losses --run_dir runs/bpe
+  folio train --tokenizer_type corpus_bpe --vocab_size 1024 --save_losses \\
+      --run_dir runs/own_bpe
+  folio train --learning_rates 1e-4..3e-3:log --dropouts 0..0.3 \\
+      --search halving --trials 27 --run_dir runs/search
   folio train --resume runs/mine
   folio train --resume runs/mine --num_epochs 40
-  folio train --from_checkpoint --from_checkpoint_run_dir runs/mine --from_checkpoint_step 20 --run_dir runs/more
-  folio train --from_checkpoint --from_checkpoint_run_dir runs/mine --from_checkpoint_step 20 --weights_only \\
-      --data sonnets.txt --learning_rates 1e-4 --run_dir runs/sonnets")]
+  folio train --from_checkpoint --from_checkpoint_run_dir runs/mine \\
+      --from_checkpoint_step 20 --run_dir runs/more
+  folio train --from_checkpoint --from_checkpoint_run_dir runs/mine \\
+      --from_checkpoint_step 20 --weights_only --data sonnets.txt \\
+      --learning_rates 1e-4 --run_dir runs/sonnets")]
 pub(crate) struct TrainArgs {
     /// A named recipe that the other flags refine
     #[arg(long, value_name = "NAME", value_parser = presets::names())]
@@ -130,6 +142,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     }
     let mut task = plan(args)?;
     let _reserved = reserve(&mut task)?;
+    crate::traps::warn(args, &task)?;
     if let Some(chosen) = &task.chosen_precision {
         screen::err(format_args!("precision {chosen}"));
     }
@@ -206,7 +219,8 @@ fn train_run(
     drop(dashboard);
     let outcome = outcome?;
     if outcome == Outcome::Finished && task.sample_tokens > 0 && !args.json {
-        screen::report(format_args!("\n{}\n", trainer.sample(task.sample_tokens).trim()));
+        let sample = trainer.sample(task.sample_tokens);
+        screen::report(format_args!("\n{}\n", crate::terminal::shown(sample.trim())));
     }
     Ok(outcome)
 }

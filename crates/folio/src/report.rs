@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::error::Result;
 use crate::files::GENERATOR;
 use crate::run_dir::RunDir;
-use crate::sweep::Sweep;
+use crate::sweep::{self, Sweep, labels};
 
 mod figures;
 mod story;
@@ -31,11 +31,15 @@ const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eva
 /// # Errors
 /// If there is no run, or a file of one cannot be read.
 pub fn page(run_dir: &RunDir) -> Result<String> {
-    let stories: Vec<Story> = run_dir.runs()?.iter().map(Story::read).collect::<Result<_>>()?;
+    let mut stories: Vec<Story> = run_dir.runs()?.iter().map(Story::read).collect::<Result<_>>()?;
     let title =
         run_dir.path().file_name().map_or("run".to_owned(), |name| name.to_string_lossy().into_owned());
     let sweep = Sweep::read(run_dir.path())?;
     let varying = sweep.map_or(Vec::new(), |sweep| sweep.varying);
+    let labels = labels(&stories.iter().map(|story| &story.settings).collect::<Vec<_>>(), &varying);
+    for (story, label) in stories.iter_mut().zip(labels).filter(|(_, label)| !label.is_empty()) {
+        story.label = label;
+    }
     // The best first; of a single run the only.
     let mut ranked: Vec<&Story> = stories.iter().collect();
     ranked.sort_by(|a, b| a.best_loss().total_cmp(&b.best_loss()));
@@ -60,11 +64,11 @@ pub fn page(run_dir: &RunDir) -> Result<String> {
                 main {
                     h1 { (title) }
                     @if stories.len() > 1 {
-                        p { (stories.len()) " runs. The best is " strong { (best.name) } ", shown in full below." }
+                        p { (stories.len()) " runs. The best is " strong { (best.label) } ", " (best.name) ", shown in full below." }
                         h2 { "Runs" }
                         (ranking(&ranked, &varying))
                         (drawn(&overview))
-                        h2 { (best.name) }
+                        h2 { (best.label) }
                     }
                     (facts(best))
                     (drawn(&details))
@@ -138,7 +142,7 @@ fn ranking(ranked: &[&Story], varying: &[String]) -> Markup {
                             td { (number(story.best_bits())) }
                             td { (story.best.map_or("–".to_owned(), |(_, epoch)| epoch.to_string())) }
                             td { (story.eval_losses.len()) }
-                            @for name in varying { td { (shown(&story.settings[name])) } }
+                            @for name in varying { td { (sweep::shown(&story.settings[name])) } }
                         }
                     }
                 }
@@ -235,7 +239,7 @@ fn gibibytes(bytes: &Value) -> String {
     bytes.as_f64().map_or("–".to_owned(), |bytes| format!("{:.1} GiB", bytes / f64::from(1 << 30)))
 }
 
-/// A value as a person would write it.
+/// A value in full.
 fn shown(value: &Value) -> String {
     match value {
         Value::Null => "–".to_owned(),

@@ -14,6 +14,10 @@ use crate::schedule::{Schedule, ScheduleKind, Unit};
 use crate::text::TextFiles;
 use crate::tokenizer::{END_OF_TEXT, Tokenizer, TokenizerKind};
 
+mod traps;
+
+pub use traps::Trap;
+
 /// The settings of one run: the content of `hyperparameters.json`. Names are the ancestor's where it has them;
 /// where it takes several values, this holds the one of this run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -21,8 +21,10 @@ use crate::settings::Settings;
 use crate::tokenizer::Tokenizer;
 use crate::train::{Event, Outcome, Requests, Start, Trainer};
 
+mod label;
 mod space;
 
+pub use label::{differing, labels, short_name, short_number, shown};
 pub use space::{Choice, Number, Space};
 
 const SWEEP_FILE: &str = "sweep.json";

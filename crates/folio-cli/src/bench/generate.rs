@@ -11,7 +11,7 @@ use folio::tokenizer::Tokenizer;
 use folio_kernels::isa::Isa;
 
 use super::peak::reading;
-use super::{ModelArgs, median, peak_mib};
+use super::{ModelArgs, in_own_flags, median, peak_mib};
 use crate::options::whole;
 use crate::screen;
 use crate::train::join_threads;
@@ -24,7 +24,8 @@ A text's tokens each read all weights and the keys and values of those before: G
 the machine reads from memory; above 100 % they came from the processor's cache.
 
 Example:
-  folio bench generate --block 256 --vocab 65 --emb 384 --blocks 6 --heads 6 --tokens 256 --streams 16")]
+  folio bench generate --block 256 --vocab 65 --emb 384 --blocks 6 --heads 6 \\
+      --tokens 256 --streams 16")]
 pub(super) struct GenerateArgs {
     #[command(flatten)]
     sizes: ModelArgs,
@@ -73,7 +74,7 @@ pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         Format::Given(format) => format,
         Format::Auto => WeightFormat::of(PrecisionChoice::Auto.resolve(sizes.emb, sizes.heads)),
     };
-    format.check(&config)?;
+    format.check(&config).map_err(in_own_flags)?;
     join_threads(args.threads)?;
     let parameters = Parameters::random(&config, &mut Rng::new(0, Stream::Init));
     let predictor = Arc::new(Predictor::new(config, format, &parameters));

@@ -7,6 +7,7 @@ use anstyle::{Ansi256Color, Style};
 use folio::generate::Drawn;
 
 use crate::screen;
+use crate::terminal;
 
 /// How text is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,16 +29,17 @@ impl Look {
     /// A token as it is shown; the last ends a line.
     pub(crate) fn show(self, drawn: &Drawn) -> String {
         let probability = drawn.logprob.map_or(f32::NAN, f32::exp);
+        let text = terminal::shown(drawn.text);
         let mut shown = match self {
-            Self::Plain => drawn.text.to_owned(),
+            Self::Plain => text.into_owned(),
             Self::Coloured => {
                 let style = colour(probability);
                 // A colour that goes on over the end of a line would fill it.
                 let lines: Vec<String> =
-                    drawn.text.split('\n').map(|line| format!("{style}{line}{style:#}")).collect();
+                    text.split('\n').map(|line| format!("{style}{line}{style:#}")).collect();
                 lines.join("\n")
             }
-            Self::Listed => format!("{:5.1} %  {}\n", 100.0 * probability, serde_json::json!(drawn.text)),
+            Self::Listed => format!("{:5.1} %  {}\n", 100.0 * probability, serde_json::json!(text)),
         };
         if drawn.finish.is_some() && self != Self::Listed {
             shown.push('\n');
@@ -48,7 +50,7 @@ impl Look {
     /// A prompt as it is shown.
     pub(crate) fn show_prompt(self, prompt: &str) -> String {
         match self {
-            Self::Plain | Self::Coloured => prompt.to_owned(),
+            Self::Plain | Self::Coloured => terminal::shown(prompt).into_owned(),
             Self::Listed if prompt.is_empty() => String::new(),
             Self::Listed => format!(" prompt  {}\n", serde_json::json!(prompt)),
         }

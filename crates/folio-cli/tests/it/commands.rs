@@ -227,7 +227,7 @@ fn plot_writes_an_svg_and_a_png_of_a_run_and_of_a_sweep() {
         check_png(&place.read(&format!("{run}/losses.png")));
     }
     let legend = place.text("search/losses.svg");
-    assert!(["run_1", "run_2", "run_3"].iter().all(|run| legend.contains(run)), "every run has a name");
+    assert!(["lr 1e-4", "lr 3e-3", "lr 1e-6"].iter().all(|run| legend.contains(run)), "every run has a name");
     place.ok("plot search --out a.svg b.png");
     assert_eq!(place.text("a.svg"), legend);
     assert_eq!(place.read("b.png"), place.read("search/losses.png"));
@@ -259,7 +259,7 @@ fn runs_ranks_a_sweep_by_its_best_loss() {
         rows[0],
         "rank run state best eval loss bits/char at epoch learning_rate".split(' ').collect::<Vec<_>>()
     );
-    let ranked = [("run_2", "0.003"), ("run_1", "0.0001"), ("run_3", "1e-6")];
+    let ranked = [("run_2", "3e-3"), ("run_1", "1e-4"), ("run_3", "1e-6")];
     for (rank, (run, learning_rate)) in (1..).zip(ranked) {
         let losses = format!("search/{run}/losses.json");
         let loss = place.numbers(&losses, "/best_eval_loss")[0];

@@ -83,6 +83,14 @@ fn no_flag_is_missing_from_the_test_of_spellings() {
     // The examples below the list show both spellings.
     let list = help.split("Examples:").next().expect("a list of flags");
     let is_part = |c: char| c == '-' || c == '_' || c.is_ascii_alphanumeric();
+    // Second names have a test of their own.
+    let list: String = list
+        .split("[alias")
+        .enumerate()
+        .map(
+            |(index, part)| if index == 0 { part } else { part.split_once(']').map_or("", |(_, rest)| rest) },
+        )
+        .collect();
     let listed: BTreeSet<&str> =
         list.split(|c| !is_part(c)).filter(|word| word.starts_with("--") && word.contains('_')).collect();
     let tested = words(&format!("{ALL_FLAGS} {CONTINUING} {SEARCHING} {RESUMING} {UNSAVED}"));
@@ -150,4 +158,61 @@ fn json_reports_are_one_object_a_line_and_nothing_else() {
     for key in ["step", "train_loss", "eval_loss", "seconds", "tokens_per_s"] {
         assert!(reports.iter().all(|report| report[key].is_number()), "{key}: {reports:?}");
     }
+}
+
+#[test]
+fn the_names_that_other_programs_use_mean_the_same_as_flags_and_in_config_files() {
+    let place = Place::new();
+    let model = "--data plays.txt --n_emb 16 --n_heads 2 --n_blocks 1 --max_steps 1";
+    place.ok(&format!(
+        "train {model} --lr 2e-3 --dropout 0.3 --batch_size 3 --block_size 8 --epochs 4 --run_dir flags"
+    ));
+    let kebab = "--lr=2e-3 --dropout 0.3 --batch-size 3 --block-size 8 --epochs 4";
+    place.ok(&format!("train {model} {kebab} --run_dir kebab"));
+    place.write("mine.toml", "lr = 2e-3\ndropout = 0.3\nbatch_size = 3\nblock_size = [8]\nepochs = 4\n");
+    place.ok(&format!("train {model} --config mine.toml --run_dir file"));
+    let expected = json!({
+        "learning_rate": 2e-3, "dropout": 0.3, "batch_size": 3, "block_size": 8, "num_epochs": 4,
+    });
+    for run in ["flags", "kebab", "file"] {
+        let settings = place.json(&format!("{run}/hyperparameters.json"));
+        for (key, value) in expected.as_object().expect("an object") {
+            assert_eq!(settings[key], *value, "{run}: {key}");
+        }
+    }
+    // One setting under two names is a mistake, not a choice.
+    place.write("twice.toml", "lr = 2e-3\nlearning_rates = 1e-3\n");
+    let ran = place.run(&format!("train {model} --config twice.toml"));
+    assert!(ran.code == Some(2) && ran.stderr.contains("duplicate field"), "{}", ran.stderr);
+}
+
+#[test]
+fn values_may_be_separated_by_commas() {
+    let place = Place::new();
+    place
+        .ok(&format!("train {TINY} --max_steps 1 --lr 1e-3,5e-4 --weight_decays 0,0.1 0.2 --run_dir search"));
+    let sweep = place.json("search/sweep.json");
+    assert_eq!(sweep["varying"], json!(["learning_rate", "weight_decay"]));
+    assert_eq!(sweep["runs"].as_array().map(Vec::len), Some(6));
+}
+
+#[test]
+fn texts_may_begin_with_hyphens() {
+    let place = Place::new();
+    place.write("dashes.txt", "- hello, --x and -7: \n".repeat(50));
+    place.ok(&format!("train {TINY} --data dashes.txt --num_epochs 1 --save_checkpoint --run_dir run")
+        .replace("--data plays.txt", "")
+        .replace("--num_epochs 2", ""));
+    for prompt in ["- hello", "--x", "-7", "-", "--"] {
+        for line in [
+            format!("generate run --max_new_tokens 3 --seed 1 --prompt '{prompt}'"),
+            format!("generate run --max_new_tokens 3 --seed 1 --prompt='{prompt}'"),
+        ] {
+            let ran = place.ok(&line);
+            assert!(ran.stdout.starts_with(&prompt), "{line}: {}", ran.stdout);
+        }
+        place.ok(&format!("generate run --max_new_tokens 3 --stop '{prompt}' --stop -x"));
+    }
+    let ran = place.ok_with("chat run --max_new_tokens 2 --stop --x --stop '- '", "hello\n");
+    assert!(!ran.stdout.is_empty());
 }

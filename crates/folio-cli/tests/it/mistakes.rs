@@ -118,6 +118,11 @@ fn numbers_out_of_range() {
         ("train {DATA} --run_dir x --dropouts 0.1 1.5", USAGE, &["--dropouts", "1.5 is outside [0, 1)"]),
         ("train {DATA} --run_dir x --beta2 1", USAGE, &["--beta2", "1 is outside [0, 1)", "0.99"]),
         ("train {DATA} --run_dir x --seed -1", USAGE, &["--seed", "'-1'", "give a whole number"]),
+        ("train {DATA} --run_dir x --grad_clip -1", USAGE, &["--grad_clip", "-1 will not do"]),
+        ("generate x --temperature -.5", USAGE, &["temperature", "-0.5"]),
+        ("serve . --port 80000", USAGE, &["--port", "'80000'", "give a whole number from 0 to 65535"]),
+        ("train {DATA} --run_dir x --lr 1e-3,much", USAGE, &["'much'", "give a number such as 0.2"]),
+        ("train {DATA} --run_dir --overwrite", USAGE, &["--run_dir <DIR>", "value is required"]),
         ("train {DATA} --run_dir x --n_emb 9999999", USAGE, &["--n_emb", "9999999 is not a size", "1048576"]),
         ("train {DATA} --run_dir x --n_emb 300000", USAGE, &["--n_emb", "300000", "parameters", "give less"]),
         (
@@ -341,6 +346,7 @@ fn models_that_cannot_be_used() {
     place.train_bare("bare");
     place.ok(&format!("train {TINY} --learning_rates 1e-3 1e-4 --run_dir search"));
     place.ok(&format!("train {TINY} --split contiguous --save_checkpoint --run_dir contiguous"));
+    std::fs::create_dir(place.path("empty")).expect("room");
     let mistakes: &[(&str, i32, &[&str])] = &[
         (
             "generate run --prompt 'We are\nmany € ways'",
@@ -376,13 +382,13 @@ fn models_that_cannot_be_used() {
         ),
         ("eval none", FAILURE, &["none: does not exist"]),
         ("eval contiguous --split test", USAGE, &["--split", "no such part", "choose eval"]),
-        ("plot bare", USAGE, &["bare has no losses.json", "before the end of its first epoch"]),
         ("plot none", FAILURE, &["none: does not exist"]),
         ("plot plays.txt", FAILURE, &["plays.txt", "Not a directory"]),
         ("plot run --out curves.gif", USAGE, &["--out", "curves.gif", ".svg or .png"]),
         ("plot run --out none/curves.svg", FAILURE, &["none/curves.svg", "No such file or directory"]),
         ("runs none", FAILURE, &["none: does not exist"]),
-        ("runs .", FAILURE, &["not a run"]),
+        ("runs", USAGE, &["no directory runs/", "give the directory of a run"]),
+        ("runs empty", FAILURE, &["not a run"]),
         ("bench step --emb 10 --heads 3", USAGE, &["10 is not divisible by 3 heads", "1, 2, 5, 10"]),
         ("bench step --vocab 0", USAGE, &["vocab", "0 is not a size"]),
         ("bench step --batch 0", USAGE, &["--batch", "at least 1"]),

@@ -76,9 +76,16 @@ fn a_sweep_s_page_ranks_its_runs() {
     assert_eq!(figures[1]["data"][0]["dimensions"][0]["values"].as_array().expect("values").len(), 4);
     assert_eq!(figures[3]["layout"]["xaxis"]["type"], "log");
     let ranked = place.ok("runs search").stdout;
-    let first = ranked.lines().nth(1).and_then(|line| line.split_whitespace().nth(1)).expect("a run");
+    let first: Vec<&str> = ranked.lines().nth(1).expect("a run").split_whitespace().collect();
+    let (run, [.., dropout, learning_rate]) = (first[1], &first[..]) else { panic!("{first:?}") };
+    let label = format!("lr {learning_rate}, dropout {dropout}");
     let own = own_part(&page);
-    assert!(own.contains(&format!("The best is <strong>{first}</strong>")), "{first}");
+    assert!(own.contains(&format!("The best is <strong>{label}</strong>, {run}, shown")), "{label}, {run}");
+    assert_eq!(figures[0]["data"][0]["name"], label.as_str(), "the legend says what differs");
+    // The toolbar has a strip of its own above the legend.
+    assert!(own.contains("margin: { l: 60, r: 20, t: 40, b: 45 }"));
+    let axis = &figures[1]["data"][0]["dimensions"][1];
+    assert_eq!((&axis["label"], &axis["ticktext"]), (&"lr".into(), &serde_json::json!(["1e-4", "3e-3"])));
     assert_eq!(own.matches(">diverged<").count(), 2);
 }
 

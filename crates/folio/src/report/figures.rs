@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::story::Story;
+use crate::sweep::{short_name, short_number};
 
 /// Pieces that a curve of steps is cut into if it has more points than can be seen.
 const PIECES: usize = 2_000;
@@ -43,20 +44,28 @@ pub(super) fn of_run(story: &Story) -> Vec<Figure> {
         ("speed", "Tokens a second, by step", vec![curve(steps, "tokens_per_s", "tokens a second")]),
     ]
     .into_iter()
-    .map(|(id, caption, data)| Figure {
-        id: format!("figure-{id}"),
-        caption: caption.to_owned(),
-        layout: json!({ "xaxis": { "title": { "text": "step" } }, "showlegend": data.len() > 1 }),
-        data,
+    .map(|(id, caption, data)| {
+        let mut layout = json!({ "xaxis": { "title": { "text": "step" } }, "showlegend": data.len() > 1 });
+        if id == "rate" {
+            layout["yaxis"] = rate_axis(steps);
+        }
+        Figure { id: format!("figure-{id}"), caption: caption.to_owned(), layout, data }
     })
     .collect()
+}
+
+/// The axis of the learning rate, from zero, so that a constant rate looks constant and a cosine shows how far it falls.
+fn rate_axis(steps: &[Value]) -> Value {
+    let highest = steps.iter().filter_map(|line| line["lr"].as_f64()).fold(0.0, f64::max);
+    let top = if highest > 0.0 { 1.08 * highest } else { 1.0 };
+    json!({ "range": [0, top], "exponentformat": "e" })
 }
 
 /// The figures of a sweep, whose runs differ in the settings `varying`.
 pub(super) fn of_sweep(ranked: &[&Story], varying: &[String]) -> Vec<Figure> {
     let curves = ranked.iter().map(|story| {
         let epochs: Vec<usize> = (1..=story.eval_losses.len()).collect();
-        json!({ "x": epochs, "y": story.eval_losses, "name": story.name, "mode": "lines+markers" })
+        json!({ "x": epochs, "y": story.eval_losses, "name": story.label, "mode": "lines+markers" })
     });
     let mut figures = vec![Figure {
         id: "figure-runs".to_owned(),
@@ -77,17 +86,14 @@ pub(super) fn of_sweep(ranked: &[&Story], varying: &[String]) -> Vec<Figure> {
 /// Every run as a line through its settings to its loss.
 fn parallel(stories: &[&Story], names: &[&String]) -> Figure {
     let losses: Vec<f64> = stories.iter().map(|story| story.best_loss()).collect();
-    let axis = |name: &&String| {
-        let values = values(stories, name);
-        if !is_wide(&values) {
-            return json!({ "label": name, "values": values });
-        }
-        let logs: Vec<f64> = values.iter().map(|value| value.log10()).collect();
-        let ticks: Vec<String> = values.iter().map(f64::to_string).collect();
-        json!({ "label": name, "values": logs, "tickvals": logs, "ticktext": ticks })
-    };
-    let mut axes: Vec<Value> = names.iter().map(axis).collect();
-    axes.push(json!({ "label": "best eval loss", "values": losses }));
+    let mut axes: Vec<Value> = names
+        .iter()
+        .map(|name| {
+            let values = values(stories, name);
+            parallel_axis(&short_name(name), &values, is_wide(&values), short_number)
+        })
+        .collect();
+    axes.push(parallel_axis("best eval loss", &losses, false, |loss| format!("{loss:.4}")));
     let line = json!({ "color": losses, "colorscale": "Viridis", "showscale": true });
     Figure {
         id: "figure-parallel".to_owned(),
@@ -98,12 +104,42 @@ fn parallel(stories: &[&Story], names: &[&String]) -> Figure {
     }
 }
 
+/// The least distance of two ticks of parallel coordinates, as a share of the axis: the height of a line of text.
+const TICK_DISTANCE: f64 = 0.06;
+
+/// One axis of parallel coordinates. Its ticks are values of runs, each once, without those whose texts would overlap.
+fn parallel_axis(label: &str, values: &[f64], is_log: bool, text: impl Fn(f64) -> String) -> Value {
+    let place = |value: f64| if is_log { value.log10() } else { value };
+    let ticks = ticks(values, place);
+    let places: Vec<f64> = values.iter().map(|&value| place(value)).collect();
+    let tick_places: Vec<f64> = ticks.iter().map(|&tick| place(tick)).collect();
+    let texts: Vec<String> = ticks.into_iter().map(text).collect();
+    json!({ "label": label, "values": places, "tickvals": tick_places, "ticktext": texts })
+}
+
+/// The distinct values, ascending, as far apart as ticks have to be; the lowest and the highest are among them.
+fn ticks(values: &[f64], place: impl Fn(f64) -> f64) -> Vec<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.dedup();
+    let (Some(&low), Some(&high)) = (sorted.first(), sorted.last()) else { return Vec::new() };
+    let distance = TICK_DISTANCE * (place(high) - place(low));
+    let mut ticks = vec![low];
+    for &value in &sorted[1..] {
+        let is_near = |other: f64| (place(value) - place(other)).abs() < distance;
+        if value == high || !(is_near(high) || ticks.last().is_some_and(|&last| is_near(last))) {
+            ticks.push(value);
+        }
+    }
+    ticks
+}
+
 /// The best loss of every run over one setting.
 fn scatter(stories: &[&Story], name: &str) -> Figure {
     let values = values(stories, name);
     let kind = if is_wide(&values) { "log" } else { "linear" };
     let losses: Vec<f64> = stories.iter().map(|story| story.best_loss()).collect();
-    let names: Vec<&str> = stories.iter().map(|story| story.name.as_str()).collect();
+    let names: Vec<&str> = stories.iter().map(|story| story.label.as_str()).collect();
     Figure {
         id: format!("figure-by-{}", name.to_lowercase()),
         caption: format!("Best evaluation loss of every run, by {name}"),
@@ -118,11 +154,11 @@ fn values(stories: &[&Story], name: &str) -> Vec<f64> {
     stories.iter().map(|story| story.settings[name].as_f64().unwrap_or_default()).collect()
 }
 
-/// Whether numbers are all positive and spread over more than a power of ten, so that their logarithms tell more.
+/// Whether numbers are all positive and spread over a power of ten or more, so that their logarithms tell more.
 fn is_wide(values: &[f64]) -> bool {
     let low = values.iter().copied().fold(f64::INFINITY, f64::min);
     let high = values.iter().copied().fold(0.0, f64::max);
-    low > 0.0 && high > 10.0 * low
+    low > 0.0 && high >= 10.0 * low
 }
 
 /// A curve over steps.
@@ -161,6 +197,37 @@ fn thinned(points: &[(u64, f64)], pieces: usize) -> Vec<(u64, f64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_value_has_one_tick_that_says_what_it_is() {
+        let rates = [1e-3, 3e-3, 1e-3, 1e-4, 3e-3, 1e-4];
+        let axis = parallel_axis("lr", &rates, true, short_number);
+        assert_eq!(axis["ticktext"], json!(["1e-4", "1e-3", "3e-3"]));
+        let places = [1e-4_f64, 1e-3, 3e-3].map(f64::log10);
+        assert_eq!(axis["tickvals"], json!(places));
+        assert_eq!(axis["values"], json!(rates.map(f64::log10)));
+        let axis = parallel_axis("dropout", &[0.0, 0.2, 0.0, 0.1], false, short_number);
+        assert_eq!(
+            (&axis["ticktext"], &axis["tickvals"]),
+            (&json!(["0", "0.1", "0.2"]), &json!([0.0, 0.1, 0.2]))
+        );
+    }
+
+    #[test]
+    fn ticks_do_not_overlap_and_the_ends_have_theirs() {
+        let check = |values: &[f64], want: &[f64]| assert_eq!(ticks(values, |value| value), want);
+        check(&[0.0, 0.01, 0.5, 0.53, 0.97, 1.0], &[0.0, 0.5, 1.0]);
+        check(&[1.0, 0.99, 0.0], &[0.0, 1.0]);
+        check(&[2.0, 2.0], &[2.0]);
+        check(&[], &[]);
+    }
+
+    #[test]
+    fn a_constant_learning_rate_is_drawn_at_its_height() {
+        let steps = [json!({ "step": 1, "lr": 1e-3 }), json!({ "step": 2, "lr": 1e-3 })];
+        assert_eq!(rate_axis(&steps)["range"], json!([0, 1.08 * 1e-3]));
+        assert_eq!(rate_axis(&[])["range"], json!([0, 1.0]));
+    }
 
     #[test]
     fn a_curve_keeps_its_peaks_and_its_order_when_it_is_thinned() {

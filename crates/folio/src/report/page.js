@@ -12,7 +12,8 @@ function draw() {
       id,
       data,
       {
-        margin: { l: 60, r: 20, t: 10, b: 45 },
+        // The toolbar stands above the plot and its legend.
+        margin: { l: 60, r: 20, t: 40, b: 45 },
         hovermode: "closest",
         paper_bgcolor: "rgba(0,0,0,0)",
         plot_bgcolor: "rgba(0,0,0,0)",

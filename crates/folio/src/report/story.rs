@@ -9,6 +9,8 @@ use crate::run_dir::{RunDir, RunLock, RunState};
 /// A run.
 pub(super) struct Story {
     pub(super) name: String,
+    /// What it is called beside others; its name if it differs from them in nothing.
+    pub(super) label: String,
     /// Its settings, by name.
     pub(super) settings: Value,
     /// How it fares, in a word.
@@ -50,8 +52,10 @@ impl Story {
             .copied()
             .zip(1..)
             .reduce(|best, next| if next.0 < best.0 { next } else { best });
+        let name = run.path().file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         Ok(Self {
-            name: run.path().file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
+            label: name.clone(),
+            name,
             settings: serde_json::to_value(run.settings()?).expect("settings are JSON"),
             state,
             error: status.and_then(|status| status.error),

@@ -202,7 +202,7 @@ impl Space {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Setting`] if there is a range.
+    /// [`Error::Setting`] if there is a range, or a setting without a value.
     pub fn grid(&self, base: &Settings) -> Result<Vec<Settings>> {
         let mut runs = vec![base.clone()];
         vary(&mut runs, "--block_sizes", &self.block_sizes, |run, value| run.block_size = value)?;
@@ -223,6 +223,9 @@ impl Space {
 
     /// Points drawn at random, the same for the same seed: of each setting one of its values and ranges, all equally
     /// likely, and of a range a value.
+    ///
+    /// # Panics
+    /// If a setting has no value.
     pub fn draw(&self, base: &Settings, trials: usize) -> Vec<Settings> {
         let mut rng = Rng::new(base.seed, Stream::Search);
         let mut point = || Settings {
@@ -248,6 +251,9 @@ fn vary<T: Number>(
     choices: &[Choice<T>],
     set: impl Fn(&mut Settings, T),
 ) -> Result<()> {
+    if choices.is_empty() {
+        return Err(Error::setting(flag, "has no value: give at least one"));
+    }
     let value = |choice: &Choice<T>| match choice {
         Choice::Value(value) => Ok(*value),
         range => Err(Error::setting(flag, format!("{range} is a range: draw from it with --search random"))),
@@ -322,6 +328,13 @@ mod tests {
         near(&|run| run.batch_size == 17, 0.25);
         assert!(runs.iter().all(|run| (1e-5..=1e-1).contains(&run.learning_rate)));
         assert!(runs.iter().all(|run| run.weight_decay == base.weight_decay));
+    }
+
+    #[test]
+    fn a_setting_without_a_value_is_refused() {
+        let base = Settings::default();
+        let error = Space { dropouts: Vec::new(), ..Space::of(&base) }.grid(&base).unwrap_err();
+        assert_eq!(error.to_string(), "--dropouts: has no value: give at least one");
     }
 
     #[test]
