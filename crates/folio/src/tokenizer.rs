@@ -27,6 +27,7 @@ use crate::text::TextSize;
 
 mod bpe;
 mod chars;
+mod config;
 mod gpt2;
 mod json;
 mod kind;
@@ -34,10 +35,12 @@ mod words;
 
 use bpe::{Bpe, Encoder};
 use chars::CharVocabulary;
+use config::Borders;
+pub(crate) use config::CONFIG_FILE;
 pub use kind::TokenizerKind;
 
-/// The file of a run that holds its tokenizer.
-const TOKENIZER_FILE: &str = "tokenizer.json";
+/// The file of a run or of a checkpoint that holds its tokenizer.
+pub(crate) const TOKENIZER_FILE: &str = "tokenizer.json";
 
 /// The file of a run that lists the characters of a `chrs` tokenizer.
 const CHARACTERS_FILE: &str = "vocab.json";
@@ -52,6 +55,7 @@ const PIECE: usize = 1 << 18;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tokenizer {
     model: Model,
+    borders: Borders,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,15 +64,32 @@ enum Model {
     Bpe(Arc<Bpe>),
 }
 
+impl Model {
+    /// The id of a special token.
+    fn special(&self, name: &str) -> Option<u32> {
+        match self {
+            Self::Chars(_) => None,
+            Self::Bpe(bpe) => {
+                bpe.specials().iter().copied().find(|&id| bpe.token(id) == name.as_bytes())
+            }
+        }
+    }
+}
+
 impl Tokenizer {
     /// One token for each distinct character of a text, in ascending order.
     pub fn chars(text: &str) -> Self {
-        Self { model: Model::Chars(CharVocabulary::of_text(text)) }
+        Self::new(Model::Chars(CharVocabulary::of_text(text)))
     }
 
     /// GPT-2's byte-level BPE.
     pub fn gpt2() -> Self {
-        Self { model: Model::Bpe(gpt2::gpt2()) }
+        Self::new(Model::Bpe(gpt2::gpt2()))
+    }
+
+    fn new(model: Model) -> Self {
+        let borders = Borders::of_names(|name| model.special(name));
+        Self { model, borders }
     }
 
     /// A byte-level BPE of `vocab_size` tokens that is learned from a text: 256 bytes in GPT-2's order, the tokens in
@@ -108,16 +129,20 @@ impl Tokenizer {
             let reason = format!("{taken:?} is an ordinary token: give one like \"<|{taken}|>\"");
             return Err(Error::setting("--special", reason));
         }
-        Ok(Self { model: Model::Bpe(Arc::new(bpe)) })
+        Ok(Self::new(Model::Bpe(Arc::new(bpe))))
     }
 
-    /// The tokenizer in a `tokenizer.json` of Hugging Face's format.
+    /// The tokenizer in a `tokenizer.json` of Hugging Face's format. A `tokenizer_config.json` beside it names the
+    /// tokens that begin and end a text; without one they are known by their names.
     ///
     /// # Errors
     /// [`Error::Tokenizer`] if the file is missing, broken, or of a sort that this program does not run;
     /// [`Error::File`] if the system refuses to read it.
     pub fn read(path: &Path) -> Result<Self> {
-        Ok(Self { model: json::read(path)? })
+        let mut tokenizer = Self::new(json::read(path)?);
+        let Self { model, borders } = &mut tokenizer;
+        *borders = borders.read_beside(path, |name| model.special(name))?;
+        Ok(tokenizer)
     }
 
     /// Writes a `tokenizer.json` in Hugging Face's format.
@@ -126,6 +151,15 @@ impl Tokenizer {
     /// [`Error::File`] if it cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
         write_json(path, &json::of(&self.model))
+    }
+
+    /// Writes the `tokenizer_config.json` by which transformers loads the `tokenizer.json` beside it. `context` is the
+    /// largest number of tokens that the model takes, if there is a model.
+    ///
+    /// # Errors
+    /// [`Error::File`] if it cannot be written.
+    pub fn write_config(&self, path: &Path, context: Option<usize>) -> Result<()> {
+        write_json(path, &config::of(self, context))
     }
 
     /// The SHA-256 of the file that [`Tokenizer::write`] writes, by which a model knows its tokenizer again.
@@ -141,8 +175,8 @@ impl Tokenizer {
         Self::read(&run_dir.join(TOKENIZER_FILE))
     }
 
-    /// Writes `tokenizer.json` to the folder of a run and, for characters, `vocab.json`: the list of the characters in
-    /// the order of their ids.
+    /// Writes `tokenizer.json` and `tokenizer_config.json` to the folder of a run and, for characters, `vocab.json`: the
+    /// list of the characters in the order of their ids.
     ///
     /// # Errors
     /// [`Error::File`] if a file cannot be written.
@@ -150,6 +184,7 @@ impl Tokenizer {
         if let Model::Chars(vocabulary) = &self.model {
             write_json(&run_dir.join(CHARACTERS_FILE), &vocabulary.chars())?;
         }
+        self.write_config(&run_dir.join(CONFIG_FILE), None)?;
         self.write(&run_dir.join(TOKENIZER_FILE))
     }
 
@@ -175,6 +210,17 @@ impl Tokenizer {
             Model::Chars(_) => false,
             Model::Bpe(bpe) => bpe.is_special(id),
         }
+    }
+
+    /// The special token that begins a text, if the tokenizer has one.
+    pub fn begin_token(&self) -> Option<u32> {
+        self.borders.begin
+    }
+
+    /// The special token that ends a text, if the tokenizer has one: GPT-2's is `<|endoftext|>`. It also stands between
+    /// documents.
+    pub fn end_token(&self) -> Option<u32> {
+        self.borders.end
     }
 
     /// The size of the text that each token stands for, in the order of their ids.
@@ -360,9 +406,10 @@ mod tests {
 
     #[test]
     fn saved_tokenizers_load_and_round_trip() {
-        check_saved(&Tokenizer::chars(MIXED_TEXT), &["tokenizer.json", "vocab.json"]);
-        check_saved(&Tokenizer::gpt2(), &["tokenizer.json"]);
-        check_saved(&own(), &["tokenizer.json"]);
+        let both = ["tokenizer.json", "tokenizer_config.json"];
+        check_saved(&Tokenizer::chars(MIXED_TEXT), &[&both[..], &["vocab.json"]].concat());
+        check_saved(&Tokenizer::gpt2(), &both);
+        check_saved(&own(), &both);
     }
 
     #[test]
