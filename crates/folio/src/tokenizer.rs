@@ -15,25 +15,27 @@
 //! # Ok::<(), folio::error::Error>(())
 //! ```
 
-use std::cmp::Reverse;
 use std::path::Path;
 use std::sync::Arc;
-
-use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::files::{self, digest, write_json};
 use crate::text::TextSize;
 
+mod added;
 mod bpe;
 mod chars;
 mod config;
+mod encoding;
 mod gpt2;
 mod json;
 mod kind;
+mod normal;
+mod pattern;
+mod recipe;
 mod words;
 
-use bpe::{Bpe, Encoder};
+use bpe::Bpe;
 use chars::CharVocabulary;
 use config::Borders;
 pub(crate) use config::CONFIG_FILE;
@@ -47,9 +49,6 @@ const CHARACTERS_FILE: &str = "vocab.json";
 
 /// The special token that separates documents in GPT-2's vocabulary.
 pub const END_OF_TEXT: &str = gpt2::END_OF_TEXT.0;
-
-/// Bytes of text that a thread encodes at once.
-const PIECE: usize = 1 << 18;
 
 /// Turns text into token ids, which count from 0 to `vocab_size() - 1`, and back.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,9 +68,7 @@ impl Model {
     fn special(&self, name: &str) -> Option<u32> {
         match self {
             Self::Chars(_) => None,
-            Self::Bpe(bpe) => {
-                bpe.specials().iter().copied().find(|&id| bpe.token(id) == name.as_bytes())
-            }
+            Self::Bpe(bpe) => bpe.specials().iter().copied().find(|&id| bpe.token(id) == name.as_bytes()),
         }
     }
 }
@@ -226,112 +223,6 @@ impl Tokenizer {
     /// The size of the text that each token stands for, in the order of their ids.
     pub fn text_sizes(&self) -> Vec<TextSize> {
         (0..self.vocab_size() as u32).map(|id| TextSize::of(&self.decode_bytes(&[id]))).collect()
-    }
-
-    /// The ids of a text. Special tokens are not looked for: `<|endoftext|>` in a text is ordinary text.
-    ///
-    /// # Errors
-    /// [`Error::Tokenizer`] if the vocabulary lacks a character of the text; BPE can encode any text.
-    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let mut ids = Vec::with_capacity(text.len() / 3);
-        self.encode_pieces(text, |_, piece_ids| ids.extend_from_slice(piece_ids))?;
-        Ok(ids)
-    }
-
-    /// The ids of a text piece by piece, in order: `on_piece` is given some text and its ids. All threads encode; what
-    /// is held at a time is a few pieces, whatever the length of the text.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::encode`].
-    pub fn encode_pieces<'t>(&self, text: &'t str, mut on_piece: impl FnMut(&'t str, &[u32])) -> Result<()> {
-        let threads = rayon::current_num_threads();
-        match &self.model {
-            Model::Chars(vocabulary) => {
-                let mut rest = text;
-                while !rest.is_empty() {
-                    let piece;
-                    (piece, rest) = rest.split_at(rest.floor_char_boundary(PIECE));
-                    // A missing character is told with its place in the whole text.
-                    let ids = vocabulary.encode(piece).or_else(|_| vocabulary.encode(text))?;
-                    on_piece(piece, &ids);
-                }
-            }
-            Model::Bpe(bpe) if threads == 1 || text.len() <= PIECE => {
-                let mut encoder = Encoder::new(bpe);
-                let mut ids = Vec::new();
-                for piece in words::pieces(text, PIECE) {
-                    ids.clear();
-                    encoder.encode(piece, &mut ids);
-                    on_piece(piece, &ids);
-                }
-            }
-            Model::Bpe(bpe) => {
-                let mut pieces = words::pieces(text, PIECE);
-                loop {
-                    let turn: Vec<&str> = pieces.by_ref().take(8 * threads).collect();
-                    if turn.is_empty() {
-                        break;
-                    }
-                    let encode = |encoder: &mut Encoder<'_, 't>, &piece: &&'t str| {
-                        let mut ids = Vec::new();
-                        encoder.encode(piece, &mut ids);
-                        ids
-                    };
-                    let ids: Vec<Vec<u32>> = turn.par_iter().map_init(|| Encoder::new(bpe), encode).collect();
-                    turn.iter().zip(&ids).for_each(|(piece, ids)| on_piece(piece, ids));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The ids of a text in which special tokens count as such.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::encode`].
-    pub fn encode_special(&self, text: &str) -> Result<Vec<u32>> {
-        let Model::Bpe(bpe) = &self.model else { return self.encode(text) };
-        let specials = bpe.specials().iter();
-        let specials = specials.filter_map(|&id| Some((id, std::str::from_utf8(bpe.token(id)).ok()?)));
-        // Each special token with its next place, which is looked for again only when it has been passed.
-        let mut places: Vec<_> = specials.map(|(id, special)| (text.find(special), id, special)).collect();
-        let (mut ids, mut done) = (Vec::new(), 0);
-        loop {
-            for (place, _, special) in &mut places {
-                if place.is_some_and(|place| place < done) {
-                    *place = text[done..].find(*special).map(|place| done + place);
-                }
-            }
-            // The first in the text; of two that begin there, the longer.
-            let found =
-                places.iter().filter_map(|&(place, id, special)| Some((place?, Reverse(special.len()), id)));
-            let Some((start, Reverse(len), id)) = found.min() else { break };
-            ids.extend(self.encode(&text[done..start])?);
-            ids.push(id);
-            done = start + len;
-        }
-        ids.extend(self.encode(&text[done..])?);
-        Ok(ids)
-    }
-
-    /// The ids of bytes that need not be UTF-8. What is not text stands apart from the words around it.
-    ///
-    /// # Errors
-    /// [`Error::Tokenizer`] if tokens are characters and these bytes are not characters of the vocabulary; a BPE can
-    /// encode any bytes.
-    pub fn encode_bytes(&self, bytes: &[u8]) -> Result<Vec<u32>> {
-        match &self.model {
-            Model::Bpe(bpe) => Ok(bpe.encode_bytes(bytes)),
-            Model::Chars(vocabulary) => {
-                let text = std::str::from_utf8(bytes).map_err(|error| Error::Tokenizer {
-                    reason: format!(
-                        "byte {} is not UTF-8, and the tokens are characters: use a BPE",
-                        error.valid_up_to()
-                    ),
-                })?;
-                vocabulary.encode(text)
-            }
-        }
     }
 
     /// The text that these ids stand for. BPE ids may begin or end inside a character: each broken part becomes

@@ -284,7 +284,11 @@ fn a_checkpoint_is_complete_for_transformers() {
     let file = |run: &str, name: &str| place.json(&format!("{run}/best/{name}"));
     for name in ["config.json", "generation_config.json"] {
         let config = file("chrs", name);
-        assert_eq!((&config["bos_token_id"], &config["eos_token_id"]), (&json!(null), &json!(null)), "{name}");
+        assert_eq!(
+            (&config["bos_token_id"], &config["eos_token_id"]),
+            (&json!(null), &json!(null)),
+            "{name}"
+        );
     }
     // The largest length that has positions.
     assert_eq!(file("chrs", "generation_config.json")["max_length"], 16);
@@ -303,6 +307,9 @@ fn a_checkpoint_is_complete_for_transformers() {
     // transformers takes 20 for a length that was not set.
     assert_eq!(file("own", "generation_config.json")["max_length"], 19);
     let config = file("own", "tokenizer_config.json");
-    assert_eq!((&config["bos_token"], &config["eos_token"]), (&json!("<|endoftext|>"), &json!("<|endoftext|>")));
+    assert_eq!(
+        (&config["bos_token"], &config["eos_token"]),
+        (&json!("<|endoftext|>"), &json!("<|endoftext|>"))
+    );
     assert_eq!(place.text("own/best/tokenizer.json"), place.text("own.json"));
 }

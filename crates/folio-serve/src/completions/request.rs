@@ -34,6 +34,7 @@ pub(crate) struct Raw {
     min_p: Option<f64>,
     repetition_penalty: Option<f64>,
     past_context: Option<String>,
+    special_tokens: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -76,6 +77,8 @@ pub(crate) struct Wanted {
     pub(crate) stop: Vec<String>,
     pub(crate) seed: u64,
     pub(crate) past_context: PastContext,
+    /// Whether special tokens in texts count as such.
+    pub(crate) special_tokens: bool,
 }
 
 /// Stop strings of a request, as OpenAI has it.
@@ -171,6 +174,7 @@ impl Raw {
             stop: stop_strings(self.stop)?,
             seed: self.seed.map_or_else(any_seed, |Seed(seed)| seed),
             past_context,
+            special_tokens: self.special_tokens.unwrap_or(false),
         })
     }
 }

@@ -17,8 +17,7 @@ pub(crate) const CONFIG_FILE: &str = "tokenizer_config.json";
 const ENDS: [&str; 5] = [super::END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]"];
 
 /// Special tokens that begin one. GPT-2 uses a single token for both.
-const BEGINNINGS: [&str; 6] =
-    [super::END_OF_TEXT, "<|begin_of_text|>", "<s>", "<bos>", "[BOS]", "<|bos|>"];
+const BEGINNINGS: [&str; 6] = [super::END_OF_TEXT, "<|begin_of_text|>", "<s>", "<bos>", "[BOS]", "<|bos|>"];
 
 /// The special tokens that begin and end a text, as far as a tokenizer has them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
