@@ -4,7 +4,7 @@
     python transformers_check.py --folio FOLIO RUN_DIR...
 
 RUN_DIR is a run that knows `ROMEO:`; FOLIO is the program. Of each run's best checkpoint: AutoTokenizer gives folio's tokens and
-their text, AutoModelForCausalLM the log probabilities that folio's server gives, `generate` folio's text at temperature 0,
+their text, AutoModelForCausalLM the log probabilities that folio's server gives, `generate` folio's text at temperature 0, both in float32,
 `pipeline("text-generation", DIRECTORY)` goes on from a prompt without further settings, and folio reads the tokenizer that
 transformers saves. Prints a line for each; the first that does not hold ends it with exit code 1.
 """
@@ -42,12 +42,13 @@ class Folio:
 
     def greedy(self, prompt, count):
         args = ["--best_eval_loss_model", "--temperature", "0", "--max_new_tokens", count, "--json"]
+        args += ["--precision", "f32"]
         return json.loads(self("generate", self.run, "--prompt", prompt, *args))
 
     def log_probabilities(self, prompt):
         """Of the tokens of a prompt but its first, from a server."""
-        server = subprocess.Popen([self.program, "serve", self.run, "--port", str(PORT)], stderr=subprocess.DEVNULL,
-                                  stdout=subprocess.DEVNULL)
+        command = [self.program, "serve", self.run, "--port", str(PORT), "--precision", "f32"]
+        server = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         try:
             body = {"model": Path(self.run).name, "prompt": prompt, "max_tokens": 0, "echo": True, "logprobs": 0}
             request = urllib.request.Request(f"http://127.0.0.1:{PORT}/v1/completions", json.dumps(body).encode(),
