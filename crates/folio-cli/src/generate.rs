@@ -48,6 +48,9 @@ pub(crate) struct GenerateArgs {
     /// Text to go on from [default: the vocabulary's first token]
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
+    /// Read special tokens in the prompt, such as <|endoftext|>, as such rather than as ordinary text
+    #[arg(long)]
+    special_tokens: bool,
     #[command(flatten)]
     drawing: DrawingArgs,
     /// Texts to write, all at the same time; the second is that of the seed after the first's
@@ -188,7 +191,11 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let names = if args.all_checkpoints { run.names()? } else { chosen.names.clone() };
     let tokenizer = Arc::new(run.tokenizer()?);
     let prompt = args.prompt.as_deref().unwrap_or_default();
-    let start = tokenizer.encode(prompt).context("--prompt")?;
+    let encoded = match args.special_tokens {
+        true => tokenizer.encode_special(prompt),
+        false => tokenizer.encode(prompt),
+    };
+    let start = encoded.context("--prompt")?;
     let output =
         args.write_to_file.as_deref().map(|name| output_file(chosen.directory.path(), name)).transpose()?;
     let seed = args.drawing.seed();

@@ -87,7 +87,10 @@ fn prompts_of(wanted: &Wanted, model: &Model, most: usize) -> ApiResult<Vec<Prom
     let prompts: Vec<Prompt> = match &wanted.prompts {
         Prompts::Texts(texts) => {
             let prompt = |text: &String| {
-                let tokens = tokenizer.encode(text);
+                let tokens = match wanted.special_tokens {
+                    true => tokenizer.encode_special(text),
+                    false => tokenizer.encode(text),
+                };
                 let tokens = tokens.map_err(|error| ApiError::field(field, error.to_string()))?;
                 Ok(Prompt { text: text.clone(), tokens })
             };

@@ -1,7 +1,9 @@
 //! Checkpoints: directories that hold what a run is at one moment.
 //!
-//! - `model.safetensors`: the weights under Hugging Face's GPT-2 names, `config.json` beside them, so that
-//!   `GPT2LMHeadModel.from_pretrained` reads the directory as it is;
+//! - `model.safetensors`: the weights under Hugging Face's GPT-2 names;
+//! - `config.json`, `generation_config.json`, `tokenizer.json`, `tokenizer_config.json`: what transformers needs to load
+//!   the directory as it is, with `AutoTokenizer`, `AutoModelForCausalLM` or `pipeline` (transformers.rs). Checkpoints of
+//!   earlier versions have only the first of them;
 //! - `optimizer.safetensors`: AdamW's two means, as `mean.NAME` and `square.NAME`; not in one that keeps weights alone;
 //! - `state.json`: the place in the run, random streams and histories;
 //! - `manifest.json`: length and SHA-256 of each of these, checked whenever one is read.
@@ -28,6 +30,7 @@ use crate::tokenizer::Tokenizer;
 
 mod manifest;
 mod tensors;
+mod transformers;
 
 use manifest::{MANIFEST_FILE, Manifest};
 
@@ -37,7 +40,6 @@ const FORMATS: RangeInclusive<u32> = 2..=3;
 const MODEL_FILE: &str = "model.safetensors";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 const STATE_FILE: &str = "state.json";
-const CONFIG_FILE: &str = "config.json";
 
 /// What a checkpoint is called in its run's directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -190,14 +192,16 @@ pub fn save(
     parameters: &Parameters,
     optimizer: &AdamW,
     state: &TrainingState,
+    tokenizer: &Tokenizer,
 ) -> Result<()> {
     write_directory_atomic(directory, |inside| {
         tensors::write(&inside.join(MODEL_FILE), &[("", parameters.values())], parameters.specs())?;
         let means = [("mean.", optimizer.mean()), ("square.", optimizer.square())];
         tensors::write(&inside.join(OPTIMIZER_FILE), &means, parameters.specs())?;
-        write_json(&inside.join(CONFIG_FILE), &hugging_face_config(&state.identity.model))?;
         write_json(&inside.join(STATE_FILE), state)?;
-        Manifest::of(inside, &[MODEL_FILE, OPTIMIZER_FILE, CONFIG_FILE, STATE_FILE])?.write(inside)
+        transformers::write(inside, &state.identity.model, tokenizer)?;
+        let own = [MODEL_FILE, OPTIMIZER_FILE, STATE_FILE];
+        Manifest::of(inside, own.iter().chain(&transformers::FILES))?.write(inside)
     })
 }
 
@@ -340,29 +344,6 @@ impl Checkpoint {
 fn damaged(directory: &Path, what: String) -> Error {
     let reason = format!("is damaged: {what}; take another checkpoint of the run");
     Error::Checkpoint { path: directory.to_path_buf(), reason }
-}
-
-/// The `config.json` by which transformers builds the same model.
-fn hugging_face_config(config: &ModelConfig) -> serde_json::Value {
-    serde_json::json!({
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "activation_function": "gelu_new",
-        "vocab_size": config.vocab_size,
-        "n_positions": config.block_size,
-        "n_embd": config.n_emb,
-        "n_layer": config.n_blocks,
-        "n_head": config.n_heads,
-        "n_inner": null,
-        "layer_norm_epsilon": 1e-5,
-        "embd_pdrop": config.dropout,
-        "attn_pdrop": config.dropout,
-        "resid_pdrop": config.dropout,
-        "tie_word_embeddings": true,
-        "bos_token_id": null,
-        "eos_token_id": null,
-        "torch_dtype": "float32",
-    })
 }
 
 #[cfg(test)]

@@ -120,7 +120,7 @@ impl FromStr for PastContext {
 pub enum Finish {
     /// It has as many tokens as were asked for, or as the context holds.
     Length,
-    /// A stop string came.
+    /// A stop string came, or the token that ends a text.
     Stop,
 }
 
@@ -152,7 +152,8 @@ impl TextId {
     }
 }
 
-/// Writes texts with one model, as many at a time as were begun: a pass reads the weights once for all of them.
+/// Writes texts with one model, as many at a time as were begun: a pass reads the weights once for all of them. A text
+/// ends where the model draws the tokenizer's [end token](Tokenizer::end_token), which is not part of it.
 ///
 /// What is drawn for a text does not depend on the others.
 pub struct Generator {

@@ -1,7 +1,8 @@
 //! The files of a run, and of a sweep of runs.
 //!
 //! ```text
-//! RUN_DIR/hyperparameters.json  model_hyperparameters.json  tokenizer.json  vocab.json  losses.json  lrs.json
+//! RUN_DIR/hyperparameters.json  model_hyperparameters.json  losses.json  lrs.json
+//!         tokenizer.json  tokenizer_config.json  vocab.json
 //!         status.json           whether it trains, has ended, was stopped or failed
 //!         metrics.jsonl         the records of every step and epoch
 //!         events.out.tfevents.N.folio   the same for TensorBoard, a file for each start
@@ -257,9 +258,10 @@ impl RunDir {
         parameters: &Parameters,
         optimizer: &AdamW,
         state: &TrainingState,
+        tokenizer: &Tokenizer,
     ) -> Result<PathBuf> {
         let path = self.checkpoint(name);
-        checkpoint::save(&path, parameters, optimizer, state)?;
+        checkpoint::save(&path, parameters, optimizer, state, tokenizer)?;
         self.settle(name, keep, &state.history.losses)?;
         Ok(path)
     }

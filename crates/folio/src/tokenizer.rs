@@ -15,30 +15,35 @@
 //! # Ok::<(), folio::error::Error>(())
 //! ```
 
-use std::cmp::Reverse;
 use std::path::Path;
 use std::sync::Arc;
-
-use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::files::{self, digest, write_json};
 use crate::text::TextSize;
 
+mod added;
 mod bpe;
 mod chars;
+mod config;
+mod encoding;
 mod extend;
 mod gpt2;
 mod json;
 mod kind;
+mod normal;
+mod pattern;
+mod recipe;
 mod words;
 
-use bpe::{Bpe, Encoder};
+use bpe::Bpe;
 use chars::CharVocabulary;
+use config::Borders;
+pub(crate) use config::CONFIG_FILE;
 pub use kind::TokenizerKind;
 
-/// The file of a run that holds its tokenizer.
-const TOKENIZER_FILE: &str = "tokenizer.json";
+/// The file of a run or of a checkpoint that holds its tokenizer.
+pub(crate) const TOKENIZER_FILE: &str = "tokenizer.json";
 
 /// The file of a run that lists the characters of a `chrs` tokenizer.
 const CHARACTERS_FILE: &str = "vocab.json";
@@ -46,13 +51,11 @@ const CHARACTERS_FILE: &str = "vocab.json";
 /// The special token that separates documents in GPT-2's vocabulary.
 pub const END_OF_TEXT: &str = gpt2::END_OF_TEXT.0;
 
-/// Bytes of text that a thread encodes at once.
-const PIECE: usize = 1 << 18;
-
 /// Turns text into token ids, which count from 0 to `vocab_size() - 1`, and back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tokenizer {
     model: Model,
+    borders: Borders,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,15 +64,30 @@ enum Model {
     Bpe(Arc<Bpe>),
 }
 
+impl Model {
+    /// The id of a special token.
+    fn special(&self, name: &str) -> Option<u32> {
+        match self {
+            Self::Chars(_) => None,
+            Self::Bpe(bpe) => bpe.specials().iter().copied().find(|&id| bpe.token(id) == name.as_bytes()),
+        }
+    }
+}
+
 impl Tokenizer {
     /// One token for each distinct character of a text, in ascending order.
     pub fn chars(text: &str) -> Self {
-        Self { model: Model::Chars(CharVocabulary::of_text(text)) }
+        Self::new(Model::Chars(CharVocabulary::of_text(text)))
     }
 
     /// GPT-2's byte-level BPE.
     pub fn gpt2() -> Self {
-        Self { model: Model::Bpe(gpt2::gpt2()) }
+        Self::new(Model::Bpe(gpt2::gpt2()))
+    }
+
+    fn new(model: Model) -> Self {
+        let borders = Borders::of_names(|name| model.special(name));
+        Self { model, borders }
     }
 
     /// A byte-level BPE of `vocab_size` tokens that is learned from a text: 256 bytes in GPT-2's order, the tokens in
@@ -109,16 +127,20 @@ impl Tokenizer {
             let reason = format!("{taken:?} is an ordinary token: give one like \"<|{taken}|>\"");
             return Err(Error::setting("--special", reason));
         }
-        Ok(Self { model: Model::Bpe(Arc::new(bpe)) })
+        Ok(Self::new(Model::Bpe(Arc::new(bpe))))
     }
 
-    /// The tokenizer in a `tokenizer.json` of Hugging Face's format.
+    /// The tokenizer in a `tokenizer.json` of Hugging Face's format. A `tokenizer_config.json` beside it names the
+    /// tokens that begin and end a text; without one they are known by their names.
     ///
     /// # Errors
     /// [`Error::Tokenizer`] if the file is missing, broken, or of a sort that this program does not run;
     /// [`Error::File`] if the system refuses to read it.
     pub fn read(path: &Path) -> Result<Self> {
-        Ok(Self { model: json::read(path)? })
+        let mut tokenizer = Self::new(json::read(path)?);
+        let Self { model, borders } = &mut tokenizer;
+        *borders = borders.read_beside(path, |name| model.special(name))?;
+        Ok(tokenizer)
     }
 
     /// Writes a `tokenizer.json` in Hugging Face's format.
@@ -127,6 +149,15 @@ impl Tokenizer {
     /// [`Error::File`] if it cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
         write_json(path, &json::of(&self.model))
+    }
+
+    /// Writes the `tokenizer_config.json` by which transformers loads the `tokenizer.json` beside it. `context` is the
+    /// largest number of tokens that the model takes, if there is a model.
+    ///
+    /// # Errors
+    /// [`Error::File`] if it cannot be written.
+    pub fn write_config(&self, path: &Path, context: Option<usize>) -> Result<()> {
+        write_json(path, &config::of(self, context))
     }
 
     /// The SHA-256 of the file that [`Tokenizer::write`] writes, by which a model knows its tokenizer again.
@@ -142,8 +173,8 @@ impl Tokenizer {
         Self::read(&run_dir.join(TOKENIZER_FILE))
     }
 
-    /// Writes `tokenizer.json` to the folder of a run and, for characters, `vocab.json`: the list of the characters in
-    /// the order of their ids.
+    /// Writes `tokenizer.json` and `tokenizer_config.json` to the folder of a run and, for characters, `vocab.json`: the
+    /// list of the characters in the order of their ids.
     ///
     /// # Errors
     /// [`Error::File`] if a file cannot be written.
@@ -151,6 +182,7 @@ impl Tokenizer {
         if let Model::Chars(vocabulary) = &self.model {
             write_json(&run_dir.join(CHARACTERS_FILE), &vocabulary.chars())?;
         }
+        self.write_config(&run_dir.join(CONFIG_FILE), None)?;
         self.write(&run_dir.join(TOKENIZER_FILE))
     }
 
@@ -178,115 +210,20 @@ impl Tokenizer {
         }
     }
 
+    /// The special token that begins a text, if the tokenizer has one.
+    pub fn begin_token(&self) -> Option<u32> {
+        self.borders.begin
+    }
+
+    /// The special token that ends a text, if the tokenizer has one: GPT-2's is `<|endoftext|>`. It also stands between
+    /// documents.
+    pub fn end_token(&self) -> Option<u32> {
+        self.borders.end
+    }
+
     /// The size of the text that each token stands for, in the order of their ids.
     pub fn text_sizes(&self) -> Vec<TextSize> {
         (0..self.vocab_size() as u32).map(|id| TextSize::of(&self.decode_bytes(&[id]))).collect()
-    }
-
-    /// The ids of a text. Special tokens are not looked for: `<|endoftext|>` in a text is ordinary text.
-    ///
-    /// # Errors
-    /// [`Error::Tokenizer`] if the vocabulary lacks a character of the text; BPE can encode any text.
-    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let mut ids = Vec::with_capacity(text.len() / 3);
-        self.encode_pieces(text, |_, piece_ids| ids.extend_from_slice(piece_ids))?;
-        Ok(ids)
-    }
-
-    /// The ids of a text piece by piece, in order: `on_piece` is given some text and its ids. All threads encode; what
-    /// is held at a time is a few pieces, whatever the length of the text.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::encode`].
-    pub fn encode_pieces<'t>(&self, text: &'t str, mut on_piece: impl FnMut(&'t str, &[u32])) -> Result<()> {
-        let threads = rayon::current_num_threads();
-        match &self.model {
-            Model::Chars(vocabulary) => {
-                let mut rest = text;
-                while !rest.is_empty() {
-                    let piece;
-                    (piece, rest) = rest.split_at(rest.floor_char_boundary(PIECE));
-                    // A missing character is told with its place in the whole text.
-                    let ids = vocabulary.encode(piece).or_else(|_| vocabulary.encode(text))?;
-                    on_piece(piece, &ids);
-                }
-            }
-            Model::Bpe(bpe) if threads == 1 || text.len() <= PIECE => {
-                let mut encoder = Encoder::new(bpe);
-                let mut ids = Vec::new();
-                for piece in words::pieces(text, PIECE) {
-                    ids.clear();
-                    encoder.encode(piece, &mut ids);
-                    on_piece(piece, &ids);
-                }
-            }
-            Model::Bpe(bpe) => {
-                let mut pieces = words::pieces(text, PIECE);
-                loop {
-                    let turn: Vec<&str> = pieces.by_ref().take(8 * threads).collect();
-                    if turn.is_empty() {
-                        break;
-                    }
-                    let encode = |encoder: &mut Encoder<'_, 't>, &piece: &&'t str| {
-                        let mut ids = Vec::new();
-                        encoder.encode(piece, &mut ids);
-                        ids
-                    };
-                    let ids: Vec<Vec<u32>> = turn.par_iter().map_init(|| Encoder::new(bpe), encode).collect();
-                    turn.iter().zip(&ids).for_each(|(piece, ids)| on_piece(piece, ids));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The ids of a text in which special tokens count as such.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::encode`].
-    pub fn encode_special(&self, text: &str) -> Result<Vec<u32>> {
-        let Model::Bpe(bpe) = &self.model else { return self.encode(text) };
-        let specials = bpe.specials().iter();
-        let specials = specials.filter_map(|&id| Some((id, std::str::from_utf8(bpe.token(id)).ok()?)));
-        // Each special token with its next place, which is looked for again only when it has been passed.
-        let mut places: Vec<_> = specials.map(|(id, special)| (text.find(special), id, special)).collect();
-        let (mut ids, mut done) = (Vec::new(), 0);
-        loop {
-            for (place, _, special) in &mut places {
-                if place.is_some_and(|place| place < done) {
-                    *place = text[done..].find(*special).map(|place| done + place);
-                }
-            }
-            // The first in the text; of two that begin there, the longer.
-            let found =
-                places.iter().filter_map(|&(place, id, special)| Some((place?, Reverse(special.len()), id)));
-            let Some((start, Reverse(len), id)) = found.min() else { break };
-            ids.extend(self.encode(&text[done..start])?);
-            ids.push(id);
-            done = start + len;
-        }
-        ids.extend(self.encode(&text[done..])?);
-        Ok(ids)
-    }
-
-    /// The ids of bytes that need not be UTF-8. What is not text stands apart from the words around it.
-    ///
-    /// # Errors
-    /// [`Error::Tokenizer`] if tokens are characters and these bytes are not characters of the vocabulary; a BPE can
-    /// encode any bytes.
-    pub fn encode_bytes(&self, bytes: &[u8]) -> Result<Vec<u32>> {
-        match &self.model {
-            Model::Bpe(bpe) => Ok(bpe.encode_bytes(bytes)),
-            Model::Chars(vocabulary) => {
-                let text = std::str::from_utf8(bytes).map_err(|error| Error::Tokenizer {
-                    reason: format!(
-                        "byte {} is not UTF-8, and the tokens are characters: use a BPE",
-                        error.valid_up_to()
-                    ),
-                })?;
-                vocabulary.encode(text)
-            }
-        }
     }
 
     /// The text that these ids stand for. BPE ids may begin or end inside a character: each broken part becomes
@@ -361,9 +298,10 @@ mod tests {
 
     #[test]
     fn saved_tokenizers_load_and_round_trip() {
-        check_saved(&Tokenizer::chars(MIXED_TEXT), &["tokenizer.json", "vocab.json"]);
-        check_saved(&Tokenizer::gpt2(), &["tokenizer.json"]);
-        check_saved(&own(), &["tokenizer.json"]);
+        let both = ["tokenizer.json", "tokenizer_config.json"];
+        check_saved(&Tokenizer::chars(MIXED_TEXT), &[&both[..], &["vocab.json"]].concat());
+        check_saved(&Tokenizer::gpt2(), &both);
+        check_saved(&own(), &both);
     }
 
     #[test]

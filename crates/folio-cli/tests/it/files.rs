@@ -16,7 +16,16 @@ const STEPS: usize = TRAIN_BLOCKS.div_ceil(4);
 fn a_run_writes_these_files_and_no_others() {
     let place = Place::new();
     place.ok(&format!("train {TINY} --save_losses --save_checkpoint --run_dir run"));
-    let inside = ["config.json", "manifest.json", "model.safetensors", "optimizer.safetensors", "state.json"];
+    let inside = [
+        "config.json",
+        "generation_config.json",
+        "manifest.json",
+        "model.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ];
     // The second is the newest and, of so short a run, the best. The first is there to fall back on.
     let mut expected: Vec<String> =
         [1, 2].iter().flat_map(|n| inside.map(|name| format!("checkpoint_{n}/{name}"))).collect();
@@ -30,6 +39,7 @@ fn a_run_writes_these_files_and_no_others() {
         "model_hyperparameters.json",
         "status.json",
         "tokenizer.json",
+        "tokenizer_config.json",
         "vocab.json",
     ];
     expected.extend(files.map(str::to_owned));
@@ -266,4 +276,41 @@ fn shapes_in(place: &Place, name: &str) -> BTreeMap<String, Vec<usize>> {
 /// The distinct characters of plays.txt in order.
 fn chars() -> Vec<char> {
     plays().chars().collect::<BTreeSet<char>>().into_iter().collect()
+}
+
+#[test]
+fn a_checkpoint_is_complete_for_transformers() {
+    let place = Place::new();
+    place.ok(&format!("train {TINY} --max_steps 3 --save_checkpoint --run_dir chrs"));
+    let file = |run: &str, name: &str| place.json(&format!("{run}/best/{name}"));
+    for name in ["config.json", "generation_config.json"] {
+        let config = file("chrs", name);
+        assert_eq!(
+            (&config["bos_token_id"], &config["eos_token_id"]),
+            (&json!(null), &json!(null)),
+            "{name}"
+        );
+    }
+    // The largest length that has positions.
+    assert_eq!(file("chrs", "generation_config.json")["max_length"], 16);
+    let config = file("chrs", "tokenizer_config.json");
+    assert_eq!(config["tokenizer_class"], "PreTrainedTokenizerFast");
+    assert_eq!((&config["model_max_length"], &config["eos_token"]), (&json!(16), &json!(null)));
+    assert_eq!(place.text("chrs/best/tokenizer.json"), place.text("chrs/tokenizer.json"));
+
+    place.ok("tokenizer train --data plays.txt --vocab_size 300 --special <|endoftext|> --out own.json");
+    let own = TINY.replace("--block_sizes 16", "--block_sizes 20");
+    place.ok(&format!("train {own} --max_steps 3 --tokenizer_type own.json --save_checkpoint --run_dir own"));
+    for name in ["config.json", "generation_config.json"] {
+        let config = file("own", name);
+        assert_eq!((&config["bos_token_id"], &config["eos_token_id"]), (&json!(299), &json!(299)), "{name}");
+    }
+    // transformers takes 20 for a length that was not set.
+    assert_eq!(file("own", "generation_config.json")["max_length"], 19);
+    let config = file("own", "tokenizer_config.json");
+    assert_eq!(
+        (&config["bos_token"], &config["eos_token"]),
+        (&json!("<|endoftext|>"), &json!("<|endoftext|>"))
+    );
+    assert_eq!(place.text("own/best/tokenizer.json"), place.text("own.json"));
 }

@@ -160,3 +160,20 @@ fn bits_stand_beside_every_loss() {
         evaluated["bits_per_byte"].as_f64().unwrap() / evaluated["bits_per_character"].as_f64().unwrap();
     assert_eq!(ratio, 1.0, "{evaluated}");
 }
+
+#[test]
+fn a_prompt_may_hold_special_tokens_where_a_flag_says_so() {
+    let place = place_with_tokenizer();
+    place.ok(&format!("train {MODEL} {SHORT} {SAVED} --tokenizer_type own.json --run_dir run"));
+    let write = |flags: &str| {
+        let line =
+            format!("generate run --prompt a<|endoftext|>b --seed 3 --max_new_tokens 30 --json {flags}");
+        let told: Value = serde_json::from_str(&place.ok(&line).stdout).unwrap();
+        told["text"].as_str().unwrap().to_owned()
+    };
+    // Seven more characters of a prompt are another text after it.
+    assert_ne!(write("--special_tokens"), write(""));
+    // Without special tokens in it a prompt is the same with the flag.
+    let plain = |flags: &str| place.ok(&format!("generate run --prompt First --seed 3 {flags}")).stdout;
+    assert_eq!(plain("--special_tokens"), plain(""));
+}

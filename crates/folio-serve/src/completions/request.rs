@@ -44,6 +44,7 @@ pub(crate) struct Raw {
     min_p: Field<f64>,
     repetition_penalty: Field<f64>,
     past_context: Field<String>,
+    special_tokens: Field<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -104,6 +105,8 @@ pub(crate) struct Wanted {
     pub(crate) stop: Vec<String>,
     pub(crate) seed: u64,
     pub(crate) past_context: PastContext,
+    /// Whether special tokens in texts count as such.
+    pub(crate) special_tokens: bool,
 }
 
 /// Stop strings of a request, as OpenAI has it.
@@ -262,6 +265,7 @@ impl Raw {
             stop: stop_strings(self.stop.0)?,
             seed: self.seed.0.map_or_else(any_seed, |Seed(seed)| seed),
             past_context,
+            special_tokens: self.special_tokens.0.unwrap_or(false),
         })
     }
 }

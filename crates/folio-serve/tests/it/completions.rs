@@ -6,10 +6,12 @@ use folio::checkpoint::CheckpointName;
 use folio::generate::{Generator, PastContext, Request, Sampling};
 use folio::model::{Predictor, WeightFormat};
 use folio::run_dir::RunDir;
+use folio::tokenizer::Tokenizer;
+use folio_serve::Options;
 use serde_json::{Value, json};
 
-use crate::runs::RUNS;
-use crate::site::{Site, text_of};
+use crate::runs::{RUNS, plays, train};
+use crate::site::{Site, limits, text_of};
 
 /// What the library writes with the best checkpoint of a run, here the last, and the log probability of each token.
 fn written(name: &str, prompt: &str, request: Request) -> (String, Vec<f32>) {
@@ -265,4 +267,33 @@ async fn tokens_are_told_with_their_places_and_probabilities() {
             }
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn special_tokens_count_where_a_request_says_so_and_end_texts() {
+    let place = tempfile::tempdir().expect("room");
+    let tokenizer = Tokenizer::train_bpe(&plays(), 300, &["<|endoftext|>"]).expect("enough pairs");
+    train(&place.path().join("ends"), Arc::new(tokenizer), &plays());
+    let options = Options { runs: vec![place.path().join("ends")], limits: limits(), ..Options::default() };
+    let site = Site::serving(options).await;
+    let ask = |fields: Value| {
+        let mut body = json!({ "model": "ends", "prompt": "First<|endoftext|>Second", "max_tokens": 1 });
+        body.as_object_mut().expect("an object").extend(fields.as_object().expect("an object").clone());
+        site.complete(body)
+    };
+    let tokens = |answer: Value| answer["usage"]["prompt_tokens"].as_u64().expect("a number");
+    let special = tokens(ask(json!({ "special_tokens": true })).await);
+    let ordinary = tokens(ask(json!({})).await);
+    assert_eq!(tokens(ask(json!({ "special_tokens": false })).await), ordinary);
+    assert!(special < ordinary, "{special} tokens, {ordinary} without special ones");
+
+    // So hot that every token is about as likely as any other, of 300.
+    let hot = json!({ "temperature": 1000, "max_tokens": 4000, "seed": 5, "logprobs": 0 });
+    let answer = ask(hot).await;
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["finish_reason"], "stop");
+    assert!(!text_of(choice).contains("<|endoftext|>"));
+    let drawn = answer["usage"]["completion_tokens"].as_u64().expect("a number");
+    // The end is a token that was drawn, but not one of the text.
+    assert_eq!(choice["logprobs"]["token_ids"].as_array().expect("a list").len() as u64, drawn - 1);
 }

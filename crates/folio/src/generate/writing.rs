@@ -118,10 +118,10 @@ impl Writing {
         sampler: &mut Sampler,
         alternatives: &'a mut Vec<(u32, f32)>,
     ) -> Drawn<'a> {
-        let token = match self.request.given.get(self.drawn) {
-            Some(&given) => given,
-            None => sampler.draw(&self.request.sampling, logits, &self.seen, &mut self.rng),
-        };
+        let given = self.request.given.get(self.drawn).copied();
+        let token =
+            given.unwrap_or_else(|| sampler.draw(&self.request.sampling, logits, &self.seen, &mut self.rng));
+        let is_end = given.is_none() && tokenizer.end_token() == Some(token);
         alternatives.clear();
         let tell = |count| sampler.log_probabilities(logits, token, count, alternatives);
         let logprob = self.request.logprobs.map(tell);
@@ -131,11 +131,16 @@ impl Writing {
             *seen = true;
         }
         self.bytes.clear();
-        tokenizer.push_bytes(token, &mut self.bytes);
+        if !is_end {
+            tokenizer.push_bytes(token, &mut self.bytes);
+        }
         let stopped = self.stops.push(|text| self.stream.push_to(&self.bytes, text));
         let is_full = self.request.past_context == PastContext::Stop
             && self.tokens.len() - self.start > self.block_size;
         let finish = if stopped {
+            Some(Finish::Stop)
+        } else if is_end {
+            self.stops.end(std::mem::take(&mut self.stream).finish());
             Some(Finish::Stop)
         } else if self.drawn == self.request.max_new_tokens || is_full {
             self.stops.end(std::mem::take(&mut self.stream).finish());

@@ -99,6 +99,10 @@ fn proof(name: &str) -> Option<fn(&Path) -> bool> {
         "sweep.json" => |path| parsed::<Sweep>(path).is_some(),
         "vocab.json" => |path| parsed::<Vec<char>>(path).is_some(),
         "tokenizer.json" => |path| Tokenizer::read(path).is_ok(),
+        "tokenizer_config.json" => |path| {
+            let config: Option<Value> = parsed(path);
+            config.is_some_and(|value| value["tokenizer_class"] == "PreTrainedTokenizerFast")
+        },
         "report.html" | "losses.svg" | "losses.png" => says_who_made_it,
         LATEST | BEST => |path| {
             let target = fs::read_link(path).ok();

@@ -10,6 +10,8 @@ use std::collections::BinaryHeap;
 
 use rustc_hash::FxHashMap;
 
+use super::added::Added;
+use super::recipe::Recipe;
 use super::words::words;
 
 pub(super) mod train;
@@ -39,6 +41,8 @@ pub(super) struct Bpe {
     byte_ids: [u32; BYTES],
     /// The ids of the tokens that no text becomes unless it is asked to, ascending.
     specials: Vec<u32>,
+    /// What happens to a text before its bytes are merged.
+    recipe: Recipe,
 }
 
 /// What becomes of a pair.
@@ -58,24 +62,44 @@ fn key(left: u32, right: u32) -> u64 {
 }
 
 impl Bpe {
-    /// A vocabulary from its tokens in the order of their ids, its merges in the order of their ranks, and the ids of
-    /// its special tokens. The error says what does not fit, as in "has no token for the byte 0x00".
+    /// A vocabulary that treats texts as GPT-2 does, from its tokens in the order of their ids, its merges in the order
+    /// of their ranks, and the ids of its special tokens. The error says what does not fit, as in "has no token for the
+    /// byte 0x00".
     pub(super) fn new(
         tokens: &[Vec<u8>],
         merges: Vec<(u32, u32)>,
-        mut specials: Vec<u32>,
+        specials: Vec<u32>,
     ) -> Result<Self, String> {
-        specials.sort_unstable();
+        let special = |id: u32| {
+            let content = String::from_utf8_lossy(&tokens[id as usize]).into_owned();
+            Added::special(id, content)
+        };
+        let recipe = Recipe::gpt2(specials.into_iter().map(special).collect())?;
+        Self::with_recipe(tokens, merges, recipe)
+    }
+
+    /// [`Bpe::new`] with a recipe of its own, which has the added tokens.
+    pub(super) fn with_recipe(
+        tokens: &[Vec<u8>],
+        merges: Vec<(u32, u32)>,
+        recipe: Recipe,
+    ) -> Result<Self, String> {
+        let added = recipe.added.tokens();
+        let specials: Vec<u32> = added.iter().filter(|token| token.special).map(|token| token.id).collect();
         let mut by_bytes: FxHashMap<&[u8], u32> = FxHashMap::default();
         for (id, token) in (0..).zip(tokens) {
             if token.is_empty() {
                 return Err(format!("has an empty token, id {id}"));
             }
-            if specials.binary_search(&id).is_err()
+            if added.binary_search_by_key(&id, |token| token.id).is_err()
                 && let Some(other) = by_bytes.insert(token, id)
             {
                 return Err(format!("has the ids {other} and {id} for the same bytes"));
             }
+        }
+        // Merges may make a token that is added as well.
+        for token in added.iter().filter(|token| token.in_vocab) {
+            by_bytes.entry(&tokens[token.id as usize]).or_insert(token.id);
         }
         let mut byte_ids = [0; BYTES];
         for (byte, id) in (0..=u8::MAX).zip(&mut byte_ids) {
@@ -99,7 +123,7 @@ impl Bpe {
             *end += token.len();
             Some(*end)
         });
-        Ok(Self { bytes, ends: ends.collect(), merges, merged, byte_ids, specials })
+        Ok(Self { bytes, ends: ends.collect(), merges, merged, byte_ids, specials, recipe })
     }
 
     /// Tokens, special ones included.
@@ -130,6 +154,11 @@ impl Bpe {
         &self.specials
     }
 
+    /// What happens to a text before its bytes are merged.
+    pub(super) fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
     /// Whether a token is special.
     pub(super) fn is_special(&self, id: u32) -> bool {
         self.specials.binary_search(&id).is_ok()
@@ -140,17 +169,6 @@ impl Bpe {
     pub(super) fn encode(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::new();
         Encoder::new(self).encode(text, &mut ids);
-        ids
-    }
-
-    /// The ids of bytes that need not be UTF-8: what is not stands for itself, apart from the words around it.
-    pub(super) fn encode_bytes(&self, bytes: &[u8]) -> Vec<u32> {
-        let mut ids = Vec::with_capacity(bytes.len() / 3);
-        let mut encoder = Encoder::new(self);
-        for chunk in bytes.utf8_chunks() {
-            encoder.encode(chunk.valid(), &mut ids);
-            encoder.merge(chunk.invalid(), &mut ids);
-        }
         ids
     }
 
@@ -191,21 +209,29 @@ impl<'b, 't> Encoder<'b, 't> {
         Self { bpe, cache: FxHashMap::default(), remembered: Vec::new(), parts: Vec::new() }
     }
 
-    /// Appends the ids of a text.
+    /// Appends the ids of a text that is split as GPT-2 does.
     pub(super) fn encode(&mut self, text: &'t str, ids: &mut Vec<u32>) {
-        for word in words(text) {
-            if let [byte] = word.as_bytes() {
-                ids.push(self.bpe.byte_ids[usize::from(*byte)]);
-            } else if let Some(&(start, end)) = self.cache.get(word) {
-                match &self.remembered[start as usize..end as usize] {
-                    &[id] => ids.push(id),
-                    several => ids.extend_from_slice(several),
-                }
-            } else {
-                let first = ids.len();
-                self.merge(word.as_bytes(), ids);
-                self.remember(word, &ids[first..]);
+        words(text).for_each(|word| self.encode_word(word, ids));
+    }
+
+    /// Appends the ids of a word.
+    #[inline]
+    pub(super) fn encode_word(&mut self, word: &'t str, ids: &mut Vec<u32>) {
+        if let [byte] = word.as_bytes() {
+            ids.push(self.bpe.byte_ids[usize::from(*byte)]);
+        } else if let Some(&(start, end)) = self.cache.get(word) {
+            match &self.remembered[start as usize..end as usize] {
+                &[id] => ids.push(id),
+                several => ids.extend_from_slice(several),
             }
+        } else {
+            let first = ids.len();
+            let whole_words = self.bpe.recipe.whole_words.as_ref();
+            match whole_words.and_then(|words| words.get(word.as_bytes())) {
+                Some(&id) => ids.push(id),
+                None => self.merge(word.as_bytes(), ids),
+            }
+            self.remember(word, &ids[first..]);
         }
     }
 
@@ -222,8 +248,8 @@ impl<'b, 't> Encoder<'b, 't> {
         self.cache.insert(word, (start, self.remembered.len() as u32));
     }
 
-    /// Appends the ids of one word.
-    fn merge(&mut self, word: &[u8], ids: &mut Vec<u32>) {
+    /// Appends what the merges make of some bytes.
+    pub(super) fn merge(&mut self, word: &[u8], ids: &mut Vec<u32>) {
         if word.len() > SHORT_WORD {
             return merge_long(self.bpe, word, ids);
         }
@@ -309,6 +335,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::tokenizer::Tokenizer;
     use crate::tokenizer::gpt2::gpt2;
 
     /// [`Encoder::merge`] as the definition has it: the whole list of pairs is looked through for every merge.
@@ -357,9 +384,11 @@ mod tests {
 
         #[test]
         fn any_bytes_come_back(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            prop_assert_eq!(gpt2().decode(&gpt2().encode_bytes(&bytes)), &bytes[..]);
+            let tokenizer = Tokenizer::gpt2();
+            let ids = tokenizer.encode_bytes(&bytes).unwrap();
+            prop_assert_eq!(tokenizer.decode_bytes(&ids), &bytes[..]);
             if let Ok(text) = std::str::from_utf8(&bytes) {
-                prop_assert_eq!(gpt2().encode_bytes(&bytes), gpt2().encode(text));
+                prop_assert_eq!(ids, tokenizer.encode(text).unwrap());
             }
         }
 

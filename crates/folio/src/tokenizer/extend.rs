@@ -45,7 +45,7 @@ impl Tokenizer {
         let Model::Chars(vocabulary) = &self.model else { return self.clone() };
         let chars = vocabulary.chars().iter().copied().chain(vocabulary.missing(text).into_keys());
         let extended = CharVocabulary::new(chars.collect()).expect("what is missing is not there");
-        Self { model: Model::Chars(extended) }
+        Self::new(Model::Chars(extended))
     }
 
     /// Whether this is the tokenizer of another's digest with further characters behind its first `vocab_size`.
@@ -53,7 +53,7 @@ impl Tokenizer {
         let Model::Chars(vocabulary) = &self.model else { return false };
         let first = vocabulary.chars().get(..vocab_size).map(|chars| CharVocabulary::new(chars.to_vec()));
         let Some(Ok(first)) = first else { return false };
-        Self { model: Model::Chars(first) }.digest() == digest
+        Self::new(Model::Chars(first)).digest() == digest
     }
 }
 

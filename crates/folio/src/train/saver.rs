@@ -104,9 +104,11 @@ impl<'a> Saver<'a> {
 /// Writes all that a run has to say at this moment. Returns the checkpoint.
 fn write(run_dir: &RunDir, trainer: &Trainer, name: CheckpointName) -> Result<PathBuf> {
     restore_directory(run_dir, trainer)?;
-    let Trainer { settings, model, optimizer, state, .. } = trainer;
+    let Trainer { settings, model, optimizer, state, tokenizer, .. } = trainer;
     run_dir.write_history(&state.history)?;
-    let checkpoint = run_dir.save_checkpoint(name, settings.kept(), model.parameters(), optimizer, state)?;
+    let parameters = model.parameters();
+    let checkpoint =
+        run_dir.save_checkpoint(name, settings.kept(), parameters, optimizer, state, tokenizer)?;
     run_dir.write_status(&status(trainer, RunState::Running, None))?;
     Ok(checkpoint)
 }

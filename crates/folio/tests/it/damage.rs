@@ -60,8 +60,15 @@ fn files(directory: &Path) -> Vec<PathBuf> {
     let mut files: Vec<_> =
         fs::read_dir(directory).expect("a directory").map(|entry| entry.expect("readable").path()).collect();
     files.sort();
-    assert_eq!(files.len(), 5, "{files:?}");
+    assert_eq!(files.len(), 8, "{files:?}");
     files
+}
+
+/// Whether a file is there for transformers: folio reads nothing from it, but checks it before a run is resumed.
+fn is_for_others(file: &Path) -> bool {
+    ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
+        .iter()
+        .any(|name| file.ends_with(name))
 }
 
 /// Checks that a checkpoint with a changed file is refused by name, or says what it said before.
@@ -101,10 +108,10 @@ fn no_byte_can_be_flipped_unnoticed() {
         }
         fs::write(&file, &bytes).expect("room");
     }
-    // But for config.json, which is for others and read by no one here, and spaces of the manifest.
+    // But for the files that nothing here reads, and spaces of the manifest.
     let read_bytes: u64 = files(&checkpoint)
         .iter()
-        .filter(|file| !file.ends_with("config.json") && !file.ends_with("manifest.json"))
+        .filter(|file| !is_for_others(file) && !file.ends_with("manifest.json"))
         .map(|file| fs::metadata(file).expect("there").len())
         .sum();
     assert!(refused as u64 >= 2 * read_bytes, "{refused} changes of {read_bytes} bytes were refused");
@@ -128,7 +135,7 @@ fn no_file_can_be_cut_grown_or_removed_unnoticed() {
         }
         fs::remove_file(&file).expect("there");
         check_change(&checkpoint, &whole, &file, "the absence");
-        if !file.ends_with("config.json") {
+        if !is_for_others(&file) {
             assert!(read(&checkpoint).is_err(), "{} is missed", file.display());
         }
         fs::create_dir(&file).expect("room");
@@ -143,7 +150,16 @@ fn no_file_can_be_cut_grown_or_removed_unnoticed() {
 fn a_damaged_newest_checkpoint_is_named_and_the_one_before_offered() {
     let place = tempfile::tempdir().expect("a temporary directory");
     let run = run(place.path());
-    for name in ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json", "config.json"] {
+    for name in [
+        "model.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+        "manifest.json",
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ] {
         let file = run.checkpoint(CheckpointName::Epoch(2)).join(name);
         let bytes = fs::read(&file).expect("readable");
         fs::write(&file, &bytes[..bytes.len() / 2]).expect("room");
@@ -156,6 +172,28 @@ fn a_damaged_newest_checkpoint_is_named_and_the_one_before_offered() {
         fs::write(&file, bytes).expect("room");
     }
     assert_eq!(trainer(&Start::Resume { run, skip_damaged: false }).expect("sound").state().epoch, 2);
+}
+
+#[test]
+fn a_checkpoint_of_the_version_before_loads_and_resumes() {
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let run = run(place.path());
+    let checkpoint = run.checkpoint(CheckpointName::Epoch(2));
+    let whole = read(&checkpoint).expect("whole");
+    // It had config.json alone of the files for transformers, and the run no tokenizer_config.json.
+    let manifest_file = checkpoint.join("manifest.json");
+    let mut manifest: serde_json::Value =
+        serde_json::from_slice(&fs::read(&manifest_file).expect("there")).expect("JSON");
+    for name in ["generation_config.json", "tokenizer.json", "tokenizer_config.json"] {
+        fs::remove_file(checkpoint.join(name)).expect("there");
+        manifest["files"].as_object_mut().expect("an object").remove(name).expect("listed");
+    }
+    fs::write(&manifest_file, manifest.to_string()).expect("room");
+    fs::remove_file(run.path().join("tokenizer_config.json")).expect("there");
+    assert!(read(&checkpoint).expect("it loads") == whole);
+    let resumed = trainer(&Start::Resume { run: run.clone(), skip_damaged: false }).expect("it resumes");
+    assert_eq!(resumed.state().epoch, 2);
+    run.tokenizer().expect("it loads");
 }
 
 #[test]

@@ -300,3 +300,45 @@ fn requests_that_cannot_be_met_are_refused() {
     refused(&|r| r.sampling.min_p = Some(1.1), "--min_p: 1.1 is outside [0, 1]");
     refused(&|r| r.sampling.repetition_penalty = 0.0, "--repetition_penalty: 0 will not do");
 }
+
+/// A BPE of 77 more tokens than bytes, whose last ends a text or is like any other.
+fn bpe(special: &str) -> Arc<Tokenizer> {
+    let text =
+        "abcdefgh".repeat(3) + "the cat sat on the mat; a dog ate it all, then ran off to the far wood";
+    Arc::new(Tokenizer::train_bpe(&text, 276, &[special]).expect("enough pairs"))
+}
+
+#[test]
+fn a_text_ends_where_the_model_draws_the_end_token() {
+    let config = ModelConfig { vocab_size: 276, ..CONFIG };
+    let mut parameters = Parameters::random(&config, &mut Rng::new(5, Stream::Init));
+    parameters.values_mut().iter_mut().for_each(|value| *value *= 4.0);
+    let predictor = Arc::new(Predictor::new(config, WeightFormat::F32, &parameters));
+    let write_with = |special: &str, request: &Request| {
+        let mut generator = Generator::new(Arc::clone(&predictor), bpe(special));
+        write(&mut generator, request.clone())
+    };
+    let mut ended = 0;
+    for seed in 0..12 {
+        let request = Request { max_new_tokens: 200, seed, ..Request::default() };
+        // Both tokenizers have the same tokens; one of them knows that the last ends a text.
+        let (plain, with_end) = (write_with("<|x|>", &request), write_with("<|endoftext|>", &request));
+        let Some(end) = plain.tokens.iter().position(|&token| token == 275) else {
+            assert_eq!(with_end, plain);
+            continue;
+        };
+        ended += 1;
+        assert_eq!(with_end.tokens, plain.tokens[..=end]);
+        assert_eq!(with_end.finish, Some(Finish::Stop));
+        // The token is not part of the text; a character that it cut off is U+FFFD as at every end.
+        assert_eq!(with_end.text, bpe("<|x|>").decode(&plain.tokens[..end]));
+    }
+    assert!(ended >= 3, "{ended} texts drew the token");
+
+    // A token that is given, to be told how likely it is, ends nothing.
+    let given = vec![275, 4, 275, 9];
+    let request =
+        Request { max_new_tokens: 4, given: given.clone(), logprobs: Some(0), ..Request::default() };
+    let scored = write_with("<|endoftext|>", &request);
+    assert_eq!((scored.tokens, scored.finish), (given, Some(Finish::Length)));
+}

@@ -3,6 +3,7 @@
 mod adamw;
 mod damage;
 mod faults;
+mod foreign;
 mod fuzz;
 mod generation;
 mod golden;

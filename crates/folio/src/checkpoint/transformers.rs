@@ -1,0 +1,62 @@
+//! The files by which transformers loads a checkpoint: `AutoModelForCausalLM`, `AutoTokenizer` and
+//! `pipeline("text-generation", DIRECTORY)` need nothing else.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::error::Result;
+use crate::files::write_json;
+use crate::model::ModelConfig;
+use crate::tokenizer::{CONFIG_FILE as TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Tokenizer};
+
+const CONFIG_FILE: &str = "config.json";
+const GENERATION_FILE: &str = "generation_config.json";
+
+/// The files that [`write`] writes.
+pub(super) const FILES: [&str; 4] = [CONFIG_FILE, GENERATION_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE];
+
+/// Writes [`FILES`] into a checkpoint's directory.
+pub(super) fn write(directory: &Path, config: &ModelConfig, tokenizer: &Tokenizer) -> Result<()> {
+    write_json(&directory.join(CONFIG_FILE), &model(config, tokenizer))?;
+    write_json(&directory.join(GENERATION_FILE), &generation(config, tokenizer))?;
+    tokenizer.write(&directory.join(TOKENIZER_FILE))?;
+    tokenizer.write_config(&directory.join(TOKENIZER_CONFIG_FILE), Some(config.block_size))
+}
+
+/// `config.json`, from which the model is built.
+fn model(config: &ModelConfig, tokenizer: &Tokenizer) -> Value {
+    json!({
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "activation_function": "gelu_new",
+        "vocab_size": config.vocab_size,
+        "n_positions": config.block_size,
+        "n_embd": config.n_emb,
+        "n_layer": config.n_blocks,
+        "n_head": config.n_heads,
+        "n_inner": null,
+        "layer_norm_epsilon": 1e-5,
+        "embd_pdrop": config.dropout,
+        "attn_pdrop": config.dropout,
+        "resid_pdrop": config.dropout,
+        "tie_word_embeddings": true,
+        "bos_token_id": tokenizer.begin_token(),
+        "eos_token_id": tokenizer.end_token(),
+        "torch_dtype": "float32",
+    })
+}
+
+/// `generation_config.json`. Without a length, a pipeline writes 256 tokens, more than the context of most models here,
+/// and then looks up positions that do not exist.
+fn generation(config: &ModelConfig, tokenizer: &Tokenizer) -> Value {
+    /// What transformers takes for "not set".
+    const UNSET: usize = 20;
+    let max_length = if config.block_size == UNSET { UNSET - 1 } else { config.block_size };
+    json!({
+        "bos_token_id": tokenizer.begin_token(),
+        "eos_token_id": tokenizer.end_token(),
+        "pad_token_id": tokenizer.end_token(),
+        "max_length": max_length,
+    })
+}

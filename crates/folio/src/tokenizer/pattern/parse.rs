@@ -1,0 +1,307 @@
+//! Reading a pattern. Errors complete "the pattern has ...".
+
+use unicode_general_category::GeneralCategory;
+
+use super::Item;
+use super::class::{Class, Part, categories};
+
+/// What follows a repeated character in two of a row that some engines take for one letter: `(?i:ss)` matches `ß`.
+const FOLDED_TOGETHER: [&str; 5] = ["ss", "ff", "fi", "fl", "st"];
+
+/// The largest number in `{n,m}`.
+const MOST: usize = 1000;
+
+pub(super) fn parse(source: &str) -> Result<Vec<Vec<Item>>, String> {
+    let mut parser = Parser { source, at: 0, ignores_case: false };
+    let alternatives = parser.alternatives()?;
+    if parser.peek().is_some() {
+        return Err(format!("a ')' too many at character {}", parser.place()));
+    }
+    if alternatives.iter().any(|items| items.iter().all(may_be_empty)) {
+        return Err("an alternative that matches nothing at all".to_owned());
+    }
+    Ok(alternatives)
+}
+
+fn may_be_empty(item: &Item) -> bool {
+    match item {
+        Item::Run { min, .. } => *min == 0,
+        Item::Ahead { .. } => true,
+        Item::Group { alternatives, optional } => {
+            *optional || alternatives.iter().any(|items| items.iter().all(may_be_empty))
+        }
+    }
+}
+
+struct Parser<'s> {
+    source: &'s str,
+    at: usize,
+    ignores_case: bool,
+}
+
+impl Parser<'_> {
+    fn rest(&self) -> &str {
+        &self.source[self.at..]
+    }
+
+    fn peek(&self) -> Option<char> {
+        self.rest().chars().next()
+    }
+
+    fn next(&mut self) -> Option<char> {
+        let c = self.peek()?;
+        self.at += c.len_utf8();
+        Some(c)
+    }
+
+    fn take(&mut self, text: &str) -> bool {
+        let found = self.rest().starts_with(text);
+        self.at += if found { text.len() } else { 0 };
+        found
+    }
+
+    /// The number of the next character, from 1 on.
+    fn place(&self) -> usize {
+        self.source[..self.at].chars().count() + 1
+    }
+
+    fn unknown<T>(&self, what: &str) -> Result<T, String> {
+        Err(format!("{what} at character {}", self.place()))
+    }
+
+    /// Alternatives up to a closing parenthesis or the end.
+    fn alternatives(&mut self) -> Result<Vec<Vec<Item>>, String> {
+        let mut all = vec![Vec::new()];
+        loop {
+            match self.peek() {
+                None | Some(')') => break,
+                Some('|') => {
+                    self.next();
+                    all.push(Vec::new());
+                }
+                Some(_) => {
+                    let item = self.item()?;
+                    all.last_mut().expect("never empty").push(item);
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    fn item(&mut self) -> Result<Item, String> {
+        if self.take("(?=") {
+            return self.ahead(false);
+        }
+        if self.take("(?!") {
+            return self.ahead(true);
+        }
+        if self.take("(?:") {
+            return self.group(self.ignores_case);
+        }
+        if self.take("(?i:") {
+            return self.group(true);
+        }
+        match self.peek() {
+            Some('(') => return self.unknown("a group other than (?:...), (?i:...), (?=...) and (?!...)"),
+            Some(sign @ ('.' | '^' | '$')) => return self.unknown(&format!("a '{sign}'")),
+            Some('*' | '+' | '?' | '{') => return self.unknown("a repetition of nothing"),
+            _ => {}
+        }
+        if self.ignores_case {
+            let two: String = self.rest().chars().take(2).flat_map(char::to_lowercase).collect();
+            if FOLDED_TOGETHER.contains(&two.as_str()) {
+                return self
+                    .unknown(&format!("'{two}' in (?i:...), which some engines take for one letter,"));
+            }
+        }
+        let class = self.class()?;
+        self.repeated(class)
+    }
+
+    fn ahead(&mut self, negative: bool) -> Result<Item, String> {
+        let class = self.class()?;
+        if !self.take(")") {
+            return self.unknown("a look-ahead of more than one character");
+        }
+        Ok(Item::Ahead { class, negative })
+    }
+
+    fn group(&mut self, ignores_case: bool) -> Result<Item, String> {
+        let outside = std::mem::replace(&mut self.ignores_case, ignores_case);
+        let alternatives = self.alternatives()?;
+        self.ignores_case = outside;
+        if !self.take(")") {
+            return self.unknown("a group without its ')'");
+        }
+        let optional = self.take("?");
+        if matches!(self.peek(), Some('*' | '+' | '?' | '{')) {
+            return self.unknown("a repeated group");
+        }
+        Ok(Item::Group { alternatives, optional })
+    }
+
+    /// A class with what says how often.
+    fn repeated(&mut self, class: Class) -> Result<Item, String> {
+        let (min, max) = match self.peek() {
+            Some('?') => (0, 1),
+            Some('*') => (0, usize::MAX),
+            Some('+') => (1, usize::MAX),
+            Some('{') => {
+                let (min, max) = self.bounds()?;
+                if matches!(self.peek(), Some('*' | '+' | '?' | '{')) {
+                    return self.unknown("a repetition of a repetition");
+                }
+                return Ok(Item::Run { class, min, max, possessive: false });
+            }
+            _ => return Ok(Item::Run { class, min: 1, max: 1, possessive: false }),
+        };
+        self.next();
+        let possessive = self.take("+");
+        match self.peek() {
+            Some('?') => self.unknown("a lazy repetition"),
+            Some('*' | '+' | '{') => self.unknown("a repetition of a repetition"),
+            _ => Ok(Item::Run { class, min, max, possessive }),
+        }
+    }
+
+    /// `{n}`, `{n,}` or `{n,m}`.
+    fn bounds(&mut self) -> Result<(usize, usize), String> {
+        let body = self.rest().strip_prefix('{').and_then(|rest| rest.split_once('}')).map(|(body, _)| body);
+        let number = |text: &str| {
+            text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?.filter(|&n| n <= MOST)
+        };
+        let bounds = body.and_then(|body| match body.split_once(',') {
+            None => Some((number(body)?, number(body)?)),
+            Some((min, "")) => Some((number(min)?, usize::MAX)),
+            Some((min, max)) => Some((number(min)?, number(max)?)),
+        });
+        let Some((min, max)) = bounds.filter(|(min, max)| min <= max && *max > 0) else {
+            return self.unknown("a '{' that is not {n}, {n,} or {n,m}");
+        };
+        self.at += body.map_or(0, str::len) + 2;
+        Ok((min, max))
+    }
+
+    /// One character, an escape, or a class in brackets.
+    fn class(&mut self) -> Result<Class, String> {
+        if self.take("[") {
+            return self.brackets();
+        }
+        if self.peek() == Some('\\') {
+            let part = self.escape()?;
+            return Ok(Class::new(false, self.folded(part)?));
+        }
+        match self.next() {
+            None | Some('(' | ')' | '|' | ']' | '}' | '*' | '+' | '?' | '{' | '.' | '^' | '$') => {
+                self.unknown("a sign that stands for no character before what is")
+            }
+            Some(c) => Ok(Class::new(false, self.folded(Part::Range(c, c))?)),
+        }
+    }
+
+    fn brackets(&mut self) -> Result<Class, String> {
+        let negated = self.take("^");
+        let mut parts = Vec::new();
+        while !self.take("]") {
+            if self.take("&&") {
+                return self.unknown("an intersection before what is");
+            }
+            let part = match self.peek() {
+                None => return self.unknown("a '[' without its ']', ending"),
+                Some('[') => return self.unknown("a class inside a class"),
+                Some('\\') => self.escape()?,
+                Some(c) => {
+                    self.next();
+                    Part::Range(c, c)
+                }
+            };
+            let part = match part {
+                // A hyphen before the bracket stands for itself.
+                Part::Range(first, _) if self.rest().starts_with('-') && !self.rest().starts_with("-]") => {
+                    self.next();
+                    let last = match self.peek() {
+                        Some('\\') => self.escape()?,
+                        Some(c) if c != '[' => {
+                            self.next();
+                            Part::Range(c, c)
+                        }
+                        _ => return self.unknown("a range without an end"),
+                    };
+                    match last {
+                        Part::Range(last, _) if first <= last => Part::Range(first, last),
+                        _ => return self.unknown("a range that ends before it begins, or in no character,"),
+                    }
+                }
+                part => part,
+            };
+            parts.extend(self.folded(part)?);
+        }
+        if parts.is_empty() {
+            return self.unknown("an empty class");
+        }
+        Ok(Class::new(negated, parts))
+    }
+
+    /// What a backslash and what follows it stand for.
+    fn escape(&mut self) -> Result<Part, String> {
+        self.next();
+        let one = |c| Ok(Part::Range(c, c));
+        match self.peek() {
+            Some('p' | 'P') => return self.property(),
+            Some(c) if c.is_ascii_punctuation() || c == ' ' => {
+                self.next();
+                return one(c);
+            }
+            _ => {}
+        }
+        let part = match self.peek() {
+            Some('r') => one('\r'),
+            Some('n') => one('\n'),
+            Some('t') => one('\t'),
+            Some('v') => one('\x0b'),
+            Some('f') => one('\x0c'),
+            Some('s') => Ok(Part::Space { negated: false }),
+            Some('S') => Ok(Part::Space { negated: true }),
+            Some('d') => {
+                Ok(Part::Categories { categories: vec![GeneralCategory::DecimalNumber], negated: false })
+            }
+            Some(c) => return self.unknown(&format!("the escape '\\{c}'")),
+            None => return self.unknown("a backslash before nothing"),
+        };
+        self.next();
+        part
+    }
+
+    /// `\p{Name}` or `\P{Name}`.
+    fn property(&mut self) -> Result<Part, String> {
+        let negated = self.peek() == Some('P');
+        let body = self.rest()[1..].strip_prefix('{').and_then(|rest| rest.split_once('}'));
+        let Some((name, _)) = body else { return self.unknown("a property without braces") };
+        let Some(categories) = categories(name) else {
+            return self.unknown(&format!("the property '{name}', which is no general category,"));
+        };
+        self.at += name.len() + 3;
+        Ok(Part::Categories { categories: categories.to_vec(), negated })
+    }
+
+    /// A part with the other cases of its letters, if case does not matter here.
+    fn folded(&self, part: Part) -> Result<Vec<Part>, String> {
+        if !self.ignores_case {
+            return Ok(vec![part]);
+        }
+        let Part::Range(first, last) = part else {
+            return self.unknown("a category in (?i:...) before what is");
+        };
+        if !first.is_ascii() || first != last {
+            return self.unknown("a range or a letter outside of ASCII in (?i:...) before what is");
+        }
+        let one = |c| Part::Range(c, c);
+        let mut cases = vec![one(first.to_ascii_lowercase()), one(first.to_ascii_uppercase())];
+        match first.to_ascii_lowercase() {
+            's' => cases.push(one('\u{17f}')),  // The long s.
+            'k' => cases.push(one('\u{212a}')), // The Kelvin sign.
+            _ => {}
+        }
+        Ok(cases)
+    }
+}
