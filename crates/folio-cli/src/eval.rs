@@ -17,14 +17,15 @@ use crate::train::set_threads;
 
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
-#[command(after_help = "\
-The loss is the mean over every token of the part, each counting alike. The eval loss in a training report is the
-mean over batches, as in the ancestor: the two differ a little when the last batch is short.
+#[command(after_long_help = "\
+The loss is the mean over every token of the part. The eval loss in a training report is the mean over
+batches, as in the original project: the two differ a little if the last batch is short.
 
 Examples:
-  folio eval runs/quick                          its best checkpoint
-  folio eval runs/quick/latest                   its newest
-  folio eval runs/quick --data sonnets.txt       another text, all of it
+  folio eval runs/quick
+  folio eval runs/quick/latest
+  folio corpus > my.txt
+  folio eval runs/quick --data my.txt
   folio eval runs/search --split test --json")]
 pub(crate) struct EvalArgs {
     #[command(flatten)]

@@ -29,7 +29,7 @@ pub(crate) use page::{Look, Page, legend};
 #[command(rename_all = "snake_case")]
 #[command(after_long_help = "\
 Examples:
-  folio generate --prompt 'ROMEO:'               the newest run in runs/
+  folio generate --prompt 'ROMEO:'
   folio generate runs/quick --prompt 'ROMEO:' --max_new_tokens 300
   folio generate runs/search --temperature 0.8 --top-k 20 \\
       --num-samples 3 --seed 7

@@ -210,7 +210,7 @@ mod tests {
     #[test]
     fn the_time_left_is_not_0_before_the_first_step() {
         assert_eq!(time_left(0, Duration::ZERO), "estimating");
-        assert_eq!(time_left(1, Duration::from_secs(90)), "90s left");
+        assert_eq!(time_left(1, Duration::from_secs(45)), "45s left");
         assert_eq!(time_left(7, Duration::ZERO), "0s left");
     }
 

@@ -26,9 +26,9 @@ epoch 5, search/run_1 a run of a sweep. Runs and checkpoints that come later are
 Ctrl-C or SIGTERM lets texts that are being written go on for a few seconds, a second one ends at once.
 
 Examples:
-  folio serve --open                             every run and sweep in runs/, shown in the browser
-  folio serve runs/quick --port 9000             one run: playground and training at http://127.0.0.1:9000/
-  folio serve runs/quick/latest                  the same, with its newest checkpoint
+  folio serve --open
+  folio serve runs/quick --port 9000
+  folio serve runs/quick/latest
   FOLIO_API_KEY=secret folio serve runs --host 0.0.0.0
   curl http://127.0.0.1:8080/v1/completions \\
       -H 'Content-Type: application/json' \\

@@ -59,8 +59,8 @@ Examples:
   folio train --from_checkpoint --from_checkpoint_run_dir runs/mine \\
       --from_checkpoint_step 20 --run_dir runs/more
   folio train --from_checkpoint --from_checkpoint_run_dir runs/mine \\
-      --from_checkpoint_step 20 --weights_only --data sonnets.txt \\
-      --learning_rates 1e-4 --run_dir runs/sonnets")]
+      --from_checkpoint_step 20 --weights_only --data my.txt \\
+      --learning_rates 1e-4 --run_dir runs/tuned")]
 pub(crate) struct TrainArgs {
     /// A named recipe that the other flags refine
     #[arg(long, value_name = "NAME", value_parser = presets::names())]

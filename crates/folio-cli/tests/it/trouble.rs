@@ -165,7 +165,7 @@ fn what_does_not_fit_in_memory_is_refused_with_what_does() {
     let before = place.files("");
     for (flags, flag) in [
         ("--batch_sizes 2048 --precision f32", "--batch_sizes: 2048 takes "),
-        ("--n_blocks 100000 --block_sizes 8", "--n_blocks: 100000 takes "),
+        ("--n_blocks 2000 --block_sizes 8", "--n_blocks: 2000 takes "),
         ("--batch_sizes 64 2048 --precision f32", "--batch_sizes: 2048 takes "),
         (
             "--data plays.txt --block_sizes 8 --batch_sizes 1 --n_blocks 1 --n_heads 1 --n_emb 16384",

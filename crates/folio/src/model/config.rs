@@ -68,7 +68,10 @@ impl ModelConfig {
                 "a width of {} in {} blocks makes a model of {parameters} parameters, more than {most}: give less",
                 self.n_emb, self.n_blocks
             );
-            return Err(Error::setting("--n_emb", reason));
+            // The setting that is to blame: the depth if one block would be well.
+            let one_block = Self { n_blocks: 1, ..*self };
+            let setting = if one_block.matrix_elements() > most { "--n_emb" } else { "--n_blocks" };
+            return Err(Error::setting(setting, reason));
         }
         if !self.n_emb.is_multiple_of(self.n_heads) {
             let heads: Vec<String> = (1..=self.n_emb.min(32))

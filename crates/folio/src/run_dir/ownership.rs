@@ -76,7 +76,10 @@ fn check(path: &Path) -> Result<()> {
 /// # Errors
 /// [`Error::RunDirectory`] with the first file that folio cannot prove it wrote.
 pub(super) fn check_checkpoint(path: &Path) -> Result<()> {
-    let Ok(listed) = checkpoint::listed_files(path) else { return Err(foreign(path)) };
+    let Ok(listed) = checkpoint::listed_files(path) else {
+        // Without a sound manifest nothing in it is known: the first file is as good an example as any.
+        return Err(foreign(entries(path)?.first().map_or(path, PathBuf::as_path)));
+    };
     let is_ours = |file: &PathBuf| {
         let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         listed.iter().any(|known| known == name) || is_temporary(name)
