@@ -209,7 +209,7 @@ fn texts_may_begin_with_hyphens() {
             format!("generate run --max_new_tokens 3 --seed 1 --prompt='{prompt}'"),
         ] {
             let ran = place.ok(&line);
-            assert!(ran.stdout.starts_with(&prompt), "{line}: {}", ran.stdout);
+            assert!(ran.stdout.starts_with(prompt), "{line}: {}", ran.stdout);
         }
         place.ok(&format!("generate run --max_new_tokens 3 --stop '{prompt}' --stop -x"));
     }
