@@ -9,7 +9,7 @@ use anyhow::Context;
 use clap::Args;
 use folio::checkpoint::CheckpointName;
 use folio::generate::{Finish, Generator};
-use folio::memory::check_generation;
+use folio::memory::{check_generation, texts_at_a_time};
 use folio::model::{Gpt2, Predictor, WeightFormat};
 use folio::run_dir::{Found, Pick, Place, RUNS, RunDir, find, locate_or_newest};
 use folio::tokenizer::Tokenizer;
@@ -208,19 +208,28 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         if args.all_checkpoints && !args.json {
             screen::out(heading(run, name))?;
         }
-        let generator = Generator::new(Arc::new(predictor), Arc::clone(&tokenizer));
-        let announce = || {
-            if place == 0 && !args.all_checkpoints {
-                chosen.announce();
+        let predictor = Arc::new(predictor);
+        let group = texts_at_a_time(predictor.cache_bytes());
+        for first in (0..args.num_samples).step_by(group) {
+            let samples = first..args.num_samples.min(first + group);
+            let announce = || {
+                if place == 0 && first == 0 && !args.all_checkpoints {
+                    chosen.announce();
+                }
+            };
+            let generator = Generator::new(Arc::clone(&predictor), Arc::clone(&tokenizer));
+            let first_seed = seed.wrapping_add(first as u64);
+            let texts = write(args, generator, &start, samples.len(), (first_seed, look), announce)?;
+            for (sample, text) in texts.iter().enumerate() {
+                if args.json {
+                    screen::out(told(name, first_seed.wrapping_add(sample as u64), prompt, text))?;
+                }
+                if let Some(path) = &output {
+                    append(path, name, &(prompt.to_owned() + &text.text))?;
+                }
             }
-        };
-        let texts = write(args, generator, &start, (seed, look), announce)?;
-        for (sample, text) in texts.iter().enumerate() {
-            if args.json {
-                screen::out(told(name, seed.wrapping_add(sample as u64), prompt, text))?;
-            }
-            if let Some(path) = &output {
-                append(path, name, &(prompt.to_owned() + &text.text))?;
+            if !args.json && samples.end < args.num_samples {
+                screen::out(BETWEEN)?;
             }
         }
         if !args.json && place + 1 < names.len() {
@@ -241,16 +250,17 @@ struct Written {
     finish: Option<Finish>,
 }
 
-/// Writes all samples of one model to stdout as they are drawn, unless they are told as JSON, and returns them. Calls
-/// `announce` before the first.
+/// Generates this many samples together, the first with `seed`, and returns them; prints them as they are sampled unless JSON
+/// is wanted. Calls `announce` before the first.
 fn write(
     args: &GenerateArgs,
     mut generator: Generator,
     start: &[u32],
+    samples: usize,
     (seed, look): (u64, Look),
     announce: impl FnOnce(),
 ) -> anyhow::Result<Vec<Written>> {
-    for sample in 0..args.num_samples {
+    for sample in 0..samples {
         let seed = seed.wrapping_add(sample as u64);
         let mut request = args.drawing.request(start.to_vec(), args.max_new_tokens, seed);
         request.logprobs = args.show_probabilities.then_some(0);
@@ -258,8 +268,8 @@ fn write(
     }
     announce();
     let prompt = look.show_prompt(args.prompt.as_deref().unwrap_or_default());
-    let mut page = Page::new(vec![prompt; args.num_samples]);
-    let mut texts = vec![Written::default(); args.num_samples];
+    let mut page = Page::new(vec![prompt; samples]);
+    let mut texts = vec![Written::default(); samples];
     while generator.texts() > 0 {
         generator.step(|id, drawn| {
             let sample = id.number() as usize;

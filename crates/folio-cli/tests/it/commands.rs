@@ -65,6 +65,22 @@ fn generate_takes_the_epochs_and_samples_it_is_given() {
 }
 
 #[test]
+fn many_samples_are_generated_in_groups() {
+    let place = place_with_run();
+    // More than are generated at a time.
+    let many = place.ok("generate run --seed 1 --max_new_tokens 3 --num_samples 300").stdout;
+    let texts: Vec<&str> = many.split("----\n").collect();
+    assert_eq!(texts.len(), 300);
+    for sample in [1, 256, 257, 300] {
+        let alone = place.ok(&format!("generate run --seed {sample} --max_new_tokens 3")).stdout;
+        assert_eq!(texts[sample - 1], alone, "sample {sample}");
+    }
+    let json =
+        json_lines(&place.ok("generate run --seed 1 --max_new_tokens 3 --num_samples 300 --json").stdout);
+    assert_eq!((json.len(), &json[299]["seed"]), (300, &json!(300)));
+}
+
+#[test]
 fn generate_shows_how_a_run_learned() {
     let place = place_with_run();
     let losses = place.numbers("run/losses.json", "/eval_losses");
