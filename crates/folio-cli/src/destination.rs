@@ -91,7 +91,7 @@ pub(crate) fn print_destination(task: &Task, parameters: u64) {
     if let Some(free) = available_disk(run_dir.path()).filter(|free| *free < bytes) {
         let free = gibibytes(free);
         let way_out = "free some, keep less with --keep best, or give a --run_dir on another disk";
-        screen::err(format_args!("warning: only {free} of disk are free there: {way_out}"));
+        screen::err(format_args!("warning: only {free} of disk is free there: {way_out}"));
     }
 }
 

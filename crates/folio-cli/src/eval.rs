@@ -40,7 +40,7 @@ pub(crate) struct EvalArgs {
     /// The part of the run's own text to evaluate on: eval, test or train [default: eval]
     #[arg(long, value_name = "NAME")]
     split: Option<Part>,
-    /// One JSON object a model
+    /// One JSON object per model
     #[arg(long)]
     json: bool,
     /// Threads to compute with [default: all cores]
@@ -55,7 +55,7 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let settings = run.settings()?;
     let tokenizer = run.tokenizer()?;
     let dataset = match (&args.data, args.split) {
-        (Some(given), None) => dataset_of(given, &settings, &tokenizer)?,
+        (Some(given), None) if args.eval_data.is_none() => dataset_of(given, &settings, &tokenizer)?,
         (given, _) => {
             let eval_data = args.eval_data.clone();
             let given = Options { data: given.clone(), eval_data, ..Options::default() };
@@ -87,7 +87,7 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
 
 /// All of a text that is given.
 fn dataset_of(given: &[PathBuf], settings: &Settings, tokenizer: &Tokenizer) -> anyhow::Result<Dataset> {
-    let corpus = texts::read_files(given)?;
+    let corpus = texts::read_files(given, Some(&settings.data_sha256))?;
     if corpus.sha256 == settings.data_sha256 {
         screen::err(
             "this is the text that the model was trained on; --split eval measures the part that it has not seen",
@@ -108,7 +108,7 @@ fn print(path: &Path, evaluation: Evaluation) -> std::io::Result<()> {
     let Evaluation { tokens, characters, bytes, loss, perplexity, bits_per_character, bits_per_byte } =
         evaluation;
     screen::out(path.display())?;
-    screen::out(format_args!("  loss                {loss:.4} nats a token"))?;
+    screen::out(format_args!("  loss                {loss:.4} nats per token"))?;
     screen::out(format_args!("  perplexity          {perplexity:.4}"))?;
     screen::out(format_args!("  bits per character  {bits_per_character:.4}"))?;
     screen::out(format_args!("  bits per byte       {bits_per_byte:.4}"))?;

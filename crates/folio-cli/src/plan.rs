@@ -7,7 +7,7 @@ use folio::data::{Dataset, Encoding, Part, Texts, TokenStream};
 use folio::error::Error;
 use folio::memory::check_training;
 use folio::run_dir::{RunDir, RunState};
-use folio::settings::Settings;
+use folio::settings::{Keep, Settings};
 use folio::sweep::{Plan, Sweep};
 use folio::tokenizer::{Tokenizer, TokenizerKind};
 use folio::train::Start;
@@ -94,7 +94,7 @@ pub(crate) fn plan(args: &TrainArgs) -> anyhow::Result<Task> {
     if let TokenizerKind::File(path) = &mut base.tokenizer_type {
         *path = std::path::absolute(&path).unwrap_or_else(|_| path.clone());
     }
-    let mut texts = texts::read(&options, &mut base)?;
+    let mut texts = texts::read(&options, &mut base, saved.as_ref())?;
     if let Some(saved) = &saved {
         continuing::choose_text(saved, &explicit, &mut base, &mut texts)?;
     }
@@ -257,6 +257,10 @@ fn changed(run: &RunDir, old: &Settings, given: &Options) -> anyhow::Result<Sett
         return Err(
             Usage(format!("--run_dir {other}: a run that is resumed stays in {path}: leave it out")).into()
         );
+    }
+    if given.keep.is_some_and(|keep| keep != Keep::Best) {
+        // As in a new run, it says that more is kept than the newest and the best.
+        given.save_checkpoint = given.save_checkpoint.or(Some(true));
     }
     let (new, _) = given.or(&own)?.settings();
     Ok(Settings {

@@ -12,17 +12,24 @@ use crate::screen;
 use crate::usage::Usage;
 
 /// The texts that `options` name, or the embedded one; the settings note which.
-pub(crate) fn read(options: &Options, settings: &mut Settings) -> anyhow::Result<Texts> {
+///
+/// `saved` are those of the run that is continued, if any: a text of theirs is known again by its hash.
+pub(crate) fn read(
+    options: &Options,
+    settings: &mut Settings,
+    saved: Option<&Settings>,
+) -> anyhow::Result<Texts> {
     let is_stdin =
         |given: &Option<Vec<PathBuf>>| given.iter().flatten().any(|path| path.as_os_str() == STDIN);
     if is_stdin(&options.data) && is_stdin(&options.eval_data) {
         return Err(Usage("--eval_data: stdin is read for --data already: give a file".to_owned()).into());
     }
     let data = match &options.data {
-        Some(given) => read_files(given)?,
+        Some(given) => read_files(given, saved.map(|saved| saved.data_sha256.as_str()))?,
         None => Corpus::embedded(),
     };
-    let eval = options.eval_data.as_deref().map(read_files).transpose()?;
+    let eval_sha256 = saved.and_then(|saved| saved.eval_data_sha256.as_deref());
+    let eval = options.eval_data.as_deref().map(|given| read_files(given, eval_sha256)).transpose()?;
     settings.data = data.files();
     settings.data_sha256.clone_from(&data.sha256);
     note_eval(settings, eval.as_ref());
@@ -35,9 +42,12 @@ pub(crate) fn note_eval(settings: &mut Settings, eval: Option<&Corpus>) {
     settings.eval_data_sha256 = eval.map(|eval| eval.sha256.clone());
 }
 
-/// Reads a text, and says if its line endings were changed.
-pub(crate) fn read_files(given: &[PathBuf]) -> anyhow::Result<Corpus> {
-    let corpus = Corpus::read(given)?;
+/// Reads a text, and says if its line endings were changed; they are not if it is known by its hash as it is.
+pub(crate) fn read_files(given: &[PathBuf], sha256: Option<&str>) -> anyhow::Result<Corpus> {
+    let corpus = match sha256 {
+        Some(sha256) => Corpus::read_known(given, sha256)?,
+        None => Corpus::read(given)?,
+    };
     announce(&corpus);
     Ok(corpus)
 }

@@ -187,16 +187,17 @@ fn train_run(
     let (stream, tokenizer) = (Arc::clone(&task.stream), Arc::clone(&task.tokenizer));
     let early_lock = early_lock(task)?;
     let mut trainer = Trainer::new(settings.clone(), stream, tokenizer, &task.start)?;
+    if matches!(task.start, Start::Resume { .. }) {
+        trainer.check_length()?;
+    }
     let _lock = claim(args, task, early_lock)?;
     if let Start::Resume { run, .. } = &task.start {
         print_resumption(run, &trainer);
         if trainer.steps_left() == 0 {
-            screen::err(
-                "it has done what it was asked to: give a larger --num_epochs or --max_steps for more",
-            );
+            screen::err("nothing is left to train: give a larger --num_epochs or --max_steps for more");
         }
     }
-    if !trainer.has_optimizer() {
+    if !trainer.has_optimizer() && !settings.weights_only {
         screen::err(
             "the checkpoint holds weights only, so AdamW starts fresh; --keep all keeps its state for every epoch",
         );
@@ -360,7 +361,10 @@ fn print_resumption(run: &RunDir, trainer: &Trainer) {
                 state.global_step
             ));
         }
-        None => screen::err(format_args!("{} was not saved yet: it begins anew", run.path().display())),
+        None => screen::err(format_args!(
+            "{} has no checkpoint yet: it starts from the beginning",
+            run.path().display()
+        )),
     }
 }
 

@@ -49,15 +49,8 @@ pub struct AdamwStep {
 struct Factors {
     /// What the gradient is multiplied by.
     scale: f32,
-    /// `1 - beta1`
-    new_mean: f32,
-    /// `1 - beta2`
-    new_square: f32,
-    /// The square is `keep v + (1 - beta2) (g^2 - part v)`. With keep and part 1 only `1 - beta2` is rounded, to its own
-    /// relative precision; a beta2 below 1/2 takes the other form of the same, keep = beta2 and part = 0, because there
-    /// v may be much larger than the result.
-    keep: f32,
-    part: f32,
+    mean: Moment,
+    square: Moment,
     /// `lr decay`
     decay: f32,
     /// `lr / (1 - beta1^t)`
@@ -67,15 +60,35 @@ struct Factors {
     eps: f32,
 }
 
+/// How a moment m follows x with the decay beta: `keep m + (1 - beta) (x - part m)`. With keep and part 1 only `1 - beta` is
+/// rounded, to its own relative precision. A beta below 1/2 takes the other form of the same, keep = beta and part = 0,
+/// because there m may be much larger than the result.
+#[derive(Clone, Copy)]
+struct Moment {
+    keep: f32,
+    part: f32,
+    /// `1 - beta`
+    new: f32,
+}
+
+impl Moment {
+    fn of(beta: f64) -> Self {
+        let (keep, part) = if beta < 0.5 { (beta as f32, 0.0) } else { (1.0, 1.0) };
+        Self { keep, part, new: (1.0 - beta) as f32 }
+    }
+
+    #[inline(always)]
+    fn next(self, m: f32, x: f32) -> f32 {
+        self.keep * m + self.new * (x - self.part * m)
+    }
+}
+
 impl Factors {
     fn of(step: AdamwStep) -> Self {
-        let (keep, part) = if step.beta2 < 0.5 { (step.beta2, 0.0) } else { (1.0, 1.0) };
         Self {
             scale: step.gradient_scale as f32,
-            new_mean: (1.0 - step.beta1) as f32,
-            new_square: (1.0 - step.beta2) as f32,
-            keep: keep as f32,
-            part,
+            mean: Moment::of(step.beta1),
+            square: Moment::of(step.beta2),
             decay: (step.learning_rate * step.weight_decay) as f32,
             rate: (step.learning_rate / step.bias_correction1) as f32,
             root: (1.0 / step.bias_correction2.sqrt()) as f32,
@@ -95,7 +108,7 @@ pub fn adamw(parameter: &mut [f32], gradient: &[f32], mean: &mut [f32], square: 
         "AdamW on arrays of unlike length"
     );
     let isa = Isa::detected();
-    let Factors { scale, new_mean, new_square, keep, part, decay, rate, root, eps } = Factors::of(step);
+    let Factors { scale, mean: first, square: second, decay, rate, root, eps } = Factors::of(step);
     let moments = mean.par_chunks_mut(PIECE).zip(square.par_chunks_mut(PIECE));
     let tensors = parameter.par_chunks_mut(PIECE).zip(gradient.par_chunks(PIECE));
     tensors.zip(moments).for_each(|((parameter, gradient), (mean, square))| {
@@ -119,8 +132,8 @@ pub fn adamw(parameter: &mut [f32], gradient: &[f32], mean: &mut [f32], square: 
                     let moments = mean.iter_mut().zip(square);
                     for ((p, &g), (m, v)) in parameter.iter_mut().zip(gradient).zip(moments) {
                         let g = g * scale;
-                        *m += new_mean * (g - *m);
-                        *v = keep * *v + new_square * (g * g - part * *v);
+                        *m = first.next(*m, g);
+                        *v = second.next(*v, g * g);
                         *p -= decay * *p + rate * *m / (v.sqrt() * root + eps);
                     }
                 }

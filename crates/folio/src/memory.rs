@@ -19,7 +19,11 @@ pub fn check_training(settings: &Settings, vocab_size: usize, blocks: usize) -> 
 fn check_training_in(free: u64, settings: &Settings, vocab_size: usize, blocks: usize) -> Result<()> {
     let bytes = |settings: &Settings| {
         let batch = settings.batch_size.min(blocks);
-        Gpt2::training_bytes(&settings.model_config(vocab_size), settings.precision, batch)
+        let config = settings.model_config(vocab_size);
+        // Samples are generated with weights laid out once more.
+        let sampling =
+            config.parameters().saturating_mul(WeightFormat::of(settings.precision).bytes_per_weight());
+        Gpt2::training_bytes(&config, settings.precision, batch).saturating_add(sampling)
     };
     let needed = bytes(settings);
     if needed <= free {

@@ -281,8 +281,9 @@ impl RunDir {
         let whole = self.kept_whole(&names, newest, best);
         for other in names {
             let path = self.checkpoint(other);
-            // A checkpoint that is damaged, or holds what folio did not write, stays until somebody looks at it.
-            if whole.contains(&other) || ownership::check_checkpoint(&path).is_err() {
+            // What is damaged, such as a later checkpoint that was passed over, or holds what folio did not write, stays.
+            let is_later = matches!((other, newest), (CheckpointName::Epoch(other), CheckpointName::Epoch(newest)) if other > newest);
+            if whole.contains(&other) || is_later || ownership::check_checkpoint(&path).is_err() {
                 continue;
             }
             match (other, keep) {
@@ -296,23 +297,22 @@ impl RunDir {
         Ok(())
     }
 
-    /// The checkpoints that always keep their optimizer: the newest, the best, and the newest after an epoch. If these are
-    /// one and the same, also the epoch before, from which the run can be resumed if the newest is damaged.
+    /// The checkpoints that always keep their optimizer: the newest, the best, and the newest two that it can be resumed from,
+    /// so that there is one if the newest is damaged.
     fn kept_whole(
         &self,
         names: &[CheckpointName],
         newest: CheckpointName,
         best: Option<CheckpointName>,
     ) -> Vec<CheckpointName> {
-        let mut epochs = names.iter().rev().filter(|name| matches!(name, CheckpointName::Epoch(_))).copied();
+        let can_resume = |name: &CheckpointName| {
+            *name != newest
+                && Checkpoint::open(&self.checkpoint(*name)).is_ok_and(|checkpoint| checkpoint.is_resumable())
+        };
+        let is_epoch = |name: &&CheckpointName| matches!(name, CheckpointName::Epoch(_)) && **name < newest;
+        let mut earlier = names.iter().rev().filter(is_epoch).copied();
         let mut whole = vec![newest];
-        whole.extend(best.into_iter().chain(epochs.next()).filter(|name| *name != newest));
-        if whole.len() == 1 {
-            let can_resume = |name: &CheckpointName| {
-                Checkpoint::open(&self.checkpoint(*name)).is_ok_and(|checkpoint| checkpoint.is_resumable())
-            };
-            whole.extend(epochs.find(can_resume));
-        }
+        whole.extend(best.into_iter().chain(earlier.find(can_resume)));
         whole
     }
 

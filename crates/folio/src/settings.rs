@@ -119,8 +119,8 @@ pub struct Settings {
     pub extend_vocab: bool,
 }
 
-/// What is kept of the checkpoints of earlier epochs. The newest and the one with the lowest evaluation loss are always
-/// kept whole; if they are one and the same, so is the epoch before.
+/// What is kept of the checkpoints of earlier epochs. The newest two and the one with the lowest evaluation loss are
+/// always kept whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", try_from = "String")]
 pub enum Keep {
@@ -161,8 +161,8 @@ impl Keep {
     pub fn disk_bytes(self, parameters: u64, epochs: u64) -> u64 {
         let whole = match self {
             Self::All => epochs,
-            // The newest, the best or the epoch before, one inside an epoch, and the one being written.
-            Self::Weights | Self::Best => epochs.min(3) + 1,
+            // The newest, the best, the epoch before the newest, one inside an epoch, and the one being written.
+            Self::Weights | Self::Best => epochs.min(4) + 1,
         };
         let weights_alone = if self == Self::Weights { epochs.saturating_sub(whole) } else { 0 };
         parameters.saturating_mul(whole.saturating_mul(12).saturating_add(weights_alone.saturating_mul(4)))

@@ -27,7 +27,7 @@ mod space;
 pub use label::{differing, labels, short_name, short_number, shown};
 pub use space::{Choice, Number, Space};
 
-const SWEEP_FILE: &str = "sweep.json";
+pub(crate) const SWEEP_FILE: &str = "sweep.json";
 
 /// What is to be done: the content of `sweep.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -281,17 +281,29 @@ impl Corpus {
     /// # Errors
     /// [`Error::Corpus`].
     pub fn check_apart_from(&self, training: &Corpus) -> Result<()> {
-        let trained =
-            |document: &&Document| training.documents.iter().any(|other| other.sha256 == document.sha256);
-        if let Some(document) = self.documents.iter().find(trained) {
-            let reason = "it is training text too, and must not be evaluated on; give another";
-            return Err(unusable(Path::new(&document.file), reason));
-        }
-        if training.text.contains(self.text.trim()) {
-            let reason = "it is a part of the training text, and must not be evaluated on; give another";
-            return Err(unusable(Path::new(&self.documents[0].file), reason));
-        }
-        Ok(())
+        let mut texts = self.documents_with_text();
+        let Some((document, _)) = texts.find(|(_, text)| training.shares(text)) else { return Ok(()) };
+        let reason =
+            "it has text in common with the training text, and must not be evaluated on; give another";
+        Err(unusable(Path::new(&document.file), reason))
+    }
+
+    /// Whether a document of one of two texts contains a document of the other. White space at their ends does not count.
+    pub fn shares_text_with(&self, other: &Corpus) -> bool {
+        self.documents_with_text().any(|(_, text)| other.shares(text))
+    }
+
+    /// Whether a document contains `text`, or is contained in it.
+    fn shares(&self, text: &str) -> bool {
+        self.documents_with_text().any(|(_, own)| own.contains(text) || text.contains(own))
+    }
+
+    /// The documents that are more than white space, with their text, trimmed.
+    fn documents_with_text(&self) -> impl Iterator<Item = (&Document, &str)> {
+        let starts = std::iter::once(0).chain(self.documents.iter().map(|document| document.end));
+        let texts = self.documents.iter().zip(starts);
+        let texts = texts.map(|(document, start)| (document, self.text[start..document.end].trim()));
+        texts.filter(|(_, text)| !text.is_empty())
     }
 }
 
@@ -424,13 +436,17 @@ mod tests {
     fn evaluation_text_that_is_training_text_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let training = files(dir.path(), &["one\n", "two\nthree\n"]).unwrap();
-        for (content, part) in
-            [("one\n", "it is training text too"), ("three\n\n", "it is a part of the training")]
-        {
+        // The same, a part of it, and all of it with more, whatever white space is at the ends.
+        for content in ["one\n", "three\n\n", "  two", "zero\none\ntwo\nthree\nfour"] {
             let message =
                 corpus(content.as_bytes()).unwrap().check_apart_from(&training).unwrap_err().to_string();
-            assert!(message.contains("plays.txt") && message.contains(part), "{message}");
+            assert!(message.contains("plays.txt") && message.contains("in common"), "{message}");
         }
+        // One of several, although together they are no part of the training text.
+        let several = files(dir.path(), &["five", "two\nthree"]).unwrap();
+        assert!(several.check_apart_from(&training).is_err());
+        // White space is in every text.
+        files(dir.path(), &["five", " \n"]).unwrap().check_apart_from(&training).unwrap();
         corpus(b"four").unwrap().check_apart_from(&training).unwrap();
     }
 }

@@ -154,6 +154,34 @@ impl Trainer {
         self.resumed_from.as_deref()
     }
 
+    /// Checks that the settings leave no fewer epochs and steps than the run has trained: it would be marked as finished.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] with both numbers.
+    pub fn check_length(&self) -> Result<()> {
+        let TrainingState { epoch, global_step, ref under_way, .. } = self.state;
+        let too_few = |setting, limit, trained: String| {
+            let reason = format!(
+                "{limit} is fewer than the {trained} that the run has trained: give more, or continue from an earlier \
+                 checkpoint with --from_checkpoint"
+            );
+            Err(Error::setting(setting, reason))
+        };
+        let last_epoch = self.settings.last_epoch();
+        let earlier = last_epoch - self.settings.num_epochs;
+        if last_epoch < epoch || (last_epoch == epoch && under_way.batches > 0) {
+            let (epochs, steps) = (epoch - earlier, under_way.batches);
+            let more = if steps > 0 { format!(" and {steps} steps") } else { String::new() };
+            return too_few("--num_epochs", self.settings.num_epochs, format!("{epochs} epochs{more}"));
+        }
+        match self.settings.max_steps {
+            Some(limit) if limit < global_step => {
+                too_few("--max_steps", limit, format!("{global_step} steps"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Whether the optimizer's state came with the checkpoint; if not, AdamW starts fresh.
     pub fn has_optimizer(&self) -> bool {
         self.has_optimizer
@@ -400,6 +428,10 @@ fn find(start: &Start, settings: &Settings) -> Result<Option<Checkpoint>> {
 /// Checks that a run can be resumed from its own checkpoint with these settings.
 fn check_resumes(checkpoint: &Checkpoint, settings: &Settings) -> Result<()> {
     let state = checkpoint.state();
+    if continuing::is_start(state, settings) {
+        // It is continued in place, with settings of its own, and has saved nothing yet.
+        return Ok(());
+    }
     let now = settings.decisive();
     let saved = state.settings.iter().flatten();
     // A setting that this version no longer has is no longer decisive.
@@ -411,21 +443,7 @@ fn check_resumes(checkpoint: &Checkpoint, settings: &Settings) -> Result<()> {
         );
         return Err(Error::Checkpoint { path: checkpoint.directory().to_path_buf(), reason });
     }
-    let too_few = |setting, limit, trained, unit| {
-        let reason = format!(
-            "{limit} is fewer than the {trained} {unit} that the run has trained: give more, or continue from an \
-             earlier checkpoint with --from_checkpoint"
-        );
-        Err(Error::setting(setting, reason))
-    };
-    if settings.last_epoch() < state.epoch {
-        let earlier = settings.last_epoch() - settings.num_epochs;
-        return too_few("--num_epochs", settings.num_epochs, state.epoch - earlier, "epochs");
-    }
-    match settings.max_steps {
-        Some(limit) if limit < state.global_step => too_few("--max_steps", limit, state.global_step, "steps"),
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 impl TrainingState {

@@ -8,6 +8,7 @@ use folio::text::Corpus;
 use folio::tokenizer::Tokenizer;
 use folio::train::{Start, check_start};
 
+use super::same_directory;
 use crate::options::Options;
 use crate::screen;
 use crate::texts;
@@ -23,10 +24,20 @@ pub(super) fn inherit(explicit: &Options, start: &Start) -> anyhow::Result<(Opti
     run.open_checkpoint(CheckpointName::Epoch(*number))?;
     let saved = run.settings()?;
     check_readable(&saved, explicit)?;
-    let mut options = explicit.clone().or(&Options::inherited(&saved))?;
+    let mut inherited = Options::inherited(&saved);
+    if explicit.data.is_some() && !is_there(&saved) {
+        // It belongs to the text that may be replaced; if it does not, its hash says so.
+        inherited.eval_data = None;
+    }
+    let mut options = explicit.clone().or(&inherited)?;
     if explicit.eval_data.is_some() {
         // It replaces the split.
         options.split = None;
+    }
+    let in_place = options.run_dir.as_ref().is_some_and(|run_dir| same_directory(run_dir, run.path()));
+    if in_place && options.save_checkpoint.is_none() && options.keep.is_none() {
+        // What the run kept so far stays.
+        (options.save_checkpoint, options.keep) = (Some(saved.save_checkpoint), Some(saved.keep));
     }
     Ok((options, Some(saved)))
 }
@@ -41,11 +52,35 @@ pub(super) fn choose_text(
 ) -> anyhow::Result<()> {
     settings.new_text = explicit.data.is_some() && settings.data_sha256 != saved.data_sha256;
     if settings.new_text && explicit.eval_data.is_none() {
+        check_is_different(saved, &texts.data)?;
+    }
+    if settings.new_text && explicit.eval_data.is_none() {
         // What the other text was evaluated on says nothing of this one.
         texts.eval = None;
         texts::note_eval(settings, None);
     }
     check_flags(saved, explicit, settings)
+}
+
+/// Checks that a text is not an edited copy of the one that a run was trained on, as far as that can still be read: parts of
+/// the copy would be evaluated that the model was trained on.
+fn check_is_different(saved: &Settings, text: &Corpus) -> anyhow::Result<()> {
+    let edited = || {
+        let reason = format!(
+            "has text in common with what the run was trained on ({}), and would be evaluated on it: give text of its own \
+             with --eval_data",
+            saved.data
+        );
+        Error::Corpus { path: text.files().to_string(), reason }.into()
+    };
+    if text.files() == saved.data {
+        return Err(edited());
+    }
+    match texts::of_run(saved, &Options::default()) {
+        Ok(old) if text.shares_text_with(&old.data) => Err(edited()),
+        // What cannot be read cannot be compared.
+        _ => Ok(()),
+    }
 }
 
 /// Warns that a run continues on a different text.
@@ -58,6 +93,11 @@ pub(super) fn announce(saved: &Settings, settings: &Settings) {
     }
 }
 
+/// Whether the evaluation text of a run can still be read.
+fn is_there(saved: &Settings) -> bool {
+    saved.eval_data.as_ref().is_none_or(|files| files.paths().iter().all(|path| path.exists()))
+}
+
 /// Checks that the text of the run that is continued can be read.
 ///
 /// # Errors
@@ -67,7 +107,9 @@ fn check_readable(saved: &Settings, explicit: &Options) -> anyhow::Result<()> {
         ("--data", saved.data.has_stdin() && explicit.data.is_none()),
         (
             "--eval_data",
-            saved.eval_data.as_ref().is_some_and(|files| files.has_stdin()) && explicit.eval_data.is_none(),
+            saved.eval_data.as_ref().is_some_and(|files| files.has_stdin())
+                && explicit.eval_data.is_none()
+                && explicit.data.is_none(),
         ),
     ];
     let Some((flag, _)) = gone.iter().find(|(_, gone)| *gone) else { return Ok(()) };

@@ -171,3 +171,68 @@ fn a_run_of_the_version_before_is_resumed() {
     let format = |epoch: u64| place.json(&format!("run/checkpoint_{epoch}/manifest.json"))["format"].clone();
     assert_eq!((format(2), format(3)), (Value::from(2), Value::from(3)));
 }
+
+#[test]
+fn continuing_in_place_keeps_what_the_run_kept() {
+    let place = Place::new();
+    let five = TINY.replace("--num_epochs 2", "--num_epochs 5");
+    place.ok(&format!("train {five} --save_checkpoint --run_dir run"));
+    let from =
+        "train --from_checkpoint --from_checkpoint_run_dir run --from_checkpoint_step 5 --num_epochs 1";
+    place.ok(&format!("{from} --run_dir run"));
+    for epoch in 1..=6 {
+        place.ok(&format!("generate run --checkpoint_step {epoch} --max_new_tokens 2"));
+    }
+}
+
+#[test]
+fn what_is_kept_can_be_changed_when_a_run_is_resumed() {
+    let place = Place::new();
+    place.ok(&format!("train {TINY} --run_dir run"));
+    place.ok("train --resume run --num_epochs 5 --keep all");
+    for epoch in 1..=5 {
+        assert!(place.path(&format!("run/checkpoint_{epoch}/optimizer.safetensors")).exists(), "{epoch}");
+    }
+}
+
+#[test]
+fn files_of_other_programs_are_not_taken_for_folio_s() {
+    let place = place_with_run();
+    // A tokenizer, without a run beside it.
+    fs::create_dir(place.path("tokenizer")).expect("room");
+    place.write("tokenizer/tokenizer.json", place.read("run/tokenizer.json"));
+    for overwrite in ["", "--overwrite"] {
+        let line = format!("train {TINY} --run_dir tokenizer {overwrite}");
+        check_refused(&place, &line, FAILURE, &["tokenizer/tokenizer.json", "nothing proves"]);
+    }
+    // Weights that another program saved where folio's were.
+    let mut weights = place.read("run/checkpoint_1/model.safetensors");
+    weights.extend([0; 4]);
+    place.write("run/checkpoint_1/model.safetensors", weights);
+    let line = format!("train {TINY} --run_dir run --overwrite");
+    check_refused(&place, &line, FAILURE, &["run/checkpoint_1/model.safetensors", "nothing proves"]);
+}
+
+#[test]
+fn checkpoints_that_were_passed_over_stay() {
+    let place = Place::new();
+    let three = TINY.replace("--num_epochs 2", "--num_epochs 3");
+    place.ok(&format!("train {three} --run_dir run"));
+    place.write("run/checkpoint_3/optimizer.safetensors", "damaged");
+    let running = place.run("train --resume run --skip_damaged --num_epochs 2");
+    assert_eq!(running.code, Some(0), "{}", running.stderr);
+    assert!(place.path("run/checkpoint_3/model.safetensors").exists(), "its weights may be what is wanted");
+}
+
+#[test]
+fn a_search_goes_on_without_the_status_of_a_run_that_is_further() {
+    let place = Place::new();
+    let three = TINY.replace("--num_epochs 2", "--num_epochs 3");
+    let search = "--learning_rates 1e-3 1e-4 1e-5 --search halving --halving_factor 3";
+    place.ok(&format!("train {three} {search} --run_dir search"));
+    let before = place.ok("runs search").stdout;
+    assert!(place.path("search/run_1/checkpoint_3").exists(), "{before}");
+    place.write("search/run_1/status.json", "");
+    place.ok("train --resume search");
+    assert_eq!(place.ok("runs search").stdout, before);
+}

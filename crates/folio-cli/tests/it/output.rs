@@ -52,7 +52,7 @@ fn run(place: &Place, line: &str, stdout: Sink, stderr: Sink) -> (Option<i32>, S
 }
 
 /// Every command that prints results, besides `train`.
-const COMMANDS: [&str; 21] = [
+const COMMANDS: [&str; 22] = [
     "--help",
     "train --help",
     "--version",
@@ -70,6 +70,7 @@ const COMMANDS: [&str; 21] = [
     "export run",
     "export run --steps",
     "tokenizer encode --tokenizer_type run",
+    "completions bash",
     "tokenizer inspect --tokenizer_type run --text First",
     "tokenizer inspect --tokenizer_type run --data plays.txt",
     "bench step --steps 1 --emb 16 --heads 2 --blocks 1 --block 8 --batch 2 --vocab 11",

@@ -213,11 +213,11 @@ fn evaluation_text_is_no_training_text() {
     place.write("part.txt", &plays()[100..400]);
     place.write("same.txt", plays());
     place.write("more.txt", more());
-    for (eval, part) in
-        [("same.txt", "it is training text too"), ("part.txt", "it is a part of the training text")]
-    {
+    place.write("whole.txt", plays() + "One more line.\n");
+    for eval in ["same.txt", "part.txt", "whole.txt"] {
         let line = format!("train {TINY} --eval_data {eval} --run_dir x");
-        check_refused(&place, &line, "", FAILURE, &[eval, part, "must not be evaluated on"]);
+        let expected = [eval, "has text in common with the training text", "must not be evaluated on"];
+        check_refused(&place, &line, "", FAILURE, &expected);
     }
     let line = format!("train {TINY} --eval_data more.txt --split blocks --run_dir x");
     check_refused(&place, &line, "", USAGE, &["--split", "--eval_data", "leave one of them out"]);
@@ -301,8 +301,16 @@ fn a_model_goes_on_with_another_text() {
     );
     let own = format!("{line} --tokenizer_type bpe --run_dir x");
     check_refused(&place, &own, "", USAGE, &["--tokenizer_type", "has chrs", "keeps its tokenizer"]);
+    // An edited copy would be evaluated on what the model was trained on.
+    place.write("edited.txt", plays() + "One more line.\n");
+    let edited = format!("{} --data edited.txt --num_epochs 1 --run_dir x", from("run", 2));
+    check_refused(&place, &edited, "", FAILURE, &["edited.txt", "has text in common", "--eval_data"]);
+    place.write("apart.txt", reversed());
+    place.ok(&format!("{edited} --eval_data apart.txt"));
     // A text that has changed under its name is no other text.
     place.write("plays.txt", reversed());
+    let same_name = format!("{} --data plays.txt --num_epochs 1 --run_dir y", from("run", 2));
+    check_refused(&place, &same_name, "", FAILURE, &["plays.txt", "has text in common"]);
     let line = format!("{} --num_epochs 1 --run_dir x", from("run", 2));
     check_refused(&place, &line, "", USAGE, &["--data", "must stay apart"]);
 }
@@ -334,7 +342,7 @@ fn weights_alone_go_on_from_every_saved_epoch() {
 #[test]
 fn characters_that_the_vocabulary_lacks_are_counted_or_added() {
     let place = place_with_run();
-    place.write("french.txt", format!("{}\nça è ç\n", plays()));
+    place.write("french.txt", format!("{}\nça è ç\n", reversed()));
     let line = format!("{} --data french.txt {SAVED} --num_epochs 1 --run_dir wide", from("run", 2));
     let expected = [
         "lacks 2 of the characters of french.txt, 3 occurrences in all: 'ç' (U+00E7) 2, 'è' (U+00E8) 1",

@@ -91,6 +91,14 @@ impl Manifest {
         Ok(bytes)
     }
 
+    /// Checks the length of every file that is there; returns the name of the first that has another.
+    pub(super) fn check_lengths(&self, directory: &Path) -> std::result::Result<(), String> {
+        let differs = |(name, entry): &(&String, &Entry)| {
+            fs::metadata(directory.join(name)).is_ok_and(|file| file.len() != entry.bytes)
+        };
+        self.files.iter().find(differs).map_or(Ok(()), |(name, _)| Err(name.clone()))
+    }
+
     /// Checks every file.
     pub(super) fn verify(&self, directory: &Path) -> Result<()> {
         self.files.iter().try_for_each(|(name, entry)| {

@@ -1,7 +1,8 @@
 //! Which files folio can prove it wrote: the only ones it deletes.
 //!
-//! A name proves nothing. Each file has to read as what its name promises, a checkpoint has to hold the files of its
-//! manifest and no others, and a run of a sweep has to consist of such files alone.
+//! A name proves nothing. Files count only beside the settings of a run or sweep, and each has to read as what its name
+//! promises. A checkpoint has to hold the files of its manifest and no others, and a run of a sweep has to consist of such
+//! files alone.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -19,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::files::{GENERATOR, is_temporary};
 use crate::history::Losses;
 use crate::model::ModelConfig;
-use crate::sweep::Sweep;
+use crate::sweep::{SWEEP_FILE, Sweep};
 use crate::tokenizer::Tokenizer;
 
 /// What an earlier run or sweep left directly in a directory, each path checked: the paths that make way for a new run.
@@ -31,6 +32,7 @@ pub(super) fn removable(run: &RunDir) -> Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for path in entries(run.path())? {
         if is_in_the_way(&path) {
+            check_described(run.path(), &path)?;
             check(&path)?;
             paths.push(path);
         }
@@ -61,6 +63,7 @@ fn check(path: &Path) -> Result<()> {
         return check_checkpoint(path);
     }
     for inside in inside {
+        check_described(path, &inside)?;
         match inside.file_name().and_then(|name| name.to_str()) {
             Some(LOCK_FILE) => {}
             Some(name) if is_temporary(name) => {}
@@ -69,6 +72,18 @@ fn check(path: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Checks that a file lies beside the settings of a run or of a sweep.
+fn check_described(directory: &Path, path: &Path) -> Result<()> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let is_described = [SETTINGS_FILE, SWEEP_FILE].iter().any(|name| {
+        let settings = directory.join(name);
+        proof(name).is_some_and(|proof| proof(&settings))
+    });
+    let is_proof = [SETTINGS_FILE, SWEEP_FILE].contains(&name);
+    let counts = path.is_file() && !is_proof && name != LOCK_FILE && !is_temporary(name);
+    if counts && !is_described { Err(foreign(path)) } else { Ok(()) }
 }
 
 /// Checks that a checkpoint holds what its manifest lists and nothing else.
@@ -84,7 +99,9 @@ pub(super) fn check_checkpoint(path: &Path) -> Result<()> {
         let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         listed.iter().any(|known| known == name) || is_temporary(name)
     };
-    entries(path)?.into_iter().find(|file| !is_ours(file)).map_or(Ok(()), |file| Err(foreign(&file)))
+    entries(path)?.into_iter().find(|file| !is_ours(file)).map_or(Ok(()), |file| Err(foreign(&file)))?;
+    // Other programs write files of the same names.
+    checkpoint::check_lengths(path).map_err(|file| foreign(&file))
 }
 
 /// How a file of this name is recognised; none if folio writes no such file.
@@ -99,7 +116,7 @@ fn proof(name: &str) -> Option<fn(&Path) -> bool> {
         RATES_FILE => |path| parsed::<Vec<f64>>(path).is_some(),
         STATUS_FILE => |path| parsed::<Status>(path).is_some(),
         METRICS_FILE => |path| first_line(path).is_some_and(|value| value.get("event").is_some()),
-        "sweep.json" => |path| parsed::<Sweep>(path).is_some(),
+        SWEEP_FILE => |path| parsed::<Sweep>(path).is_some(),
         "vocab.json" => |path| parsed::<Vec<char>>(path).is_some(),
         "tokenizer.json" => |path| Tokenizer::read(path).is_ok(),
         "tokenizer_config.json" => |path| {

@@ -85,7 +85,8 @@ impl Settings {
 
     /// The steps that the schedule counts in this run.
     fn scheduled_steps(&self, steps_per_epoch: u64) -> u64 {
-        let before = if self.restart_schedule { self.from_checkpoint_step.unwrap_or(0) } else { 0 };
+        let restarts = self.restart_schedule || self.weights_only;
+        let before = if restarts { self.from_checkpoint_step.unwrap_or(0) } else { 0 };
         let epochs = self.last_epoch().saturating_sub(before);
         let all = epochs.saturating_mul(steps_per_epoch);
         let most = self

@@ -157,10 +157,10 @@ fn wide_encoding(bytes: &[u8]) -> Option<(&'static str, bool)> {
         }
         _ => {}
     }
-    // Of two bytes the high one is 0 for spaces, digits and line endings in every script. A text that is valid as UTF-8 has
-    // to have many of them, for it may have a stray NUL.
+    // Of two bytes the high one is 0 for spaces, digits and line endings in every script. There have to be many of them, for
+    // any text may have a stray NUL.
     let (even, odd) = (first + third, second + fourth);
-    let least = if std::str::from_utf8(bytes).is_ok() { quads / 25 } else { 0 };
+    let least = quads / 25;
     let (encoding, count, unit): (_, _, fn([u8; 2]) -> u16) = match (odd > 20 * even, even > 20 * odd) {
         (true, _) => ("UTF-16LE", odd, u16::from_le_bytes),
         (_, true) => ("UTF-16BE", even, u16::from_be_bytes),

@@ -67,7 +67,7 @@ pub(super) fn load(
 }
 
 /// Whether a run that continues another begins with this state.
-fn is_start(state: &TrainingState, settings: &Settings) -> bool {
+pub(super) fn is_start(state: &TrainingState, settings: &Settings) -> bool {
     Some(state.epoch) == settings.from_checkpoint_step && state.under_way.batches == 0
 }
 

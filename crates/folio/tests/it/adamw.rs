@@ -35,7 +35,9 @@ impl Element {
     /// - parameter, `p - (lr decay p + step)`: the factor and a product; their sum; the difference.
     fn step(&mut self, g: f64, t: i32, config: &AdamWConfig) {
         let AdamWConfig { beta1, beta2, eps, weight_decay, .. } = *config;
-        let change = (1.0 - beta1) * (g.abs() + self.mean.abs());
+        // Below 1/2 the mean is `beta1 m + (1 - beta1) g`: two factors, two products.
+        let own = if beta1 < 0.5 { beta1 } else { 1.0 - beta1 };
+        let change = (1.0 - beta1) * g.abs() + own * self.mean.abs();
         let change_of_square = (1.0 - beta2) * (4.0 * g * g + 3.0 * self.square);
         self.mean = beta1 * self.mean + (1.0 - beta1) * g;
         self.square = beta2 * self.square + (1.0 - beta2) * g * g;
@@ -114,4 +116,7 @@ fn adamw_equals_float64_s_within_its_roundings() {
     check(AdamWConfig { beta1: 0.9999, beta2: 0.9999, ..config() });
     check(AdamWConfig { beta2: 1.0 - 1e-9, weight_decay: 0.0, ..config() });
     check(AdamWConfig { weight_decay: 1e-4, ..config() });
+    // The gradient alone: nothing is left of a spike.
+    check(AdamWConfig { beta1: 0.0, beta2: 0.0, ..config() });
+    check(AdamWConfig { beta1: 0.3, beta2: 0.4, ..config() });
 }
