@@ -102,20 +102,15 @@ pub(crate) fn print_next_steps(run_dir: &RunDir, task: &Task) {
     let is_embedded = task.work.runs()[0].data.is_embedded();
     let prompt = if is_embedded { Some("ROMEO:") } else { task.prompt.as_deref() };
     let prompt = prompt.map_or(String::new(), |prompt| format!(" --prompt {}", quoted_text(prompt)));
-    let next = match task.work {
-        Work::Run(_) => [
-            format!("folio generate {path}{prompt}"),
-            format!("folio eval {path}"),
-            format!("folio plot {path}"),
-            format!("folio serve {path}"),
-        ],
-        Work::Sweep(_) => [
-            format!("folio runs {path}"),
-            format!("folio generate {path} --best_eval_loss_model{prompt}"),
-            format!("folio plot {path}"),
-            format!("folio serve {path}"),
-        ],
+    let own_steps = match task.work {
+        // A text from stdin cannot be read again.
+        Work::Run(ref run) if run.data.has_stdin() => Vec::new(),
+        Work::Run(_) => vec![format!("folio eval {path}")],
+        Work::Sweep(_) => vec![format!("folio runs {path}")],
     };
+    let mut next = vec![format!("folio generate {path}{prompt}")];
+    next.extend(own_steps);
+    next.extend([format!("folio plot {path}"), format!("folio serve {path} --open")]);
     screen::err(format_args!("next: {}", next.join("\n      ")));
 }
 

@@ -59,7 +59,7 @@ pub(crate) struct GenerateArgs {
     /// Colour each token by its probability; without a terminal a line for each
     #[arg(long)]
     show_probabilities: bool,
-    /// One JSON object a text
+    /// One JSON object per text
     #[arg(long, conflicts_with = "show_probabilities")]
     json: bool,
     /// Append the text to this file in the run directory

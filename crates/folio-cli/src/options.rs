@@ -34,7 +34,7 @@ pub(crate) struct Options {
     /// <|endoftext|>
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, value_name = "BOOL", help_heading = "Text")]
     pub(crate) special_tokens: Option<bool>,
-    /// How text becomes tokens: chrs (one a character), bpe (GPT-2's 50,257), corpus_bpe (a BPE learned from the
+    /// How text becomes tokens: chrs (one per character), bpe (GPT-2's 50,257), corpus_bpe (a BPE learned from the
     /// training text) or the path of a tokenizer.json [default: chrs]
     #[arg(long, value_name = "NAME|FILE", help_heading = "Text")]
     pub(crate) tokenizer_type: Option<TokenizerKind>,
@@ -55,7 +55,7 @@ pub(crate) struct Options {
     /// Transformer blocks [default: 6]
     #[arg(long, value_name = "N", help_heading = "Model", value_parser = whole::<usize>)]
     pub(crate) n_blocks: Option<usize>,
-    /// Tokens a sequence: the context length * [default: 256]
+    /// Tokens per sequence: the context length * [default: 256]
     #[arg(long, visible_alias = "block_size", value_name = "N", num_args = 1.., value_delimiter = ',', help_heading = "Model")]
     #[serde(default, alias = "block_size", deserialize_with = "one_or_many")]
     pub(crate) block_sizes: Option<Vec<Choice<usize>>>,
@@ -71,10 +71,10 @@ pub(crate) struct Options {
     #[arg(long, visible_alias = "epochs", value_name = "N", help_heading = "Training", value_parser = whole::<u64>)]
     #[serde(alias = "epochs")]
     pub(crate) num_epochs: Option<u64>,
-    /// Stop after so many optimizer steps in all, even inside an epoch
+    /// Stop after N optimizer steps in all, even inside an epoch
     #[arg(long, value_name = "N", help_heading = "Training", value_parser = whole::<u64>)]
     pub(crate) max_steps: Option<u64>,
-    /// Sequences a step * [default: 64]
+    /// Sequences per step * [default: 64]
     #[arg(long, visible_alias = "batch_size", value_name = "N", num_args = 1.., value_delimiter = ',', help_heading = "Training")]
     #[serde(default, alias = "batch_size", deserialize_with = "one_or_many")]
     pub(crate) batch_sizes: Option<Vec<Choice<usize>>>,
@@ -111,7 +111,7 @@ pub(crate) struct Options {
     /// const, cosine or cosine_warm_restarts [default: const]
     #[arg(long, value_name = "NAME", help_heading = "Learning-rate schedule")]
     pub(crate) lr_schedule: Option<ScheduleKind>,
-    /// What the schedule counts: epoch (one rate an epoch) or step [default: epoch]
+    /// What the schedule counts: epoch (one rate per epoch) or step [default: epoch]
     #[arg(long, value_name = "NAME", help_heading = "Learning-rate schedule")]
     pub(crate) lr_schedule_unit: Option<Unit>,
     /// Steps of linear warm-up [default: 0]

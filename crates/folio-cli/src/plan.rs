@@ -20,7 +20,7 @@ use crate::tokenizer::bar_for;
 use crate::train::TrainArgs;
 use crate::usage::Usage;
 
-mod continuing;
+pub(crate) mod continuing;
 
 /// What is to be trained.
 pub(crate) struct Task {
@@ -125,7 +125,7 @@ pub(crate) fn plan(args: &TrainArgs) -> anyhow::Result<Task> {
     };
     check_run_dir(&task, args.overwrite)?;
     if let Some(saved) = &saved {
-        continuing::announce(saved, &base);
+        continuing::announce(saved, &base, &task.start);
     }
     Ok(task)
 }

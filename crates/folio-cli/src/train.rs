@@ -18,6 +18,7 @@ use folio::train::{Event, Outcome, Start, Trainer};
 use crate::dashboard::{Dashboard, Told};
 use crate::destination::{print_destination, print_next_steps, quoted, reserve};
 use crate::options::{Options, whole};
+use crate::plan::continuing::FRESH_OPTIMIZER;
 use crate::plan::{Task, Work, plan};
 use crate::presets;
 use crate::progress::{Display, Progress};
@@ -110,7 +111,7 @@ pub(crate) struct TrainArgs {
     /// Runs of a sweep to train at a time; they share threads and memory [default: 1]
     #[arg(long, value_name = "N", help_heading = "Machine", value_parser = whole::<usize>)]
     jobs: Option<usize>,
-    /// One JSON object an epoch on stdout
+    /// One JSON object per epoch on stdout
     #[arg(long, help_heading = "Machine", conflicts_with = "tui")]
     json: bool,
     /// Watch the run on the whole terminal: its curves, newest sample and time left, and a sweep's runs in order; q
@@ -197,10 +198,8 @@ fn train_run(
             screen::err("nothing is left to train: give a larger --num_epochs or --max_steps for more");
         }
     }
-    if !trainer.has_optimizer() && !settings.weights_only {
-        screen::err(
-            "the checkpoint holds weights only, so AdamW starts fresh; --keep all keeps its state for every epoch",
-        );
+    if matches!(task.start, Start::Resume { .. }) && !trainer.has_optimizer() {
+        screen::err(FRESH_OPTIMIZER);
     }
     print_destination(task, trainer.model().parameters().values().len() as u64);
     let dashboard = open_dashboard(args, task, signals)?;

@@ -5,6 +5,8 @@ use std::path::Path;
 use serde::Serialize;
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
+mod cgroup;
+
 /// What a record says of the machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Machine {
@@ -36,9 +38,9 @@ impl Machine {
 /// free, within the limits of the container and of the process (`ulimit -v`).
 pub fn available_memory() -> Option<u64> {
     let system = look(RefreshKind::nothing().with_memory(memory()))?;
-    // A container may have less than the machine.
-    let limit = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
-    Some(system.available_memory().min(limit).min(address_space().unwrap_or(u64::MAX)))
+    // A container may have less than the machine, and a process less than its container.
+    let limits = [cgroup::free_memory(), address_space()];
+    Some(limits.into_iter().flatten().fold(system.available_memory(), u64::min))
 }
 
 /// Bytes that the process may still map, if that is limited.

@@ -49,9 +49,9 @@ pub struct Settings {
     pub n_heads: usize,
     /// L, transformer blocks.
     pub n_blocks: usize,
-    /// Tokens a sequence.
+    /// Tokens per sequence.
     pub block_size: usize,
-    /// Sequences a step.
+    /// Sequences per step.
     pub batch_size: usize,
     /// The share that dropout drops.
     pub dropout: f64,

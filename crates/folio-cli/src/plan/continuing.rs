@@ -15,6 +15,10 @@ use crate::texts;
 use crate::train::TrainArgs;
 use crate::usage::Usage;
 
+/// Said where a checkpoint has no optimizer state.
+pub(crate) const FRESH_OPTIMIZER: &str =
+    "the checkpoint holds weights only, so AdamW starts fresh; --keep all keeps its state for every epoch";
+
 /// The options of a run, and the settings of the one that it continues, which it inherits.
 ///
 /// # Errors
@@ -83,8 +87,15 @@ fn check_is_different(saved: &Settings, text: &Corpus) -> anyhow::Result<()> {
     }
 }
 
-/// Warns that a run continues on a different text.
-pub(super) fn announce(saved: &Settings, settings: &Settings) {
+/// Warns that a run continues on a different text, or with a fresh optimizer that nobody asked for.
+pub(super) fn announce(saved: &Settings, settings: &Settings, start: &Start) {
+    if let Start::Checkpoint { run, number, .. } = start
+        && let Ok(checkpoint) = run.open_checkpoint(CheckpointName::Epoch(*number))
+        && !checkpoint.is_resumable()
+        && !settings.weights_only
+    {
+        screen::err(FRESH_OPTIMIZER);
+    }
     if settings.new_text {
         let (text, other) = (&settings.data, &saved.data);
         screen::err(format_args!(

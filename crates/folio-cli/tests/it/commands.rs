@@ -214,7 +214,7 @@ fn eval_equals_the_report_when_all_blocks_fit_a_batch() {
     let measured = &json_lines(&place.ok("eval run --json").stdout)[0]["loss"];
     assert_eq!(*measured, json!(reported));
     let lines = place.ok("eval run --threads 3").stdout;
-    assert!(lines.contains(&format!("loss                {reported:.4} nats a token")), "{lines}");
+    assert!(lines.contains(&format!("loss                {reported:.4} nats per token")), "{lines}");
 }
 
 #[test]
@@ -320,4 +320,26 @@ fn bench_step_reports_its_measurements_in_one_json_line() {
     assert!(
         report.get("peak_mib").is_some_and(|peak| peak.as_f64().is_some() || cfg!(not(target_os = "linux")))
     );
+}
+
+#[test]
+fn commands_that_are_suggested_work() {
+    let place = Place::new();
+    // Titles that a shell would take apart, in characters that ROMEO: has none of.
+    let poem = "- 床前明月光, it's $HOME\n疑是地上霜\n举头望明月\n低头思故乡\n".repeat(20);
+    place.write("a poem.txt", poem);
+    let tiny = TINY.replace("plays.txt", "'a poem.txt'");
+    let sweep = format!("train {tiny} --learning_rates 1e-3 1e-4 --run_dir 'two runs'");
+    for line in [format!("train {tiny} --run_dir 'my run'"), sweep] {
+        let said = place.ok(&line).stderr;
+        let (_, next) = said.split_once("next: ").expect("suggestions");
+        let commands: Vec<&str> = next.lines().map(str::trim).collect();
+        assert_eq!(commands.len(), 4, "{next}");
+        assert!(commands[0].starts_with("folio generate ") && commands[0].contains("床前明月光"), "{next}");
+        for command in commands.iter().filter(|command| !command.starts_with("folio serve ")) {
+            let words = shlex::split(command).expect("a shell's words");
+            assert_eq!(words[0], "folio");
+            place.ok_words(&words[1..]);
+        }
+    }
 }

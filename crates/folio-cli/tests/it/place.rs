@@ -80,13 +80,25 @@ impl Place {
         self.run_with(line, "")
     }
 
+    /// Runs `folio` with these words and expects it to do what it was asked.
+    #[track_caller]
+    pub(crate) fn ok_words(&self, words: &[String]) -> Ran {
+        let ran = self.run_words(words, "");
+        assert_eq!(ran.code, Some(0), "folio {words:?}\n{}", ran.stderr);
+        ran
+    }
+
     /// [`Place::run`] with something on stdin.
     pub(crate) fn run_with(&self, line: &str, stdin: impl AsRef<[u8]>) -> Ran {
+        self.run_words(&words(line), stdin)
+    }
+
+    fn run_words(&self, words: &[String], stdin: impl AsRef<[u8]>) -> Ran {
         // A file rather than a pipe: nobody needs to write while another reads.
         let mut input = tempfile::tempfile().expect("a temporary file");
         input.write_all(stdin.as_ref()).and_then(|()| input.rewind()).expect("room for it");
         let mut command = Command::new(env!("CARGO_BIN_EXE_folio"));
-        command.args(words(line)).current_dir(self.directory.path()).env("RAYON_NUM_THREADS", "1");
+        command.args(words).current_dir(self.directory.path()).env("RAYON_NUM_THREADS", "1");
         let output = command.stdin(input).output().expect("the program starts");
         Ran {
             code: output.status.code(),

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{SplitKind, TokenStream, Tokens, border};
 use crate::error::{Error, Result};
 use crate::text::Corpus;
-use crate::tokenizer::{END_OF_TEXT, Tokenizer};
+use crate::tokenizer::Tokenizer;
 
 /// What a run reads.
 #[derive(Clone, Debug)]
@@ -63,14 +63,6 @@ impl Encoding<'_> {
         Err(Error::setting("--special_tokens", reason))
     }
 
-    /// The token that stands between documents, if the tokenizer has one.
-    fn separator(&self) -> Option<u32> {
-        let is_separator = |&id: &u32| {
-            self.tokenizer.is_special(id) && self.tokenizer.decode_bytes(&[id]) == END_OF_TEXT.as_bytes()
-        };
-        (0..self.tokenizer.vocab_size() as u32).find(is_separator)
-    }
-
     /// Appends the tokens of a range of a text, document by document. Between two documents stands the separator.
     fn push(
         &self,
@@ -79,7 +71,7 @@ impl Encoding<'_> {
         tokens: &mut Tokens,
         on_piece: &mut impl FnMut(u64),
     ) -> Result<()> {
-        let separator = if corpus.documents.len() > 1 { self.separator() } else { None };
+        let separator = if corpus.documents.len() > 1 { self.tokenizer.end_token() } else { None };
         let mut start = range.start;
         for document in &corpus.documents {
             let end = document.end.min(range.end);
@@ -154,6 +146,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::tokenizer::END_OF_TEXT;
 
     /// A corpus of files with these contents.
     fn corpus(contents: &[&str]) -> Corpus {
