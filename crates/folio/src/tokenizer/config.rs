@@ -43,7 +43,9 @@ impl Borders {
         let json: Value =
             serde_json::from_slice(&bytes).map_err(|error| refused(format!("is not valid JSON: {error}")))?;
         if !json.is_object() {
-            return Err(refused(format!("is not a JSON object; delete it, or save the {TOKENIZER_FILE} again")));
+            return Err(refused(format!(
+                "is not a JSON object; delete it, or save the {TOKENIZER_FILE} again"
+            )));
         }
         let token = |field: &str, otherwise| {
             let named = match json.get(field) {

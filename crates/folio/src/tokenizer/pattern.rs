@@ -114,7 +114,8 @@ impl<'p, 't> Search<'p, 't> {
         };
         if self.ends.is_none() {
             let starts = text[at..].char_indices().map(|(offset, _)| at + offset);
-            let mut tried = starts.map(|start| (start, self.backtracking.first_match(alternatives, start, &Some)));
+            let mut tried =
+                starts.map(|start| (start, self.backtracking.first_match(alternatives, start, &Some)));
             let found = tried.find(|(_, end)| end.is_some() || self.backtracking.is_over());
             if !self.backtracking.is_over() {
                 return found.and_then(|(start, end)| Some((start, end?)));
@@ -150,12 +151,7 @@ impl Backtracking<'_> {
         alternatives.iter().find_map(|items| self.match_items(items, at, then))
     }
 
-    fn match_items(
-        &self,
-        items: &[Item],
-        at: usize,
-        then: &dyn Fn(usize) -> Option<usize>,
-    ) -> Option<usize> {
+    fn match_items(&self, items: &[Item], at: usize, then: &dyn Fn(usize) -> Option<usize>) -> Option<usize> {
         let Some((item, rest)) = items.split_first() else { return then(at) };
         if self.is_over() {
             return None;

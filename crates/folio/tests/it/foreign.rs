@@ -255,7 +255,13 @@ fn tokenizer_config_names_the_tokens_that_begin_and_end_a_text() {
     assert!(unknown.contains("tokenizer_config.json names the eos_token \"<|z|>\""), "{unknown}");
 
     // Any token may end a text: an added one that is not special, or an ordinary one as the vocabulary spells it.
-    for (eos, text) in [("<|a|>longer>", "<|a|>longer>"), ("cafe\u{301}", "cafe\u{301}"), ("ĠĠ", "  "), ("e", "e"), ("é", "\u{fffd}")] {
+    for (eos, text) in [
+        ("<|a|>longer>", "<|a|>longer>"),
+        ("cafe\u{301}", "cafe\u{301}"),
+        ("ĠĠ", "  "),
+        ("e", "e"),
+        ("é", "\u{fffd}"),
+    ] {
         assert_eq!(read_with(json!({ "eos_token": eos })).unwrap(), named(None, Some(text)));
         let tokenizer = Tokenizer::read(&path).unwrap();
         tokenizer.save(run.path()).unwrap();
@@ -265,7 +271,10 @@ fn tokenizer_config_names_the_tokens_that_begin_and_end_a_text() {
 
     let refused = |config: Value, part: &str| {
         let reason = read_with(config).unwrap_err().to_string();
-        assert!(reason.contains(part) && reason.contains("tokenizer_config.json"), "lacks {part:?}: {reason}");
+        assert!(
+            reason.contains(part) && reason.contains("tokenizer_config.json"),
+            "lacks {part:?}: {reason}"
+        );
     };
     refused(json!({ "eos_token": " e" }), "names the eos_token \" e\"");
     refused(json!([1]), "is not a JSON object");

@@ -79,16 +79,14 @@ impl<'p> Automaton<'p> {
             Item::Group { alternatives, optional } => {
                 self.first_of(alternatives, next, optional.then_some(next))
             }
-            Item::Ahead { class, negative } => {
-                self.push(State::Ahead { class, negative: *negative, next })
-            }
+            Item::Ahead { class, negative } => self.push(State::Ahead { class, negative: *negative, next }),
         }
     }
 
     /// Overwrites where the matches end that begin in each state at an offset.
     fn fill(&self, text: &str, at: usize, after: &[Option<usize>], here: &mut [Option<usize>]) {
         for (index, state) in self.states.iter().enumerate() {
-            here[index] = match state {
+            let found = match state {
                 State::End => Some(at),
                 State::Char { class, taken, skipped, possessive } => {
                     let is_there = class.len_at(text, at).is_some();
@@ -98,9 +96,11 @@ impl<'p> Automaton<'p> {
                 }
                 State::FirstOf(firsts) => firsts.iter().find_map(|&first| here[first]),
                 State::Ahead { class, negative, next } => {
-                    if class.len_at(text, at).is_some() != *negative { here[*next] } else { None }
+                    let holds = class.len_at(text, at).is_some() != *negative;
+                    if holds { here[*next] } else { None }
                 }
             };
+            here[index] = found;
         }
     }
 }

@@ -119,7 +119,8 @@ fn patterns_that_would_fill_the_stack_are_refused() {
     let text = "a".repeat(999) + "b";
     let deep = "(?:".repeat(32) + "a" + &")".repeat(32);
     let wide = "(?:a?b?)?".repeat(300) + "b";
-    for (pattern, matches) in [("a?".repeat(999) + "b", 1), (deep, 999), (wide, 1), ("a{1000}".to_owned(), 0)] {
+    for (pattern, matches) in [("a?".repeat(999) + "b", 1), (deep, 999), (wide, 1), ("a{1000}".to_owned(), 0)]
+    {
         let pattern = Pattern::new(&pattern).unwrap();
         assert_eq!(pattern.parts(&text).filter(|(_, is_match)| *is_match).count(), matches);
     }
