@@ -139,7 +139,7 @@ impl Tokenizer {
     pub fn read(path: &Path) -> Result<Self> {
         let mut tokenizer = Self::new(json::read(path)?);
         let Self { model, borders } = &mut tokenizer;
-        *borders = borders.read_beside(path, |name| model.special(name))?;
+        *borders = borders.read_beside(path, |name| json::id_of(model, name))?;
         Ok(tokenizer)
     }
 
@@ -210,12 +210,12 @@ impl Tokenizer {
         }
     }
 
-    /// The special token that begins a text, if the tokenizer has one.
+    /// The token that begins a text, if the tokenizer has one.
     pub fn begin_token(&self) -> Option<u32> {
         self.borders.begin
     }
 
-    /// The special token that ends a text, if the tokenizer has one: GPT-2's is `<|endoftext|>`. It also stands between
+    /// The token that ends a text, if the tokenizer has one: GPT-2's is `<|endoftext|>`. It also stands between
     /// documents.
     pub fn end_token(&self) -> Option<u32> {
         self.borders.end

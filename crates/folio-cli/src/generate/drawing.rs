@@ -9,7 +9,7 @@ use crate::options::{real, whole};
 #[derive(Args, Clone)]
 #[command(rename_all = "snake_case")]
 pub(crate) struct DrawingArgs {
-    /// Below 1 bolder, above 1 wilder; 0 always takes the likeliest token
+    /// Lower is more predictable, higher more random; 0 always takes the likeliest token
     #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = real::<f64>)]
     pub(crate) temperature: f64,
     /// Draw from so many of the likeliest tokens only

@@ -12,7 +12,8 @@ pub struct Sampling {
     /// Logits of tokens that the text has already are divided by this if positive, else multiplied (Keskar et al. 2019,
     /// "CTRL", section 4.1): above 1 the text repeats itself less. 1 changes nothing.
     pub repetition_penalty: f64,
-    /// Logits are divided by this: below 1 bolder, above 1 wilder; 0 always takes the likeliest token.
+    /// Logits are divided by this: lower is more predictable, higher more random; 0 always takes the likeliest
+    /// token.
     pub temperature: f64,
     /// Only so many of the likeliest tokens are drawn from (Fan, Lewis and Dauphin 2018).
     pub top_k: Option<usize>,
@@ -35,12 +36,12 @@ impl Sampling {
     /// Checks every number.
     ///
     /// # Errors
-    /// [`Error::Setting`] that names the one that will not do.
+    /// [`Error::Setting`] that names the one that is out of range.
     pub fn validate(&self) -> Result<()> {
         let Self { repetition_penalty, temperature, top_k, top_p, min_p } = *self;
         if !repetition_penalty.is_finite() || repetition_penalty <= 0.0 {
             let reason = format!(
-                "{repetition_penalty} will not do: give 1 (no penalty) or more, or less than 1 and above 0"
+                "must be greater than 0, not {repetition_penalty}: 1 is no penalty, more makes repetition less likely"
             );
             return Err(Error::setting("--repetition_penalty", reason));
         }
@@ -50,7 +51,7 @@ impl Sampling {
             return Err(Error::setting("--repetition_penalty", reason));
         }
         if !temperature.is_finite() || temperature < 0.0 {
-            let reason = format!("{temperature} will not do: give 0 (the likeliest token) or more");
+            let reason = format!("must be 0 (always the likeliest token) or more, not {temperature}");
             return Err(Error::setting("--temperature", reason));
         }
         if top_k == Some(0) {

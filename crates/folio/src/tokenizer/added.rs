@@ -76,7 +76,7 @@ impl Finder {
         }
         let (places, texts): (Vec<usize>, Vec<String>) = patterns.into_iter().unzip();
         let built = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(texts);
-        let automaton = built.map_err(|error| format!("has added tokens that are too many: {error}"))?;
+        let automaton = built.map_err(|error| format!("has too many added tokens: {error}"))?;
         Ok(Self { places, automaton: Some(automaton) })
     }
 }

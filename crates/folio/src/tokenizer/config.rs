@@ -1,12 +1,11 @@
 //! `tokenizer_config.json`, which transformers keeps beside `tokenizer.json`: it names the special tokens that begin and
 //! end a text.
 
-use std::fs;
-use std::io::ErrorKind;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::json::{read_capped, spelling};
 use super::{TOKENIZER_FILE, Tokenizer};
 use crate::error::{Error, Result};
 
@@ -19,7 +18,7 @@ const ENDS: [&str; 5] = [super::END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>",
 /// Special tokens that begin one. GPT-2 uses a single token for both.
 const BEGINNINGS: [&str; 6] = [super::END_OF_TEXT, "<|begin_of_text|>", "<s>", "<bos>", "[BOS]", "<|bos|>"];
 
-/// The special tokens that begin and end a text, as far as a tokenizer has them.
+/// The tokens that begin and end a text, as far as a tokenizer has them. A configuration may name any token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Borders {
     pub(super) begin: Option<u32>,
@@ -39,22 +38,36 @@ impl Borders {
             return Ok(self);
         }
         let path = path.with_file_name(CONFIG_FILE);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(self),
-            Err(source) => return Err(Error::file("read", &path)(source)),
-        };
+        let Some(bytes) = read_capped(&path)? else { return Ok(self) };
         let refused = |reason: String| Error::Tokenizer { reason: format!("{} {reason}", path.display()) };
         let json: Value =
             serde_json::from_slice(&bytes).map_err(|error| refused(format!("is not valid JSON: {error}")))?;
+        if !json.is_object() {
+            return Err(refused(format!(
+                "is not a JSON object; delete it, or save the {TOKENIZER_FILE} again"
+            )));
+        }
         let token = |field: &str, otherwise| {
-            let Some(named) = json.get(field) else { return Ok(otherwise) };
+            let named = match json.get(field) {
+                None => return Ok(otherwise),
+                Some(Value::Null) => return Ok(None),
+                Some(named) => named,
+            };
             // A name alone, or an object with all that is to know of the token.
-            let Some(name) = named.as_str().or_else(|| named["content"].as_str()) else { return Ok(None) };
+            let Some(name) = named.as_str().or_else(|| named["content"].as_str()) else {
+                return Err(refused(format!(
+                    "has {named} in '{field}', where a token must be: give its text, an object with its text in \
+                     'content', or null"
+                )));
+            };
+            // transformers takes an empty name for none.
+            if name.is_empty() {
+                return Ok(None);
+            }
             id_of(name).map(Some).ok_or_else(|| {
                 refused(format!(
-                    "names the {field} {name:?}, which is not among the added tokens of {TOKENIZER_FILE}: add it \
-                     there, or set {field} to null"
+                    "names the {field} {name:?}, which is not among the tokens of {TOKENIZER_FILE}: add it to its \
+                     'added_tokens', or set {field} to null"
                 ))
             })
         };
@@ -64,7 +77,7 @@ impl Borders {
 
 /// The file of a tokenizer. `context` is the largest number of tokens that its model takes.
 pub(super) fn of(tokenizer: &Tokenizer, context: Option<usize>) -> Value {
-    let name = |id: Option<u32>| id.map(|id| tokenizer.decode(&[id]));
+    let name = |id: Option<u32>| id.map(|id| spelling(&tokenizer.model, id));
     let mut config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": name(tokenizer.begin_token()),

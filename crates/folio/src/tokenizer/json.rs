@@ -63,6 +63,42 @@ impl Serialize for VocabJson {
     }
 }
 
+/// How the file of a tokenizer spells a token.
+pub(super) fn spelling(model: &Model, id: u32) -> String {
+    match model {
+        Model::Chars(vocabulary) => vocabulary.char(id).to_string(),
+        Model::Bpe(bpe) => bpe_spelling(bpe, &byte_alphabet(), id),
+    }
+}
+
+/// The token that the file of a tokenizer spells so: an added one, special or not, or an ordinary one.
+pub(super) fn id_of(model: &Model, spelling: &str) -> Option<u32> {
+    match model {
+        Model::Chars(vocabulary) => {
+            let found = vocabulary.chars().iter().zip(0..).find(|(c, _)| spelling == c.to_string());
+            found.map(|(_, id)| id)
+        }
+        Model::Bpe(bpe) => {
+            let added = bpe.recipe().added.tokens();
+            if let Some(token) = added.iter().find(|token| token.content == spelling) {
+                return Some(token.id);
+            }
+            let bytes = read::unspell(spelling)?;
+            let is_added = |id: &u32| added.binary_search_by_key(id, |token| token.id).is_ok();
+            (0..bpe.vocab_size() as u32).find(|id| bpe.token(*id) == bytes && !is_added(id))
+        }
+    }
+}
+
+fn bpe_spelling(bpe: &Bpe, alphabet: &[char; 256], id: u32) -> String {
+    let added = bpe.recipe().added.tokens();
+    // An added token is spelled as the text it is.
+    match added.binary_search_by_key(&id, |token| token.id) {
+        Ok(place) => added[place].content.clone(),
+        Err(_) => spell(alphabet, bpe.token(id)),
+    }
+}
+
 /// The file of a tokenizer.
 pub(super) fn of(model: &Model) -> TokenizerJson<'static> {
     match model {
@@ -79,11 +115,7 @@ fn chars_json(vocabulary: &CharVocabulary) -> TokenizerJson<'static> {
 fn bpe_file(bpe: &Bpe) -> TokenizerJson<'static> {
     let (alphabet, recipe) = (byte_alphabet(), bpe.recipe());
     let added = recipe.added.tokens();
-    // An added token is spelled as the text it is.
-    let token = |id: u32| match added.binary_search_by_key(&id, |token| token.id) {
-        Ok(place) => added[place].content.clone(),
-        Err(_) => spell(&alphabet, bpe.token(id)),
-    };
+    let token = |id: u32| bpe_spelling(bpe, &alphabet, id);
     let merges = bpe.merges().iter().map(|&(left, right)| format!("{} {}", token(left), token(right)));
     // Those that the vocabulary does not list come last.
     let listed = bpe.vocab_size() - added.iter().filter(|token| !token.in_vocab).count();
@@ -164,29 +196,26 @@ fn bpe_json(tokens: Vec<String>, merges: Vec<String>) -> BpeJson<'static> {
 
 /// The tokenizer in a file, if it is one that this program runs.
 pub(super) fn read(path: &Path) -> Result<Model> {
-    let bytes = read_capped(path)?;
+    let bytes = read_capped(path)?
+        .ok_or_else(|| refused(path, "does not exist; give the folder of a run that has saved one"))?;
     let json = serde_json::from_slice(&bytes)
         .map_err(|error| refused(path, format!("is not valid JSON: {error}")))?;
     read::from_json(&json).map_err(|reason| refused(path, reason))
 }
 
-fn read_capped(path: &Path) -> Result<Vec<u8>> {
+/// The bytes of a file, if there is one.
+pub(super) fn read_capped(path: &Path) -> Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
-    File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)).map_err(
-        |source| match source.kind() {
-            ErrorKind::NotFound => {
-                refused(path, "does not exist; give the folder of a run that has saved one")
-            }
-            _ => Error::file("read", path)(source),
-        },
-    )?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(refused(
+    let read = File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes));
+    match read {
+        Ok(_) if bytes.len() as u64 > MAX_FILE_BYTES => Err(refused(
             path,
             format!("is larger than {} MiB, too large for a tokenizer", MAX_FILE_BYTES >> 20),
-        ));
+        )),
+        Ok(_) => Ok(Some(bytes)),
+        Err(source) if source.kind() == ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::file("read", path)(source)),
     }
-    Ok(bytes)
 }
 
 fn refused(path: &Path, reason: impl Into<String>) -> Error {

@@ -196,6 +196,13 @@ fn what_would_give_other_ids_is_refused_by_its_field() {
         json!({ "Regex": "\\w+" }),
         "has the escape '\\w' at character 2",
     );
+    set(
+        "/pre_tokenizer/pretokenizers/0/pattern",
+        json!({ "Regex": "a?".repeat(200_000) + "b" }),
+        "a?…\", which this program does not run: it has more than 4096 bytes",
+    );
+    let step = json!({ "type": "Digits", "individual_digits": true });
+    set("/pre_tokenizer/pretokenizers", json!(vec![step; 200_000]), "'pre_tokenizer' of more than 100 steps");
     set("/pre_tokenizer/pretokenizers/0/invert", json!(1), "has 1 in 'pre_tokenizer.invert'");
     set("/decoder", json!({ "type": "Metaspace" }), "a 'decoder' that is not ByteLevel");
     set("/model/type", json!("Unigram"), "a model of type 'Unigram'");
@@ -208,6 +215,17 @@ fn what_would_give_other_ids_is_refused_by_its_field() {
     file["truncation"] = json!(null);
     file["model"]["dropout"] = json!(0.1);
     assert!(read(&file).unwrap_err().contains("the option 'model.dropout'"));
+}
+
+#[test]
+fn texts_that_split_at_a_long_string_load_and_encode() {
+    let golden = golden();
+    let mut file = file(&golden, &golden.cases["qwen2"]);
+    let long = "ab".repeat(100_000);
+    file["pre_tokenizer"]["pretokenizers"][0]["pattern"] = json!({ "String": long });
+    let tokenizer = read(&file).unwrap();
+    let text = format!("c{long}c");
+    assert_eq!(tokenizer.decode(&tokenizer.encode(&text).unwrap()), text);
 }
 
 #[test]
@@ -235,6 +253,39 @@ fn tokenizer_config_names_the_tokens_that_begin_and_end_a_text() {
     assert_eq!(Tokenizer::load(run.path()).unwrap(), tokenizer);
     let unknown = read_with(json!({ "eos_token": "<|z|>" })).unwrap_err().to_string();
     assert!(unknown.contains("tokenizer_config.json names the eos_token \"<|z|>\""), "{unknown}");
+
+    // Any token may end a text: an added one that is not special, or an ordinary one as the vocabulary spells it.
+    for (eos, text) in [
+        ("<|a|>longer>", "<|a|>longer>"),
+        ("cafe\u{301}", "cafe\u{301}"),
+        ("ĠĠ", "  "),
+        ("e", "e"),
+        ("é", "\u{fffd}"),
+    ] {
+        assert_eq!(read_with(json!({ "eos_token": eos })).unwrap(), named(None, Some(text)));
+        let tokenizer = Tokenizer::read(&path).unwrap();
+        tokenizer.save(run.path()).unwrap();
+        assert_eq!(Tokenizer::load(run.path()).unwrap(), tokenizer);
+    }
+    assert_eq!(read_with(json!({ "eos_token": "" })).unwrap(), named(None, None));
+
+    let refused = |config: Value, part: &str| {
+        let reason = read_with(config).unwrap_err().to_string();
+        assert!(
+            reason.contains(part) && reason.contains("tokenizer_config.json"),
+            "lacks {part:?}: {reason}"
+        );
+    };
+    refused(json!({ "eos_token": " e" }), "names the eos_token \" e\"");
+    refused(json!([1]), "is not a JSON object");
+    refused(json!({ "eos_token": 5 }), "has 5 in 'eos_token'");
+    refused(json!({ "bos_token": { "content": true } }), "has {\"content\":true} in 'bos_token'");
+    refused(json!(" ".repeat(64 << 20)), "is larger than 64 MiB");
+
+    // Characters, too.
+    Tokenizer::chars("ab\n").write(&path).unwrap();
+    assert_eq!(read_with(json!({ "eos_token": "\n" })).unwrap(), named(None, Some("\n")));
+    refused(json!({ "eos_token": "c" }), "names the eos_token \"c\"");
 
     // GPT-2's published configuration leaves them out, where its name for them is known; null is none at all.
     Tokenizer::gpt2().write(&path).unwrap();

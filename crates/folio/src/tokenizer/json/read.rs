@@ -15,6 +15,12 @@ use super::super::gpt2::byte_alphabet;
 use super::super::pattern::Pattern;
 use super::super::recipe::{Behavior, Recipe, Step};
 
+/// Steps of a split into words. Published tokenizers have up to 5. Each needs a part of the stack.
+const MOST_STEPS: usize = 100;
+
+/// What messages show of a pattern at most; the published ones are shorter.
+const SHOWN_CHARS: usize = 500;
+
 type Read<T> = Result<T, String>;
 
 /// The tokenizer of a file.
@@ -175,8 +181,12 @@ fn push_steps(json: &Value, steps: &mut Vec<Step>) -> Read<()> {
             };
             let (regex, literal) = (&json["pattern"]["Regex"], &json["pattern"]["String"]);
             let refused = |pattern: &str, reason| {
+                let mut shown: String = pattern.chars().take(SHOWN_CHARS).collect();
+                if shown.len() < pattern.len() {
+                    shown.push('…');
+                }
                 format!(
-                    "has the 'pre_tokenizer.pattern' {pattern:?}, which this program does not run: it has {reason}"
+                    "has the 'pre_tokenizer.pattern' {shown:?}, which this program does not run: it has {reason}"
                 )
             };
             let pattern = match (regex.as_str(), literal.as_str()) {
@@ -191,6 +201,9 @@ fn push_steps(json: &Value, steps: &mut Vec<Step>) -> Read<()> {
         }
         kind => return Err(unsupported(&format!("a 'pre_tokenizer' of type '{kind}'"))),
     };
+    if steps.len() == MOST_STEPS {
+        return Err(unsupported(&format!("a 'pre_tokenizer' of more than {MOST_STEPS} steps")));
+    }
     steps.push(step);
     Ok(())
 }
@@ -266,7 +279,7 @@ fn bytes_of(spelled: &[String], added: &[Added]) -> Read<Vec<Vec<u8>>> {
 }
 
 /// The bytes that a spelling in GPT-2's alphabet stands for.
-fn unspell(spelling: &str) -> Option<Vec<u8>> {
+pub(super) fn unspell(spelling: &str) -> Option<Vec<u8>> {
     static BYTES: std::sync::LazyLock<FxHashMap<char, u8>> =
         std::sync::LazyLock::new(|| byte_alphabet().into_iter().zip(0..=u8::MAX).collect());
     spelling.chars().map(|c| BYTES.get(&c).copied()).collect()

@@ -41,11 +41,6 @@ impl Class {
         class
     }
 
-    /// A single character.
-    pub(super) fn one(c: char) -> Self {
-        Self::new(false, vec![Part::Range(c, c)])
-    }
-
     fn decide(&self, c: char) -> bool {
         self.parts.iter().any(|part| part.contains(c)) != self.negated
     }

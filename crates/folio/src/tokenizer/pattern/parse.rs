@@ -11,8 +11,17 @@ const FOLDED_TOGETHER: [&str; 5] = ["ss", "ff", "fi", "fl", "st"];
 /// The largest number in `{n,m}`.
 const MOST: usize = 1000;
 
+/// The largest pattern: its length in bytes, how deep its groups are nested, and how many characters and groups it has,
+/// each as often as it is repeated at least. Published ones have up to 500 bytes. Matching a part needs a part of the stack.
+const MOST_BYTES: usize = 4096;
+const MOST_NESTED: usize = 32;
+const MOST_PARTS: usize = 1000;
+
 pub(super) fn parse(source: &str) -> Result<Vec<Vec<Item>>, String> {
-    let mut parser = Parser { source, at: 0, ignores_case: false };
+    if source.len() > MOST_BYTES {
+        return Err(format!("more than {MOST_BYTES} bytes"));
+    }
+    let mut parser = Parser { source, at: 0, ignores_case: false, nested: 0, parts: 0 };
     let alternatives = parser.alternatives()?;
     if parser.peek().is_some() {
         return Err(format!("a ')' too many at character {}", parser.place()));
@@ -37,6 +46,10 @@ struct Parser<'s> {
     source: &'s str,
     at: usize,
     ignores_case: bool,
+    /// The groups that are open.
+    nested: usize,
+    /// The characters and groups so far.
+    parts: usize,
 }
 
 impl Parser<'_> {
@@ -81,6 +94,14 @@ impl Parser<'_> {
                 }
                 Some(_) => {
                     let item = self.item()?;
+                    self.parts += match item {
+                        Item::Run { min, max: usize::MAX, .. } => min + 1,
+                        Item::Run { max, .. } => max,
+                        Item::Group { .. } | Item::Ahead { .. } => 1,
+                    };
+                    if self.parts > MOST_PARTS {
+                        return Err(format!("more than {MOST_PARTS} characters and groups"));
+                    }
                     all.last_mut().expect("never empty").push(item);
                 }
             }
@@ -95,8 +116,12 @@ impl Parser<'_> {
         if self.take("(?!") {
             return self.ahead(true);
         }
+        if self.ignores_case && (self.rest().starts_with("(?:") || self.rest().starts_with("(?i:")) {
+            // Letters on its two sides may be those of `FOLDED_TOGETHER`.
+            return self.unknown("a group inside (?i:...)");
+        }
         if self.take("(?:") {
-            return self.group(self.ignores_case);
+            return self.group(false);
         }
         if self.take("(?i:") {
             return self.group(true);
@@ -127,9 +152,15 @@ impl Parser<'_> {
     }
 
     fn group(&mut self, ignores_case: bool) -> Result<Item, String> {
-        let outside = std::mem::replace(&mut self.ignores_case, ignores_case);
+        if self.nested == MOST_NESTED {
+            return self.unknown(&format!("more than {MOST_NESTED} groups inside each other"));
+        }
+        self.nested += 1;
+        self.ignores_case = ignores_case;
         let alternatives = self.alternatives()?;
-        self.ignores_case = outside;
+        // No group is inside one that ignores case.
+        self.ignores_case = false;
+        self.nested -= 1;
         if !self.take(")") {
             return self.unknown("a group without its ')'");
         }
@@ -146,6 +177,8 @@ impl Parser<'_> {
             Some('?') => (0, 1),
             Some('*') => (0, usize::MAX),
             Some('+') => (1, usize::MAX),
+            // Some engines read `s{1}s` as `ss`.
+            Some('{') if self.ignores_case => return self.unknown("a '{' in (?i:...)"),
             Some('{') => {
                 let (min, max) = self.bounds()?;
                 if matches!(self.peek(), Some('*' | '+' | '?' | '{')) {

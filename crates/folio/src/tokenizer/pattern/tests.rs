@@ -28,11 +28,26 @@ fn parts_of_regex(pattern: &str, text: &str) -> Vec<(String, bool)> {
     parts
 }
 
+/// The parts that matching without backtracking finds.
+fn parts_without_backtracking(pattern: &Pattern, text: &str) -> Vec<(String, bool)> {
+    let mut search = Search::new(pattern, text);
+    search.backtracking.steps_left.set(0);
+    let (mut parts, mut done) = (Vec::new(), 0);
+    while let Some((start, end)) = search.next_match(done) {
+        parts.extend((start > done).then(|| (text[done..start].to_owned(), false)));
+        parts.push((text[start..end].to_owned(), true));
+        done = end;
+    }
+    parts.extend((done < text.len()).then(|| (text[done..].to_owned(), false)));
+    parts
+}
+
 #[track_caller]
 fn check(pattern: &str, text: &str) {
     let found = Pattern::new(pattern).unwrap();
     let parts: Vec<_> = found.parts(text).map(|(part, is_match)| (part.to_owned(), is_match)).collect();
     assert_eq!(parts, parts_of_regex(pattern, text), "{pattern} in {text:?}");
+    assert_eq!(parts_without_backtracking(&found, text), parts, "{pattern} in {text:?}");
 }
 
 proptest! {
@@ -50,15 +65,68 @@ proptest! {
     }
 }
 
+/// Whether all matches are found, and by backtracking.
+fn backtracks_to_the_end(pattern: &str, text: &str) -> bool {
+    let pattern = Pattern::new(pattern).unwrap();
+    let (mut search, mut done) = (Search::new(&pattern, text), 0);
+    while let Some((_, end)) = search.next_match(done) {
+        done = end;
+    }
+    search.ends.is_none()
+}
+
 #[test]
 fn long_runs_need_no_more_than_a_pass() {
-    for run in [" ", "a", "A", "1", "\n", "!", "日"] {
-        let text = run.repeat(200_000) + "x";
+    for run in [" ", "a", "A", "1", "\n", "!", "日", "! ", "日a", "'", "\t\n", "\u{301}"] {
+        let text = run.repeat(50_000) + "x";
         for pattern in [GPT2, CL100K, O200K, NANOCHAT] {
-            let parts = Pattern::new(pattern).unwrap();
-            assert_eq!(parts.parts(&text).map(|(part, _)| part.len()).sum::<usize>(), text.len());
+            assert!(backtracks_to_the_end(pattern, &text), "{pattern} on many {run:?}");
         }
     }
+}
+
+#[test]
+fn no_pattern_backtracks_without_an_end() {
+    let text = "a".repeat(20_000);
+    for pattern in [&*("(?:a|aa)".repeat(41) + "b"), "a*a*a*a*a*a*a*a*b", "a+b", r"(?:a?(?:a|b{0,9}))a*a*c"] {
+        assert!(!backtracks_to_the_end(pattern, &text), "{pattern}");
+        assert_eq!(Pattern::new(pattern).unwrap().parts(&text).collect::<Vec<_>>(), [(&*text, false)]);
+        let short = "a".repeat(9) + "bb" + &"a".repeat(60) + "bca";
+        check_without_regex(pattern, &short);
+    }
+    // Each match looks at all the rest of the text.
+    let alone: Vec<_> = Pattern::new("a*b|a").unwrap().parts(&text).collect();
+    assert_eq!(alone, vec![("a", true); text.len()]);
+}
+
+/// Both ways of matching find the same.
+#[track_caller]
+fn check_without_regex(pattern: &str, text: &str) {
+    let pattern = Pattern::new(pattern).unwrap();
+    let parts: Vec<_> = pattern.parts(text).map(|(part, is_match)| (part.to_owned(), is_match)).collect();
+    assert_eq!(parts_without_backtracking(&pattern, text), parts);
+}
+
+#[test]
+fn patterns_that_would_fill_the_stack_are_refused() {
+    let many = 200_000;
+    check_refused(&("(?:".repeat(many) + "a" + &")".repeat(many)), "more than 4096 bytes");
+    check_refused(&("a?".repeat(many) + "b"), "more than 4096 bytes");
+    check_refused(&("(?:".repeat(33) + "a" + &")".repeat(33)), "more than 32 groups inside each other");
+    check_refused(&("a?".repeat(1000) + "b"), "more than 1000 characters and groups");
+    check_refused("a{1000}b", "more than 1000 characters and groups");
+    // The largest ones match in the stack of a thread.
+    let text = "a".repeat(999) + "b";
+    let deep = "(?:".repeat(32) + "a" + &")".repeat(32);
+    let wide = "(?:a?b?)?".repeat(300) + "b";
+    for (pattern, matches) in [("a?".repeat(999) + "b", 1), (deep, 999), (wide, 1), ("a{1000}".to_owned(), 0)]
+    {
+        let pattern = Pattern::new(&pattern).unwrap();
+        assert_eq!(pattern.parts(&text).filter(|(_, is_match)| *is_match).count(), matches);
+    }
+    let long = "ab".repeat(many);
+    let literal = Pattern::literal(&long).unwrap();
+    assert_eq!(literal.parts(&format!("{long}c")).collect::<Vec<_>>(), [(&*long, true), ("c", false)]);
 }
 
 #[track_caller]
@@ -93,6 +161,10 @@ fn what_engines_disagree_on_is_refused() {
     check_refused("a|b*", "an alternative that matches nothing");
     check_refused("", "an alternative that matches nothing");
     check_refused("(?i:ss)", "'ss' in (?i:...)");
+    check_refused("(?i:(?:s)(?:s))", "a group inside (?i:...) at character 5");
+    check_refused("(?i:s(?:s))", "a group inside (?i:...)");
+    check_refused("(?i:s(?i:s))", "a group inside (?i:...)");
+    check_refused("(?i:s{1}s)", "a '{' in (?i:...) at character 6");
     check_refused("(?i:é)", "a range or a letter outside of ASCII");
     check_refused(r"(?i:\p{Lu})", "a category in (?i:...)");
     assert!(Pattern::literal("").is_err());
