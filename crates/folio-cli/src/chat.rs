@@ -67,7 +67,8 @@ pub(crate) fn run(args: &ChatArgs) -> anyhow::Result<()> {
         drawing: args.drawing.clone(),
         max_new_tokens: args.max_new_tokens,
         first_seed: args.drawing.seed(),
-        turns: 0,
+        next_seed: args.drawing.seed(),
+        is_seed_set: false,
         look: if args.show_probabilities { Look::of_probabilities() } else { Look::Plain },
         text: String::new(),
         before: Vec::new(),
@@ -94,7 +95,7 @@ pub(crate) fn run(args: &ChatArgs) -> anyhow::Result<()> {
             }
             Err(ReadlineError::Interrupted) => {}
             Err(ReadlineError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
-                screen::err("that line is not UTF-8: it is left out");
+                screen::err("skipped a line that is not UTF-8");
             }
             Err(ReadlineError::Eof) => return Ok(()),
             Err(error) => return Err(error.into()),
@@ -108,9 +109,12 @@ struct Chat {
     tokenizer: Arc<Tokenizer>,
     drawing: DrawingArgs,
     max_new_tokens: usize,
+    /// The seed of a new text.
     first_seed: u64,
-    /// How often the model has written since the text began: each time with the next seed.
-    turns: u64,
+    /// The seed of what is written next; each time it grows by one.
+    next_seed: u64,
+    /// Whether it was given with /seed and not used yet. Then /undo leaves it.
+    is_seed_set: bool,
     look: Look,
     text: String,
     /// What was there before each line, the last line last.
@@ -123,7 +127,8 @@ struct Chat {
 /// A line of the person's, and what it was added to.
 struct Turn {
     text: String,
-    turns: u64,
+    next_seed: u64,
+    is_seed_set: bool,
     line: String,
 }
 
@@ -143,16 +148,23 @@ impl Chat {
         match name {
             "help" => screen::err(HELP),
             "text" => screen::out(terminal::shown(&self.text))?,
-            "reset" => (self.text, self.turns, self.before) = (String::new(), 0, Vec::new()),
+            "reset" => {
+                (self.text, self.next_seed, self.before) = (String::new(), self.first_seed, Vec::new());
+            }
             "undo" => {
                 let turn = self.take_back()?;
-                self.turns = turn.turns;
+                if !self.is_seed_set {
+                    (self.next_seed, self.is_seed_set) = (turn.next_seed, turn.is_seed_set);
+                }
             }
             "retry" => {
                 let turn = self.take_back()?;
                 return self.go_on(&turn.line);
             }
-            "seed" => (self.first_seed, self.turns) = (number(name, value)?, 0),
+            "seed" => {
+                self.first_seed = number(name, value)?;
+                (self.next_seed, self.is_seed_set) = (self.first_seed, true);
+            }
             "save" => self.save(value)?,
             "max_new_tokens" => self.max_new_tokens = number(name, value)?,
             "temperature" => drawing.temperature = number(name, value)?,
@@ -181,7 +193,7 @@ impl Chat {
         let is_own = self.saved_to.as_ref() == Some(&path);
         anyhow::ensure!(
             is_own || path.symlink_metadata().is_err(),
-            "/save {name}: is there already: give another name"
+            "/save {name}: the file exists; choose another name"
         );
         write_atomic(&path, self.text.as_bytes())?;
         screen::err(format_args!("wrote {}", path.display()));
@@ -198,13 +210,14 @@ impl Chat {
             let room = self.generator.config().block_size;
             prompt.drain(..prompt.len().saturating_sub(room));
         }
-        let seed = self.first_seed.wrapping_add(self.turns);
+        let seed = self.next_seed;
         let mut request = self.drawing.request(prompt, self.max_new_tokens, seed);
         request.logprobs = (self.look != Look::Plain).then_some(0);
         let id = self.generator.begin(request)?;
         let before = std::mem::replace(&mut self.text, text);
-        self.before.push(Turn { text: before, turns: self.turns, line: line.to_owned() });
-        self.turns += 1;
+        let is_seed_set = std::mem::replace(&mut self.is_seed_set, false);
+        self.before.push(Turn { text: before, next_seed: seed, is_seed_set, line: line.to_owned() });
+        self.next_seed = seed.wrapping_add(1);
         let mut stdout = screen::stdout();
         let writing = self.interrupt.begin();
         while self.generator.texts() > 0 {

@@ -4,16 +4,14 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
-use folio::run_dir::{RunDir, RunLock, RunState, Status};
+use folio::run_dir::{Place, RUNS, RunDir, RunLock, RunState, Status, locate};
 use folio::sweep::{differing, shown};
 use serde_json::Value;
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use crate::screen;
 use crate::terminal;
 use crate::usage::Usage;
-
-/// Where runs are if nothing else is said.
-const RUNS: &str = "runs";
 
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
@@ -61,9 +59,17 @@ pub(crate) fn run(args: &RunsArgs) -> anyhow::Result<()> {
     for path in &run_dirs {
         for run in find(path)? {
             let name = if run_dirs.len() > 1 { run.path().display().to_string() } else { name(&run, path) };
-            rows.push(Row::read(&run, name)?);
+            match Row::read(&run, name) {
+                Ok(row) => rows.push(row),
+                // One damaged run does not hide the others, unless it is what was asked for.
+                Err(error) if run.path() != path => {
+                    screen::err(format_args!("warning: skipped a run: {error:#}"));
+                }
+                Err(error) => return Err(error),
+            }
         }
     }
+    anyhow::ensure!(!rows.is_empty(), "no run could be read: the warnings say why");
     // Bits compare whatever the tokenizers; where some run has none, the losses have to do.
     let by_bits = rows.iter().all(|row| row.bits.is_some() || row.best.is_none());
     let rank = |row: &Row| if by_bits { bits(row) } else { loss(row) };
@@ -93,13 +99,12 @@ fn find(path: &Path) -> anyhow::Result<Vec<RunDir>> {
         Ok(runs) => return Ok(runs),
         Err(error) => error,
     };
-    let entries = std::fs::read_dir(path).into_iter().flatten().filter_map(Result::ok);
-    let mut directories: Vec<PathBuf> =
-        entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
-    directories.sort();
-    let below = directories.into_iter().filter_map(|path| RunDir::new(path).runs().ok());
-    let found: Vec<RunDir> = below.flatten().collect();
-    if found.is_empty() { Err(neither.into()) } else { Ok(found) }
+    match locate(path) {
+        Ok(Place::Directory(children)) => {
+            Ok(children.iter().filter_map(|child| child.runs().ok()).flatten().collect())
+        }
+        _ => Err(neither.into()),
+    }
 }
 
 /// A run's path from the directory that was given, or the directory's own name.
@@ -208,7 +213,7 @@ fn table(rows: &[Row], width: Option<usize>) -> (String, Vec<String>) {
         }
         // The names lose their middle.
         let names = &mut columns[1].cells;
-        let longest = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
+        let longest = names.iter().map(|name| name.width()).max().unwrap_or(0);
         if longest <= LEAST_NAME {
             return (text, left_out);
         }
@@ -244,7 +249,7 @@ fn columns(rows: &[Row]) -> Vec<Column> {
     columns
 }
 
-/// Columns as text, and the characters of its longest line.
+/// Columns as text, and the terminal columns of its longest line.
 fn drawn(columns: &[Column]) -> (String, usize) {
     let mut table = Table::new();
     table.load_style(NOTHING);
@@ -259,18 +264,28 @@ fn drawn(columns: &[Column]) -> (String, usize) {
     }
     let text = table.to_string();
     let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
-    let needed = lines.iter().map(|line| line.chars().count()).max().unwrap_or(0);
+    let needed = lines.iter().map(|line| line.width()).max().unwrap_or(0);
     (lines.join("\n"), needed)
 }
 
-/// A name of at most `chars` characters: its middle goes.
-fn cut(name: &str, chars: usize) -> String {
-    let all: Vec<char> = name.chars().collect();
-    if all.len() <= chars {
+/// A name of at most `columns` columns on a terminal: its middle goes.
+fn cut(name: &str, columns: usize) -> String {
+    if name.width() <= columns {
         return name.to_owned();
     }
-    let (head, tail) = ((chars - 1).div_ceil(2), (chars - 1) / 2);
-    all[..head].iter().chain(&['…']).chain(&all[all.len() - tail..]).collect()
+    let head: String = fitting(name.chars(), (columns - 1).div_ceil(2)).into_iter().collect();
+    let tail: String = fitting(name.chars().rev(), (columns - 1) / 2).into_iter().rev().collect();
+    format!("{head}…{tail}")
+}
+
+/// As many of the first characters as these columns have room for.
+fn fitting(characters: impl Iterator<Item = char>, columns: usize) -> Vec<char> {
+    let mut used = 0;
+    let fits = |character: &char| {
+        used += character.width().unwrap_or(0);
+        used <= columns
+    };
+    characters.take_while(fits).collect()
 }
 
 #[cfg(test)]
@@ -295,13 +310,15 @@ mod tests {
         let settings =
             |lr: f64| json!({ "learning_rate": lr, "vocab_size": null, "data_sha256": lr.to_string() });
         let name = "experiments/of/the/last/week/run_1";
-        let rows = [row(name, settings(1e-3)), row("short", settings(2e-3))];
+        // Each of these characters is two columns wide.
+        let wide = "上周的实验室运行记录".repeat(2);
+        let rows = [row(name, settings(1e-3)), row("short", settings(2e-3)), row(&wide, settings(3e-3))];
         let (whole, left_out) = table(&rows, None);
         assert!(whole.contains(name) && whole.contains("learning_rate") && whole.contains("1e-3"), "{whole}");
         assert!(left_out.is_empty() && !whole.contains("null") && !whole.contains("sha256"), "{whole}");
         for width in 44..120 {
             let (text, left_out) = table(&rows, Some(width));
-            assert!(text.lines().all(|line| line.chars().count() <= width), "{width}:\n{text}");
+            assert!(text.lines().all(|line| line.width() <= width), "{width}:\n{text}");
             assert_eq!(
                 text.contains("learning_rate"),
                 !left_out.contains(&"learning_rate".to_owned()),
@@ -316,5 +333,8 @@ mod tests {
     fn names_lose_their_middle() {
         assert_eq!(cut("runs/search/run_12", 9), "runs…n_12");
         assert_eq!(cut("short", 8), "short");
+        assert_eq!(cut("上周的实验室", 12), "上周的实验室");
+        assert_eq!(cut("上周的实验室", 11), "上周…验室");
+        assert_eq!(cut("上周的实验室", 8), "上周…室");
     }
 }

@@ -14,6 +14,8 @@ use folio_serve::{ChatTemplate, Limits, Options, Server};
 use crate::options::whole;
 use crate::screen;
 use crate::signals::Signals;
+#[cfg(unix)]
+use crate::signals::is_hangup_ignored;
 use crate::train::set_threads;
 use crate::usage::Usage;
 
@@ -23,7 +25,7 @@ use crate::usage::Usage;
 A model is called by its run: quick is the best checkpoint of runs/quick by its evaluation loss, quick:checkpoint_5 that of
 epoch 5, search/run_1 a run of a sweep. Runs and checkpoints that come later are found.
 
-Ctrl-C or SIGTERM lets texts that are being written go on for a few seconds, a second one ends at once.
+Ctrl-C, SIGTERM or SIGHUP gives the texts that are being generated a few seconds to finish; a second one ends at once.
 
 Examples:
   folio serve --open
@@ -37,7 +39,7 @@ pub(crate) struct ServeArgs {
     /// Runs, sweeps, directories of them, or checkpoints such as RUN/latest [default: runs/, even while it is empty]
     #[arg(value_name = "RUN_DIR")]
     run_dirs: Vec<PathBuf>,
-    /// The address or name to listen on; others than this machine's own let everybody in who knows no key
+    /// Address or name to listen on; any other address is reachable from the network: set --api_key
     #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
     host: String,
     /// The port to listen on; 0 takes a free one
@@ -49,14 +51,14 @@ pub(crate) struct ServeArgs {
     /// The key that clients must give, as Authorization: Bearer KEY
     #[arg(long, value_name = "KEY", env = "FOLIO_API_KEY", hide_env_values = true)]
     api_key: Option<String>,
-    /// Web pages of this origin may ask too, such as http://localhost:3000; may be given several times
+    /// Accept requests from web pages of this origin, such as http://localhost:3000; may be given several times
     #[arg(long, value_name = "ORIGIN")]
     cors_origin: Vec<String>,
     /// How chats become prompts: a text with {role} and {content} for each message, such as '{role}: {content}\n'
     /// [default: the last message's content alone]
     #[arg(long, value_name = "TEXT", value_parser = str::parse::<ChatTemplate>)]
     chat_template: Option<ChatTemplate>,
-    /// Numbers that the weights are in: f32, bf16, int8, or auto for those that each model was trained in
+    /// Weight format: f32, bf16, int8, or auto for the one that each model was trained in
     #[arg(long, value_name = "NAME", default_value = "auto", value_parser = precision)]
     precision: Precision,
     /// Texts to write at once
@@ -65,7 +67,7 @@ pub(crate) struct ServeArgs {
     /// Requests that may wait; more are refused with 429
     #[arg(long, value_name = "N", default_value_t = Limits::default().queue, value_parser = whole::<usize>)]
     max_queue: usize,
-    /// Tokens that a text may be asked to have
+    /// Most tokens that a request may ask for per text
     #[arg(long, value_name = "N", default_value_t = Limits::default().tokens, value_parser = whole::<usize>)]
     max_tokens: usize,
     /// Time that a request may take, waiting included
@@ -207,15 +209,17 @@ fn options(args: &ServeArgs) -> anyhow::Result<Options> {
     })
 }
 
-/// Resolves at the first Ctrl-C or SIGTERM.
+/// Resolves at the first Ctrl-C, SIGTERM or SIGHUP. SIGHUP stays ignored under `nohup`.
 #[cfg(unix)]
 fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut hangup = (!is_hangup_ignored()).then(|| signal(SignalKind::hangup())).transpose()?;
     Ok(async move {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
+            Some(()) = async { hangup.as_mut()?.recv().await } => {}
         }
     })
 }

@@ -75,7 +75,7 @@ fn stopping_signals() -> Vec<i32> {
 
 /// Whether whoever started the program wants it to outlive the terminal, as `nohup` does.
 #[cfg(unix)]
-fn is_hangup_ignored() -> bool {
+pub(crate) fn is_hangup_ignored() -> bool {
     // Linux shows the mask of ignored signals (proc_pid_status(5), SigIgn), of which the lowest bit is signal 1, SIGHUP.
     if let Ok(status) = std::fs::read_to_string("/proc/self/status") {
         let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

@@ -11,7 +11,6 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use serde::Serialize;
-use serde_json::Value;
 
 use crate::Shared;
 use crate::errors::{ApiError, ApiResult};
@@ -28,7 +27,7 @@ mod request;
 
 pub use chat::ChatTemplate;
 pub(crate) use choice::spelling;
-use choice::{Choice, Piece, Score};
+use choice::{Choice, CompletionChoice, Piece, Score};
 use request::{Kind, Prompts, Raw, Wanted, seed_of_sample};
 
 /// `POST /v1/completions`
@@ -58,7 +57,7 @@ async fn answer(shared: Arc<Shared>, wanted: Wanted, begun: Instant) -> ApiResul
         // Files are read and texts cut into tokens on threads that may take their time.
         crate::apart(move || {
             let model = shared.model(&name)?;
-            let prompts = prompts_of(&wanted, &model, shared.limits.prompt_tokens)?;
+            let prompts = prompts_of(&wanted, &model, &shared.limits)?;
             Ok((model, (wanted, prompts)))
         })
         .await?
@@ -78,7 +77,7 @@ struct Prompt {
 }
 
 /// The prompts in both forms.
-fn prompts_of(wanted: &Wanted, model: &Model, most: usize) -> ApiResult<Vec<Prompt>> {
+fn prompts_of(wanted: &Wanted, model: &Model, limits: &Limits) -> ApiResult<Vec<Prompt>> {
     let tokenizer = &model.tokenizer;
     let field = match wanted.kind {
         Kind::Completion => "prompt",
@@ -109,9 +108,19 @@ fn prompts_of(wanted: &Wanted, model: &Model, most: usize) -> ApiResult<Vec<Prom
         }
     };
     let tokens: usize = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
+    let most = limits.prompt_tokens;
     if tokens > most {
         let message = format!("{tokens} tokens are more than the {most} that a request may have");
         return Err(ApiError::field(field, message));
+    }
+    // Each text of the answer repeats its prompt.
+    let (echoed, most) = (tokens.saturating_mul(wanted.samples), limits.request_tokens);
+    if wanted.echo && echoed > most {
+        let message = format!(
+            "{echoed} tokens of prompts, n times each, are more than the {most} that a request may ask for; use a \
+             smaller n or shorter prompts"
+        );
+        return Err(ApiError::field("echo", message));
     }
     Ok(prompts)
 }
@@ -311,12 +320,15 @@ impl Answer {
     /// The whole answer.
     fn whole(&self, pieces: &[Piece]) -> String {
         let usage = Some(Some(self.usage));
+        let tokenizer = &*self.model.tokenizer;
         match self.wanted.kind {
-            Kind::Completion => self.json("text_completion", pieces, usage),
+            Kind::Completion => {
+                let choices = pieces.iter().map(|piece| CompletionChoice::new(piece, tokenizer));
+                self.json("text_completion", &choices.collect::<Vec<_>>(), usage)
+            }
             Kind::Chat => {
-                let replies: Vec<Value> =
-                    pieces.iter().map(|piece| chat::reply(piece, &self.model.tokenizer)).collect();
-                self.json("chat.completion", &replies, usage)
+                let replies = pieces.iter().map(|piece| chat::Reply::new(piece, tokenizer));
+                self.json("chat.completion", &replies.collect::<Vec<_>>(), usage)
             }
         }
     }
@@ -324,11 +336,14 @@ impl Answer {
     /// A chunk of a stream, without a piece where only the usage is left to tell.
     fn chunk(&mut self, piece: Option<&Piece>, usage: Option<Option<Usage>>) -> String {
         match self.wanted.kind {
-            Kind::Completion => self.json("text_completion", piece.as_slice(), usage),
+            Kind::Completion => {
+                let choice = piece.map(|piece| CompletionChoice::new(piece, &self.model.tokenizer));
+                self.json("text_completion", choice.as_slice(), usage)
+            }
             Kind::Chat => {
                 let delta = piece.map(|piece| {
                     let begun = std::mem::replace(&mut self.begun_choices[piece.index], true);
-                    chat::delta(piece, !begun, &self.model.tokenizer)
+                    chat::Delta::new(piece, !begun, &self.model.tokenizer)
                 });
                 self.json("chat.completion.chunk", delta.as_slice(), usage)
             }

@@ -36,7 +36,7 @@ pub enum Error {
         /// What is wrong and what to do.
         reason: String,
     },
-    /// An origin of web pages that is none.
+    /// An invalid origin of web pages.
     #[error("--cors_origin {origin}: {reason}")]
     Origin {
         /// The origin as given.
@@ -136,9 +136,8 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, INVALID, message).with_code("unknown_url")
     }
 
-    /// A path that knows other methods.
-    pub(crate) fn wrong_method(method: &Method) -> Self {
-        let other = if method == Method::POST { "GET" } else { "POST" };
+    /// A path that knows another method.
+    pub(crate) fn wrong_method(method: &Method, other: &str) -> Self {
         // A client may make methods up.
         let short: String = method.as_str().chars().take(20).collect();
         let message = format!("{short} is not supported here: use {other}");
@@ -179,7 +178,7 @@ impl ApiError {
 
     /// More requests wait than may.
     pub(crate) fn busy(retry_after: u64) -> Self {
-        let message = format!("as many requests wait as may: try again in {retry_after} s");
+        let message = format!("the queue is full; retry in {retry_after} s");
         let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
         Self { retry_after: Some(retry_after), ..error }.with_code("queue_full")
     }

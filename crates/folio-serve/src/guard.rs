@@ -38,18 +38,30 @@ impl Origins {
             if given == "*" {
                 return Err(refuse("every page of every site could ask: list the origins that may"));
             }
-            // Pages that are files have no other.
-            if given == "null" {
-                return Ok(HeaderValue::from_static("null"));
+            if given.eq_ignore_ascii_case("null") {
+                return Err(refuse(
+                    "any page in a sandboxed frame has this origin: serve your page over HTTP",
+                ));
             }
-            let origin = given.strip_suffix('/').unwrap_or(given).to_ascii_lowercase();
-            let authority = origin.split_once("://").and_then(|(_, rest)| rest.parse::<Authority>().ok());
-            let is_origin =
-                authority.is_some_and(|authority| !authority.host().is_empty() && !origin.contains('@'));
-            let value = HeaderValue::from_str(&origin).ok().filter(|_| is_origin);
-            value.ok_or_else(|| {
+            let invalid = || {
                 refuse("must be a scheme and a host, such as https://example.org or http://localhost:3000")
-            })
+            };
+            let origin = given.strip_suffix('/').unwrap_or(given).to_ascii_lowercase();
+            let (scheme, host) = origin.split_once("://").ok_or_else(invalid)?;
+            let is_scheme = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+                && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
+            let authority = host.parse::<Authority>().map_err(|_| invalid())?;
+            if !is_scheme || authority.host().is_empty() || host.contains('@') || host.ends_with(':') {
+                return Err(invalid());
+            }
+            // Browsers leave out the default port.
+            let default = match scheme {
+                "http" => ":80",
+                "https" => ":443",
+                _ => "",
+            };
+            let host = host.strip_suffix(default).unwrap_or(host);
+            HeaderValue::from_str(&format!("{scheme}://{host}")).map_err(|_| invalid())
         };
         given.iter().map(read).collect::<Result<_, _>>().map(Self)
     }
@@ -146,7 +158,9 @@ impl Guard {
         if headers.get_all(header::ORIGIN).iter().all(|origin| ours(origin) || others.contains(origin)) {
             return Ok(());
         }
-        Err(ApiError::forbidden("pages of other sites may not ask; --cors_origin lets those of an origin"))
+        Err(ApiError::forbidden(
+            "requests from other origins are refused; allow this one with --cors_origin ORIGIN",
+        ))
     }
 }
 

@@ -30,7 +30,14 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> ApiResult<T> {
 /// An error of the parser in our words.
 fn explain(path: &str, error: &serde_json::Error) -> ApiError {
     let place = format!("line {}, column {}", error.line(), error.column());
+    let field: String = path.chars().take_while(|c| !matches!(c, '[' | '.')).collect();
+    // A place of any length can be made up.
+    let path: String = path.chars().take(100).collect();
     match error.classify() {
+        // The parser calls it a mistake of syntax.
+        Category::Syntax if error.to_string().starts_with("number out of range") && !field.is_empty() => {
+            ApiError::place(&field, &path, "the number is too large")
+        }
         Category::Eof => ApiError::malformed(format!("the body ends before its JSON does, at {place}")),
         Category::Syntax | Category::Io => {
             ApiError::malformed(format!("the body is not valid JSON, at {place}"))
@@ -43,13 +50,10 @@ fn explain(path: &str, error: &serde_json::Error) -> ApiError {
             if let Some(name) = message.strip_prefix("duplicate field `") {
                 return ApiError::field(name.trim_end_matches('`'), "is given more than once");
             }
-            let field: String = path.chars().take_while(|c| !matches!(c, '[' | '.')).collect();
-            // A place of any length can be made up.
-            let place: String = path.chars().take(100).collect();
             if field.is_empty() {
                 ApiError::malformed(message)
             } else {
-                ApiError::place(&field, &place, message)
+                ApiError::place(&field, &path, message)
             }
         }
     }

@@ -48,10 +48,11 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use axum::Router;
+use axum::handler::Handler;
 use axum::http::{HeaderValue, Method, Uri, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::MethodRouter;
 use folio::model::WeightFormat;
 use folio::run_dir::Found;
 use tokio::net::TcpListener;
@@ -121,6 +122,8 @@ struct Shared {
     queue: Arc<queue::Queue>,
     metrics: Arc<metrics::Metrics>,
     guard: guard::Guard,
+    /// Permits of `/tokenize` and `/detokenize`.
+    tokenizing: Arc<tokio::sync::Semaphore>,
     chat_template: Option<ChatTemplate>,
     limits: Limits,
     on_warning: Box<dyn Fn(&str) + Send + Sync>,
@@ -130,8 +133,8 @@ impl Server {
     /// Looks through the runs, reads a first model, and listens.
     ///
     /// # Errors
-    /// If an origin is none, a directory has nothing to serve, two runs have one name, the first model cannot be read, or the address cannot
-    /// be listened on.
+    /// For an invalid origin, a directory that has nothing to serve, two runs with one name, a first model that cannot be
+    /// read, and an address that cannot be listened on.
     pub async fn bind(options: Options) -> Result<Self, Error> {
         let Options { runs, may_be_empty, host, port, api_key, cors_origins, chat_template, .. } = options;
         let Options { precision, limits, on_warning, .. } = options;
@@ -151,8 +154,18 @@ impl Server {
         let engine = engine.map_err(Error::Thread)?;
         let guard = guard::Guard::new(api_key.as_deref(), &host, address.ip(), origins);
         let records = training::RecordFiles::default();
-        let shared =
-            Shared { catalogue, models, records, queue, metrics, guard, chat_template, limits, on_warning };
+        let shared = Shared {
+            catalogue,
+            models,
+            records,
+            queue,
+            metrics,
+            guard,
+            tokenizing: tokenizing::permits(),
+            chat_template,
+            limits,
+            on_warning,
+        };
         Ok(Self { listener, address, shared: Arc::new(shared), engine, listing })
     }
 
@@ -199,6 +212,16 @@ async fn listen(host: &str, port: u16) -> Result<(TcpListener, SocketAddr), Erro
     Ok((listener, address))
 }
 
+/// A route to read from. Other methods are told so.
+fn get<H: Handler<T, Arc<Shared>>, T: 'static>(handler: H) -> MethodRouter<Arc<Shared>> {
+    axum::routing::get(handler).fallback(async |method: Method| ApiError::wrong_method(&method, "GET"))
+}
+
+/// A route that answers to a body. Other methods are told so.
+fn post<H: Handler<T, Arc<Shared>>, T: 'static>(handler: H) -> MethodRouter<Arc<Shared>> {
+    axum::routing::post(handler).fallback(async |method: Method| ApiError::wrong_method(&method, "POST"))
+}
+
 fn router(shared: &Arc<Shared>) -> Router {
     let router = Router::new()
         .route("/", get(assets::playground))
@@ -219,7 +242,6 @@ fn router(shared: &Arc<Shared>) -> Router {
         .route("/api/runs", get(training::runs))
         .route("/api/runs/{*records}", get(training::records))
         .fallback(async |uri: Uri| ApiError::unknown_path(uri.path()))
-        .method_not_allowed_fallback(async |method: Method| ApiError::wrong_method(&method))
         .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
             ApiError::internal("something broke in the server").into_response()
         }))
@@ -286,6 +308,10 @@ async fn apart<T: Send + 'static>(work: impl FnOnce() -> ApiResult<T> + Send + '
 }
 
 fn answer_json(value: &serde_json::Value) -> Response {
-    let json = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    ([json], value.to_string()).into_response()
+    json_response(value.to_string())
+}
+
+fn json_response(json: String) -> Response {
+    let kind = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    ([kind], json).into_response()
 }

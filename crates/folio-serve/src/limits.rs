@@ -18,6 +18,8 @@ pub struct Limits {
     pub unread_tokens: usize,
     /// Tokens that all prompts of one request have together.
     pub prompt_tokens: usize,
+    /// Tokens of one request to `/tokenize` or `/detokenize`.
+    pub tokenized_tokens: usize,
     /// Texts that one request may ask for.
     pub choices: usize,
     /// Bytes of a request's body.
@@ -59,6 +61,7 @@ impl Default for Limits {
             request_tokens: 4 * 4096,
             unread_tokens: 64,
             prompt_tokens: 1 << 15,
+            tokenized_tokens: 1 << 18,
             choices: 32,
             body_bytes: 1 << 20,
             connections: 512,

@@ -284,6 +284,9 @@ fn a_text_can_be_stopped_and_several_written_at_once() {
     browser.click("#generate");
     browser.until("document.querySelectorAll('[data-start]').length > 100");
     assert_eq!(browser.value("document.getElementById('generate').disabled"), true);
+    let continue_buttons = "[...document.querySelectorAll('.sample button')].filter(({ textContent }) => textContent === 'Continue')";
+    let disabled = browser.value(&format!("{continue_buttons}.map(({{ disabled }}) => disabled)"));
+    assert_eq!(disabled, json!(vec![true; 16]));
     browser.press(Key::Escape);
     browser.until("document.getElementById('announcer').textContent.startsWith('Stopped')");
     let count = browser.number("document.querySelectorAll('[data-start]').length");
@@ -298,6 +301,19 @@ fn a_text_can_be_stopped_and_several_written_at_once() {
     let texts = texts.as_array().expect("a list");
     assert_eq!(texts.len(), 3);
     assert!(texts[0] != texts[1] && texts[1] != texts[2], "{texts:?}");
+
+    // The attention of a text that is gone is not asked for.
+    browser.until("!document.getElementById('attention-content').hidden");
+    browser.fill("#n", "16");
+    browser.fill("#max_tokens", "4000");
+    browser.click("#generate");
+    browser.until("document.querySelectorAll('[data-start]').length > 100");
+    browser.value("document.getElementById('attention-block').dispatchEvent(new Event('change'))");
+    let attention = "[document.getElementById('attention-content').hidden,
+        document.querySelector('#attention [aria-busy=true], #attention[aria-busy=true]') === null]";
+    assert_eq!(browser.value(attention), json!([true, true]));
+    browser.press(Key::Escape);
+    browser.until("document.getElementById('announcer').textContent.startsWith('Stopped')");
     browser.finish(&["400 (Bad Request)"]);
 }
 

@@ -71,7 +71,7 @@ fn answer(mut stream: TcpStream) -> String {
 #[test]
 fn a_server_says_where_it_is_and_ends_as_it_is_told() {
     let place = place_with_run();
-    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
         let (server, address) = serve(&place, "run --api-key k3y --max-streams 2 --threads 1");
         let body = json!({ "model": "run", "prompt": "First", "max_tokens": 5 });
         let told = answer(ask(&address, &body, "k3y"));

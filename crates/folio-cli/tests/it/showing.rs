@@ -89,20 +89,24 @@ fn one_epoch_is_a_curve() {
     let place = Place::new();
     let one = TINY.replace("--num_epochs 2", "--num_epochs 1");
     place.ok(&format!("train {one} --save_losses --run_dir run"));
-    for unit in ["nats_per_token", "bits_per_byte"] {
-        place.ok(&format!("plot run --unit {unit} --out run.svg"));
-        let svg = place.text("run.svg");
+    let check_curve = |svg: &str, what: &str| {
+        let svg = place.text(svg);
         let document = roxmltree::Document::parse(&svg).expect("XML");
         let longest = document
             .descendants()
             .filter_map(|node| node.attribute("points"))
             .map(|points| points.split_whitespace().count())
             .max();
-        assert!(longest.is_some_and(|corners| corners >= 13), "{unit}: 13 steps, {longest:?} corners");
+        assert!(longest.is_some_and(|corners| corners >= 13), "{what}: 13 steps, {longest:?} corners");
+    };
+    for unit in ["nats_per_token", "bits_per_byte"] {
+        place.ok(&format!("plot run --unit {unit} --out run.svg"));
+        check_curve("run.svg", unit);
     }
-    // The last epoch's mean in bits per byte is that of its steps.
+    // Without losses.json, the steps' own records are drawn.
     std::fs::remove_file(place.path("run/losses.json")).expect("there");
     place.ok("plot run --out records.svg");
+    check_curve("records.svg", "records");
 }
 
 #[test]
@@ -143,6 +147,22 @@ fn runs_without_a_directory_lists_those_in_runs() {
 }
 
 #[test]
+fn a_damaged_run_hides_no_other() {
+    let place = Place::new();
+    let one = TINY.replace("--num_epochs 2", "--max_steps 2");
+    for name in ["first", "second"] {
+        place.ok(&format!("train {one} --save_losses --run_dir runs/{name}"));
+    }
+    place.write("runs/first/hyperparameters.json", "{");
+    let ran = place.ok("runs");
+    assert!(ran.stdout.contains("second") && !ran.stdout.contains("first"), "{}", ran.stdout);
+    let [warning] = &ran.stderr.lines().collect::<Vec<_>>()[..] else { panic!("{}", ran.stderr) };
+    assert!(warning.starts_with("warning: skipped a run: ") && warning.contains("runs/first"), "{warning}");
+    let refused = place.run("runs runs/first");
+    assert!(refused.code != Some(0) && refused.stderr.contains("runs/first"), "{}", refused.stderr);
+}
+
+#[test]
 #[cfg(unix)]
 fn a_table_of_runs_fits_the_terminal() {
     let place = Place::new();
@@ -160,10 +180,11 @@ fn a_table_of_runs_fits_the_terminal() {
 #[test]
 fn a_chat_survives_a_line_that_is_not_utf_8() {
     let place = place_to_chat();
-    let ran = place.ok_with("chat run --max_new_tokens 3 --seed 1", b"the\n\xff\xfe\nof\n/text\n");
-    assert_eq!(ran.stderr.matches("not UTF-8").count(), 1, "{}", ran.stderr);
-    let text = ran.stdout.lines().last().expect("the text");
-    assert!(text.contains("of") || ran.stdout.contains("of"), "{}", ran.stdout);
+    let line = "chat run --max_new_tokens 3 --seed 1";
+    let ran = place.ok_with(line, b"the\n\xff\xfe\nof\n/save damaged.txt\n");
+    assert_eq!(ran.stderr.matches("skipped a line that is not UTF-8").count(), 1, "{}", ran.stderr);
+    place.ok_with(line, b"the\nof\n/save whole.txt\n");
+    assert_eq!(place.text("damaged.txt"), place.text("whole.txt"), "the line leaves no trace");
 }
 
 /// A place with a model that was saved.
@@ -200,6 +221,12 @@ fn a_chat_takes_back_retries_and_saves() {
     // The seed is that of the flag.
     assert_eq!(texts("/seed 99\n/seed 5\nthe king\n/save 0.txt\n"), [first.as_str()]);
     assert_ne!(texts("/seed 99\nthe king\n/save 0.txt\n"), [first.as_str()]);
+    // A seed that was set is that of the next text, whatever is taken back before it.
+    let set = texts("the\n/seed 9\nof\n/save 0.txt\n");
+    assert_eq!(texts("the\nking\n/seed 9\n/undo\nof\n/save 0.txt\n"), set);
+    // Taking back the text of that seed gives it to the next again, and so does a second /undo.
+    assert_eq!(texts("the\n/seed 9\nking\n/undo\nof\n/save 0.txt\n"), set);
+    assert_eq!(texts("the\nking\n/seed 9\na\nb\n/undo\n/undo\n/undo\nof\n/save 0.txt\n"), set);
     // Undo goes back more than one line.
     let [one, back] = &texts("the\n/save 0.txt\nking\n/undo\n/save 1.txt\n")[..] else { panic!("two texts") };
     assert_eq!(one, back);
@@ -214,7 +241,7 @@ fn a_chat_says_what_it_cannot_do_and_goes_on() {
         "no line to take back",
         "/seed x: give a number",
         "/save: give the name",
-        "/save plays.txt: is there",
+        "/save plays.txt: the file exists; choose another name",
     ] {
         assert!(ran.stderr.contains(part), "lacks '{part}': {}", ran.stderr);
     }

@@ -3,12 +3,12 @@
 use std::str::FromStr;
 
 use folio::tokenizer::Tokenizer;
-use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error as _, MapAccess, SeqAccess};
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 
-use super::choice::Piece;
+use super::choice::{ChatLogprobs, Piece};
 use crate::errors::Error;
 use crate::json::{Accepted, Field, elements};
 
@@ -154,28 +154,49 @@ impl Accepted for Part {
 }
 
 /// A text as the reply of a whole answer.
-pub(crate) fn reply(piece: &Piece, tokenizer: &Tokenizer) -> Value {
-    json!({
-        "index": piece.index,
-        "message": { "role": ASSISTANT, "content": piece.text, "refusal": null },
-        "logprobs": piece.logprobs.as_ref().map(|logprobs| logprobs.of_chat(tokenizer)),
-        "finish_reason": piece.finish_reason,
-    })
+#[derive(Serialize)]
+pub(crate) struct Reply<'a> {
+    index: usize,
+    message: Value,
+    logprobs: Option<ChatLogprobs<'a>>,
+    finish_reason: Option<&'static str>,
 }
 
-/// What is new of a reply. The first piece says whose it is.
-pub(crate) fn delta(piece: &Piece, is_first: bool, tokenizer: &Tokenizer) -> Value {
-    let mut delta = serde_json::Map::new();
-    if is_first {
-        delta.insert("role".to_owned(), ASSISTANT.into());
+impl<'a> Reply<'a> {
+    pub(crate) fn new(piece: &'a Piece, tokenizer: &'a Tokenizer) -> Self {
+        Self {
+            index: piece.index,
+            message: json!({ "role": ASSISTANT, "content": piece.text, "refusal": null }),
+            logprobs: ChatLogprobs::of(piece, tokenizer),
+            finish_reason: piece.finish_reason,
+        }
     }
-    if is_first || !piece.text.is_empty() {
-        delta.insert("content".to_owned(), piece.text.as_str().into());
+}
+
+/// What is new of a reply.
+#[derive(Serialize)]
+pub(crate) struct Delta<'a> {
+    index: usize,
+    delta: Map<String, Value>,
+    logprobs: Option<ChatLogprobs<'a>>,
+    finish_reason: Option<&'static str>,
+}
+
+impl<'a> Delta<'a> {
+    /// The first piece says whose it is.
+    pub(crate) fn new(piece: &'a Piece, is_first: bool, tokenizer: &'a Tokenizer) -> Self {
+        let mut delta = Map::new();
+        if is_first {
+            delta.insert("role".to_owned(), ASSISTANT.into());
+        }
+        if is_first || !piece.text.is_empty() {
+            delta.insert("content".to_owned(), piece.text.as_str().into());
+        }
+        Self {
+            index: piece.index,
+            delta,
+            logprobs: ChatLogprobs::of(piece, tokenizer),
+            finish_reason: piece.finish_reason,
+        }
     }
-    json!({
-        "index": piece.index,
-        "delta": delta,
-        "logprobs": piece.logprobs.as_ref().map(|logprobs| logprobs.of_chat(tokenizer)),
-        "finish_reason": piece.finish_reason,
-    })
 }

@@ -4,14 +4,15 @@ use std::collections::VecDeque;
 
 use folio::text::TextStream;
 use folio::tokenizer::Tokenizer;
-use serde::Serialize;
+use serde::ser::SerializeStruct;
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Number, Value, json};
 
 use crate::queue::Told;
 use folio::generate::Finish;
 
 /// A piece of a text: all of it, or what is new of it.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default)]
 pub(crate) struct Piece {
     pub(crate) text: String,
     pub(crate) index: usize,
@@ -19,17 +20,19 @@ pub(crate) struct Piece {
     pub(crate) finish_reason: Option<&'static str>,
 }
 
-/// OpenAI's lists, one entry a token, and the tokens' ids.
-#[derive(Debug, Default, Serialize)]
-pub(crate) struct Logprobs {
-    tokens: Vec<String>,
-    token_logprobs: Vec<Option<f64>>,
-    top_logprobs: Vec<Option<Map<String, Value>>>,
-    text_offset: Vec<usize>,
-    token_ids: Vec<u32>,
-    /// Each token with its logarithm and its alternatives.
-    #[serde(skip)]
-    scores: Vec<(u32, Score)>,
+/// How likely each token of a piece was. This is rendered as completions or chats have it when the answer is written:
+/// JSON values of all tokens at once would take a hundred times the memory.
+#[derive(Debug, Default)]
+pub(crate) struct Logprobs(Vec<Scored>);
+
+/// A token with its place and its score.
+#[derive(Debug)]
+struct Scored {
+    /// Characters before it.
+    start: usize,
+    token: u32,
+    logprob: Option<f32>,
+    alternatives: Vec<(u32, f32)>,
 }
 
 impl Piece {
@@ -38,18 +41,13 @@ impl Piece {
         self.text += &next.text;
         self.finish_reason = next.finish_reason;
         if let (Some(all), Some(new)) = (&mut self.logprobs, next.logprobs) {
-            all.tokens.extend(new.tokens);
-            all.token_logprobs.extend(new.token_logprobs);
-            all.top_logprobs.extend(new.top_logprobs);
-            all.text_offset.extend(new.text_offset);
-            all.token_ids.extend(new.token_ids);
-            all.scores.extend(new.scores);
+            all.0.extend(new.0);
         }
     }
 
     /// Whether there is nothing in it to tell.
     pub(crate) fn is_empty(&self) -> bool {
-        let tokens = self.logprobs.as_ref().is_some_and(|logprobs| !logprobs.tokens.is_empty());
+        let tokens = self.logprobs.as_ref().is_some_and(|Logprobs(scored)| !scored.is_empty());
         self.text.is_empty() && self.finish_reason.is_none() && !tokens
     }
 }
@@ -66,7 +64,7 @@ pub(crate) struct Choice {
     /// Characters that were told, without the echo.
     told: usize,
     /// Tokens that were not told yet.
-    waiting: VecDeque<Waiting>,
+    waiting: VecDeque<Scored>,
     /// Characters of the echo.
     echoed: usize,
 }
@@ -76,14 +74,6 @@ pub(crate) struct Choice {
 pub(crate) struct Score {
     pub(crate) logprob: f32,
     pub(crate) alternatives: Vec<(u32, f32)>,
-}
-
-struct Waiting {
-    /// Characters before it.
-    start: usize,
-    token: u32,
-    logprob: Option<f32>,
-    alternatives: Vec<(u32, f32)>,
 }
 
 impl Choice {
@@ -103,15 +93,17 @@ impl Choice {
         let mut piece = Piece { text: text.to_owned(), index: self.index, ..Piece::default() };
         self.echoed = text.chars().count();
         if self.logprobs {
-            let mut logprobs = Logprobs::default();
             let mut places = Places::default();
-            for (place, &token) in tokens.iter().enumerate() {
+            let scored = tokens.iter().enumerate().map(|(place, &token)| {
                 let score = place.checked_sub(1).and_then(|place| scores.get(place));
-                let alternatives = score.map_or(&[][..], |score| &score.alternatives);
-                let start = places.next(token, tokenizer);
-                logprobs.push(start, token, score.map(|score| score.logprob), alternatives, tokenizer);
-            }
-            piece.logprobs = Some(logprobs);
+                Scored {
+                    start: places.next(token, tokenizer),
+                    token,
+                    logprob: score.map(|score| score.logprob),
+                    alternatives: score.map_or_else(Vec::new, |score| score.alternatives.clone()),
+                }
+            });
+            piece.logprobs = Some(Logprobs(scored.collect()));
         }
         piece
     }
@@ -130,14 +122,13 @@ impl Choice {
             return piece;
         }
         let start = self.places.next(token, tokenizer);
-        self.waiting.push_back(Waiting { start, token, logprob, alternatives });
-        let is_told = |waiting: &Waiting| waiting.start < self.told || finish == Some(Finish::Length);
-        let mut logprobs = Logprobs::default();
+        self.waiting.push_back(Scored { start, token, logprob, alternatives });
+        let is_told = |waiting: &Scored| waiting.start < self.told || finish == Some(Finish::Length);
+        let mut scored = Vec::new();
         while let Some(next) = self.waiting.pop_front_if(|waiting| is_told(waiting)) {
-            let Waiting { start, token, logprob, alternatives } = next;
-            logprobs.push(self.echoed + start, token, logprob, &alternatives, tokenizer);
+            scored.push(Scored { start: self.echoed + next.start, ..next });
         }
-        piece.logprobs = Some(logprobs);
+        piece.logprobs = Some(Logprobs(scored));
         piece
     }
 }
@@ -165,46 +156,91 @@ impl Places {
     }
 }
 
-impl Logprobs {
-    /// The same as a chat has it.
-    pub(crate) fn of_chat(&self, tokenizer: &Tokenizer) -> Value {
-        let entry = |token, logprob| {
-            let bytes = tokenizer.decode_bytes(&[token]);
-            json!({ "token": spelling(token, tokenizer), "logprob": number(logprob), "bytes": bytes })
-        };
-        let of_token = |(token, Score { logprob, alternatives }): &(u32, Score)| {
-            let mut told = entry(*token, *logprob);
-            told["top_logprobs"] =
-                alternatives.iter().map(|&(token, logprob)| entry(token, logprob)).collect();
-            told
-        };
-        json!({ "content": self.scores.iter().map(of_token).collect::<Vec<Value>>(), "refusal": null })
-    }
+/// A piece as completions have it.
+#[derive(Serialize)]
+pub(crate) struct CompletionChoice<'a> {
+    text: &'a str,
+    index: usize,
+    logprobs: Option<CompletionLogprobs<'a>>,
+    finish_reason: Option<&'static str>,
+}
 
-    fn push(
-        &mut self,
-        start: usize,
-        token: u32,
-        logprob: Option<f32>,
-        alternatives: &[(u32, f32)],
-        tokenizer: &Tokenizer,
-    ) {
-        let name = spelling(token, tokenizer);
-        let top = logprob.map(|logprob| {
-            let all =
-                alternatives.iter().map(|&(token, logprob)| (spelling(token, tokenizer), number(logprob)));
+impl<'a> CompletionChoice<'a> {
+    pub(crate) fn new(piece: &'a Piece, tokenizer: &'a Tokenizer) -> Self {
+        let Piece { text, index, logprobs, finish_reason } = piece;
+        let logprobs = logprobs.as_ref().map(|Logprobs(scored)| CompletionLogprobs { scored, tokenizer });
+        Self { text, index: *index, logprobs, finish_reason: *finish_reason }
+    }
+}
+
+/// OpenAI's lists, one entry per token, and the tokens' ids.
+struct CompletionLogprobs<'a> {
+    scored: &'a [Scored],
+    tokenizer: &'a Tokenizer,
+}
+
+impl Serialize for CompletionLogprobs<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (scored, tokenizer) = (self.scored.iter(), self.tokenizer);
+        let top = |scored: &Scored| {
+            let logprob = scored.logprob?;
+            let all = scored.alternatives.iter();
+            let all = all.map(|&(token, logprob)| (spelling(token, tokenizer), number(logprob)));
             let mut all: Map<String, Value> = all.collect();
             // The token itself is told of, however unlikely it was.
-            all.entry(name.clone()).or_insert_with(|| number(logprob));
-            all
-        });
-        let score = Score { logprob: logprob.unwrap_or_default(), alternatives: alternatives.to_vec() };
-        self.scores.push((token, score));
-        self.tokens.push(name);
-        self.token_logprobs.push(logprob.map(f64::from));
-        self.top_logprobs.push(top);
-        self.text_offset.push(start);
-        self.token_ids.push(token);
+            all.entry(spelling(scored.token, tokenizer)).or_insert_with(|| number(logprob));
+            Some(all)
+        };
+        let mut lists = serializer.serialize_struct("Logprobs", 5)?;
+        let names = scored.clone().map(|scored| spelling(scored.token, tokenizer));
+        lists.serialize_field("tokens", &List(names))?;
+        let logprobs = scored.clone().map(|scored| scored.logprob.map(f64::from));
+        lists.serialize_field("token_logprobs", &List(logprobs))?;
+        lists.serialize_field("top_logprobs", &List(scored.clone().map(top)))?;
+        lists.serialize_field("text_offset", &List(scored.clone().map(|scored| scored.start)))?;
+        lists.serialize_field("token_ids", &List(scored.map(|scored| scored.token)))?;
+        lists.end()
+    }
+}
+
+/// The same as chats have it.
+pub(crate) struct ChatLogprobs<'a> {
+    scored: &'a [Scored],
+    tokenizer: &'a Tokenizer,
+}
+
+impl<'a> ChatLogprobs<'a> {
+    /// Those of a piece, if it has any.
+    pub(crate) fn of(piece: &'a Piece, tokenizer: &'a Tokenizer) -> Option<Self> {
+        piece.logprobs.as_ref().map(|Logprobs(scored)| Self { scored, tokenizer })
+    }
+}
+
+impl Serialize for ChatLogprobs<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let entry = |token, logprob| {
+            let bytes = self.tokenizer.decode_bytes(&[token]);
+            json!({ "token": spelling(token, self.tokenizer), "logprob": number(logprob), "bytes": bytes })
+        };
+        let of_token = |scored: &Scored| {
+            let mut told = entry(scored.token, scored.logprob.unwrap_or_default());
+            told["top_logprobs"] =
+                scored.alternatives.iter().map(|&(token, logprob)| entry(token, logprob)).collect();
+            told
+        };
+        let mut object = serializer.serialize_struct("Logprobs", 2)?;
+        object.serialize_field("content", &List(self.scored.iter().map(of_token)))?;
+        object.serialize_field("refusal", &())?;
+        object.end()
+    }
+}
+
+/// A list whose items are made as they are written.
+struct List<I>(I);
+
+impl<I: Iterator<Item: Serialize> + Clone> Serialize for List<I> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.clone())
     }
 }
 

@@ -44,6 +44,8 @@ export async function showAttention(model, text) {
 
 /** Takes the maps away, for instance because their text is no longer there. */
 export function clearAttention() {
+  pending?.abort();
+  byId("attention").setAttribute("aria-busy", "false");
   view = null;
   byId("attention-content").hidden = true;
 }

@@ -98,6 +98,9 @@ function generate() {
     samples = fresh;
     byId("samples").replaceChildren(...samples.map(({ element }) => element));
     byId("samples").classList.toggle("several", samples.length > 1);
+    // The texts that were shown are gone, and so is their attention.
+    active = null;
+    setBusy(true);
     inspector.hide();
     clearAttention();
   });

@@ -68,7 +68,16 @@ async fn requests_that_cannot_be_met() {
         ("3", None, "object"),
         ("{\"model\": NaN}", None, "not valid JSON, at line 1"),
         ("{\"model\": \"plain\"} {}", None, "more text after its JSON"),
-        ("{\"model\": \"plain\", \"temperature\": 1e999}", None, "not valid JSON"),
+        (
+            "{\"model\": \"plain\", \"temperature\": 1e999}",
+            Some("temperature"),
+            "temperature: the number is too large",
+        ),
+        (
+            "{\"model\": \"plain\", \"prompt\": [-1e400]}",
+            Some("prompt"),
+            "prompt[0]: the number is too large",
+        ),
         ("{\"model\": \"plain\", \"temperature\": Infinity}", None, "not valid JSON"),
         ("{\"model\": \"plain\", \"prompt\": \"\\ud800\"}", None, "not valid JSON"),
         ("{}", Some("model"), "model: is missing: GET /v1/models"),
@@ -232,6 +241,27 @@ async fn fields_of_any_kind_are_met_or_refused_in_plain_words() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_echo_is_bounded_like_the_texts() {
+    let site = Site::with(Limits { request_tokens: 80, ..limits() }).await;
+    for (n, echo, status) in [(8, true, 200), (9, true, 400), (9, false, 200)] {
+        let prompt = "First Citi";
+        let body = json!({
+            "model": "plain", "prompt": prompt, "n": n, "echo": echo, "logprobs": 20, "max_tokens": 0,
+        });
+        let (told, answer) = site.post("/v1/completions", &body).await;
+        assert_eq!(told, status, "{answer}");
+        if status == 400 {
+            assert_eq!(answer["error"]["param"], "echo");
+            let message = answer["error"]["message"].as_str().expect("a message");
+            assert!(
+                message.starts_with("echo: 90 tokens of prompts") && message.contains("the 80 that"),
+                "{message}"
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn null_is_the_same_as_nothing() {
     let site = Site::start().await;
     let mut body = json!({ "model": "plain", "prompt": "First", "max_tokens": 5, "seed": 7 });
@@ -374,6 +404,24 @@ async fn addresses_methods_and_kinds_that_are_not_known() {
     assert_eq!((status, &answer["error"]["code"]), (405, &json!("method_not_allowed")));
     let (status, _) = site.post("/v1/models", &json!({})).await;
     assert_eq!(status, 405);
+    for (method, path, other, allowed) in [
+        ("PUT", "/v1/models", "GET", "GET,HEAD"),
+        ("DELETE", "/health", "GET", "GET,HEAD"),
+        ("OPTIONS", "/v1/models", "GET", "GET,HEAD"),
+        ("PUT", "/v1/completions", "POST", "POST"),
+    ] {
+        let method = method.parse().expect("a method");
+        let response = site.client.request(method, site.url(path)).send().await.expect("an answer");
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()["allow"]),
+            (405, &allowed.parse().expect("text"))
+        );
+        let message = response.json::<Value>().await.expect("JSON")["error"]["message"].clone();
+        assert!(
+            message.as_str().is_some_and(|message| message.ends_with(&format!("here: use {other}"))),
+            "{path}: {message}"
+        );
+    }
     for kind in ["text/plain", "application/x-www-form-urlencoded", "application/jsonx", ""] {
         let request = site.client.post(site.url("/v1/completions")).header("content-type", kind);
         let response = request.body("{\"model\": \"plain\"}").send().await.expect("an answer");

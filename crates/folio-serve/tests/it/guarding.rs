@@ -121,9 +121,14 @@ async fn pages_of_listed_origins_may_ask_and_read_the_answers() {
             assert_eq!(told, allowed.then_some(origin));
         }
     }
-    for (origin, part) in
-        [("*", "list the origins"), ("app.example", "scheme and a host"), ("https://", "scheme and a host")]
-    {
+    for (origin, part) in [
+        ("*", "list the origins"),
+        ("null", "sandboxed frame"),
+        ("app.example", "scheme and a host"),
+        ("https://", "scheme and a host"),
+        ("://app.example", "scheme and a host"),
+        ("https://app.example:", "scheme and a host"),
+    ] {
         let options = Options { cors_origins: vec![origin.to_owned()], port: 0, ..Options::default() };
         let error = folio_serve::Server::bind(options).await.err().expect(origin).to_string();
         assert!(error.contains("--cors_origin") && error.contains(origin) && error.contains(part), "{error}");
@@ -131,6 +136,21 @@ async fn pages_of_listed_origins_may_ask_and_read_the_answers() {
     let options =
         Options { cors_origins: vec!["https://app.example/path".to_owned()], port: 0, ..Options::default() };
     assert!(folio_serve::Server::bind(options).await.is_err(), "a path is no part of an origin");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_origin_may_be_given_with_the_default_port() {
+    let cors_origins =
+        ["https://app.example:443", "http://x:80/", "http://y:443"].map(str::to_owned).to_vec();
+    let site = Site::serving(Options { cors_origins, limits: limits(), ..Options::default() }).await;
+    for (origin, status) in
+        [("https://app.example", 200), ("http://x", 200), ("http://y:443", 200), ("http://y", 403)]
+    {
+        let request = site.client.post(site.url("/tokenize")).header("origin", origin);
+        let response =
+            request.json(&json!({ "model": "plain", "content": "e" })).send().await.expect("an answer");
+        assert_eq!(response.status(), status, "{origin}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,6 @@
 //! Texts as tokens and back, and where to look whether the server is well.
 
-use folio_serve::Options;
+use folio_serve::{Limits, Options};
 use serde_json::json;
 
 use crate::site::{Site, limits};
@@ -62,4 +62,32 @@ async fn health_is_told_to_everybody_and_tokens_to_those_with_the_key() {
     for path in ["/tokenize", "/detokenize", "/v1/chat/completions"] {
         assert_eq!(site.post(path, &json!({})).await.0, 401, "{path}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_has_a_bounded_number_of_tokens() {
+    let site = Site::with(Limits { tokenized_tokens: 20, ..limits() }).await;
+    for (count, status) in [(20, 200), (21, 400)] {
+        let content = json!({ "model": "plain", "content": "e".repeat(count) });
+        let pieces = json!({ "model": "plain", "content": "e".repeat(count), "with_pieces": true });
+        let tokens = json!({ "model": "plain", "tokens": vec![1; count] });
+        for (path, body, field) in [
+            ("/tokenize", content, "content"),
+            ("/tokenize", pieces, "content"),
+            ("/detokenize", tokens, "tokens"),
+        ] {
+            let (told, answer) = site.post(path, &body).await;
+            assert_eq!(told, status, "{path}: {answer}");
+            if status == 400 {
+                let expected =
+                    format!("{field}: 21 tokens are more than the 20 that a request may have; split it");
+                assert_eq!(answer["error"]["message"], expected);
+                assert_eq!(answer["error"]["param"], field);
+            }
+        }
+    }
+    // Requests that wait for a permit are answered in the end, those after a refusal too.
+    let body = json!({ "model": "plain", "content": "eeee" });
+    let answers = futures_util::future::join_all((0..10).map(|_| site.post("/tokenize", &body))).await;
+    assert!(answers.iter().all(|(status, _)| *status == 200), "{answers:?}");
 }
