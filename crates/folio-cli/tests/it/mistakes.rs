@@ -362,7 +362,11 @@ fn models_that_cannot_be_used() {
         ("generate run --top_k 0", USAGE, &["--top_k", "at least 1"]),
         ("generate run --top_p 2", USAGE, &["--top_p", "2 is outside (0, 1]"]),
         ("generate run --min_p 2", USAGE, &["--min_p", "2 is outside [0, 1]"]),
-        ("generate run --repetition_penalty 0", USAGE, &["--repetition_penalty", "must be greater than 0, not 0"]),
+        (
+            "generate run --repetition_penalty 0",
+            USAGE,
+            &["--repetition_penalty", "must be greater than 0, not 0"],
+        ),
         ("generate run --num_samples 0", USAGE, &["--num_samples", "at least 1"]),
         ("generate run --max_new_tokens 0", USAGE, &["--max_new_tokens", "at least 1"]),
         ("generate run --stop ''", USAGE, &["--stop", "empty"]),

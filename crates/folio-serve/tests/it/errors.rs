@@ -113,7 +113,7 @@ async fn requests_that_cannot_be_met() {
         ("max_tokens", json!(-1), "must be a whole number, 0 or more, not -1"),
         ("max_tokens", json!(1.5), "a whole number, 0 or more, not 1.5"),
         ("max_tokens", json!("20"), "a whole number, 0 or more, not \"20\""),
-        ("temperature", json!(-0.1), "0 (the likeliest token) or more"),
+        ("temperature", json!(-0.1), "0 (always the likeliest token) or more"),
         ("temperature", json!("hot"), "must be a number, not \"hot\""),
         ("top_p", json!(1.1), "outside (0, 1]"),
         ("n", json!(0), "at least 1"),
