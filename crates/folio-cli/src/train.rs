@@ -149,17 +149,19 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     }
     let signals = Signals::install(args.tui)?;
     let outcome = match &task.work {
-        Work::Run(settings) => train_run(args, &task, settings, &signals)?,
-        Work::Sweep(sweep) => train_sweep(args, &task, sweep, &signals)?,
+        Work::Run(settings) => train_run(args, &task, settings, &signals),
+        Work::Sweep(sweep) => train_sweep(args, &task, sweep, &signals),
     };
     let lost = screen::lost();
     if let Some(lost) = &lost {
         screen::err(format_args!("warning: {lost}"));
         // The sweep's runs have their own.
         if let (Some(run_dir), Work::Run(_)) = (&task.run_dir, &task.work) {
-            run_dir.note_lost_output(&lost.to_string())?;
+            // If the disk is full too, the run's own saves have said so.
+            let _ = run_dir.note_lost_output(&lost.to_string());
         }
     }
+    let outcome = outcome?;
     if outcome == Outcome::Stopped {
         match &task.run_dir {
             Some(run_dir) => {

@@ -1,5 +1,7 @@
 //! Every mistake is answered by one line that names the culprit and the way out, and costs nothing.
 
+mod resuming;
+
 use crate::place::{Place, Ran, TINY, plays};
 
 /// Wrong usage: the line as typed cannot be carried out, whatever the files are.
@@ -500,106 +502,4 @@ fn input_that_a_tokenizer_cannot_take() {
     refused(decode, b"1 -2", &["line 1 of stdin", "\"-2\" is not a token id"]);
     refused(decode, b"1 x", &["line 1 of stdin", "\"x\" is not a token id"]);
     refused(&format!("{decode} --format jsonl"), b"{\"text\":1}", &["line 1 of stdin", "an id"]);
-}
-
-#[test]
-fn runs_that_cannot_be_resumed() {
-    let place = place_with_run();
-    place.train_bare("bare");
-    place.ok(&format!("train {TINY} --learning_rates 1e-3 1e-4 --run_dir search"));
-    place.write("other.txt", plays().to_uppercase());
-    place.write("moved.txt", plays());
-    place.write("wide.toml", "n_emb = 32\n");
-    let mistakes: &[(&str, i32, &[&str])] = &[
-        ("train --resume none", FAILURE, &["none: does not exist"]),
-        ("train --resume .", FAILURE, &["not a run", "hyperparameters.json"]),
-        ("train --resume bare", FAILURE, &["bare: has finished, and its checkpoints were removed"]),
-        (
-            "train --resume run --learning_rates 1",
-            USAGE,
-            &["--learning_rates: the run in run has 0.001", "leave it out", "--from_checkpoint"],
-        ),
-        ("train --resume run --seed 1", USAGE, &["--seed: the run in run has 1337"]),
-        ("train --resume run --config wide.toml", USAGE, &["--n_emb: the run in run has 16"]),
-        ("train --resume run --preset quick", USAGE, &["the run in run has", "leave it out"]),
-        ("train --resume run --dropouts 0.1 0.2", USAGE, &["--dropouts: the run in run has 0.1"]),
-        ("train --resume run --trials 3", USAGE, &["--trials: the run in run has none"]),
-        (
-            "train --resume run --data other.txt",
-            FAILURE,
-            &["other.txt: is not the text that the run was trained on"],
-        ),
-        ("train --resume run --run_dir x", USAGE, &["--run_dir x: a run that is resumed stays in run"]),
-        ("train --resume run --num_epochs 0", USAGE, &["--num_epochs", "0 is"]),
-        ("train --resume run --num_epochs 1", USAGE, &["--num_epochs", "1 is fewer than the 2 epochs"]),
-        ("train --resume run --max_steps 20", USAGE, &["--max_steps", "20 is fewer than the 26 steps"]),
-        ("train --resume run --overwrite", USAGE, &["--overwrite"]),
-        ("train --resume run --from_checkpoint", USAGE, &["--from_checkpoint"]),
-        ("train --skip_damaged", USAGE, &["--resume"]),
-        (
-            "train --resume search --num_epochs 3",
-            USAGE,
-            &["--num_epochs: the sweep in search goes on as it was"],
-        ),
-        ("train --resume search --jobs 0", USAGE, &["--jobs", "at least 1"]),
-        ("train {TINY} --run_dir run", FAILURE, &["run: already holds a run", "--resume run"]),
-        ("export none", FAILURE, &["none: does not exist"]),
-        ("export run --out none/x.csv", FAILURE, &["none/x.csv", "No such file or directory"]),
-    ];
-    check_all(&place, mistakes);
-    // What is the same may be said again, and the text may have moved.
-    place.ok("train --resume run --seed 1337 --dropouts 0.1 --precision auto --data moved.txt --run_dir run");
-    place.write("search/sweep.json", "{\"plan\": {\"kind\": \"full\"}, \"varying\": [], \"runs\": []}");
-    check_refused(&place, "train --resume search", FAILURE, &["sweep.json", "is damaged"]);
-    // The newest checkpoint that is whole is told of.
-    place.ok("train --resume run --num_epochs 3");
-    let name = "run/checkpoint_3/model.safetensors";
-    let whole = place.read(name);
-    place.write(name, &whole[1..]);
-    let expected = ["checkpoint_3", "model.safetensors has", "--skip_damaged goes on from", "checkpoint_2"];
-    check_refused(&place, "train --resume run", FAILURE, &expected[..3]);
-    check_refused(&place, "generate run", FAILURE, &["checkpoint_3", "is damaged"]);
-}
-
-#[test]
-fn searches_that_cannot_be() {
-    let place = Place::new();
-    let mistakes: &[(&str, i32, &[&str])] = &[
-        ("train {TINY} --trials 3", USAGE, &["--trials", "--search random"]),
-        ("train {TINY} --search random", USAGE, &["--search", "add --trials"]),
-        ("train {TINY} --search random --trials 0", USAGE, &["--trials", "at least 1"]),
-        (
-            "train {TINY} --search rand --trials 2",
-            USAGE,
-            &["unknown search 'rand'", "mean 'random'", "grid, random"],
-        ),
-        (
-            "train {TINY} --search halving --trials 4 --no_save",
-            USAGE,
-            &["--no_save", "halving resumes", "leave it out"],
-        ),
-        (
-            "train {TINY} --search halving --trials 4 --halving_factor 1",
-            USAGE,
-            &["--halving_factor", "at least 2"],
-        ),
-        ("train {TINY} --search halving --trials 4 --max_steps 9", USAGE, &["--max_steps", "--num_epochs"]),
-        ("train {TINY} --halving_factor 3", USAGE, &["--halving_factor", "--search halving"]),
-        (
-            "train {TINY} --learning_rates 1e-4..1e-3",
-            USAGE,
-            &["--learning_rates", "is a range", "--search random"],
-        ),
-        ("train {TINY} --learning_rates 1e-3..1e-4", USAGE, &["1e-3..1e-4", "from a lower to a higher"]),
-        ("train {TINY} --learning_rates 0..1:log", USAGE, &["0..1:log", "above 0"]),
-        (
-            "train {DATA} --search random --trials 2 --dropouts 0.5..1.5 --seed 3",
-            USAGE,
-            &["--dropouts", "outside [0, 1)"],
-        ),
-        ("train {TINY} --keep everything --run_dir x", USAGE, &["'everything'", "all, weights, best"]),
-        ("train {TINY} --save_every 0 --run_dir x", USAGE, &["--save_every", "0 is"]),
-        ("train {TINY} --max_skipped_steps 0", USAGE, &["--max_skipped_steps", "0 is"]),
-    ];
-    check_all(&place, mistakes);
 }

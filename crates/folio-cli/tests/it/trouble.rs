@@ -17,9 +17,19 @@ const LONG: &str = "--block_sizes 16 --batch_sizes 4 --num_epochs 1000000 --keep
 
 /// `folio` in a shell that lets no file grow over 4 KiB, less than a checkpoint takes.
 fn on_a_full_disk(place: &Place, line: &str) -> (Option<i32>, String) {
-    let mut command = Command::new("sh");
     // The shell counts blocks of 512 bytes, some shells of 1,024.
-    command.args(["-c", "ulimit -f 8; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_folio")]);
+    limited(place, "ulimit -f 8", line)
+}
+
+/// `folio` in a shell that lets it have 3 GiB of memory.
+fn with_little_memory(place: &Place, line: &str) -> (Option<i32>, String) {
+    limited(place, "ulimit -v 3145728", line)
+}
+
+/// `folio` in a shell with a limit: its exit code, and what it says on stderr.
+fn limited(place: &Place, limit: &str, line: &str) -> (Option<i32>, String) {
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("{limit}; exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_folio")]);
     let output = command.args(words(line)).current_dir(place.path("")).output().expect("a shell");
     (output.status.code(), String::from_utf8(output.stderr).expect("UTF-8"))
 }
@@ -149,14 +159,6 @@ fn a_second_process_in_a_directory_is_refused() {
     assert!(place.ok("runs run").stdout.contains("killed"));
     let epochs = place.json("run/status.json")["epoch"].as_u64().expect("a number") + 1;
     place.ok(&format!("train --resume run --num_epochs {epochs}"));
-}
-
-/// `folio` in a shell that lets it have 3 GiB of memory.
-fn with_little_memory(place: &Place, line: &str) -> (Option<i32>, String) {
-    let mut command = Command::new("sh");
-    command.args(["-c", "ulimit -v 3145728; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_folio")]);
-    let output = command.args(words(line)).current_dir(place.path("")).output().expect("a shell");
-    (output.status.code(), String::from_utf8(output.stderr).expect("UTF-8"))
 }
 
 #[test]
