@@ -1,6 +1,5 @@
 //! Where a run is saved, how much disk it takes, and what can be done with it afterwards.
 
-use std::borrow::Cow;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -8,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use folio::machine::available_disk;
 use folio::run_dir::{RUNS, RunDir};
-use folio::text::EMBEDDED_NAME;
+use folio::text::{EMBEDDED_NAME, shell_quoted};
 use folio::train::Start;
 
 use crate::options::Options;
@@ -70,21 +69,21 @@ pub(crate) fn reserve(task: &mut Task) -> anyhow::Result<Option<Reserved>> {
 
 /// A path as a shell takes it.
 pub(crate) fn quoted(path: &Path) -> String {
-    quoted_text(&path.display().to_string()).into_owned()
-}
-
-/// A text as a shell takes it.
-fn quoted_text(text: &str) -> Cow<'_, str> {
-    // Only a NUL cannot be quoted, and no path or prompt holds one.
-    shlex::try_quote(text).unwrap_or(Cow::Borrowed(text))
+    shell_quoted(&path.display().to_string())
 }
 
 /// Says where the run is saved and how much disk its checkpoints will take; warns if that is more than there is.
-pub(crate) fn print_destination(task: &Task, parameters: u64) {
+///
+/// A resumed run has `trained` epochs behind it, whose checkpoints are on the disk already.
+pub(crate) fn print_destination(task: &Task, parameters: u64, trained: u64) {
     let Some(run_dir) = &task.run_dir else {
         return screen::err("--no_save: the model is lost when training ends");
     };
-    let bytes = task.work.runs().iter().map(|run| run.kept().disk_bytes(parameters, run.num_epochs));
+    let bytes = task
+        .work
+        .runs()
+        .iter()
+        .map(|run| run.kept().disk_bytes(parameters, run.num_epochs.saturating_sub(trained)));
     let bytes: u64 = bytes.fold(0, u64::saturating_add);
     let (path, needed) = (run_dir.path().display(), gibibytes(bytes));
     screen::err(format_args!("saving to {path}; checkpoints take up to {needed} of disk"));
@@ -101,7 +100,7 @@ pub(crate) fn print_next_steps(run_dir: &RunDir, task: &Task) {
     screen::err(format_args!("the run is in {}", run_dir.path().display()));
     let is_embedded = task.work.runs()[0].data.is_embedded();
     let prompt = if is_embedded { Some("ROMEO:") } else { task.prompt.as_deref() };
-    let prompt = prompt.map_or(String::new(), |prompt| format!(" --prompt {}", quoted_text(prompt)));
+    let prompt = prompt.map_or(String::new(), |prompt| format!(" --prompt {}", shell_quoted(prompt)));
     let own_steps = match task.work {
         // A text from stdin cannot be read again.
         Work::Run(ref run) if run.data.has_stdin() => Vec::new(),
@@ -140,7 +139,7 @@ mod tests {
             ("ROMEO:", "ROMEO:"),
             ("床前明月光", "'床前明月光'"),
         ] {
-            assert_eq!(quoted_text(text), expected);
+            assert_eq!(shell_quoted(text), expected);
             assert_eq!(shlex::split(expected).expect("a shell's words"), [text]);
         }
     }

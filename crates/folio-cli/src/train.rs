@@ -203,7 +203,9 @@ fn train_run(
     if matches!(task.start, Start::Resume { .. }) && !trainer.has_optimizer() {
         screen::err(FRESH_OPTIMIZER);
     }
-    print_destination(task, trainer.model().parameters().values().len() as u64);
+    let is_resumed = matches!(task.start, Start::Resume { .. });
+    let trained = if is_resumed { trainer.state().epoch } else { 0 };
+    print_destination(task, trainer.model().parameters().values().len() as u64, trained);
     let dashboard = open_dashboard(args, task, signals)?;
     if let Some(dashboard) = &dashboard {
         let losses = &trainer.history().losses;
@@ -240,7 +242,7 @@ fn train_sweep(args: &TrainArgs, task: &Task, sweep: &Sweep, signals: &Signals) 
         sweep.write(run_dir.path())?;
     }
     let parameters = sweep.runs.iter().map(|run| run.model_config(task.tokenizer.vocab_size()).parameters());
-    print_destination(task, parameters.max().unwrap_or(0));
+    print_destination(task, parameters.max().unwrap_or(0), 0);
     let jobs = affordable_jobs(args.jobs.unwrap_or(1), sweep, task.tokenizer.vocab_size());
     let context = Context {
         stream: Arc::clone(&task.stream),

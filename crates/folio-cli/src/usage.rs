@@ -67,7 +67,7 @@ fn with_hyphens_in_values(arg: Arg) -> Arg {
     }
     let parsed = arg.get_value_parser().type_id();
     let is_number = [TypeId::of::<usize>(), TypeId::of::<u64>(), TypeId::of::<f64>(), TypeId::of::<f32>()];
-    // A flag is no number: the mistake is told all the same.
+    // A flag in the place of a number is still an error: it does not parse.
     let is_text = parsed == TypeId::of::<String>() || is_number.into_iter().any(|number| parsed == number);
     let is_one = arg.get_num_args().is_none_or(|values| values.max_values() == 1);
     let is_free = arg.get_value_parser().possible_values().is_none();

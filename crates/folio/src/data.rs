@@ -151,28 +151,12 @@ impl TokenStream {
     /// # Errors
     /// If the tokenizer lacks a character of the text.
     pub fn encode(text: &str, tokenizer: &Tokenizer, split: SplitKind) -> Result<Self> {
-        Self::encode_telling(text, tokenizer, split, |_| ())
-    }
-
-    /// [`TokenStream::encode`], which tells of every piece of text that is done by its bytes.
-    ///
-    /// # Errors
-    /// If the tokenizer lacks a character of the text.
-    pub fn encode_telling(
-        text: &str,
-        tokenizer: &Tokenizer,
-        split: SplitKind,
-        mut on_piece: impl FnMut(u64),
-    ) -> Result<Self> {
         let (train, eval) = text.split_at(border(text, split).unwrap_or(text.len()));
         let mut tokens = Tokens::new(tokenizer.vocab_size());
         let mut eval_start = 0;
         for part in [train, eval] {
             eval_start = tokens.len();
-            tokenizer.encode_pieces(part, |piece, ids| {
-                tokens.extend(ids);
-                on_piece(piece.len() as u64);
-            })?;
+            tokenizer.encode_pieces(part, |_, ids| tokens.extend(ids))?;
         }
         // A split by blocks has but one part, and evaluation tokens in any of its blocks.
         let eval_start = if split == SplitKind::Blocks { tokens.len() } else { eval_start };

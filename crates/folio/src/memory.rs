@@ -88,8 +88,8 @@ fn check_generation_in(free: u64, config: &ModelConfig, format: WeightFormat) ->
     Err(Error::setting("--precision", reason))
 }
 
-/// How many texts may be generated at a time whose keys and values take so many bytes each: as many as a quarter of the
-/// free memory holds, at least one.
+/// How many texts to generate at a time, with `cache_bytes` of keys and values each: what a quarter of the free memory holds,
+/// from 1 to 256.
 pub fn texts_at_a_time(cache_bytes: usize) -> usize {
     /// More make no step faster.
     const MOST: u64 = 256;

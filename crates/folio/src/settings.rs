@@ -295,8 +295,8 @@ impl Settings {
         for (flag, value) in positive.into_iter().chain(not_negative) {
             let positive = positive.iter().any(|(name, _)| *name == flag);
             if !value.is_finite() || value < 0.0 || (positive && value == 0.0) {
-                let range = if positive { "above 0" } else { "of 0 or more" };
-                return Err(Error::setting(flag, format!("{value} will not do: give a number {range}")));
+                let range = if positive { "greater than 0" } else { "0 or more" };
+                return Err(Error::setting(flag, format!("must be {range}, not {value}")));
             }
             let narrowed = !["--grad_clip", "--cosine_lr_restart_decay"].contains(&flag);
             if narrowed && value > f64::from(f32::MAX) {

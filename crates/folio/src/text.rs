@@ -18,7 +18,7 @@ mod plain;
 mod sources;
 
 use plain::{LineEndings, Plain, plain};
-pub use sources::{STDIN, TextFiles};
+pub use sources::{STDIN, TextFiles, shell_quoted};
 
 /// The size of some text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! Every mistake is answered by one line that names the culprit and the way out, and costs nothing.
 
 mod resuming;
+mod tokenizers;
 
 use crate::place::{Place, Ran, TINY, plays};
 
@@ -115,12 +116,16 @@ fn numbers_out_of_range() {
         check_refused(&place, &line, USAGE, &[&flag, "'much'", "give a number such as 0.2"]);
     }
     let mistakes: &[(&str, i32, &[&str])] = &[
-        ("train {DATA} --run_dir x --learning_rates 0", USAGE, &["--learning_rates", "above 0"]),
+        (
+            "train {DATA} --run_dir x --learning_rates 0",
+            USAGE,
+            &["--learning_rates", "must be greater than 0"],
+        ),
         ("train {DATA} --run_dir x --dropouts 1", USAGE, &["--dropouts", "1 is outside [0, 1)"]),
         ("train {DATA} --run_dir x --dropouts 0.1 1.5", USAGE, &["--dropouts", "1.5 is outside [0, 1)"]),
         ("train {DATA} --run_dir x --beta2 1", USAGE, &["--beta2", "1 is outside [0, 1)", "0.99"]),
         ("train {DATA} --run_dir x --seed -1", USAGE, &["--seed", "'-1'", "give a whole number"]),
-        ("train {DATA} --run_dir x --grad_clip -1", USAGE, &["--grad_clip", "-1 will not do"]),
+        ("train {DATA} --run_dir x --grad_clip -1", USAGE, &["--grad_clip", "must be 0 or more, not -1"]),
         ("generate x --temperature -.5", USAGE, &["temperature", "-0.5"]),
         ("serve . --port 80000", USAGE, &["--port", "'80000'", "give a whole number from 0 to 65535"]),
         ("train {DATA} --run_dir x --lr 1e-3,much", USAGE, &["'much'", "give a number such as 0.2"]),
@@ -431,75 +436,4 @@ fn a_loss_that_is_not_finite_ends_the_run_with_advice() {
     ] {
         assert!(last.contains(part), "lacks '{part}': {last}");
     }
-}
-
-#[test]
-fn tokenizers_that_cannot_be() {
-    let place = place_with_run();
-    place.write("broken.json", "{\"model\":");
-    place.write("foreign.json", "{\"model\": {\"type\": \"Unigram\", \"vocab\": {}}}");
-    let own = "train {TINY} --tokenizer_type corpus_bpe";
-    let train = "tokenizer train {DATA} --out x.json";
-    let mistakes: &[(&str, i32, &[&str])] = &[
-        (&format!("{own} --vocab_size 255"), USAGE, &["--vocab_size", "255 is too few", "at least 256"]),
-        (
-            &format!("{own} --vocab_size 100000"),
-            USAGE,
-            &["--vocab_size", "more than the text can give", "at most"],
-        ),
-        (&format!("{own} --split blocks"), USAGE, &["--split", "evaluation text", "give contiguous"]),
-        (
-            "train {TINY} --vocab_size 300",
-            USAGE,
-            &["--vocab_size", "chrs has a vocabulary of its own", "corpus_bpe"],
-        ),
-        ("train {TINY} --tokenizer_type none.json", FAILURE, &["none.json", "does not exist"]),
-        ("train {TINY} --tokenizer_type broken.json", FAILURE, &["broken.json", "not valid JSON"]),
-        (
-            "train {TINY} --tokenizer_type foreign.json",
-            FAILURE,
-            &["foreign.json", "'Unigram'", "does not run"],
-        ),
-        ("train {TINY} --tokenizer_type own_bpe", USAGE, &["--tokenizer_type", "own_bpe", "corpus_bpe"]),
-        (&format!("{train} --vocab_size 255"), USAGE, &["--vocab_size", "too few"]),
-        (
-            &format!("{train} --vocab_size 256 --special <a>"),
-            USAGE,
-            &["--vocab_size", "1 special", "at least 257"],
-        ),
-        (&format!("{train} --vocab_size 99999"), USAGE, &["--vocab_size", "more than the text can give"]),
-        (&format!("{train} --vocab_size 300 --special a a"), USAGE, &["--special", "given twice"]),
-        (
-            "tokenizer train --data none.txt --vocab_size 300 --out x.json",
-            FAILURE,
-            &["none.txt", "does not exist"],
-        ),
-        ("tokenizer train {DATA} --vocab_size 300 --out none/x.json", FAILURE, &["none/x.json"]),
-        ("tokenizer encode --tokenizer_type chrs", USAGE, &["--tokenizer_type", "chrs is made of a text"]),
-        ("tokenizer encode --tokenizer_type bep", USAGE, &["'bep'", "bpe"]),
-        ("tokenizer encode --tokenizer_type none.json", FAILURE, &["none.json", "does not exist"]),
-        ("tokenizer decode --tokenizer_type bpe --format text", USAGE, &["--format", "ids or jsonl"]),
-        ("tokenizer inspect --tokenizer_type run --text 'ß'", FAILURE, &["'ß'", "not among"]),
-        ("plot run run", USAGE, &["several runs", "--out"]),
-    ];
-    check_all(&place, mistakes);
-}
-
-#[test]
-fn input_that_a_tokenizer_cannot_take() {
-    let place = Place::new();
-    let refused = |line: &str, stdin: &[u8], parts: &[&str]| {
-        let ran = place.run_with(line, stdin);
-        assert_eq!(ran.code, Some(FAILURE), "{}", ran.stderr);
-        assert_eq!(ran.stderr.lines().count(), 1, "{}", ran.stderr);
-        for part in parts {
-            assert!(ran.stderr.contains(part), "lacks '{part}': {}", ran.stderr);
-        }
-    };
-    refused("tokenizer encode --tokenizer_type bpe", b"caf\xe9", &["stdin", "not UTF-8", "offset 3"]);
-    let decode = "tokenizer decode --tokenizer_type bpe";
-    refused(decode, b"1 2\n3 50257\n", &["line 2 of stdin", "50257 is outside", "0 to 50256"]);
-    refused(decode, b"1 -2", &["line 1 of stdin", "\"-2\" is not a token id"]);
-    refused(decode, b"1 x", &["line 1 of stdin", "\"x\" is not a token id"]);
-    refused(&format!("{decode} --format jsonl"), b"{\"text\":1}", &["line 1 of stdin", "an id"]);
 }

@@ -167,9 +167,9 @@ fn what_is_no_text_is_named() {
     place.write("wide.txt", wide);
     place.write("nul.txt", [0; 99]);
     for (name, expected) in [
-        ("play.docx", ["zip archive", "unzip 'play.docx'"]),
-        ("play.pdf", ["a PDF", "pdftotext 'play.pdf'"]),
-        ("wide.txt", ["UTF-16LE without a byte-order mark", "iconv -f UTF-16LE -t UTF-8 'wide.txt'"]),
+        ("play.docx", ["zip archive", "unzip play.docx"]),
+        ("play.pdf", ["a PDF", "pdftotext play.pdf"]),
+        ("wide.txt", ["UTF-16LE without a byte-order mark", "iconv -f UTF-16LE -t UTF-8 wide.txt"]),
         ("nul.txt", ["99 of its 99 bytes are NUL", "fetch it again"]),
     ] {
         check_refused(&place, &format!("train --run_dir x --data {name}"), "", FAILURE, &expected);

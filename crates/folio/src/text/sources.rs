@@ -160,9 +160,16 @@ fn matching(pattern: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// A word as a shell takes it: in quotes unless it needs none.
-pub(super) fn shell_quoted(word: &str) -> String {
-    format!("'{}'", word.replace('\'', "'\\''"))
+/// A word as a POSIX shell takes it: in quotes unless it needs none.
+///
+/// ```
+/// # use folio::text::shell_quoted;
+/// assert_eq!(shell_quoted("runs/quick"), "runs/quick");
+/// assert_eq!(shell_quoted("my run"), "'my run'");
+/// ```
+pub fn shell_quoted(word: &str) -> String {
+    // Only a NUL cannot be quoted, and no path or line of a text that is suggested holds one.
+    shlex::try_quote(word).map_or_else(|_| word.to_owned(), |quoted| quoted.into_owned())
 }
 
 #[cfg(test)]

@@ -106,7 +106,7 @@ fn encode_chars<'t>(
     while !rest.is_empty() {
         let piece;
         (piece, rest) = rest.split_at(rest.floor_char_boundary(PIECE));
-        // A missing character is told with its place in the whole text.
+        // The error gives a missing character's place in the whole text.
         let ids = vocabulary.encode(piece).or_else(|_| vocabulary.encode(text))?;
         on_piece(piece, &ids);
     }
@@ -178,7 +178,7 @@ impl<'b, 't, F: FnMut(&'t str, &[u32])> Units<'b, 't, F> {
                 self.push(Unit { source: segment.text, token: segment.token, ..Unit::default() });
                 continue;
             }
-            // The source of what normalization has changed is told as far as its length goes, the rest at the end.
+            // Normalization may change lengths: progress counts up to the source's length, the rest at the end.
             let mut source = segment.text;
             let normalized = recipe.normalized(segment.text);
             for part in recipe.added.segments_of_normalized(&normalized, with_special) {

@@ -52,7 +52,7 @@ fn runs_that_cannot_be_resumed() {
     place.ok("train --resume run --seed 1337 --dropouts 0.1 --precision auto --data moved.txt --run_dir run");
     place.write("search/sweep.json", "{\"plan\": {\"kind\": \"full\"}, \"varying\": [], \"runs\": []}");
     check_refused(&place, "train --resume search", FAILURE, &["sweep.json", "is damaged"]);
-    // The newest checkpoint that is whole is told of.
+    // The error names the newest checkpoint that is whole.
     place.ok("train --resume run --num_epochs 3");
     let name = "run/checkpoint_3/model.safetensors";
     let whole = place.read(name);
