@@ -3,6 +3,8 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+#[cfg(unix)]
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use folio::train::Requests;
@@ -21,17 +23,17 @@ pub(crate) struct Signals {
 
 impl Signals {
     /// From now on Ctrl-C, SIGTERM and SIGHUP (a closed terminal) ask the run to stop, and a second one ends the program
-    /// at once; SIGUSR1 asks it to save. With a dashboard the second restores the terminal first. SIGHUP stays ignored
-    /// under `nohup`.
-    pub(crate) fn install(dashboard: bool) -> anyhow::Result<Self> {
+    /// at once; SIGUSR1 asks it to save. In training the second restores the terminal first, and does not count if it only
+    /// repeats the first. SIGHUP stays ignored under `nohup`.
+    pub(crate) fn install(training: bool) -> anyhow::Result<Self> {
         let requests = Requests::default();
         let stopped_by = Arc::new(AtomicUsize::new(0));
         let install = || {
             #[cfg(unix)]
-            if dashboard {
+            if training {
                 listen(requests.clone(), Arc::clone(&stopped_by))?;
             }
-            let by_flags = if cfg!(unix) && dashboard { Vec::new() } else { stopping_signals() };
+            let by_flags = if cfg!(unix) && training { Vec::new() } else { stopping_signals() };
             for signal in by_flags {
                 // In this order: the first finds the request not made yet. Files are whole at any time, so that
                 // stopping at once does no harm.
@@ -61,6 +63,10 @@ impl Signals {
         ExitCode::from(128 + signal as u8)
     }
 }
+
+/// How long the same signal again is taken for the first: `timeout` sends each to the program and to its process group.
+#[cfg(unix)]
+const ECHO: Duration = Duration::from_millis(500);
 
 /// The signals that ask a run to stop.
 fn stopping_signals() -> Vec<i32> {
@@ -92,7 +98,12 @@ pub(crate) fn is_hangup_ignored() -> bool {
 fn listen(requests: Requests, stopped_by: Arc<AtomicUsize>) -> std::io::Result<()> {
     let mut signals = signal_hook::iterator::Signals::new(stopping_signals())?;
     let obey = move || {
+        let mut first: Option<(i32, Instant)> = None;
         for signal in signals.forever() {
+            if first.is_some_and(|(first, at)| first == signal && at.elapsed() < ECHO) {
+                continue;
+            }
+            first.get_or_insert((signal, Instant::now()));
             if requests.stop.swap(true, Ordering::Relaxed) {
                 crate::screen::close();
                 std::process::exit(128 + signal);

@@ -147,7 +147,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     if let Some(chosen) = &task.chosen_precision {
         screen::err(format_args!("precision {chosen}"));
     }
-    let signals = Signals::install(args.tui)?;
+    let signals = Signals::install(true)?;
     let outcome = match &task.work {
         Work::Run(settings) => train_run(args, &task, settings, &signals),
         Work::Sweep(sweep) => train_sweep(args, &task, sweep, &signals),

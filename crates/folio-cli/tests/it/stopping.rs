@@ -214,6 +214,21 @@ fn a_closed_terminal_saves_and_stops_unless_nohup_says_otherwise() {
 }
 
 #[test]
+fn a_signal_that_comes_twice_at_once_is_one() {
+    let place = Place::new();
+    // A step takes longer than two signals.
+    let line = "train --n_emb 128 --n_heads 2 --n_blocks 2 --block_sizes 64 --batch_sizes 32 --run_dir run";
+    let running = start(&place, line);
+    assert!(running.until(" parameters, "));
+    // As `timeout` does it.
+    running.signal(Signal::TERM);
+    running.signal(Signal::TERM);
+    let (status, lines) = running.end();
+    assert_eq!(status.code(), Some(143), "{lines:?}");
+    assert_eq!(place.json("run/status.json")["state"], "stopped", "{lines:?}");
+}
+
+#[test]
 fn asked_to_save_it_saves_and_goes_on() {
     let place = Place::new();
     let line = "train --data plays.txt --n_emb 16 --n_heads 2 --n_blocks 1 --block_sizes 16 --batch_sizes 4";
