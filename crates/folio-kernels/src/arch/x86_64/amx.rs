@@ -182,6 +182,9 @@ pub(crate) struct Left<'a, E> {
     tiles: Buffer<Bf16>,
 }
 
+/// Bytes of tiles that [`Left`] lays out together, unless [`ROWS`] rows alone take more.
+const TILES_BYTES: usize = 256 * 1024;
+
 thread_local! {
     /// What [`Left`] lays tiles out in.
     static TILES: Cell<Buffer<Bf16>> = Cell::default();
@@ -205,9 +208,7 @@ impl<'a, E: Element> Left<'a, E> {
     /// Rows that are laid out together, or all `rows` if they are read in place: as many as stay in the second-level
     /// cache beside what they are multiplied with.
     pub(crate) fn group(&self, rows: usize) -> usize {
-        /// Bytes of tiles.
-        const LIMIT: usize = 256 * 1024;
-        if self.in_place { rows.max(1) } else { (LIMIT / self.depth.block_bytes().max(1)).max(1) * ROWS }
+        if self.in_place { rows.max(1) } else { (TILES_BYTES / self.depth.block_bytes().max(1)).max(1) * ROWS }
     }
 
     /// Lays out what of `rows` is not read in place.
@@ -226,7 +227,8 @@ impl<'a, E: Element> Left<'a, E> {
         self.first = rows.start + in_place;
         let (blocks, bytes) = ((rows.end - self.first).div_ceil(ROWS), self.depth.block_bytes());
         if self.tiles.len() * size_of::<Bf16>() < blocks * bytes {
-            self.tiles = Buffer::zeroed(blocks * bytes / size_of::<Bf16>());
+            // The least is what most matmuls need, so that a thread allocates once.
+            self.tiles = Buffer::zeroed((blocks * bytes).max(TILES_BYTES) / size_of::<Bf16>());
         }
         let blocks = self.tiles.chunks_exact_mut((bytes / size_of::<Bf16>()).max(1));
         for (first, block) in (self.first..rows.end).step_by(ROWS).zip(blocks) {
