@@ -83,8 +83,8 @@ async fn clients_that_go_away_free_their_places() {
     }
     site.until("folio_streams_active", 0.0).await;
     site.until("folio_connections", 1.0).await;
-    let drawn = site.metric("folio_drawn_tokens_total").await;
-    assert_eq!(site.metric("folio_drawn_tokens_total").await, drawn, "nothing is written for nobody");
+    let drawn = site.metric("folio_generated_tokens_total").await;
+    assert_eq!(site.metric("folio_generated_tokens_total").await, drawn, "nothing is written for nobody");
 }
 
 /// Asks for a stream of large events on a connection that nobody reads.
@@ -256,7 +256,7 @@ async fn what_is_counted_is_what_was_done() {
     site.complete(json!({ "max_tokens": 30, "n": 2 })).await;
     site.post("/v1/completions", &json!({})).await;
     site.get("/made/up/by/a/client").await;
-    assert_eq!(site.metric("folio_drawn_tokens_total").await, 60.0);
+    assert_eq!(site.metric("folio_generated_tokens_total").await, 60.0);
     assert_eq!(site.metric("folio_prompt_tokens_total").await, 5.0);
     let requests =
         |route: &str, status: u16| format!("folio_requests_total{{route=\"{route}\",status=\"{status}\"}}");
