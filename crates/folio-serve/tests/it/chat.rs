@@ -88,11 +88,11 @@ async fn a_template_makes_the_prompt_and_ends_the_reply() {
 #[test]
 fn templates_that_cannot_be_used() {
     for (template, part) in [
-        ("", "{content} once"),
-        ("{role}", "{content} once"),
-        ("{content}{content}", "{content} once"),
-        ("{rol}: {content}", "{rol} is not known"),
-        ("{role}: {contents}", "{contents} is not known"),
+        ("", "{content} exactly once"),
+        ("{role}", "{content} exactly once"),
+        ("{content}{content}", "{content} exactly once"),
+        ("{rol}: {content}", "{rol} is not a placeholder"),
+        ("{role}: {contents}", "{contents} is not a placeholder"),
     ] {
         let error = template.parse::<ChatTemplate>().expect_err(template).to_string();
         assert!(error.contains(part), "{template}: {error}");

@@ -67,7 +67,7 @@ async fn requests_that_cannot_be_met() {
         ("[\"plain\", \"First\"]", None, "object"),
         ("3", None, "object"),
         ("{\"model\": NaN}", None, "not valid JSON, at line 1"),
-        ("{\"model\": \"plain\"} {}", None, "more text after its JSON"),
+        ("{\"model\": \"plain\"} {}", None, "text after its JSON"),
         (
             "{\"model\": \"plain\", \"temperature\": 1e999}",
             Some("temperature"),
@@ -149,7 +149,7 @@ async fn requests_that_cannot_be_met() {
         check(&site, body.to_string(), 400, Some(field), part).await;
     }
     let many = json!({ "model": "plain", "prompt": ["a", "b", "c"], "max_tokens": 400 });
-    check(&site, many.to_string(), 400, Some("max_tokens"), "3 texts of 400 tokens").await;
+    check(&site, many.to_string(), 400, Some("max_tokens"), "3 choices of 400 tokens").await;
     // More than the context, where the text is to end there.
     let long = json!({ "model": "plain", "prompt": "a".repeat(40), "past_context": "stop" });
     check(&site, long.to_string(), 400, Some("prompt"), "context").await;
@@ -165,8 +165,8 @@ async fn chats_that_cannot_be_met() {
     let site = Site::start().await;
     let user = json!({ "role": "user", "content": "First" });
     for (field, value, part) in [
-        ("messages", json!(null), "a list of one message or more"),
-        ("messages", json!([]), "a list of one message or more"),
+        ("messages", json!(null), "a list of one or more messages"),
+        ("messages", json!([]), "a list of one or more messages"),
         ("messages", json!("First"), "a list of messages, not \"First\""),
         ("messages", json!(["First"]), "messages[0]: must be a message, an object with role and content"),
         ("messages", json!([user, null]), "not null"),
@@ -254,7 +254,7 @@ async fn the_echo_is_bounded_like_the_texts() {
             assert_eq!(answer["error"]["param"], "echo");
             let message = answer["error"]["message"].as_str().expect("a message");
             assert!(
-                message.starts_with("echo: 90 tokens of prompts") && message.contains("the 80 that"),
+                message.starts_with("echo: 90 tokens (prompts times n)") && message.contains("limit of 80"),
                 "{message}"
             );
         }
@@ -381,7 +381,7 @@ async fn attention_that_cannot_be_told() {
     for (body, param, part) in [
         (json!({ "model": "plain" }), "text", "either"),
         (json!({ "model": "plain", "text": "a", "tokens": [1] }), "text", "either"),
-        (json!({ "model": "plain", "text": "" }), "tokens", "one token at least"),
+        (json!({ "model": "plain", "text": "" }), "tokens", "at least one token"),
         (json!({ "model": "plain", "text": "日" }), "text", "日"),
         (json!({ "model": "plain", "tokens": [999] }), "tokens", "vocabulary"),
         (json!({ "model": "plain", "text": "a", "block": 2 }), "block", "0 to 1"),

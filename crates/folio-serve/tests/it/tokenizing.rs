@@ -80,7 +80,7 @@ async fn a_request_has_a_bounded_number_of_tokens() {
             assert_eq!(told, status, "{path}: {answer}");
             if status == 400 {
                 let expected =
-                    format!("{field}: 21 tokens are more than the 20 that a request may have; split it");
+                    format!("{field}: 21 tokens exceed the limit of 20 tokens per request; split it");
                 assert_eq!(answer["error"]["message"], expected);
                 assert_eq!(answer["error"]["param"], field);
             }

@@ -271,7 +271,7 @@ async fn what_cannot_be_served() {
     let named = format!("127.0.0.1 port {port}");
     check_refused(Options { port, ..mine() }, &[&named, "in use", "--port"]).await;
     let host = "203.0.113.7".to_owned();
-    check_refused(Options { host, ..mine() }, &["203.0.113.7", "no such address", "--host"]).await;
+    check_refused(Options { host, ..mine() }, &["203.0.113.7", "does not have this address", "--host"]).await;
     let host = "no such host".to_owned();
     check_refused(Options { host, ..mine() }, &["no such host", "--host"]).await;
     // A run that trains may come to have a checkpoint.
