@@ -246,8 +246,7 @@ impl RunningCompletion {
         let mut remaining = count;
         if max_tokens == 0 {
             remaining = 0;
-            let end =
-                |index| ChoiceChunk { index, finish_reason: Some("length"), ..ChoiceChunk::default() };
+            let end = |index| ChoiceChunk { index, finish_reason: Some("length"), ..ChoiceChunk::default() };
             ready.extend((0..count).map(end));
         } else {
             let pending = pending_sequences(&params, &prompts);

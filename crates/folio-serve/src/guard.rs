@@ -35,7 +35,9 @@ impl Origins {
         let parse = |given: &String| {
             let refuse = |reason| Error::Origin { origin: given.clone(), reason };
             if given == "*" {
-                return Err(refuse("would let every page on the web use this API: list the origins to allow"));
+                return Err(refuse(
+                    "would let every page on the web use this API: list the origins to allow",
+                ));
             }
             if given.eq_ignore_ascii_case("null") {
                 return Err(refuse(

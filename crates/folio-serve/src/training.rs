@@ -121,7 +121,8 @@ pub(crate) async fn records(
     let Path(path) = path.map_err(|_| ApiError::malformed("the address is not UTF-8"))?;
     let missing = || ApiError::unknown_path(&format!("/api/runs/{path}"));
     let id = path.strip_suffix("/records").ok_or_else(missing)?.to_owned();
-    let Query(RecordsQuery { after }) = query.map_err(|_| ApiError::field("after", "must be a number of lines"))?;
+    let Query(RecordsQuery { after }) =
+        query.map_err(|_| ApiError::field("after", "must be a number of lines"))?;
     let read = move || {
         let listing = shared.catalog.listing();
         let run = listing.runs.iter().find(|run| run.id == id).ok_or_else(|| ApiError::unknown_run(&id))?;

@@ -195,7 +195,9 @@ impl RequestBody {
         check_alternatives("top_logprobs", alternatives)?;
         match self.logprobs.0 {
             Some(LogprobsField::Flag(true)) => Ok(Some(alternatives.unwrap_or(0))),
-            None | Some(LogprobsField::Flag(false)) if alternatives.is_none_or(|number| number == 0) => Ok(None),
+            None | Some(LogprobsField::Flag(false)) if alternatives.is_none_or(|number| number == 0) => {
+                Ok(None)
+            }
             None | Some(LogprobsField::Flag(false)) => {
                 Err(ApiError::field("top_logprobs", "needs \"logprobs\": true"))
             }
@@ -287,7 +289,8 @@ fn check_size(limits: &Limits, choices: u64, max_tokens: MaxTokens) -> ApiResult
     }
     let max = limits.request_tokens as u64;
     if value.saturating_mul(choices) > max {
-        let message = format!("{choices} choices of {value} tokens exceed the limit of {max} tokens per request");
+        let message =
+            format!("{choices} choices of {value} tokens exceed the limit of {max} tokens per request");
         return Err(ApiError::field(field, message));
     }
     Ok(())
