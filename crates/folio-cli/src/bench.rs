@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use clap::{Args, Subcommand, ValueEnum};
 use folio::error::Error;
-use folio::model::{Batch, Gpt2, ModelConfig, PrecisionChoice};
+use folio::model::{Backend, Batch, CpuBackend, ModelConfig, PrecisionChoice, resolve_precision};
 use folio::optim::{AdamW, AdamWConfig};
 use folio::rng::{Rng, Stream};
 use folio_kernels::isa::{Isa, Missing};
@@ -228,7 +228,7 @@ fn kernels(args: &KernelsArgs) -> anyhow::Result<()> {
     }
     for setting in &args.settings {
         let sizes = setting.sizes();
-        let precision = args.precision.resolve(sizes.channels, sizes.heads);
+        let precision = resolve_precision(args.precision, sizes.channels, sizes.heads);
         let rows = kernels::measure(sizes, precision);
         if args.json {
             for row in rows {
@@ -264,14 +264,14 @@ fn kernels(args: &KernelsArgs) -> anyhow::Result<()> {
 fn step(args: &StepArgs) -> anyhow::Result<()> {
     let sizes = &args.sizes;
     let config = sizes.config(args.dropout)?;
-    let precision = args.precision.resolve(sizes.emb, sizes.heads);
+    let precision = resolve_precision(args.precision, sizes.emb, sizes.heads);
     precision.check(&config).map_err(in_own_flags)?;
     if args.batch == 0 || args.steps == 0 {
         return Err(Usage("--batch and --steps must be at least 1".into()).into());
     }
     set_threads(args.threads)?;
     let mut rng = Rng::new(0, Stream::Init);
-    let mut model = Gpt2::new(config, precision, &mut rng);
+    let mut model = CpuBackend::new(config, precision, &mut rng);
     let adamw = AdamWConfig {
         beta1: 0.9,
         beta2: 0.999,
@@ -280,16 +280,16 @@ fn step(args: &StepArgs) -> anyhow::Result<()> {
         decay_all_parameters: true,
         grad_clip: 1.0,
     };
-    let mut optimizer = AdamW::new(adamw, model.parameters().values().len());
+    let mut optimizer = AdamW::new(adamw);
     let tokens = args.batch * sizes.block;
     let mut times = Vec::new();
     for step in 0..args.steps + 2 {
         let mut draw = || -> Vec<u32> { (0..tokens).map(|_| rng.below(sizes.vocab as u64) as u32).collect() };
         let (inputs, targets) = (draw(), draw());
         let start = Instant::now();
-        model.train_step(Batch { inputs: &inputs, targets: &targets, time: sizes.block }, step as u64);
-        let (parameters, gradients) = model.parameters_and_gradients();
-        optimizer.step(parameters, gradients, 1e-3);
+        model
+            .loss_and_gradients(Batch { inputs: &inputs, targets: &targets, time: sizes.block }, step as u64);
+        optimizer.step(&mut model, 1e-3);
         if step >= 2 {
             times.push(start.elapsed().as_secs_f64());
         }

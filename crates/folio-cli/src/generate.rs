@@ -10,7 +10,7 @@ use clap::Args;
 use folio::checkpoint::CheckpointName;
 use folio::generate::{Finish, Generator};
 use folio::memory::{check_generation, texts_at_a_time};
-use folio::model::{Gpt2, Predictor, WeightFormat};
+use folio::model::{CpuBackend, InferenceModel, WeightFormat};
 use folio::run_dir::{Found, Pick, Place, RUNS, RunDir, find, locate_or_newest};
 use folio::tokenizer::Tokenizer;
 
@@ -156,11 +156,15 @@ impl WhichModel {
 }
 
 /// Reads a model from a checkpoint of a run; it computes in the numbers that it was trained in.
-pub(crate) fn load_model(run: &RunDir, name: CheckpointName, tokenizer: &Tokenizer) -> anyhow::Result<Gpt2> {
+pub(crate) fn load_model(
+    run: &RunDir,
+    name: CheckpointName,
+    tokenizer: &Tokenizer,
+) -> anyhow::Result<CpuBackend> {
     let checkpoint = run.open_checkpoint(name)?;
     checkpoint.check_tokenizer(tokenizer)?;
     let config = checkpoint.state().identity.model;
-    Ok(Gpt2::from_parameters(config, run.settings()?.precision, checkpoint.parameters()?))
+    Ok(CpuBackend::from_parameters(config, run.settings()?.precision, checkpoint.parameters()?))
 }
 
 /// The model of a checkpoint of a run, to write with; in the numbers that it was trained in, if no others are asked for.
@@ -169,7 +173,7 @@ pub(crate) fn load_predictor(
     name: CheckpointName,
     tokenizer: &Tokenizer,
     format: Option<WeightFormat>,
-) -> anyhow::Result<Predictor> {
+) -> anyhow::Result<InferenceModel> {
     let checkpoint = run.open_checkpoint(name)?;
     checkpoint.check_tokenizer(tokenizer)?;
     let config = checkpoint.state().identity.model;
@@ -177,7 +181,7 @@ pub(crate) fn load_predictor(
     let format = format.unwrap_or(WeightFormat::of(trained_in));
     format.check(&config)?;
     check_generation(&config, format)?;
-    Ok(Predictor::new(config, format, &checkpoint.parameters()?))
+    Ok(InferenceModel::new(config, format, &checkpoint.parameters()?))
 }
 
 pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {

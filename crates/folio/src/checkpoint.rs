@@ -22,8 +22,7 @@ use crate::data::SplitKind;
 use crate::error::{Error, Result};
 use crate::files::{remove_rubbish, write_directory_atomic, write_json};
 use crate::history::{EpochSums, History};
-use crate::model::{ModelConfig, ParameterSpec, Parameters};
-use crate::optim::{AdamW, AdamWConfig};
+use crate::model::{ModelConfig, Moments, ParameterSpec, Parameters};
 use crate::rng::Rng;
 use crate::settings::Settings;
 use crate::tokenizer::Tokenizer;
@@ -40,6 +39,10 @@ const FORMATS: RangeInclusive<u32> = 2..=3;
 const MODEL_FILE: &str = "model.safetensors";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 const STATE_FILE: &str = "state.json";
+
+/// Prefixes of the tensor names in [`OPTIMIZER_FILE`].
+const EXP_AVG: &str = "mean.";
+const EXP_AVG_SQ: &str = "square.";
 
 /// What a checkpoint is called in its run's directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -92,8 +95,9 @@ pub struct TrainingState {
     pub order: Rng,
     /// The stream that keys the dropout of the next step.
     pub dropout: Rng,
-    /// The epoch under way.
-    pub under_way: EpochSums,
+    /// The current epoch.
+    #[serde(rename = "under_way")]
+    pub epoch_progress: EpochSums,
     /// If the last epoch was ended early by a limit to the steps: how to take it up again.
     pub cut_short: Option<CutShort>,
     /// The losses and rates so far.
@@ -104,9 +108,9 @@ impl TrainingState {
     /// Checks that the numbers can have been written by a run, so that nothing that uses them need doubt it.
     fn check(&self) -> std::result::Result<(), String> {
         self.identity.model.validate().map_err(|error| error.to_string())?;
-        let Self { under_way, schedule_start, history, .. } = self;
-        let began = self.global_step.checked_sub(under_way.batches);
-        let learned = under_way.batches.checked_sub(under_way.skipped);
+        let Self { epoch_progress, schedule_start, history, .. } = self;
+        let began = self.global_step.checked_sub(epoch_progress.batches);
+        let learned = epoch_progress.batches.checked_sub(epoch_progress.skipped);
         let cut_short = self.cut_short.as_ref();
         let cut = cut_short.is_none_or(|cut| {
             cut.sums.batches <= self.global_step && cut.sums.skipped <= cut.sums.batches && self.epoch > 0
@@ -190,14 +194,14 @@ pub struct CutShort {
 pub fn save(
     directory: &Path,
     parameters: &Parameters,
-    optimizer: &AdamW,
+    moments: &Moments,
     state: &TrainingState,
     tokenizer: &Tokenizer,
 ) -> Result<()> {
     write_directory_atomic(directory, |inside| {
         tensors::write(&inside.join(MODEL_FILE), &[("", parameters.values())], parameters.specs())?;
-        let means = [("mean.", optimizer.mean()), ("square.", optimizer.square())];
-        tensors::write(&inside.join(OPTIMIZER_FILE), &means, parameters.specs())?;
+        let moments = [(EXP_AVG, &moments.exp_avg[..]), (EXP_AVG_SQ, &moments.exp_avg_sq[..])];
+        tensors::write(&inside.join(OPTIMIZER_FILE), &moments, parameters.specs())?;
         write_json(&inside.join(STATE_FILE), state)?;
         transformers::write(inside, &state.identity.model, tokenizer)?;
         let own = [MODEL_FILE, OPTIMIZER_FILE, STATE_FILE];
@@ -316,21 +320,21 @@ impl Checkpoint {
         Ok(parameters)
     }
 
-    /// The optimizer of a model with these parameters.
+    /// AdamW's moments of a model with these parameters.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] if it was not kept, is damaged, or not of the model's shapes.
-    pub fn optimizer(&self, specs: &[ParameterSpec], config: AdamWConfig) -> Result<AdamW> {
+    pub fn moments(&self, specs: &[ParameterSpec]) -> Result<Moments> {
         if !self.is_resumable() {
             let reason = "keeps the weights alone, without the optimizer's state";
             return Err(self.error(reason.to_owned()));
         }
         let bytes = self.manifest.read_file(&self.directory, OPTIMIZER_FILE)?;
         let count = specs.last().map_or(0, |spec| spec.range.end);
-        let (mut mean, mut square) = (vec![0.0; count], vec![0.0; count]);
-        let means = &mut [("mean.", &mut mean[..]), ("square.", &mut square[..])];
-        tensors::read(&self.directory.join(OPTIMIZER_FILE), &bytes, specs, means)?;
-        Ok(AdamW::from_state(config, self.state.optimizer_steps, mean, square))
+        let mut moments = Moments::zeros(count);
+        let arrays = &mut [(EXP_AVG, &mut moments.exp_avg[..]), (EXP_AVG_SQ, &mut moments.exp_avg_sq[..])];
+        tensors::read(&self.directory.join(OPTIMIZER_FILE), &bytes, specs, arrays)?;
+        Ok(moments)
     }
 
     /// Checks that a file is large enough for the model, before memory is taken for it.

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use clap::Args;
 use folio::generate::{Generator, PastContext, Request};
-use folio::model::{Parameters, PrecisionChoice, Predictor, WeightFormat};
+use folio::model::{InferenceModel, Parameters, PrecisionChoice, WeightFormat, resolve_precision};
 use folio::rng::{Rng, Stream};
 use folio::tokenizer::Tokenizer;
 use folio_kernels::isa::Isa;
@@ -72,12 +72,12 @@ pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     }
     let format = match args.precision {
         Format::Given(format) => format,
-        Format::Auto => WeightFormat::of(PrecisionChoice::Auto.resolve(sizes.emb, sizes.heads)),
+        Format::Auto => WeightFormat::of(resolve_precision(PrecisionChoice::Auto, sizes.emb, sizes.heads)),
     };
     format.check(&config).map_err(in_own_flags)?;
     join_threads(args.threads)?;
     let parameters = Parameters::random(&config, &mut Rng::new(0, Stream::Init));
-    let predictor = Arc::new(Predictor::new(config, format, &parameters));
+    let predictor = Arc::new(InferenceModel::new(config, format, &parameters));
     drop(parameters);
     let mut generator = Generator::new(Arc::clone(&predictor), Arc::new(vocabulary(sizes.vocab)?));
     let mut times = Vec::new();

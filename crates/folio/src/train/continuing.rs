@@ -1,21 +1,64 @@
-//! What a run takes over from a checkpoint: its own, or that of the run that it continues.
+//! Loading a checkpoint: the run's own to resume it, or another run's to continue from it.
 
 use std::path::Path;
 
-use crate::checkpoint::{Checkpoint, CutShort, Identity, ScheduleStart, TrainingState};
+use super::Start;
+use crate::checkpoint::{Checkpoint, CheckpointName, CutShort, Identity, ScheduleStart, TrainingState};
 use crate::error::{Error, Result};
-use crate::model::{AddedTokens, Gpt2, ModelConfig};
-use crate::optim::AdamW;
+use crate::model::{AddedTokens, ModelConfig, Moments, Parameters};
 use crate::rng::{Rng, Stream};
+use crate::run_dir::RunDir;
 use crate::settings::Settings;
 use crate::tokenizer::Tokenizer;
 
-/// A run as its checkpoint has it.
+/// The checkpoint that a run starts from; `None` if it starts with random weights. One to resume is checked against the
+/// settings.
+pub(super) fn find(start: &Start, settings: &Settings) -> Result<Option<Checkpoint>> {
+    if let Start::Resume { run, skip_damaged } = start
+        && let (Some(newest), _) = run.newest(*skip_damaged)?
+    {
+        if newest.directory().parent() == Some(run.path()) {
+            check_resumes(&newest, settings)?;
+        }
+        return Ok(Some(newest));
+    }
+    // Also where a run began that was stopped before it saved anything of its own.
+    match (start, &settings.from_checkpoint_run_dir, settings.from_checkpoint_step) {
+        (Start::Fresh, ..) => Ok(None),
+        (_, Some(run), Some(number)) => {
+            RunDir::new(run).open_checkpoint(CheckpointName::Epoch(number)).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Checks that a run can be resumed from its own checkpoint with these settings.
+fn check_resumes(checkpoint: &Checkpoint, settings: &Settings) -> Result<()> {
+    let state = checkpoint.state();
+    if is_start(state, settings) {
+        // It is continued in place, with settings of its own, and has saved nothing yet.
+        return Ok(());
+    }
+    let now = settings.decisive();
+    let saved = state.settings.iter().flatten();
+    // A setting that this version no longer has is no longer decisive.
+    let mut changed = saved.filter_map(|(name, then)| Some((name, then, now.get(name)?)));
+    if let Some((name, then, now)) = changed.find(|(_, then, now)| then != now) {
+        let reason = format!(
+            "was saved with {name} = {then}, but hyperparameters.json now says {now}: put {then} back, or branch off \
+             with --from_checkpoint"
+        );
+        return Err(Error::Checkpoint { path: checkpoint.directory().to_path_buf(), reason });
+    }
+    Ok(())
+}
+
+/// Weights, AdamW's moments unless they start at zero, and state of a run that starts from a checkpoint.
 pub(super) fn load(
     checkpoint: &Checkpoint,
     settings: &Settings,
     tokenizer: &Tokenizer,
-) -> Result<(Gpt2, AdamW, TrainingState)> {
+) -> Result<(Parameters, Option<Moments>, TrainingState)> {
     let mut state = checkpoint.state().clone();
     let identity = Identity::of(settings, tokenizer);
     let at_start = is_start(&state, settings);
@@ -43,7 +86,7 @@ pub(super) fn load(
     let goes_further = settings.max_steps.is_none_or(|limit| limit > state.global_step);
     if let Some(CutShort { order, sums }) = state.cut_short.take_if(|_| goes_further) {
         state.order = order;
-        state.under_way = sums;
+        state.epoch_progress = sums;
         state.epoch -= 1;
         state.history.pop(settings.first_epoch_of_text());
     }
@@ -51,24 +94,26 @@ pub(super) fn load(
         state.schedule_start = ScheduleStart { epoch: state.epoch, step: state.global_step };
     }
     let mut parameters = checkpoint.parameters()?;
-    let mut optimizer = if takes_optimizer(checkpoint, settings) {
-        checkpoint.optimizer(parameters.specs(), settings.adamw())?
+    let mut moments = None;
+    if takes_optimizer(checkpoint, settings) {
+        moments = Some(checkpoint.moments(parameters.specs())?);
     } else {
         state.optimizer_steps = 0;
-        AdamW::new(settings.adamw(), parameters.values().len())
-    };
+    }
     if config.vocab_size > saved.model.vocab_size {
         let added = AddedTokens::between(&saved.model, &config);
         parameters = added.of_parameters(&parameters, &config, settings.seed);
-        let (mean, square) = (added.of_moment(optimizer.mean()), added.of_moment(optimizer.square()));
-        optimizer = AdamW::from_state(settings.adamw(), optimizer.steps(), mean, square);
+        moments = moments.map(|Moments { exp_avg, exp_avg_sq }| Moments {
+            exp_avg: added.of_moment(&exp_avg),
+            exp_avg_sq: added.of_moment(&exp_avg_sq),
+        });
     }
-    Ok((Gpt2::from_parameters(config, settings.precision, parameters), optimizer, state))
+    Ok((parameters, moments, state))
 }
 
 /// Whether a run that continues another begins with this state.
 pub(super) fn is_start(state: &TrainingState, settings: &Settings) -> bool {
-    Some(state.epoch) == settings.from_checkpoint_step && state.under_way.batches == 0
+    Some(state.epoch) == settings.from_checkpoint_step && state.epoch_progress.batches == 0
 }
 
 /// Whether the optimizer's state is taken over from a checkpoint.
