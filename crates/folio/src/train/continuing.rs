@@ -22,7 +22,7 @@ pub(super) fn find(start: &Start, settings: &Settings) -> Result<Option<Checkpoi
         }
         return Ok(Some(newest));
     }
-    // Also where a run began that was stopped before it saved anything of its own.
+    // Also for a continued run that was stopped before its first save.
     match (start, &settings.from_checkpoint_run_dir, settings.from_checkpoint_step) {
         (Start::Fresh, ..) => Ok(None),
         (_, Some(run), Some(number)) => {
@@ -36,12 +36,12 @@ pub(super) fn find(start: &Start, settings: &Settings) -> Result<Option<Checkpoi
 fn check_resumes(checkpoint: &Checkpoint, settings: &Settings) -> Result<()> {
     let state = checkpoint.state();
     if is_start(state, settings) {
-        // It is continued in place, with settings of its own, and has saved nothing yet.
+        // A run that is continued in place may have new settings, and has not saved anything yet.
         return Ok(());
     }
     let now = settings.decisive();
     let saved = state.settings.iter().flatten();
-    // A setting that this version no longer has is no longer decisive.
+    // Ignores settings that this version no longer has.
     let mut changed = saved.filter_map(|(name, then)| Some((name, then, now.get(name)?)));
     if let Some((name, then, now)) = changed.find(|(_, then, now)| then != now) {
         let reason = format!(
@@ -68,11 +68,11 @@ pub(super) fn load(
         check_same(checkpoint.directory(), &state.identity, &identity)?;
     }
     let (saved, config) = (std::mem::replace(&mut state.identity, identity.clone()), identity.model);
-    // Dropout may have changed, and for a branch any setting.
+    // Dropout may have changed; a run that continues another may have changed any setting.
     state.settings = Some(settings.decisive());
     let new_text = settings.new_text && saved.data_sha256 != identity.data_sha256;
     if at_start && (new_text || settings.weights_only) {
-        // Its epoch cannot be taken up again: it has ended.
+        // An epoch that was cut short by `max_steps` is not completed on another text or with fresh moments.
         state.cut_short = None;
         state.skipped_in_a_row = 0;
     }
@@ -111,17 +111,17 @@ pub(super) fn load(
     Ok((parameters, moments, state))
 }
 
-/// Whether a run that continues another begins with this state.
+/// Whether this is the state that a run continues another run from.
 pub(super) fn is_start(state: &TrainingState, settings: &Settings) -> bool {
     Some(state.epoch) == settings.from_checkpoint_step && state.epoch_progress.batches == 0
 }
 
-/// Whether the optimizer's state is taken over from a checkpoint.
+/// Whether AdamW's moments are loaded from a checkpoint.
 pub(super) fn takes_optimizer(checkpoint: &Checkpoint, settings: &Settings) -> bool {
     checkpoint.is_resumable() && !(settings.weights_only && is_start(checkpoint.state(), settings))
 }
 
-/// Checks that a checkpoint is of the same model, text and split; dropout may change.
+/// Checks that a checkpoint has the same model, text and split. Dropout may differ.
 ///
 /// # Errors
 /// [`Error::Checkpoint`] that names the flag that differs.
@@ -131,9 +131,8 @@ pub fn check_same(checkpoint: &Path, saved: &Identity, wanted: &Identity) -> Res
     check_text(checkpoint, saved, wanted)
 }
 
-/// Checks that a run with these settings can begin with a checkpoint of another run: the model and the tokenizer are the
-/// same, or larger by the characters that `extend_vocab` adds; the text and its split are the same, or the text is said to
-/// be another.
+/// Checks that a run with these settings can continue from a checkpoint of another run. Model and tokenizer must be the same,
+/// apart from characters added by `extend_vocab`. Text and split must be the same unless `new_text` is set.
 ///
 /// # Errors
 /// [`Error::Checkpoint`] that names what differs.
@@ -152,7 +151,7 @@ pub fn check_start(
         check_tokenizer(checkpoint, *digest == wanted.tokenizer_sha256)?;
     }
     let is_another = saved.data_sha256 != wanted.data_sha256;
-    // Text of its own to evaluate on is apart from all that the run trains on, whatever its split was before.
+    // A separate evaluation text shares nothing with the training text, whatever the split was before.
     let has_own_eval =
         wanted.eval_data_sha256.is_some() && wanted.eval_data_sha256 != saved.eval_data_sha256 && !is_another;
     if has_own_eval || (is_another && settings.new_text) {

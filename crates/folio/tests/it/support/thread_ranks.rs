@@ -39,7 +39,7 @@ impl ThreadRank {
     /// The bytes of all ranks.
     fn exchange(&self, bytes: Vec<u8>) -> Arc<Vec<Vec<u8>>> {
         /// A rank that failed never arrives.
-        const PATIENCE: Duration = Duration::from_secs(120);
+        const PATIENCE: Duration = Duration::from_secs(60);
         let wait = |state, condition: &dyn Fn(&mut MeetingState) -> bool| {
             let (state, timeout) = (self.meeting.changed)
                 .wait_timeout_while(state, PATIENCE, |state| condition(state))
