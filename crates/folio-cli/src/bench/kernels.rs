@@ -226,7 +226,7 @@ impl<E: Element> Bench<E> {
             });
         } else {
             let bytes = 3 * element * tokens * inputs;
-            let reuse = Reuse::Late;
+            let reuse = Reuse::NonTemporal;
             let panels = x.chunks_mut(x_panels.len::<E>()).zip(dy.chunks_mut(x_panels.len::<E>()));
             let mut states: Vec<_> = kept.iter().zip(panels).collect();
             let name = ("linear_gelu_backward", backward_shape);
@@ -373,7 +373,7 @@ impl<E: Element> Bench<E> {
             let isa = Isa::detected();
             isa.run(
                 #[inline(always)]
-                || pack_both_ways::<E, E>(isa, (time, c), Some(out), None, x, Reuse::Late),
+                || pack_both_ways::<E, E>(isa, (time, c), Some(out), None, x, Reuse::NonTemporal),
             );
         });
     }

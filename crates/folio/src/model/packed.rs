@@ -12,7 +12,7 @@ use super::{ModelConfig, Parameters};
 /// Whether the caches still have so many bytes when all of them have been written and the first are read.
 pub(super) fn reuse(bytes: usize) -> Reuse {
     const LARGE: usize = 64 << 20;
-    if bytes < LARGE { Reuse::Soon } else { Reuse::Late }
+    if bytes < LARGE { Reuse::Temporal } else { Reuse::NonTemporal }
 }
 
 /// Every matrix of a model in panels, for the forward and for the backward pass.
@@ -165,9 +165,9 @@ impl<E: Element> PackedMatrix<E> {
         let mut matrix = Self::new(depth, cols);
         let memory = matrix.memory();
         if transposed {
-            pack((cols, depth), None, Some(memory), w, Reuse::Soon);
+            pack((cols, depth), None, Some(memory), w, Reuse::Temporal);
         } else {
-            pack((depth, cols), Some(memory), None, w, Reuse::Soon);
+            pack((depth, cols), Some(memory), None, w, Reuse::Temporal);
         }
         matrix
     }

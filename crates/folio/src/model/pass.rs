@@ -11,7 +11,7 @@ use folio_kernels::element::Element;
 use folio_kernels::embedding::{embedding_backward, embedding_forward};
 use folio_kernels::head::{head_backward, head_forward, head_logits};
 use folio_kernels::layernorm::{
-    LayerNormGradients, Statistics, layernorm_again, layernorm_backward, layernorm_forward,
+    LayerNormGradients, Statistics, layernorm_recompute, layernorm_backward, layernorm_forward,
 };
 use folio_kernels::linear::{
     GeluGradients, column_sums, linear_backward_input, linear_backward_weight, linear_forward,
@@ -230,7 +230,7 @@ impl Pass {
                     head_forward(self.head_dims(), losses, normed, weights.packed.head(), targets, head);
                     let (wte, scale) = (weights.packed.head_backward(), 1.0 / self.tokens() as f32);
                     head_backward(self.head_dims(), dnormed, dlogits, wte, targets, scale, head);
-                    pack((t, c), Some(operands), None, normed, Reuse::Soon);
+                    pack((t, c), Some(operands), None, normed, Reuse::Temporal);
                     dresidual.fill(0.0);
                     let last = &sequence.residual[self.config.n_blocks][..t * c];
                     let (dweight, dbias) = sequence.vectors[..2 * c].split_at_mut(c);
@@ -376,7 +376,7 @@ impl Pass {
         x: &[f32],
         weights: (&[f32], &[f32]),
     ) {
-        layernorm_again(self.row_dims(), y, x, self.statistics(kept), weights);
+        layernorm_recompute(self.row_dims(), y, x, self.statistics(kept), weights);
     }
 
     /// From the gradient `dy` of a LayerNorm's output.
