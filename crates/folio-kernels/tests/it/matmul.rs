@@ -159,8 +159,8 @@ fn from_columns<E: Element>() {
             for (first, rows) in [(0, 1), (0, 13), (4, 9), (0, 64), (59, 70), (64, 70), (6, 131)] {
                 let case = Operands::<E>::random(rows, segments * depth, cols);
                 let lhs = transposed(&case.lhs, rows, segments * depth);
-                let (left, lhs, left_stride) = Product::segmented(&lhs, rows, segments, 3);
-                let (right, rhs, right_stride) = Product::segmented(&case.rhs, cols, segments, 0);
+                let (left, lhs, left_stride) = Operands::segmented(&lhs, rows, segments, 3);
+                let (right, rhs, right_stride) = Operands::segmented(&case.rhs, cols, segments, 0);
                 let expected = case.expected(&vec![0.0; (rows - first) * cols], first);
                 for isa in Isa::available() {
                     let lhs = Lhs::Columns(Panels::segmented(left, &lhs, segments, left_stride));
@@ -375,7 +375,7 @@ fn units_may_be_unaligned() {
     for isa in Isa::available() {
         for first in 0..=3 {
             let case =
-                Product { rows: 1, depth: 4, cols: 1, lhs: row[first..first + 4].to_vec(), rhs: rhs.clone() };
+                Operands { rows: 1, depth: 4, cols: 1, lhs: row[first..first + 4].to_vec(), rhs: rhs.clone() };
             let lhs = Lhs::Rows { data: &row[first..], stride: 4 };
             let got = collect(isa, 0..1, lhs, Panels::new(dims, &panels), 1);
             case.expected(&[0.0], 0).compare(isa.name(), &got);

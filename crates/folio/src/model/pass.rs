@@ -11,7 +11,7 @@ use folio_kernels::element::Element;
 use folio_kernels::embedding::{embedding_backward, embedding_forward};
 use folio_kernels::head::{head_backward, head_forward, head_logits};
 use folio_kernels::layernorm::{
-    LayerNormGradients, Statistics, layernorm_recompute, layernorm_backward, layernorm_forward,
+    LayerNormGradients, Statistics, layernorm_backward, layernorm_forward, layernorm_recompute,
 };
 use folio_kernels::linear::{
     GeluGradients, column_sums, linear_backward_input, linear_backward_weight, linear_forward,
