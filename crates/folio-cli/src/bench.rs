@@ -284,7 +284,8 @@ fn step(args: &StepArgs) -> anyhow::Result<()> {
     let tokens = args.batch * sizes.block;
     let mut times = Vec::new();
     for step in 0..args.steps + 2 {
-        let mut random_tokens = || -> Vec<u32> { (0..tokens).map(|_| rng.below(sizes.vocab as u64) as u32).collect() };
+        let mut random_tokens =
+            || -> Vec<u32> { (0..tokens).map(|_| rng.below(sizes.vocab as u64) as u32).collect() };
         let (inputs, targets) = (random_tokens(), random_tokens());
         let start = Instant::now();
         model.train_step(Batch { inputs: &inputs, targets: &targets, time: sizes.block }, step as u64);
@@ -312,8 +313,8 @@ fn median(mut values: Vec<f64>) -> f64 {
     (values[(values.len() - 1) / 2] + values[values.len() / 2]) / 2.0
 }
 
-/// The floating-point operations of a step. The backward pass costs twice the forward pass; a multiply-add counts as two
-/// operations; causal attention computes half of the square.
+/// The floating-point operations of a step. The backward pass costs twice the forward pass; a multiply-add counts as
+/// two operations; causal attention computes half of the square.
 fn flop(config: &ModelConfig, tokens: usize) -> f64 {
     let ModelConfig { vocab_size, n_blocks, n_emb: c, block_size, .. } = *config;
     3.0 * tokens as f64 * (n_blocks * (2 * 12 * c * c + 2 * block_size * c) + 2 * vocab_size * c) as f64

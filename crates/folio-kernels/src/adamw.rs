@@ -5,8 +5,8 @@
 //! m <- beta1 m + (1 - beta1) g,  v <- beta2 v + (1 - beta2) g^2
 //! p <- p - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
 //! ```
-//! m is `exp_avg` and v is `exp_avg_sq`. Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2, in
-//! the form of PyTorch's `AdamW`: the decay is multiplied by the learning rate.
+//! m is `exp_avg` and v is `exp_avg_sq`. Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm
+//! 2, in the form of PyTorch's `AdamW`: the decay is multiplied by the learning rate.
 
 use rayon::prelude::*;
 
@@ -22,8 +22,8 @@ const CHUNK: usize = 64;
 /// How far ahead the arrays are prefetched, in elements: 2 KiB each. Measurements: docs/experiments.md.
 const AHEAD: usize = 512;
 
-/// The parameters of one AdamW step. The kernel's factors are computed from them in f64 and rounded once: with beta2 = 0.9999
-/// rounded to f32, `1 - beta2` would be off by 1.7e-4.
+/// The parameters of one AdamW step. The kernel's factors are computed from them in f64 and rounded once: with beta2 =
+/// 0.9999 rounded to f32, `1 - beta2` would be off by 1.7e-4.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamwStep {
     /// lr, the learning rate.
@@ -62,8 +62,8 @@ struct Factors {
 
 /// The update of a moving average m with decay rate beta: `m = keep m + (1 - beta) (x - part m)`.
 ///
-/// With keep = part = 1, only `1 - beta` is rounded, to its own relative precision. If beta < 1/2, then keep = beta and part = 0,
-/// because m may be much larger than the result.
+/// With keep = part = 1, only `1 - beta` is rounded, to its own relative precision. If beta < 1/2, then keep = beta and
+/// part = 0, because m may be much larger than the result.
 #[derive(Clone, Copy)]
 struct MovingAverage {
     keep: f32,

@@ -5,9 +5,9 @@
 //! ```
 //! Vaswani et al. 2017, "Attention Is All You Need", equation 1, with dropout on the weights as in GPT-2.
 //!
-//! Neither pass stores a (T, T) matrix. A tile of 64 queries is multiplied only with the keys up to its last query, which
-//! saves almost half of the work. The forward pass keeps, besides Y, the log-sum-exp of every row of S; the backward pass
-//! recomputes P from it (Dao et al. 2022, "FlashAttention", algorithm 4).
+//! Neither pass stores a (T, T) matrix. A tile of 64 queries is multiplied only with the keys up to its last query,
+//! which saves almost half of the work. The forward pass keeps, besides Y, the log-sum-exp of every row of S; the
+//! backward pass recomputes P from it (Dao et al. 2022, "FlashAttention", algorithm 4).
 
 use crate::columns::ColumnsMut;
 use crate::dims::AttentionDims;
@@ -158,8 +158,8 @@ impl Head {
         }
     }
 
-    /// Overwrites the gradient of q in the tile's rows of `dqkv`. Adds to the gradients of the keys and values that the tile
-    /// attended to.
+    /// Overwrites the gradient of q in the tile's rows of `dqkv`. Adds to the gradients of the keys and values that the
+    /// tile attended to.
     #[inline(always)]
     fn backward_tile<E: Element>(
         self,

@@ -7,8 +7,8 @@ use std::ptr::NonNull;
 
 use crate::element::Element;
 
-/// A fixed number of elements, initially zero, aligned to a cache line. A vector load that straddles two lines makes matmuls
-/// up to a third slower.
+/// A fixed number of elements, initially zero, aligned to a cache line. A vector load that straddles two lines makes
+/// matmuls up to a third slower.
 ///
 /// ```
 /// use folio_kernels::buffer::Buffer;

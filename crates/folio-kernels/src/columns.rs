@@ -107,8 +107,8 @@ impl<'a, T> ColumnsMut<'a, T> {
     #[inline(always)]
     pub fn row(&mut self, row: usize) -> &mut [T] {
         assert!(row < self.rows, "row {row} is outside a matrix of {} rows", self.rows);
-        // SAFETY: the row exists and contains the columns. No other `ColumnsMut` has access to them, because the matrix is
-        // borrowed mutably and splitting distributes its columns.
+        // SAFETY: the row exists and contains the columns. No other `ColumnsMut` has access to them, because the matrix
+        // is borrowed mutably and splitting distributes its columns.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.stride), self.range.len()) }
     }
 

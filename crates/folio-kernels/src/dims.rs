@@ -1,7 +1,7 @@
 //! The shapes that kernels work on: one small struct per family of operations instead of lists of bare numbers.
 //!
-//! Legend, used throughout the code: B batch, T time, C channels, H heads, D head size, V vocabulary, L layers. Every array is
-//! row-major: element (b, t, c) of a (B, T, C) array has the index `(b * T + t) * C + c`.
+//! Legend, used throughout the code: B batch, T time, C channels, H heads, D head size, V vocabulary, L layers. Every
+//! array is row-major: element (b, t, c) of a (B, T, C) array has the index `(b * T + t) * C + c`.
 //!
 //! ```
 //! use folio_kernels::dims::AttentionDims;

@@ -1,8 +1,8 @@
 //! Dropout. The mask is a pure function of a key and a position, so that it is never stored.
 //!
-//! `y = x * keep / (1 - rate)` with `keep ~ Bernoulli(1 - rate)` (Srivastava et al. 2014, "Dropout", in the inverted form of
-//! PyTorch's `nn.Dropout`). The backward pass regenerates the mask from the key. A mask depends only on its key, row and
-//! column; not on the number of threads, the order of the work or the instruction set.
+//! `y = x * keep / (1 - rate)` with `keep ~ Bernoulli(1 - rate)` (Srivastava et al. 2014, "Dropout", in the inverted
+//! form of PyTorch's `nn.Dropout`). The backward pass regenerates the mask from the key. A mask depends only on its
+//! key, row and column; not on the number of threads, the order of the work or the instruction set.
 
 use crate::dims::RowDims;
 use crate::element::Element;
@@ -83,15 +83,16 @@ pub struct DropoutRow {
 }
 
 impl DropoutRow {
-    /// The factor on the element in column `col`: 0 or `1 / (1 - rate)`. The column is a `u32` because vector registers hold
-    /// twice as many of them as of `u64`.
+    /// The factor on the element in column `col`: 0 or `1 / (1 - rate)`. The column is a `u32` because vector registers
+    /// hold twice as many of them as of `u64`.
     #[inline(always)]
     pub fn factor(self, col: u32) -> f32 {
         if self.bits(col) < self.threshold { 0.0 } else { self.scale }
     }
 
-    /// Thirty-two random bits for a column: a keyed integer hash with the constants of Wellons' `lowbias32` (2018, "Prospecting
-    /// for Hash Functions"). It uses only multiplications, shifts and xors, so that compilers vectorize a loop over columns.
+    /// Thirty-two random bits for a column: a keyed integer hash with the constants of Wellons' `lowbias32` (2018,
+    /// "Prospecting for Hash Functions"). It uses only multiplications, shifts and xors, so that compilers vectorize a
+    /// loop over columns.
     #[inline(always)]
     fn bits(self, col: u32) -> u32 {
         let mut x = col.wrapping_mul(0x9E37_79B9) ^ self.low;
@@ -101,8 +102,8 @@ impl DropoutRow {
     }
 }
 
-/// The finalizer of SplitMix64 (Steele, Lea and Flood 2014): a bijection of 64 bits in which every input bit affects every
-/// output bit.
+/// The finalizer of SplitMix64 (Steele, Lea and Flood 2014): a bijection of 64 bits in which every input bit affects
+/// every output bit.
 #[inline(always)]
 fn mix64(x: u64) -> u64 {
     let x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);

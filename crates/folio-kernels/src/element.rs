@@ -1,15 +1,16 @@
 //! The number formats of activations and packed weights: f32 and bfloat16.
 //!
-//! bfloat16 is the upper half of an f32: sign, 8 exponent bits and the upper 7 of 23 fraction bits (Kalamkar et al. 2019, "A
-//! Study of BFLOAT16 for Deep Learning Training"). Rounding to it has a relative error of at most 2^-8.
+//! bfloat16 is the upper half of an f32: sign, 8 exponent bits and the upper 7 of 23 fraction bits (Kalamkar et al.
+//! 2019, "A Study of BFLOAT16 for Deep Learning Training"). Rounding to it has a relative error of at most 2^-8.
 //!
-//! Matmuls read their operands in **units** of 32 bits: one f32, or two bfloat16 that are adjacent along the summed dimension.
-//! The dot product of AVX512-BF16 multiplies the pairs of two units and adds both products.
+//! Matmuls read their operands in **units** of 32 bits: one f32, or two bfloat16 that are adjacent along the summed
+//! dimension. The dot product of AVX512-BF16 multiplies the pairs of two units and adds both products.
 
 use std::fmt;
 
 mod sealed {
-    /// Matmuls read units as raw memory, and buffers start as zero bits, so only formats that allow this may implement it.
+    /// Matmuls read units as raw memory, and buffers start as zero bits, so only formats that allow this may implement
+    /// it.
     pub trait Sealed {}
     impl Sealed for f32 {}
     impl Sealed for super::Bf16 {}
@@ -19,8 +20,8 @@ mod sealed {
 pub trait Element: sealed::Sealed + Copy + Default + PartialEq + Send + Sync + fmt::Debug + 'static {
     /// Elements per 32-bit unit.
     const PER_UNIT: usize;
-    /// The maximum relative error of rounding a normal number to this format: 2^-24 or 2^-8, half the distance from 1 to the
-    /// next greater value.
+    /// The maximum relative error of rounding a normal number to this format: 2^-24 or 2^-8, half the distance from 1
+    /// to the next greater value.
     const UNIT_ROUNDOFF: f32;
 
     /// The value as f32, exactly.

@@ -4,8 +4,8 @@
 //! gelu(x) = x / 2 (1 + tanh(u)),  u = sqrt(2 / pi) (x + 0.044715 x^3)
 //!         = x s,                  s = 1 / (1 + exp(-2 u)),  since (1 + tanh(u)) / 2 is the logistic function of 2 u
 //! ```
-//! Hendrycks and Gimpel 2016, "Gaussian Error Linear Units", section 2. The epilogues in [`crate::linear`] apply both functions
-//! to the tiles of a matmul, so that GELU needs no pass over memory.
+//! Hendrycks and Gimpel 2016, "Gaussian Error Linear Units", section 2. The epilogues in [`crate::linear`] apply both
+//! functions to the tiles of a matmul, so that GELU needs no pass over memory.
 
 use crate::element::Element;
 use crate::vector::{Lanes, exp2, map_lanes};
@@ -16,8 +16,8 @@ const SQRT_2_OVER_PI: f32 = 0.797_884_6;
 /// The coefficient of the cube, fitted in the paper.
 const CUBE: f32 = 0.044715;
 
-/// Arguments are clamped to this range, beyond which gelu is constant or linear in f32: gelu(-10) = -1e-37, practically zero,
-/// and gelu(x) = x for x > 10. Without clamping the exponential would overflow.
+/// Arguments are clamped to this range, beyond which gelu is constant or linear in f32: gelu(-10) = -1e-37, practically
+/// zero, and gelu(x) = x for x > 10. Without clamping the exponential would overflow.
 const REACH: f32 = 10.0;
 
 /// `y = gelu(x)` for a row; `y` is overwritten.
@@ -37,8 +37,8 @@ pub fn gelu_of_row<E: Element>(y: &mut [f32], x: &[E]) {
     );
 }
 
-/// `y = gelu(x)` and `dx *= gelu'(x)` for a row: math.md (16). `y` is overwritten. `dx` contains the gradient of `y` on entry
-/// and the gradient of `x` on return.
+/// `y = gelu(x)` and `dx *= gelu'(x)` for a row: math.md (16). `y` is overwritten. `dx` contains the gradient of `y` on
+/// entry and the gradient of `x` on return.
 ///
 /// ```text
 /// gelu'(x) = s + x s (1 - s) 2 u',  u' = sqrt(2 / pi) (1 + 3 * 0.044715 x^2)

@@ -1,13 +1,13 @@
-//! The language-model head and its loss: logits, softmax and cross-entropy, forward and backward. They are computed for the
-//! tokens of one sequence at a time, so that no (B T, V) matrix exists.
+//! The language-model head and its loss: logits, softmax and cross-entropy, forward and backward. They are computed for
+//! the tokens of one sequence at a time, so that no (B T, V) matrix exists.
 //!
 //! ```text
 //! logits = x wteᵀ;  loss = -ln softmax(logits)[target] = m + ln(sum of exp(logits - m)) - logits[target]
 //! ```
-//! The head shares its weights with the token embedding (Press and Wolf 2017, "Using the Output Embedding"). The maximum logit
-//! m and the sum are updated panel by panel of the vocabulary (Milakov and Gimelshein 2018, "Online normalizer calculation for
-//! softmax"). Of each panel, exp(logits - maximum so far) is stored; in bfloat16 this loses no accuracy, however large the
-//! logits are. Cf. PyTorch's `F.cross_entropy`.
+//! The head shares its weights with the token embedding (Press and Wolf 2017, "Using the Output Embedding"). The
+//! maximum logit m and the sum are updated panel by panel of the vocabulary (Milakov and Gimelshein 2018, "Online
+//! normalizer calculation for softmax"). Of each panel, exp(logits - maximum so far) is stored; in bfloat16 this loses
+//! no accuracy, however large the logits are. Cf. PyTorch's `F.cross_entropy`.
 
 use crate::buffer::Buffer;
 use crate::columns::ColumnsMut;
@@ -27,8 +27,8 @@ pub const VOCAB_SEGMENT: usize = 2048;
 /// What the forward pass of the head stores for its backward pass, for one thread.
 #[derive(Debug)]
 pub struct HeadScratch<E> {
-    /// (rows, V rounded up to panels): exp(logits - maximum up to and including their panel), then dlogits. Empty if only
-    /// losses are computed.
+    /// (rows, V rounded up to panels): exp(logits - maximum up to and including their panel), then dlogits. Empty if
+    /// only losses are computed.
     exps: Buffer<E>,
     /// (panels of V, rows): the maximum logit of a row up to and including a panel.
     panel_max: Vec<f32>,
@@ -199,8 +199,8 @@ impl<E: Element> HeadScratch<E> {
             }
             let target = target as usize;
             if part.contains(&target) {
-                // Recomputed in f32: for a probability near 1, the rounding of the stored value would be larger than the
-                // difference.
+                // Recomputed in f32: for a probability near 1, the rounding of the stored value would be larger than
+                // the difference.
                 let kept = normalizer * exp(self.target_logit[row] - row_max);
                 exps[target - part.start] = E::from_f32(kept - scale);
             }

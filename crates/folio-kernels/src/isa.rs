@@ -1,7 +1,7 @@
 //! Detects at run time which vector instructions this processor has.
 //!
-//! Most kernels are plain Rust over slices. [`Isa::run`] compiles its closure once per instruction set and calls the selected
-//! version. The compiler vectorizes the code, and one binary serves every machine.
+//! Most kernels are plain Rust over slices. [`Isa::run`] compiles its closure once per instruction set and calls the
+//! selected version. The compiler vectorizes the code, and one binary serves every machine.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -10,8 +10,8 @@ use crate::arch::aarch64::neon;
 #[cfg(target_arch = "x86_64")]
 use crate::arch::x86_64::{amx, avx2, avx512};
 
-/// A set of vector instructions that this processor has. Only [`Isa::detected`] and [`Isa::available`] create one, so a value
-/// of this type proves that running code compiled for the set is sound.
+/// A set of vector instructions that this processor has. Only [`Isa::detected`] and [`Isa::available`] create one, so a
+/// value of this type proves that running code compiled for the set is sound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Isa(Set);
 
@@ -179,8 +179,8 @@ impl Isa {
         self.0 == Set::AmxBf16
     }
 
-    /// Runs `body` compiled for this instruction set. The closure, and every function that it calls in its loops, must be
-    /// `#[inline(always)]`: `isa.run(#[inline(always)] || ...)`.
+    /// Runs `body` compiled for this instruction set. The closure, and every function that it calls in its loops, must
+    /// be `#[inline(always)]`: `isa.run(#[inline(always)] || ...)`.
     #[inline(always)]
     pub fn run<R>(self, body: impl FnOnce() -> R) -> R {
         match self.0 {

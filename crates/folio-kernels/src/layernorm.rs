@@ -40,8 +40,8 @@ pub fn layernorm_forward<E: Element>(
     );
 }
 
-/// Recomputes the output of [`layernorm_forward`] from its statistics. In the backward pass this costs less than storing the
-/// output.
+/// Recomputes the output of [`layernorm_forward`] from its statistics. In the backward pass this costs less than
+/// storing the output.
 ///
 /// - `y` (rows, cols): overwritten.
 /// - `x` (rows, cols); `weight`, `bias` (cols).

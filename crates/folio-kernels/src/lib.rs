@@ -1,16 +1,16 @@
 //! The ten operations of a GPT-2, forward and backward, over plain slices.
 //!
-//! - Each operation is a pair of free functions, `op_forward` and `op_backward`, in one file. Operations that follow a matmul
-//!   (bias, GELU, dropout, loss) are fused into it as epilogues.
-//! - `dx` is the gradient of the loss with respect to `x`. The documentation of every output says whether it is overwritten or
-//!   accumulated into.
+//! - Each operation is a pair of free functions, `op_forward` and `op_backward`, in one file. Operations that follow a
+//!   matmul (bias, GELU, dropout, loss) are fused into it as epilogues.
+//! - `dx` is the gradient of the loss with respect to `x`. The documentation of every output says whether it is
+//!   overwritten or accumulated into.
 //! - No kernel allocates: the caller owns all buffers, including scratch.
-//! - Kernels run on the calling thread, over the tokens of one sequence; the caller parallelizes. Only the embedding's backward
-//!   pass and the optimizer, which process whole parameters, use the current rayon thread pool.
+//! - Kernels run on the calling thread, over the tokens of one sequence; the caller parallelizes. Only the embedding's
+//!   backward pass and the optimizer, which process whole parameters, use the current rayon thread pool.
 //! - Every sum has a fixed order, so results do not depend on the number of threads.
 //!
-//! Legend of dimensions: B batch, T time, C channels, H heads, D head size, V vocabulary, L layers. The backward passes are
-//! derived in `docs/math.md`, whose equation numbers the code cites.
+//! Legend of dimensions: B batch, T time, C channels, H heads, D head size, V vocabulary, L layers. The backward passes
+//! are derived in `docs/math.md`, whose equation numbers the code cites.
 //!
 //! ```
 //! use folio_kernels::columns::ColumnsMut;

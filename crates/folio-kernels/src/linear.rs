@@ -1,8 +1,8 @@
 //! Linear layers, forward and backward. Epilogues apply the next operation to each tile while it is in the cache.
 //!
-//! `y = x w + b` with `w` of shape (inputs, outputs), the Conv1D layout of the published GPT-2 weights (Radford et al. 2019).
-//! Rows are the tokens of one sequence. The weights are packed once per step: `w` for the forward pass, `wᵀ` for the backward
-//! pass.
+//! `y = x w + b` with `w` of shape (inputs, outputs), the Conv1D layout of the published GPT-2 weights (Radford et al.
+//! 2019). Rows are the tokens of one sequence. The weights are packed once per step: `w` for the forward pass, `wᵀ` for
+//! the backward pass.
 
 use std::ops::Range;
 
@@ -20,7 +20,7 @@ use crate::rounding::round;
 /// `y = x w + bias`, for the columns that `y` contains.
 ///
 /// - `y` (M, N), or a range of its columns: overwritten.
-/// - `x` (M, K); `w` (K, N) in panels; `bias` (N); `dims`: all of them describe the whole layer.
+/// - `x` (M, K); `w` (K, N) in panels; `bias` (N). These three and `dims` are those of the whole layer.
 pub fn linear_forward<E: Element>(
     dims: LinearDims,
     mut y: ColumnsMut<E>,
@@ -284,9 +284,9 @@ pub fn linear_backward_weight<E: Element>(
     );
 }
 
-/// The number of rows of a weight (K, N) to compute per call of [`linear_backward_weight`], given the number of threads: enough
-/// rows to make reading `dy` cheap, and few enough that every thread gets some and the sums fit into the second-level cache. A
-/// whole number of tiles.
+/// The number of rows of a weight (K, N) to compute per call of [`linear_backward_weight`], given the number of
+/// threads: enough rows to make reading `dy` cheap, and few enough that every thread gets some and the sums fit into
+/// the second-level cache. A whole number of tiles.
 pub fn weight_piece(inputs: usize, threads: usize) -> usize {
     inputs.div_ceil(threads).next_multiple_of(6).clamp(24, 192)
 }

@@ -1,9 +1,9 @@
 //! Matmuls: `out = lhs rhs`, tile by tile. An epilogue receives each tile while it is in the first-level cache.
 //!
-//! The right operand is in panels ([`crate::panels`]). The left operand is row-major ([`Lhs::Rows`]) or, for sums over tokens,
-//! in panels too ([`Lhs::Columns`]). It is read in place, or copied into tiles first if the instruction set requires that.
-//! The sums of a tile stay in registers for the whole depth. Every element is therefore summed in the same order, whatever
-//! the number of threads and however they divide the work.
+//! The right operand is in panels ([`crate::panels`]). The left operand is row-major ([`Lhs::Rows`]) or, for sums over
+//! tokens, in panels too ([`Lhs::Columns`]). It is read in place, or copied into tiles first if the instruction set
+//! requires that. The sums of a tile stay in registers for the whole depth. Every element is therefore summed in the
+//! same order, whatever the number of threads and however they divide the work.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -27,7 +27,8 @@ pub fn tile_rows<E: Element>(isa: Isa) -> usize {
 
 /// Rows `rows` of `out = lhs rhs`: calls `epilogue` with every tile of sums, the tiles of a row from left to right.
 ///
-/// A row of the tile has 64 elements. Elements from `TileRange::cols` on, and rows from `TileRange::rows` on, are meaningless.
+/// A row of the tile has 64 elements. Elements from `TileRange::cols` on, and rows from `TileRange::rows` on, are
+/// meaningless.
 #[inline(always)]
 pub fn matmul<E: Element>(
     isa: Isa,
@@ -47,8 +48,8 @@ pub trait Rhs<E: Element>: Copy {
     /// If the range is outside the operand.
     fn columns(self, range: Range<usize>) -> Self;
 
-    /// [`matmul`] that prefetches the memory that `epilogue` will access, before it computes each tile. Hardware prefetchers
-    /// do not recognize the pattern, because a tile is a narrow column of a wide array.
+    /// [`matmul`] that prefetches the memory that `epilogue` will access, before it computes each tile. Hardware
+    /// prefetchers do not recognize the pattern, because a tile is a narrow column of a wide array.
     fn matmul_with_prefetch<const N: usize>(
         self,
         isa: Isa,
@@ -94,15 +95,15 @@ impl<E: Element> Rhs<E> for Panels<'_, E> {
 pub enum Store {
     /// `out = lhs rhs`.
     Overwrite,
-    /// `out = lhs rhs` with non-temporal stores: for results that are too large to stay in the caches until they are read.
-    /// Rows that do not start on a cache line are stored as with `Overwrite`.
+    /// `out = lhs rhs` with non-temporal stores: for results that are too large to stay in the caches until they are
+    /// read. Rows that do not start on a cache line are stored as with `Overwrite`.
     NonTemporal,
     /// `out += lhs rhs`.
     Accumulate,
 }
 
-/// Rows `rows` of `out = lhs rhs` or `out += lhs rhs`. Row `rows.start` is at the start of `out`; rows are `stride` elements
-/// apart.
+/// Rows `rows` of `out = lhs rhs` or `out += lhs rhs`. Row `rows.start` is at the start of `out`; rows are `stride`
+/// elements apart.
 #[inline(always)]
 pub fn matmul_into<E: Element>(
     isa: Isa,
@@ -127,8 +128,8 @@ pub fn matmul_into<E: Element>(
         rhs,
         #[inline(always)]
         |at, tile| {
-            // Prefetch this tile of `out`, or the tile below if this one is read at once. A tile of 32 rows has more lines
-            // than the processor can prefetch at a time.
+            // Prefetch this tile of `out`, or the tile below if this one is read at once. A tile of 32 rows has more
+            // lines than the processor can prefetch at a time.
             let row = if add { at.row + step } else { at.row } - first;
             if store != Store::NonTemporal && step <= ROWS {
                 prefetch_out.tile(TileRange { row, ..at });
@@ -166,8 +167,8 @@ pub fn matmul_into<E: Element>(
     }
 }
 
-/// Computes the tiles of a matmul. Calls `destination` before each tile, to learn where its sums go, and `epilogue` after it.
-/// Both receive a buffer that they may use for the tile.
+/// Computes the tiles of a matmul. Calls `destination` before each tile, to learn where its sums go, and `epilogue`
+/// after it. Both receive a buffer that they may use for the tile.
 #[inline(always)]
 fn for_each_tile<E: Element>(
     isa: Isa,
@@ -193,9 +194,9 @@ fn for_each_tile<E: Element>(
                 next_panel.prefetch(index);
                 let at = TileRange { row, col, rows: (rows.end - row).min(step), cols };
                 let sums = destination(at, &mut tile);
-                // SAFETY: `check` verified that both operands contain the tile's inputs, and the kernel is prepared for the
-                // row. `destination` returned the buffer, which has room for all rows and columns, or a part of the result
-                // that is as long as what is written; both were borrowed mutably.
+                // SAFETY: `check` verified that both operands contain the tile's inputs, and the kernel is prepared for
+                // the row. `destination` returned the buffer, which has room for all rows and columns, or a part of the
+                // result that is as long as what is written; both were borrowed mutably.
                 unsafe { kernel.multiply(sums, at) };
                 epilogue(at, &mut tile);
             }
@@ -203,8 +204,9 @@ fn for_each_tile<E: Element>(
     }
 }
 
-/// Prefetches the next panel to the right, a part with each tile of the current panel. A panel of weights is read from memory
-/// once and from the second-level cache for every further tile; without prefetching, the first tile would wait for memory.
+/// Prefetches the next panel to the right, a part with each tile of the current panel. A panel of weights is read from
+/// memory once and from the second-level cache for every further tile; without prefetching, the first tile would wait
+/// for memory.
 struct NextPanel<'a, E> {
     panels: Panels<'a, E>,
     start: *const E,
@@ -215,8 +217,8 @@ struct NextPanel<'a, E> {
 /// Cache lines per unit of a panel.
 const UNIT_LINES: usize = COLS * size_of::<f32>() / CACHE_LINE;
 
-/// The fewest tiles per panel for which software prefetching pays. With fewer, each tile would have to prefetch more lines
-/// than the processor can have in flight, and the hardware prefetcher does better: a panel is read sequentially.
+/// The fewest tiles per panel for which software prefetching pays. With fewer, each tile would have to prefetch more
+/// lines than the processor can have in flight, and the hardware prefetcher does better: a panel is read sequentially.
 const MIN_TILES: usize = 9;
 
 impl<'a, E: Element> NextPanel<'a, E> {

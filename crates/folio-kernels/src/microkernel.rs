@@ -82,12 +82,12 @@ impl<'a, E: Element> MicroKernel<'a, E> {
         let _ = rows;
     }
 
-    /// `sums = lhs rhs` or `sums += lhs rhs` for one tile. If the tile does not [fit](fits), columns up to the next multiple
-    /// of 16 are overwritten too, or all of a [`crate::tile::TileBuffer`].
+    /// `sums = lhs rhs` or `sums += lhs rhs` for one tile. If the tile does not [fit](fits), columns up to the next
+    /// multiple of 16 are overwritten too, or all of a [`crate::tile::TileBuffer`].
     ///
     /// # Safety
-    /// The tile must be inside both operands, and its rows must be [prepared](MicroKernel::prepare). The destination must be
-    /// writable and must not overlap an operand.
+    /// The tile must be inside both operands, and its rows must be [prepared](MicroKernel::prepare). The destination
+    /// must be writable and must not overlap an operand.
     #[inline(always)]
     pub(crate) unsafe fn multiply(&self, sums: Sums, at: TileRange) {
         let Self { isa, lhs, rhs, .. } = *self;
@@ -105,7 +105,8 @@ impl<'a, E: Element> MicroKernel<'a, E> {
         let Panels { units, segments, segment_stride, .. } = rhs;
         let rhs_segment = segment_stride / E::PER_UNIT;
         let walk = Walk { rows: at.rows, cols: at.cols, segments, units, lhs_step, lhs_segment, rhs_segment };
-        // SAFETY: guaranteed by the caller: the walk stays inside both operands, and `panel` is a panel of the right one.
+        // SAFETY: guaranteed by the caller: the walk stays inside both operands, and `panel` is a panel of the right
+        // one.
         unsafe { multiply(isa, sums, &left, panel, &walk) };
     }
 }
@@ -180,8 +181,8 @@ unsafe fn multiply_rows<E: Element, const R: usize>(
     }
 }
 
-/// Up to [`ROWS`] rows times a panel of 8-bit weights, summed in the order of the depth. `None` if the instruction set cannot
-/// widen 8-bit integers while loading them. Rows of the result from `rows` on are meaningless.
+/// Up to [`ROWS`] rows times a panel of 8-bit weights, summed in the order of the depth. `None` if the instruction set
+/// cannot widen 8-bit integers while loading them. Rows of the result from `rows` on are meaningless.
 #[inline(always)]
 pub(crate) fn multiply_quantized(
     isa: Isa,

@@ -7,8 +7,8 @@ use crate::isa::Isa;
 #[cfg(target_arch = "x86_64")]
 use crate::prefetch::CACHE_LINE;
 
-/// `to = from`, with non-temporal stores if the instruction set is AVX-512 or wider and `to` consists of whole cache lines;
-/// otherwise an ordinary copy. Call [`store_fence`] after the last one.
+/// `to = from`, with non-temporal stores if the instruction set is AVX-512 or wider and `to` consists of whole cache
+/// lines; otherwise an ordinary copy. Call [`store_fence`] after the last one.
 #[inline(always)]
 pub(crate) fn store_non_temporal<E: Element>(isa: Isa, to: &mut [E], from: &[E]) {
     #[cfg(target_arch = "x86_64")]

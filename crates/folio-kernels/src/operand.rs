@@ -1,8 +1,9 @@
 //! The operands of a matmul: a left operand of rows or columns, a right operand in panels.
 //!
-//! A right operand (depth, cols) is cut into panels of [`PANEL_COLS`] columns. A panel stores, for one unit of depth after
-//! another, the unit of each of its columns. With bfloat16 a unit is two neighbors along the depth, so two rows are
-//! interleaved. Incomplete panels and units are padded with zeros. [`crate::panels`] packs matrices into this layout.
+//! A right operand (depth, cols) is cut into panels of [`PANEL_COLS`] columns. A panel stores, for one unit of depth
+//! after another, the unit of each of its columns. With bfloat16 a unit is two neighbors along the depth, so two rows
+//! are interleaved. Incomplete panels and units are padded with zeros. [`crate::panels`] packs matrices into this
+//! layout.
 //!
 //! ```text
 //! rows k, k + 1 of bfloat16:  a0 a1 a2 ...        one unit of 64 columns:  a0 b0 a1 b1 a2 b2 ...
@@ -49,8 +50,8 @@ impl PanelDims {
     }
 }
 
-/// A view of a matrix in panels. Its depth may consist of several segments of equal length that are apart in memory: the
-/// tokens of one sequence, then those of the next.
+/// A view of a matrix in panels. Its depth may consist of several segments of equal length that are apart in memory:
+/// the tokens of one sequence, then those of the next.
 #[derive(Clone, Copy, Debug)]
 pub struct Panels<'a, E> {
     pub(crate) data: &'a [E],

@@ -153,9 +153,9 @@ pub fn pack_columns_panel<S: Element, E: Element>(
     }
 }
 
-/// Packs a matrix (rows, cols) with contiguous rows, and its transpose, in blocks, so that it is read from memory only once.
-/// `by_rows` receives the result of [`pack_rows`], `by_columns` that of [`pack_columns`]; each is overwritten, or skipped if
-/// `None`.
+/// Packs a matrix (rows, cols) with contiguous rows, and its transpose, in blocks, so that it is read from memory only
+/// once. `by_rows` receives the result of [`pack_rows`], `by_columns` that of [`pack_columns`]; each is overwritten, or
+/// skipped if `None`.
 #[inline(always)]
 pub fn pack_both_ways<S: Element, E: Element>(
     isa: Isa,

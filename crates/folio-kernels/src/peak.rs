@@ -8,9 +8,9 @@ use crate::arch::x86_64::{amx, avx512};
 use crate::element::{Bf16, Element};
 use crate::isa::Isa;
 
-/// The ratio of bfloat16 to f32 multiply-add throughput in registers: about 15 with AMX; 2 on Zen 5; 0.5 on a Xeon without
-/// AMX, whose `VDPBF16PS` is slow; 1 without bfloat16 arithmetic. The first call measures it for the current instruction set,
-/// in a few milliseconds.
+/// The ratio of bfloat16 to f32 multiply-add throughput in registers: about 15 with AMX; 2 on Zen 5; 0.5 on a Xeon
+/// without AMX, whose `VDPBF16PS` is slow; 1 without bfloat16 arithmetic. The first call measures it for the current
+/// instruction set, in a few milliseconds.
 pub fn bf16_speedup() -> f64 {
     static SPEEDUP: OnceLock<f64> = OnceLock::new();
     fn speed<E: Element>(rounds: usize) -> f64 {
@@ -36,7 +36,8 @@ pub fn bf16_speedup() -> f64 {
 /// Multiply-adds of registers, `rounds` times over independent registers of sums. Returns the number of floating-point
 /// operations, and a value that keeps the compiler from removing them.
 ///
-/// With `Bf16` this measures the tile matmul of AMX or the dot product of pairs. Without bfloat16 arithmetic, it measures f32.
+/// With `Bf16` this measures the tile matmul of AMX or the dot product of pairs. Without bfloat16 arithmetic, it
+/// measures f32.
 pub fn multiply_add<E: Element>(rounds: usize) -> (f64, f32) {
     let isa = Isa::detected();
     #[cfg(target_arch = "x86_64")]

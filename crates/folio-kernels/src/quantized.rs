@@ -3,9 +3,9 @@
 //! ```text
 //! w[k][n] = scale[n] q[k][n],  scale[n] = max over k of |w[k][n]| / 127,  q = round(w / scale)
 //! ```
-//! Symmetric quantization per output channel (Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
-//! Integer-Arithmetic-Only Inference", section 2.1, with a zero point of 0). Only weights are quantized; activations and sums
-//! stay in f32. The error of a weight is at most half a scale.
+//! Symmetric quantization per output channel (Jacob et al. 2018, "Quantization and Training of Neural Networks for
+//! Efficient Integer-Arithmetic-Only Inference", section 2.1, with a zero point of 0). Only weights are quantized;
+//! activations and sums stay in f32. The error of a weight is at most half a scale.
 
 use std::ops::Range;
 

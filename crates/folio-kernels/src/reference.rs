@@ -1,12 +1,12 @@
 //! The naive twins: every operation of the model, as the plain loops of its formula.
 //!
-//! They are the oracle for the fast kernels in this crate's tests, and the place to read what an operation computes. They are
-//! generic over f32 and f64. In f64, `tests/it/finite_differences.rs` checks each backward function against its forward
-//! function. References such as `math.md (7)` are to equations of `docs/math.md`.
+//! They are the oracle for the fast kernels in this crate's tests, and the place to read what an operation computes.
+//! They are generic over f32 and f64. In f64, `tests/it/finite_differences.rs` checks each backward function against
+//! its forward function. References such as `math.md (7)` are to equations of `docs/math.md`.
 //!
-//! Legend: B batch, T time, C channels, H heads, D head size, V vocabulary; M, K and N are the rows, inputs and outputs of a
-//! matmul. `dx` is the gradient of the loss with respect to `x` and has the shape of `x`. Every function panics if the length
-//! of a slice does not match its shape.
+//! Legend: B batch, T time, C channels, H heads, D head size, V vocabulary; M, K and N are the rows, inputs and outputs
+//! of a matmul. `dx` is the gradient of the loss with respect to `x` and has the shape of `x`. Every function panics if
+//! the length of a slice does not match its shape.
 //!
 //! ```
 //! use folio_kernels::{dims::LinearDims, reference};

@@ -1,7 +1,7 @@
 //! Rounds rows of f32 to the number format of a matmul's operands, with the processor's own instruction if it has one.
 //!
-//! The AVX512-BF16 instruction flushes subnormal numbers (below 1.2e-38) to zero, as does the dot product that reads the
-//! result. [`Element::from_f32`] rounds them correctly. For all other numbers, the two agree in every bit.
+//! The AVX512-BF16 instruction flushes subnormal numbers (below 1.2e-38) to zero, as does the dot product that reads
+//! the result. [`Element::from_f32`] rounds them correctly. For all other numbers, the two agree in every bit.
 
 #[cfg(target_arch = "x86_64")]
 use crate::arch::x86_64::avx512;
@@ -48,8 +48,8 @@ fn cast<S: Element, E: Element>(value: S) -> E {
     if S::PER_UNIT == E::PER_UNIT { E::from_bits(value.to_bits()) } else { E::from_f32(value.to_f32()) }
 }
 
-/// `out[2 i] = low[i]` and `out[2 i + 1] = high[i]`, converted as by [`convert`]: two rows interleaved into units of pairs.
-/// Call it inside [`Isa::run`].
+/// `out[2 i] = low[i]` and `out[2 i + 1] = high[i]`, converted as by [`convert`]: two rows interleaved into units of
+/// pairs. Call it inside [`Isa::run`].
 #[inline(always)]
 pub(crate) fn convert_pairs<S: Element, E: Element>(isa: Isa, out: &mut [E], low: &[S], high: &[S]) {
     debug_assert_eq!(E::PER_UNIT, 2, "units must be pairs");

@@ -1,10 +1,11 @@
 //! Tiles: the part of a matmul's result that one micro-kernel computes in registers.
 //!
-//! In vector registers a tile is [`ROWS`] rows by [`COLS`] columns. With AVX-512 that is 6 x 4 registers of sums; with four
-//! registers for the right operand and one for the left they fill 29 of the 32. In AMX's tile registers a tile is 32 rows by
-//! [`COLS`] columns. Measurements: docs/experiments.md.
+//! In vector registers a tile is [`ROWS`] rows by [`COLS`] columns. With AVX-512 that is 6 x 4 registers of sums; with
+//! four registers for the right operand and one for the left they fill 29 of the 32. In AMX's tile registers a tile is
+//! 32 rows by [`COLS`] columns. Measurements: docs/experiments.md.
 //!
-//! This file holds the types that the micro-kernels in [`crate::arch`] implement against; [`crate::microkernel`] selects one.
+//! This file holds the types that the micro-kernels in [`crate::arch`] implement against; [`crate::microkernel`]
+//! selects one.
 
 /// Rows of a tile in vector registers.
 pub(crate) const ROWS: usize = 6;
@@ -62,13 +63,14 @@ impl Sums {
     }
 }
 
-/// How a micro-kernel steps through its operands to compute `sums = lhs rhs` or `sums += lhs rhs` for one tile. Lengths are
-/// in units of 32 bits.
+/// How a micro-kernel steps through its operands to compute `sums = lhs rhs` or `sums += lhs rhs` for one tile. Lengths
+/// are in units of 32 bits.
 ///
 /// The contract of every micro-kernel:
-/// - The destination must be writable and must not overlap an operand. Columns up to the next multiple of 16 are overwritten.
-/// - For every row `r` below `rows`, segment `s` and unit `u`, the unit at `lhs[r] + s * lhs_segment + u * lhs_step` must be
-///   readable.
+/// - The destination must be writable and must not overlap an operand. Columns up to the next multiple of 16 are
+///   overwritten.
+/// - For every row `r` below `rows`, segment `s` and unit `u`, the unit at `lhs[r] + s * lhs_segment + u * lhs_step`
+///   must be readable.
 /// - So must the [`COLS`] units from `rhs + s * rhs_segment + u * COLS`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Walk {

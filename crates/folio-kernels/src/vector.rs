@@ -1,12 +1,12 @@
-//! The scalar and row functions that the kernels' loops consist of. They are written so that compilers vectorize them: no
-//! branches, no calls, and sums in a fixed number of lanes.
+//! The scalar and row functions that the kernels' loops consist of. They are written so that compilers vectorize them:
+//! no branches, no calls, and sums in a fixed number of lanes.
 
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
 use crate::element::Element;
 
-/// Lanes of a sum: enough independent chains to keep two 512-bit units busy. Every instruction set uses the same number of
-/// lanes, so that all give the same bits.
+/// Lanes of a sum: enough independent chains to keep two 512-bit units busy. Every instruction set uses the same number
+/// of lanes, so that all give the same bits.
 pub const LANES: usize = 32;
 
 /// 1.5 * 2^23. Adding it to a number leaves the nearest integer in the low bits of the sum's mantissa.
@@ -14,9 +14,9 @@ const ROUND: f32 = 12_582_912.0;
 
 /// `exp(x)` in f32, with a relative error below 2 eps (eps = 2^-23) for x in [-87, 88].
 ///
-/// exp(x) = 2^n exp(r) with n = round(x / ln 2) and |r| <= ln(2) / 2 (Cody and Waite 1980, "Software Manual for the Elementary
-/// Functions", chapter 6). exp(r) is its Taylor polynomial of degree 7, whose remainder r^8 / 8! is below 6e-9. Arguments are
-/// clamped: below -87 the result is exp(-87) = 1.6e-38, above 88 it is exp(88). NaN stays NaN.
+/// exp(x) = 2^n exp(r) with n = round(x / ln 2) and |r| <= ln(2) / 2 (Cody and Waite 1980, "Software Manual for the
+/// Elementary Functions", chapter 6). exp(r) is its Taylor polynomial of degree 7, whose remainder r^8 / 8! is below
+/// 6e-9. Arguments are clamped: below -87 the result is exp(-87) = 1.6e-38, above 88 it is exp(88). NaN stays NaN.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     const LOWEST: f32 = -87.0;
@@ -43,8 +43,8 @@ pub fn exp(x: f32) -> f32 {
 
 /// Numbers that a function computes in parallel, one operation at a time.
 ///
-/// In a long function of a single vector, every operation waits for the previous one. Interleaving the operations of two
-/// vectors keeps the execution units busy; compilers preserve the order of the operations.
+/// In a long function of a single vector, every operation waits for the previous one. Interleaving the operations of
+/// two vectors keeps the execution units busy; compilers preserve the order of the operations.
 ///
 /// ```
 /// use folio_kernels::vector::Lanes;
@@ -211,11 +211,12 @@ fn map_piece<E: Element, const N: usize>(
     }
 }
 
-/// `2^x` in f32, with a relative error below 2 eps (eps = 2^-23) for x in [-126, 126]. For other arguments the result is
-/// meaningless.
+/// `2^x` in f32, with a relative error below 2 eps (eps = 2^-23) for x in [-126, 126]. For other arguments the result
+/// is meaningless.
 ///
-/// 2^x = 2^n 2^f with n = round(x) and |f| <= 1/2, both exact. 2^f is the polynomial of degree 6 that interpolates it at the
-/// Chebyshev nodes of [-1/2, 1/2] (Press et al. 2007, "Numerical Recipes", section 5.8), with a relative error below 2e-8.
+/// 2^x = 2^n 2^f with n = round(x) and |f| <= 1/2, both exact. 2^f is the polynomial of degree 6 that interpolates it
+/// at the Chebyshev nodes of [-1/2, 1/2] (Press et al. 2007, "Numerical Recipes", section 5.8), with a relative error
+/// below 2e-8.
 #[inline(always)]
 pub fn exp2(x: Lanes) -> Lanes {
     let shifted = x + ROUND;
@@ -264,8 +265,8 @@ pub fn sum_by<T: Copy, const N: usize>(rows: [&[T]; N], f: impl Fn([T; N]) -> f3
     folded(lanes, |a, b| a + b)
 }
 
-/// Reduces the lanes to one, folding the upper half into the lower half each time. Loops over arrays of fixed length stay in
-/// registers.
+/// Reduces the lanes to one, folding the upper half into the lower half each time. Loops over arrays of fixed length
+/// stay in registers.
 #[inline(always)]
 fn folded(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
     const { assert!(LANES == 32) };

@@ -49,8 +49,8 @@ pub(super) struct Row {
     pub(super) gflop_per_s: Option<f64>,
     /// Throughput of the data that must be read from or written to memory; `None` if there is none.
     pub(super) gb_per_s: Option<f64>,
-    /// The larger of the percentages of peak arithmetic and of peak copy bandwidth. Each peak is measured in alternation with
-    /// the kernel.
+    /// The larger of the percentages of peak arithmetic and of peak copy bandwidth. Each peak is measured in
+    /// alternation with the kernel.
     pub(super) share_of_peak: f64,
 }
 
@@ -129,8 +129,8 @@ impl<E: Element> Bench<E> {
         buffer
     }
 
-    /// Times `work` on all `states`, distributed over the threads: medians of several runs. Before each run the peaks are
-    /// measured, so that other load on the machine affects both.
+    /// Times `work` on all `states`, distributed over the threads: medians of several runs. Before each run the peaks
+    /// are measured, so that other load on the machine affects both.
     fn time<S: Send>(
         &mut self,
         kernel: &'static str,
@@ -168,9 +168,9 @@ impl<E: Element> Bench<E> {
         });
     }
 
-    /// The kernels of one linear layer, which differ from layer to layer. Data that the previous kernel of a training step
-    /// has just written, and which is therefore in the cache, is in the thread's workspace. Data that is stored for the
-    /// backward pass or for the gradients of the weights is in memory.
+    /// The kernels of one linear layer, which differ from layer to layer. Data that the previous kernel of a training
+    /// step has just written, and which is therefore in the cache, is in the thread's workspace. Data that is stored
+    /// for the backward pass or for the gradients of the weights is in memory.
     fn linear(&mut self, inputs: usize, outputs: usize) {
         let Sizes { batch, time, channels: c, dropout, .. } = self.sizes;
         let (tokens, element) = (batch * time, size_of::<E>());
@@ -231,11 +231,17 @@ impl<E: Element> Bench<E> {
             let panels = x.chunks_mut(x_panels.len::<E>()).zip(dy.chunks_mut(x_panels.len::<E>()));
             let mut states: Vec<_> = kept.iter().zip(panels).collect();
             let name = "linear_gelu_backward";
-            self.time(name, backward_shape, Cost { flop, bytes }, &mut states, |_, (fc, (dfc_panels, gelu_panels))| {
-                let Workspace { branch, wide: dfc, .. } = &mut *workspaces.mine();
-                let gradients = GeluGradients { dfc, dfc_panels, gelu_panels, reuse };
-                linear_gelu_backward(dims, gradients, fc, branch, w_t);
-            });
+            self.time(
+                name,
+                backward_shape,
+                Cost { flop, bytes },
+                &mut states,
+                |_, (fc, (dfc_panels, gelu_panels))| {
+                    let Workspace { branch, wide: dfc, .. } = &mut *workspaces.mine();
+                    let gradients = GeluGradients { dfc, dfc_panels, gelu_panels, reuse };
+                    linear_gelu_backward(dims, gradients, fc, branch, w_t);
+                },
+            );
         }
 
         let x = Panels::segmented(x_panels, &x, batch, x_panels.len::<E>());

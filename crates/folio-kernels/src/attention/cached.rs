@@ -1,7 +1,7 @@
 //! Attention of new tokens to all tokens so far, with cached keys and values (a KV cache).
 //!
-//! The cache stores keys and values in the layout that a matmul reads, so only the new token's key and value are packed. Every
-//! sum runs in the same order as in [`super::attention_forward`], so that the results are bitwise equal.
+//! The cache stores keys and values in the layout that a matmul reads, so only the new token's key and value are
+//! packed. Every sum runs in the same order as in [`super::attention_forward`], so that the results are bitwise equal.
 
 use super::head::{AttentionScratch, Head, QueryTile, TILE_QUERIES, score_stride};
 use crate::buffer::Buffer;
@@ -53,15 +53,15 @@ impl<E: Element> KeyValueCache<E> {
     fn append(&mut self, key: &[E], value: &[E]) {
         let t = self.len;
         let [key_panels, value_panels] = panels(self.capacity, self.head_size);
-        // Elements are copied one at a time: for one or two of them, a call of memcpy or memset would dominate the cost.
-        // The key is a column of one panel.
+        // Elements are copied one at a time: for one or two of them, a call of memcpy or memset would dominate the
+        // cost. The key is a column of one panel.
         let panel = &mut self.keys_t[t / PANEL_COLS * key_panels.panel_len::<E>()..];
         for (unit, key) in panel.chunks_mut(PANEL_COLS * E::PER_UNIT).zip(key.chunks(E::PER_UNIT)) {
             let places = &mut unit[t % PANEL_COLS * E::PER_UNIT..];
             places.iter_mut().zip(key).for_each(|(place, key)| *place = *key);
         }
-        // The value is a row of every panel. In bfloat16 it is half a unit; an even token clears the other half, which may
-        // contain a value of an earlier sequence.
+        // The value is a row of every panel. In bfloat16 it is half a unit; an even token clears the other half, which
+        // may contain a value of an earlier sequence.
         let half = t % E::PER_UNIT;
         let panels = self.values.chunks_exact_mut(value_panels.panel_len::<E>());
         for (panel, value) in panels.zip(value.chunks(PANEL_COLS)) {
@@ -85,7 +85,8 @@ fn panels(time: usize, head_size: usize) -> [PanelDims; 2] {
 /// Called with the position of a token and its attention weights: softmax(...) over the keys up to that position.
 pub type OnWeights<'a> = &'a mut dyn FnMut(usize, &[f32]);
 
-/// Appends the keys and values of new tokens to the cache of head `h`, then computes `y = softmax(q kᵀ / sqrt(D)) v`, causally.
+/// Appends the keys and values of new tokens to the cache of head `h`, then computes `y = softmax(q kᵀ / sqrt(D)) v`,
+/// causally.
 ///
 /// - `(dims, h)`: the number and size of the heads, and the index of this head.
 /// - `y` (tokens, C): overwritten in the columns of the head; it must consist of exactly these columns.

@@ -11,8 +11,8 @@ use crate::panels::{PanelDims, Panels};
 use crate::rounding::round;
 use crate::vector::{LANES, exp, max, sum};
 
-/// Queries per tile: enough rows for an efficient matmul, few enough that a tile of scores at T = 1,024 (256 KiB) fits into
-/// the second-level cache.
+/// Queries per tile: enough rows for an efficient matmul, few enough that a tile of scores at T = 1,024 (256 KiB) fits
+/// into the second-level cache.
 pub(super) const TILE_QUERIES: usize = 64;
 
 /// The intermediate results of attention, for one thread.
@@ -128,8 +128,8 @@ impl Head {
         (past..time).step_by(TILE_QUERIES).map(tile)
     }
 
-    /// The tile's rows of `y`: the values weighted by `rows`, divided by `totals`. The first columns of `y` must be those of
-    /// this head.
+    /// The tile's rows of `y`: the values weighted by `rows`, divided by `totals`. The first columns of `y` must be
+    /// those of this head.
     #[inline(always)]
     pub(super) fn apply_weights<E: Element>(
         self,
@@ -158,8 +158,8 @@ impl Head {
         );
     }
 
-    /// Turns the scores of a tile into `drop(exp(S - max))` in `rows`, with their sums before dropout in `totals` and the
-    /// log-sum-exp in `lse`.
+    /// Turns the scores of a tile into `drop(exp(S - max))` in `rows`, with their sums before dropout in `totals` and
+    /// the log-sum-exp in `lse`.
     #[inline(always)]
     pub(super) fn softmax<E: Element>(
         self,

@@ -13,8 +13,8 @@ use num_traits::{Float, NumAssign};
 /// p <- p - learning_rate / bias_correction1 * m / (sqrt(v) / sqrt(bias_correction2) + eps)
 /// ```
 ///
-/// Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization"; PyTorch, `torch.optim.AdamW`, which also decays
-/// the parameter first.
+/// Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization"; PyTorch, `torch.optim.AdamW`, which
+/// also decays the parameter first.
 /// - `parameter` (p), `exp_avg` (m), `exp_avg_sq` (v), any shape: updated in place.
 /// - `gradient` (the shape of `parameter`).
 ///

@@ -3,9 +3,9 @@
 //! ```text
 //! even = sum over k of a[2 k] b[2 k];  odd = sum over k of a[2 k + 1] b[2 k + 1];  sum += even + odd
 //! ```
-//! where k runs over the 16 units of one step and both sums start at zero. Every multiplication and addition of `even` and
-//! `odd` is one fused operation. Subnormal inputs and results are flushed to zero. Rounding is to nearest, ties to even (Intel
-//! 2024, "Intel 64 and IA-32 Architectures Software Developer's Manual", volume 2, TDPBF16PS).
+//! where k runs over the 16 units of one step and both sums start at zero. Every multiplication and addition of `even`
+//! and `odd` is one fused operation. Subnormal inputs and results are flushed to zero. Rounding is to nearest, ties to
+//! even (Intel 2024, "Intel 64 and IA-32 Architectures Software Developer's Manual", volume 2, TDPBF16PS).
 
 use crate::element::{Bf16, Element};
 

@@ -17,8 +17,8 @@ const V: usize = 2;
 /// s_ij = q_i . k_j / sqrt(D),  P_ij = exp(s_ij) / sum_j exp(s_ij),  y_i = sum_j f_ij P_ij v_j
 /// ```
 ///
-/// `f` is the factor of the dropout mask in row `(b * H + h) * T + i` and column `j`. The maximum of the scores is subtracted
-/// before the exponential, which does not change `P` and prevents overflow.
+/// `f` is the factor of the dropout mask in row `(b * H + h) * T + i` and column `j`. The maximum of the scores is
+/// subtracted before the exponential, which does not change `P` and prevents overflow.
 ///
 /// Source: Vaswani et al. 2017, "Attention Is All You Need"; PyTorch,
 /// `torch.nn.functional.scaled_dot_product_attention` with `is_causal`.
@@ -76,8 +76,8 @@ pub fn attention_forward<F: Float + NumAssign>(
 /// ```
 ///
 /// `D_i = sum_j P_ij dP_ij` comes from the normalizer of the softmax. Because `dP` includes the mask,
-/// `D_i = sum_j P_ij f_ij dy_i . v_j = dy_i . sum_j f_ij P_ij v_j = dy_i . y_i`: one dot product, with or without dropout (Dao
-/// et al. 2022, "FlashAttention").
+/// `D_i = sum_j P_ij f_ij dy_i . v_j = dy_i . sum_j f_ij P_ij v_j = dy_i . y_i`: one dot product, with or without
+/// dropout (Dao et al. 2022, "FlashAttention").
 ///
 /// Differentiates `y_i[d] += weight * part(V, j)[d]`, `weight = factor(mask, j) * weights[j] / sum`,
 /// `weights[j] = (weights[j] - max).exp()` and `weights[j] = scale * dot(part(Q, i), part(K, j))`.
@@ -130,7 +130,8 @@ fn score_scale<F: Float>(dims: AttentionDims) -> F {
     real::<F>(dims.head_size as f64).sqrt().recip()
 }
 
-/// The index of the first of the D channels of head `h` of token (b, t) in the queries, keys or values of `qkv` (B, T, 3C).
+/// The index of the first of the D channels of head `h` of token (b, t) in the queries, keys or values of `qkv` (B, T,
+/// 3C).
 fn qkv_start(dims: AttentionDims, which: usize, b: usize, t: usize, h: usize) -> usize {
     ((b * dims.time + t) * 3 + which) * dims.channels() + h * dims.head_size
 }

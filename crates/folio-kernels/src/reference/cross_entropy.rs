@@ -8,7 +8,8 @@ use num_traits::{Float, NumAssign};
 ///
 /// The gradient is `dz_mv = scale (softmax(z_m)_v - [v = u])`: math.md (31).
 ///
-/// Source: PyTorch, `torch.nn.CrossEntropyLoss` with `reduction="none"`; with `scale = 1 / M` the gradient is that of the mean.
+/// Source: PyTorch, `torch.nn.CrossEntropyLoss` with `reduction="none"`; with `scale = 1 / M` the gradient is that of
+/// the mean.
 /// - `logits` (M, V): read, then overwritten with `dz`.
 /// - `losses` (M): overwritten.
 /// - `targets` (M), each below V.

@@ -1,4 +1,5 @@
-//! Dropout, alone and where a branch joins the residual stream. Element (r, c) of a matrix uses row r and column c of the mask.
+//! Dropout, alone and where a branch joins the residual stream. Element (r, c) of a matrix uses row r and column c of
+//! the mask.
 
 use super::numeric::{expect_len, real};
 use crate::dims::RowDims;
@@ -39,8 +40,8 @@ pub fn dropout_backward<F: Float + NumAssign>(dims: RowDims, dx: &mut [F], dy: &
     }
 }
 
-/// `y_rc = residual_rc + f_rc branch_rc`. Its backward is math.md (20): `dy` for the residual, and [`dropout_backward`] of `dy`
-/// for the branch.
+/// `y_rc = residual_rc + f_rc branch_rc`. Its backward is math.md (20): `dy` for the residual, and [`dropout_backward`]
+/// of `dy` for the branch.
 ///
 /// Source: He et al. 2016, "Deep Residual Learning"; Radford et al. 2019 for the dropout before the addition.
 /// - `y` (rows, cols): overwritten.

@@ -54,8 +54,8 @@ pub fn layernorm_forward<F: Float + NumAssign>(
 /// dx_c += rstd (g_c - mean_c(g) - x̂_c mean_c(g x̂)),  dweight_c += dy_c x̂_c,  dbias_c += dy_c
 /// ```
 ///
-/// Differentiates `y[..] = (x[c] - mean[row]) * rstd[row] * weight[c] + bias[c]`, where `mean` and `rstd` depend on `x` too.
-/// `dx` is accumulated into because the residual stream contributes its own gradient.
+/// Differentiates `y[..] = (x[c] - mean[row]) * rstd[row] * weight[c] + bias[c]`, where `mean` and `rstd` depend on `x`
+/// too. `dx` is accumulated into because the residual stream contributes its own gradient.
 /// - `dx` (rows, cols), `dweight` (cols), `dbias` (cols): accumulated into.
 /// - `dy` (rows, cols), `x` (rows, cols), `mean` (rows), `rstd` (rows), `weight` (cols).
 #[expect(clippy::too_many_arguments, reason = "three gradients and all that they depend on")]

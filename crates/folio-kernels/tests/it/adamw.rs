@@ -63,8 +63,8 @@ fn the_sum_of_squares_equals_that_of_f64() {
 
 #[test]
 fn chunks_are_added_in_f64() {
-    // One square of 2^24, above which f32 represents only even numbers, and a 1 in each of the other chunks; with one and
-    // with several chunks per block.
+    // One square of 2^24, above which f32 represents only even numbers, and a 1 in each of the other chunks; with one
+    // and with several chunks per block.
     for chunks in [2, 5, 64, 65, 200, 1000] {
         let mut x = vec![0.0; chunks * 1024];
         x.iter_mut().step_by(1024).for_each(|x| *x = 1.0);
@@ -109,14 +109,14 @@ impl Tensor {
 
     /// In units of U, with g the scaled gradient, d the denominator and s the step `rate m / d`:
     ///
-    /// - exp_avg, `m + (1 - beta1) (g - m)`: one for g, one each for the difference, `1 - beta1` and the product, relative to
-    ///   `(1 - beta1) (|g| + |m|)`; one for the sum.
-    /// - exp_avg_sq, `v + (1 - beta2) (g^2 - v)`: three for g^2, one each for the difference, `1 - beta2` and the product,
-    ///   relative to `(1 - beta2) (g^2 + v)`; one for the sum. If beta2 < 1/2, `beta2 v + (1 - beta2) g^2`: one each for beta2
-    ///   and its product; three for g^2, one each for `1 - beta2` and its product; one for the sum.
+    /// - exp_avg, `m + (1 - beta1) (g - m)`: one for g, one each for the difference, `1 - beta1` and the product,
+    ///   relative to `(1 - beta1) (|g| + |m|)`; one for the sum.
+    /// - exp_avg_sq, `v + (1 - beta2) (g^2 - v)`: three for g^2, one each for the difference, `1 - beta2` and the
+    ///   product, relative to `(1 - beta2) (g^2 + v)`; one for the sum. If beta2 < 1/2, `beta2 v + (1 - beta2) g^2`:
+    ///   one each for beta2 and its product; three for g^2, one each for `1 - beta2` and its product; one for the sum.
     /// - d, relative: half the error of exp_avg_sq; 4 for the root, the correction, a product and a sum.
-    /// - parameter, `p - (decay p + s)`: for s the errors of exp_avg and of d, and 3 for the rate, its product and the quotient;
-    ///   for `decay p` 2 for the factor and a product; one for their sum; one for the result.
+    /// - parameter, `p - (decay p + s)`: for s the errors of exp_avg and of d, and 3 for the rate, its product and the
+    ///   quotient; for `decay p` 2 for the factor and a product; one for their sum; one for the result.
     fn expected(&self, step: AdamwStep) -> [Expected; 3] {
         let of = |value: f32| f64::from(value);
         let gradient = wide(&self.gradient);

@@ -171,7 +171,8 @@ fn a_signal_handler_can_use_the_registers() {
     let Some(isa) = amx() else { return };
     let case = Case::new(64, 384, 64, |x| x);
     let handler: extern "C" fn(libc::c_int) = handler;
-    // SAFETY: the handler only accesses registers, which the kernel of the operating system restores, and an atomic number.
+    // SAFETY: the handler only accesses registers, which the kernel of the operating system restores, and an atomic
+    // number.
     unsafe { libc::signal(libc::SIGUSR1, handler as libc::sighandler_t) };
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -199,7 +200,8 @@ fn a_signal_handler_can_use_the_registers() {
     });
 }
 
-/// Makes the operating system deny `arch_prctl(ARCH_REQ_XCOMP_PERM)` to this process, like the seccomp filter of a container.
+/// Makes the operating system deny `arch_prctl(ARCH_REQ_XCOMP_PERM)` to this process, like the seccomp filter of a
+/// container.
 fn deny_permission() {
     const ARCH_REQ_XCOMP_PERM: u32 = 0x1023;
     let statement = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt, jf, k };
@@ -216,7 +218,8 @@ fn deny_permission() {
         statement(answer, 0, 0, libc::SECCOMP_RET_ALLOW),
     ];
     let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
-    // SAFETY: the filter is valid while it is read. It allows all other calls, and applies to this thread and its children.
+    // SAFETY: the filter is valid while it is read. It allows all other calls, and applies to this thread and its
+    // children.
     unsafe {
         assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
         assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter), 0);

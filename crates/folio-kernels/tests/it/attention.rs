@@ -309,14 +309,14 @@ impl<E: Element> Attention<E> {
 
     /// For query i with its n = i + 1 keys, in units of U:
     ///
-    /// - A score: `s = (D + 4) sum|q k| / sqrt(D)`. The dot product has D + 1 roundings, the scale factor 2, and the product of
-    ///   the maximum score with it one.
+    /// - A score: `s = (D + 4) sum|q k| / sqrt(D)`. The dot product has D + 1 roundings, the scale factor 2, and the
+    ///   product of the maximum score with it one.
     /// - An exponential: s twice (score and maximum), the rounding of their difference, at most `range`, and its own.
-    /// - lse: s, plus the error of an exponential without its score, and the additions of the sum; then the logarithm, of at
-    ///   most n, and the last addition.
-    /// - A weight: the error of an exponential, and the product with the factor of the mask; then it is stored. Its product with
-    ///   v has n + 1 roundings. The sum is divided by the sum of exponentials, with its additions, a reciprocal and a product;
-    ///   then it is stored.
+    /// - lse: s, plus the error of an exponential without its score, and the additions of the sum; then the logarithm,
+    ///   of at most n, and the last addition.
+    /// - A weight: the error of an exponential, and the product with the factor of the mask; then it is stored. Its
+    ///   product with v has n + 1 roundings. The sum is divided by the sum of exponentials, with its additions, a
+    ///   reciprocal and a product; then it is stored.
     ///
     /// `exp` is constant below e^-87, and subnormal numbers may be flushed to zero.
     fn forward_tolerances(&self, y: &[f64], lse: &[f64]) -> (Vec<f64>, Vec<f64>) {
@@ -352,8 +352,8 @@ impl<E: Element> Attention<E> {
     /// `y` and `lse` are given. In units of U:
     ///
     /// - `P = exp(s - lse)`: the errors of the score, of the difference, and its own.
-    /// - `ds = P (f dy.v - dy.y) / sqrt(D)`: the error of P, D + 1 roundings of the dot products, and 6 more: f, the difference,
-    ///   and two factors, the second with 2 of its own.
+    /// - `ds = P (f dy.v - dy.y) / sqrt(D)`: the error of P, D + 1 roundings of the dot products, and 6 more: f, the
+    ///   difference, and two factors, the second with 2 of its own.
     /// - `f P` and `ds` are stored. The sums for dq, dk and dv add at most T + 1, and f adds one. Then they are stored.
     fn backward_tolerances(&self, dqkv: &[f64]) -> Vec<f64> {
         let AttentionDims { batch, time, heads, head_size } = self.dims;

@@ -122,8 +122,8 @@ fn skip_rows_gives_the_mask_of_the_rows_further_down() {
 }
 
 fn draw_in_attention<E: Element>() {
-    // With q = k = 0, all weights of query i are 1 / (i + 1). With one-hot v and dy, y_ij and dv_ji show the factors of the
-    // mask.
+    // With q = k = 0, all weights of query i are 1 / (i + 1). With one-hot v and dy, y_ij and dv_ji show the factors of
+    // the mask.
     let dims = AttentionDims { batch: 2, time: 70, heads: 2, head_size: 70 };
     let AttentionDims { batch, time, heads, .. } = dims;
     let channels = dims.channels();
@@ -180,8 +180,8 @@ fn the_fraction_kept_is_one_minus_the_rate() {
 
 #[test]
 fn row_and_column_counts_vary_like_independent_samples() {
-    // The sum of squares of R standardized counts is approximately chi-square distributed: mean R, variance 2 R plus the excess
-    // kurtosis of the binomial, R (1 / (n p (1 - p)) - 6 / n).
+    // The sum of squares of R standardized counts is approximately chi-square distributed: mean R, variance 2 R plus
+    // the excess kurtosis of the binomial, R (1 / (n p (1 - p)) - 6 / n).
     for rate in [0.1, 0.5, 0.9] {
         for key in [0, 7, u64::MAX] {
             let mask = Mask::draw(rate, key, 600, 500);
@@ -218,8 +218,8 @@ fn masks_of_different_keys_are_independent() {
 
 #[test]
 fn no_two_rows_are_equal_under_any_keys() {
-    // 64 columns at a rate of one half are 64 random bits. The probability that any two of 300,000 rows are equal is one in
-    // 4e8. If only 32 bits distinguished rows, about ten pairs would be equal.
+    // 64 columns at a rate of one half are 64 random bits. The probability that any two of 300,000 rows are equal is
+    // one in 4e8. If only 32 bits distinguished rows, about ten pairs would be equal.
     let mut seen = HashMap::new();
     for key in (0..50).chain((0..50).map(|key| key << 32)) {
         for row in 0..3000 {
@@ -275,8 +275,8 @@ fn a_rate_of_nan_panics() {
     Dropout::new(f32::NAN, 0);
 }
 
-/// Panics unless the two elements of each pair, which are true with probability p, are uncorrelated: `sum (a - p)(b - p)` has
-/// mean 0 and variance `n (p (1 - p))^2`.
+/// Panics unless the two elements of each pair, which are true with probability p, are uncorrelated:
+/// `sum (a - p)(b - p)` has mean 0 and variance `n (p (1 - p))^2`.
 fn expect_independent(name: &str, p: f64, pairs: impl Iterator<Item = (bool, bool)>) {
     let off = |kept: bool| f64::from(u8::from(kept)) - p;
     let (n, sum) = pairs.fold((0.0, 0.0), |(n, sum), (a, b)| (n + 1.0, sum + off(a) * off(b)));

@@ -24,7 +24,8 @@ fn embeddings_equal_their_twin() {
     for (batch, time, channels, vocab) in SIZES {
         let dims = EmbeddingDims { batch, time, channels, vocab };
         let table = Tables::random(dims);
-        // y: a sum of two. dwte: at most all tokens, plus the initial value. dwpe: all sequences, plus the initial value.
+        // y: a sum of two. dwte: at most all tokens, plus the initial value. dwpe: all sequences, plus the initial
+        // value.
         let roundings = [1, batch * time, batch];
         let outputs = table.twin(wide).into_iter().zip(table.twin(sizes));
         let expected: Vec<_> = outputs

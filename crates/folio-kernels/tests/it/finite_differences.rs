@@ -1,8 +1,8 @@
 //! Every backward function of `reference` against central differences of its forward function, in f64.
 //!
-//! A case creates random inputs and a random gradient `dy` of the outputs, runs the backward function once, and checks the
-//! gradient of each argument. With `dy` fixed, the loss is `L = sum_k dy_k y_k`, and the gradient of an element `x` must be the
-//! derivative of `L` with respect to `x`.
+//! A case creates random inputs and a random gradient `dy` of the outputs, runs the backward function once, and checks
+//! the gradient of each argument. With `dy` fixed, the loss is `L = sum_k dy_k y_k`, and the gradient of an element `x`
+//! must be the derivative of `L` with respect to `x`.
 
 use crate::support::{Random, transposed};
 use folio_kernels::{
@@ -15,8 +15,8 @@ use std::fmt::Debug;
 /// An upper bound for the roundings in one output: no case sums more than 21 products.
 const OPERATIONS: f64 = 64.0;
 
-/// The initial value of gradients that are accumulated into; `added` subtracts it again. Those that are overwritten start as
-/// NaN.
+/// The initial value of gradients that are accumulated into; `added` subtracts it again. Those that are overwritten
+/// start as NaN.
 const BEFORE: f64 = 0.5;
 
 #[test]
@@ -241,8 +241,8 @@ fn cross_entropy(dims: RowDims) {
     case.check("logits", &logits, &dlogits, forward);
 }
 
-/// The smallest model with tied weights: the embedding, and its transpose as the head. The gradient of `wte` is the sum of
-/// both contributions.
+/// The smallest model with tied weights: the embedding, and its transpose as the head. The gradient of `wte` is the sum
+/// of both contributions.
 fn tied_head(dims: EmbeddingDims) {
     let EmbeddingDims { batch, time, channels, vocab } = dims;
     let rows = batch * time;
@@ -299,16 +299,16 @@ impl Case<'_> {
     /// `D(h) = (L(x + h) - L(x - h)) / 2h` at each element.
     ///
     /// The tolerance is the sum of three errors:
-    /// - Truncation. By Taylor's theorem `D(h) = L' + h^2 L'''/6 + O(h^4)`, so `D(2h) - D(h)` is `3 h^2 L'''/6`, and a third of
-    ///   it is the truncation of `D(h)`. It is measured on the forward function alone.
+    /// - Truncation. By Taylor's theorem `D(h) = L' + h^2 L'''/6 + O(h^4)`, so `D(2h) - D(h)` is `3 h^2 L'''/6`, and a
+    ///   third of it is the truncation of `D(h)`. It is measured on the forward function alone.
     /// - Rounding of the forward function. At most `OPERATIONS` roundings, each of eps/2 relative to values of about
-    ///   `max(1, |y_k|)`, change `y_k` by `OPERATIONS eps/2 max(1, |y_k|)`. Two such errors divided by `2h` are `OPERATIONS eps/2
-    ///   / h sum_k |dy_k| max(1, |y_k|)`. The difference is computed per output before the sum, so outputs that do not depend
-    ///   on `x` contribute nothing.
+    ///   `max(1, |y_k|)`, change `y_k` by `OPERATIONS eps/2 max(1, |y_k|)`. Two such errors divided by `2h` are
+    ///   `OPERATIONS eps/2 / h sum_k |dy_k| max(1, |y_k|)`. The difference is computed per output before the sum, so
+    ///   outputs that do not depend on `x` contribute nothing.
     /// - Rounding of the backward function: `OPERATIONS eps/2 sum_k |dy_k|`, five orders of magnitude less.
     ///
-    /// The first grows with `h^2`, the second with `eps / h`. With `h = eps^(1/3)`, times the size of `x` if that is above one,
-    /// both are of the order `eps^(2/3) = 4e-11`.
+    /// The first grows with `h^2`, the second with `eps / h`. With `h = eps^(1/3)`, times the size of `x` if that is
+    /// above one, both are of the order `eps^(2/3) = 4e-11`.
     fn check(&self, name: &str, x: &[f64], got: &[f64], forward: impl Fn(&[f64]) -> Vec<f64>) {
         let Case { op, shape, dy } = self;
         assert_eq!(got.len(), x.len(), "{op} {shape:?}: length of the gradient of {name}");
@@ -337,8 +337,8 @@ impl Case<'_> {
     }
 }
 
-/// The central difference of `sum_k dy_k y_k` with respect to `x[index]`, and `sum_k |dy_k| max(1, |y_k|)` over the outputs
-/// that changed.
+/// The central difference of `sum_k dy_k y_k` with respect to `x[index]`, and `sum_k |dy_k| max(1, |y_k|)` over the
+/// outputs that changed.
 fn central_difference(
     x: &[f64],
     index: usize,

@@ -118,8 +118,8 @@ fn logistic(z: f64) -> f64 {
     1.0 / (1.0 + (-z).exp())
 }
 
-/// The error of the twin. Where tanh is nearly -1, `1 + tanh` and `1 - tanh^2` cancel: the twin is off by eps of f64 or twice
-/// that, times `x`, and for the slope also times the slope of the argument. From 20 on, the tanh is exactly 1.
+/// The error of the twin. Where tanh is nearly -1, `1 + tanh` and `1 - tanh^2` cancel: the twin is off by eps of f64 or
+/// twice that, times `x`, and for the slope also times the slope of the argument. From 20 on, the tanh is exactly 1.
 fn twin_off(x: f64) -> f64 {
     if x.abs() > 20.0 { 0.0 } else { f64::EPSILON * x.abs() }
 }

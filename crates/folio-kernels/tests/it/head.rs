@@ -270,18 +270,18 @@ impl<E: Element> Head<E> {
     /// With S the number of additions of a sum of 64, in units of U:
     ///
     /// - A logit: one rounding per term of the sum over channels.
-    /// - An exponential: the error of its logit; the rounding of its argument, `gap = max - x`, which is subtracted at once or
-    ///   in parts as the maximum changes; the roundings of `exp` at every change.
-    /// - The sum of the exponentials: their errors, each weighted with its share p; S additions of its panel, an addition for
-    ///   every panel, and a product for every change.
-    /// - The loss: the errors of the sum, because the logarithm turns relative errors into absolute ones; the error of the
-    ///   logarithm; the error of the target's logit; the roundings of `max - x` at the target and of the last sum.
-    /// - The gradient: the errors of the logit, of the gap, of two exponentials and of the sum, a division and two products. The
-    ///   intermediate value and the gradient are stored.
+    /// - An exponential: the error of its logit; the rounding of its argument, `gap = max - x`, which is subtracted at
+    ///   once or in parts as the maximum changes; the roundings of `exp` at every change.
+    /// - The sum of the exponentials: their errors, each weighted with its share p; S additions of its panel, an
+    ///   addition for every panel, and a product for every change.
+    /// - The loss: the errors of the sum, because the logarithm turns relative errors into absolute ones; the error of
+    ///   the logarithm; the error of the target's logit; the roundings of `max - x` at the target and of the last sum.
+    /// - The gradient: the errors of the logit, of the gap, of two exponentials and of the sum, a division and two
+    ///   products. The intermediate value and the gradient are stored.
     /// - The gradient at the target does not use the stored intermediate value, but has the rounding of a difference.
     ///
-    /// `exp` is constant below e^-87 = 1.6e-38: if the gap is greater, a gradient may be off by two of the smallest normal
-    /// numbers.
+    /// `exp` is constant below e^-87 = 1.6e-38: if the gap is greater, a gradient may be off by two of the smallest
+    /// normal numbers.
     fn expected(&self) -> [Expected; 2] {
         let HeadDims { rows, channels, vocab } = self.dims;
         let [logits, logit_sizes] = self.twin_logits();
@@ -327,8 +327,8 @@ impl<E: Element> Head<E> {
         ]
     }
 
-    /// The matmul of the stored gradients of the logits with `wte`. Where the dot product of bfloat16 flushes a value to zero,
-    /// the error is at most the smallest normal number.
+    /// The matmul of the stored gradients of the logits with `wte`. Where the dot product of bfloat16 flushes a value
+    /// to zero, the error is at most the smallest normal number.
     fn expected_dx(&self, dlogits: &[f32]) -> Expected {
         let HeadDims { rows, channels, vocab } = self.dims;
         let dims = LinearDims { rows, inputs: channels, outputs: vocab };

@@ -169,10 +169,10 @@ impl Norm {
     ///
     /// - mean: S additions and a division, `dmean <= (S + 1) U mean|x|`.
     /// - `x - mean`: `dmean` and a rounding.
-    /// - variance: deviations from a mean that is off by `dmean` have the variance plus `dmean^2`. S additions, a square, a
-    ///   division and twice the rounding of `x - mean` are `(S + 4) U` of that sum.
-    /// - rstd: the change of `1 / sqrt(variance + eps)` with the variance, and 3 roundings: half of those of eps and its
-    ///   addition, the root and the reciprocal.
+    /// - variance: deviations from a mean that is off by `dmean` have the variance plus `dmean^2`. S additions, a
+    ///   square, a division and twice the rounding of `x - mean` are `(S + 4) U` of that sum.
+    /// - rstd: the change of `1 / sqrt(variance + eps)` with the variance, and 3 roundings: half of those of eps and
+    ///   its addition, the root and the reciprocal.
     /// - y: both errors of `(x - mean) rstd`, its rounding, and the rounding of y, which is then stored.
     fn forward_expected<E: Element>(&self) -> [Expected; 3] {
         let RowDims { cols, .. } = self.dims;
@@ -197,9 +197,9 @@ impl Norm {
         [expected("y", y, dy), expected("mean", mean, dmean), expected("rstd", rstd, drstd)]
     }
 
-    /// The statistics are given, so `n = (x - mean) rstd` has two roundings. In `rstd (g - mean(g) - n mean(g n))` the last term
-    /// has the most: `g n` 4, its mean S + 1, times `n` 3, two subtractions, times `rstd`, added to dx: S + 12. A term of dweight
-    /// has 3, of dbias none, and both have at most one addition per row.
+    /// The statistics are given, so `n = (x - mean) rstd` has two roundings. In `rstd (g - mean(g) - n mean(g n))` the
+    /// last term has the most: `g n` 4, its mean S + 1, times `n` 3, two subtractions, times `rstd`, added to dx: S +
+    /// 12. A term of dweight has 3, of dbias none, and both have at most one addition per row.
     fn backward_expected(&self) -> [Expected; 3] {
         let Self { dims, .. } = self;
         let RowDims { rows, cols } = *dims;

@@ -34,8 +34,8 @@ impl<E: Element> Operands<E> {
         Self { rows, depth, cols, lhs, rhs: random.elements(depth * cols, 1.0) }
     }
 
-    /// The rows from `first` on, added to `before` (rows, cols). Each term is rounded once, and passes through at most as many
-    /// additions as there are terms.
+    /// The rows from `first` on, added to `before` (rows, cols). Each term is rounded once, and passes through at most
+    /// as many additions as there are terms.
     fn expected(&self, before: &[f32], first: usize) -> Expected {
         let Self { rows, depth, cols, .. } = *self;
         let (lhs, rhs) = (wide(&self.lhs), wide(&self.rhs));
@@ -60,8 +60,8 @@ impl<E: Element> Operands<E> {
         PanelDims { depth: self.depth, cols: self.cols }
     }
 
-    /// The left operand with rows that are `stride` apart. Padding that completes the last unit is finite, because it is
-    /// multiplied by zero; all other padding is NaN.
+    /// The left operand with rows that are `stride` apart. Padding that completes the last unit is finite, because it
+    /// is multiplied by zero; all other padding is NaN.
     fn strided(&self, stride: usize) -> Buffer<E> {
         let units = self.depth.next_multiple_of(E::PER_UNIT);
         let mut lhs = aligned_nans::<E>((self.rows - 1) * stride + units);
@@ -374,8 +374,13 @@ fn units_may_be_unaligned() {
     let panels = in_panels(dims, &rhs);
     for isa in Isa::available() {
         for first in 0..=3 {
-            let case =
-                Operands { rows: 1, depth: 4, cols: 1, lhs: row[first..first + 4].to_vec(), rhs: rhs.clone() };
+            let case = Operands {
+                rows: 1,
+                depth: 4,
+                cols: 1,
+                lhs: row[first..first + 4].to_vec(),
+                rhs: rhs.clone(),
+            };
             let lhs = Lhs::Rows { data: &row[first..], stride: 4 };
             let got = collect(isa, 0..1, lhs, Panels::new(dims, &panels), 1);
             case.expected(&[0.0], 0).compare(isa.name(), &got);

@@ -65,7 +65,8 @@ fn the_error_of_a_weight_is_at_most_half_a_scale() {
         let scale = column().map(|i| f64::from(w[i]).abs()).fold(0.0, f64::max) / 127.0;
         for i in column() {
             let error = (f64::from(got[i]) - f64::from(w[i])).abs();
-            // The scale, the quotient and the product are rounded: each changes the weight, up to 127 scales, by U of it.
+            // The scale, the quotient and the product are rounded: each changes the weight, up to 127 scales, by U of
+            // it.
             assert!(error <= scale * (0.5 + 3.0 * 127.0 * U), "weight {i}: {} for {}", got[i], w[i]);
         }
     }

@@ -17,13 +17,13 @@ pub(crate) const EXP_ROUNDINGS: f64 = 4.0;
 /// The roundings of `f32::ln`, which C libraries compute to within one ulp: eps = 2 U.
 pub(crate) const LN_ROUNDINGS: f64 = 2.0;
 
-/// The smallest normal number, the same in f32 and bfloat16. Smaller numbers have an absolute error instead of a relative one,
-/// and the dot product of AVX512-BF16 flushes them to zero.
+/// The smallest normal number, the same in f32 and bfloat16. Smaller numbers have an absolute error instead of a
+/// relative one, and the dot product of AVX512-BF16 flushes them to zero.
 pub(crate) const TINY: f64 = f32::MIN_POSITIVE as f64;
 
-/// Tolerances are sums of relative errors, but errors multiply. The factors `1 + error` are at most `exp(sum) - 1 <= sum (1 +
-/// sum)`, and no sum of f32 errors here exceeds 3e-3, so one percent covers the difference. [`stored`] multiplies the errors of
-/// bfloat16 with the others.
+/// Tolerances are sums of relative errors, but errors multiply. The factors `1 + error` are at most
+/// `exp(sum) - 1 <= sum (1 + sum)`, and no sum of f32 errors here exceeds 3e-3, so one percent covers the difference.
+/// [`stored`] multiplies the errors of bfloat16 with the others.
 const SECOND_ORDER: f64 = 1.01;
 
 /// The relative error of storing a sum, which is f32, in the format `E`; zero for f32.
@@ -47,9 +47,9 @@ pub(crate) struct Expected {
 }
 
 impl Expected {
-    /// An output whose terms each pass through at most `roundings` operations. Its error is at most `roundings U` times the
-    /// sum of the terms' sizes (Higham 2002, "Accuracy and Stability", lemma 3.1). `sizes` is that sum: the output of the
-    /// twin for absolute values.
+    /// An output whose terms each pass through at most `roundings` operations. Its error is at most `roundings U` times
+    /// the sum of the terms' sizes (Higham 2002, "Accuracy and Stability", lemma 3.1). `sizes` is that sum: the output
+    /// of the twin for absolute values.
     pub(crate) fn from_sizes(name: &'static str, roundings: usize, want: Vec<f64>, sizes: Vec<f64>) -> Self {
         let tolerance = sizes.iter().map(|size| roundings as f64 * U * size).collect();
         Self { name, want, tolerance }
@@ -98,8 +98,8 @@ pub(crate) fn check(op: &str, shape: &dyn Debug, expected: &[Expected], run: imp
     });
 }
 
-/// Calls `body` once per instruction set, with all kernels using that set. The selection is global, so tests that use this
-/// function run one at a time.
+/// Calls `body` once per instruction set, with all kernels using that set. The selection is global, so tests that use
+/// this function run one at a time.
 pub(crate) fn on_every_isa(mut body: impl FnMut(Isa)) {
     static TURN: Mutex<()> = Mutex::new(());
     struct Restore;
@@ -126,8 +126,8 @@ pub(crate) fn assert_same_bits<E: Element>(case: &str, got: &[E], want: &[E]) {
     }
 }
 
-/// The number of additions that a term of `vector::sum_by` passes through: one per 32 elements, then five to reduce the 32
-/// lanes.
+/// The number of additions that a term of `vector::sum_by` passes through: one per 32 elements, then five to reduce the
+/// 32 lanes.
 pub(crate) fn sum_depth(len: usize) -> f64 {
     (len.div_ceil(32) + 5) as f64
 }

@@ -1,5 +1,5 @@
-//! Kernels give the same bits with every number of threads and on every instruction set. So does the gradient of a weight,
-//! however the caller's threads divide its rows and segments.
+//! Kernels give the same bits with every number of threads and on every instruction set. So does the gradient of a
+//! weight, however the caller's threads divide its rows and segments.
 
 use folio_kernels::adamw;
 use folio_kernels::dims::EmbeddingDims;
@@ -27,7 +27,8 @@ fn an_optimizer_step_gives_the_same_bits() {
 
 #[test]
 fn the_sum_of_squares_gives_the_same_bits() {
-    // The f32 sums of chunks differ by more than the 29 extra bits of f64, so the order of additions affects the result.
+    // The f32 sums of chunks differ by more than the 29 extra bits of f64, so the order of additions affects the
+    // result.
     let mut x = Random(103).as_f32(2_000_001, 1.0);
     let sizes = [1.0, 1e-5, 3e-5, 1e-4, 2e-5].into_iter().cycle();
     x.chunks_mut(1024).zip(sizes).for_each(|(x, size)| x.iter_mut().for_each(|x| *x *= size));

@@ -1,9 +1,9 @@
 //! AMX-BF16: eight tile registers of 16 rows by 64 bytes, and one instruction that multiplies two of them.
 //!
-//! `TDPBF16PS` multiplies a tile of the left operand (16 rows of 16 units) by a tile of the right operand (16 units of 16
-//! columns, in the layout of [`Panels`]) and adds the result to a tile of 16 x 16 sums. `reference/amx.rs` specifies its
-//! rounding. Source: Intel 2024, "Intel 64 and IA-32 Architectures Software Developer's Manual", volume 1, chapter 18, and
-//! volume 2, TDPBF16PS.
+//! `TDPBF16PS` multiplies a tile of the left operand (16 rows of 16 units) by a tile of the right operand (16 units of
+//! 16 columns, in the layout of [`Panels`]) and adds the result to a tile of 16 x 16 sums. `reference/amx.rs` specifies
+//! its rounding. Source: Intel 2024, "Intel 64 and IA-32 Architectures Software Developer's Manual", volume 1, chapter
+//! 18, and volume 2, TDPBF16PS.
 //!
 //! Rust's AMX intrinsics are unstable; inline assembly is stable.
 
@@ -56,8 +56,8 @@ fn is_present() -> bool {
     leaves >= 7 && std::arch::x86_64::__cpuid_count(7, 0).edx & (1 << 24 | 1 << 22) == 1 << 24 | 1 << 22
 }
 
-/// Requests permission from Linux to use the tile registers: `arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA)`. The permission
-/// covers all current and future threads of the process (Linux, Documentation/arch/x86/xstate.rst).
+/// Requests permission from Linux to use the tile registers: `arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA)`. The
+/// permission covers all current and future threads of the process (Linux, Documentation/arch/x86/xstate.rst).
 fn request_permission() -> bool {
     #[cfg(target_os = "linux")]
     {
@@ -98,9 +98,9 @@ impl Depth {
 
 /// A left operand: partly read in place, partly copied into tiles.
 ///
-/// Rows are read in place if they consist of full steps and start on cache lines: loading a tile row that straddles two lines
-/// takes twice as long. With few rows the alignment does not matter. All other rows, and panels, whose units are transposed,
-/// are first copied into tiles: two tiles for every [`ROWS`] rows and every step, padded with zeros.
+/// Rows are read in place if they consist of full steps and start on cache lines: loading a tile row that straddles two
+/// lines takes twice as long. With few rows the alignment does not matter. All other rows, and panels, whose units are
+/// transposed, are first copied into tiles: two tiles for every [`ROWS`] rows and every step, padded with zeros.
 pub(crate) struct LeftOperand<'a, E> {
     lhs: Lhs<'a, E>,
     depth: Depth,
@@ -134,8 +134,8 @@ impl<'a, E: Element> LeftOperand<'a, E> {
         Self { lhs, depth, in_place, first: 0, tiles: TILES.take() }
     }
 
-    /// How many rows to prepare at a time: as many as fit into the second-level cache beside the right operand, or all `rows`
-    /// if they are read in place.
+    /// How many rows to prepare at a time: as many as fit into the second-level cache beside the right operand, or all
+    /// `rows` if they are read in place.
     pub(crate) fn group(&self, rows: usize) -> usize {
         if self.in_place {
             rows.max(1)
@@ -249,7 +249,8 @@ unsafe fn lay_out_columns<E: Element>(out: *mut u8, depth: Depth, rows: Range<us
                     let place = place + ((step * STEP + unit) * COLS + row % COLS) * E::PER_UNIT;
                     panels.data.as_ptr().wrapping_add(place).cast::<i32>()
                 };
-                // SAFETY: the caller guarantees that columns and units are inside the panels and the tile inside the block.
+                // SAFETY: the caller guarantees that columns and units are inside the panels and the tile inside the
+                // block.
                 unsafe {
                     let out = out
                         .add(((segment * depth.segment_steps() + step) * 2 + tile) * TILE_BYTES)
@@ -275,8 +276,8 @@ pub(crate) fn fits(rows: usize, cols: usize) -> bool {
     rows.is_multiple_of(TILE_ROWS) && (cols == COLS || (cols == COLS / 2 && rows == ROWS))
 }
 
-/// `sums = lhs rhs` or `sums += lhs rhs` for up to [`ROWS`] rows, starting at `row`, and the first `cols` columns of `panel`.
-/// If the shape does not [fit](fits), all of a [`crate::tile::TileBuffer`] is overwritten.
+/// `sums = lhs rhs` or `sums += lhs rhs` for up to [`ROWS`] rows, starting at `row`, and the first `cols` columns of
+/// `panel`. If the shape does not [fit](fits), all of a [`crate::tile::TileBuffer`] is overwritten.
 ///
 /// # Safety
 /// - `left` must be prepared for these rows, and `rhs` must be the operand that `left` was created with.

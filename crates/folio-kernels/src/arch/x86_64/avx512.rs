@@ -26,8 +26,8 @@ pub(crate) unsafe fn run_bf16<R>(body: impl FnOnce() -> R) -> R {
     body()
 }
 
-/// The fewest rows for which the right operand is prefetched by software. With fewer, the processor's out-of-order window
-/// reaches far enough ahead to keep the memory busy; with more, the arithmetic fills it.
+/// The fewest rows for which the right operand is prefetched by software. With fewer, the processor's out-of-order
+/// window reaches far enough ahead to keep the memory busy; with more, the arithmetic fills it.
 const MIN_ROWS_TO_PREFETCH: usize = 3;
 /// How far ahead the right operand is prefetched, in elements: 32 units, 8 KiB. Measurements: docs/experiments.md.
 const PREFETCH_AHEAD: usize = 32 * COLS;
@@ -57,8 +57,8 @@ pub(crate) unsafe fn multiply_f32<const R: usize>(
 /// `sums = lhs rhs` or `sums += lhs rhs`, with 8-bit integers as the right operand.
 ///
 /// # Safety
-/// `lhs` and `sums` must meet the contract of [`Walk`]; `walk.units` lines of [`COLS`] bytes must be readable from `rhs` on;
-/// the processor must have AVX-512 F.
+/// `lhs` and `sums` must meet the contract of [`Walk`]; `walk.units` lines of [`COLS`] bytes must be readable from
+/// `rhs` on; the processor must have AVX-512 F.
 #[target_feature(enable = "avx512f,fma")]
 pub(crate) unsafe fn multiply_i8<const R: usize>(
     sums: Sums,
@@ -100,7 +100,8 @@ pub(crate) unsafe fn multiply_bf16<const R: usize>(
 /// Selects [`fixed`] for the number of registers per row.
 ///
 /// # Safety
-/// The contract of [`Walk`] must hold; the caller must be compiled for AVX-512 F and the features that `multiply_add` needs.
+/// The contract of [`Walk`] must hold; the caller must be compiled for AVX-512 F and the features that `multiply_add`
+/// needs.
 #[inline(always)]
 unsafe fn vectors<const R: usize>(
     sums: Sums,
@@ -126,8 +127,8 @@ unsafe fn vectors<const R: usize>(
     }
 }
 
-/// The micro-kernel with `R` rows of `V` registers. `load(unit, col)` loads 16 columns of a unit of the right operand: `unit`
-/// is the offset of the unit from the start of the operand, `col` the first column, both in elements.
+/// The micro-kernel with `R` rows of `V` registers. `load(unit, col)` loads 16 columns of a unit of the right operand:
+/// `unit` is the offset of the unit from the start of the operand, `col` the first column, both in elements.
 ///
 /// # Safety
 /// As [`vectors`].
@@ -171,8 +172,8 @@ unsafe fn fixed<const R: usize, const V: usize>(
 /// Copies with non-temporal stores.
 ///
 /// # Safety
-/// The processor must have AVX-512 F; `from` must be readable and `to` writable for `len` bytes; `to` must be aligned to a
-/// cache line and `len` a whole number of lines.
+/// The processor must have AVX-512 F; `from` must be readable and `to` writable for `len` bytes; `to` must be aligned
+/// to a cache line and `len` a whole number of lines.
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(crate) unsafe fn store_non_temporal(to: *mut u8, from: *const u8, len: usize) {
@@ -249,13 +250,13 @@ fn zipped(low: __m512, high: __m512) -> __m512i {
     _mm512_or_si512(low, _mm512_slli_epi32::<16>(high))
 }
 
-/// Transposes a square of [`LANES`] x [`LANES`] units with four perfect shuffles of all 256. The position of a unit is its row
-/// and its column, 4 bits each. A shuffle interleaves the upper and the lower half of the rows, which rotates these 8 bits by
-/// one; after four shuffles, row and column are exchanged.
+/// Transposes a square of [`LANES`] x [`LANES`] units with four perfect shuffles of all 256. The position of a unit is
+/// its row and its column, 4 bits each. A shuffle interleaves the upper and the lower half of the rows, which rotates
+/// these 8 bits by one; after four shuffles, row and column are exchanged.
 ///
 /// # Safety
-/// The processor must have AVX-512 F. `from` must be readable for [`LANES`] rows of 16 units that are `step` units apart;
-/// `out` must be writable for as many rows that are `stride` units apart.
+/// The processor must have AVX-512 F. `from` must be readable for [`LANES`] rows of 16 units that are `step` units
+/// apart; `out` must be writable for as many rows that are `stride` units apart.
 #[target_feature(enable = "avx512f")]
 #[inline]
 pub(crate) unsafe fn transpose(out: *mut i32, stride: usize, from: *const i32, step: usize) {
@@ -279,8 +280,8 @@ pub(crate) unsafe fn transpose(out: *mut i32, stride: usize, from: *const i32, s
     }
 }
 
-/// Registers of sums, as many as in a tile: more than the latency of the instruction times its throughput. Two indices let
-/// the compiler unroll both loops.
+/// Registers of sums, as many as in a tile: more than the latency of the instruction times its throughput. Two indices
+/// let the compiler unroll both loops.
 const CHAINS: usize = ROWS * 4;
 type PeakSums = [[__m512; 4]; ROWS];
 

@@ -99,8 +99,8 @@ pub(super) unsafe fn two_by_two<const ADD: bool>(sums: Sums, block: LeftTiles, r
     }
 }
 
-/// The sums of up to 16 rows and 64 columns. The right operand, each tile of which is used only once, is prefetched 8 KiB
-/// ahead.
+/// The sums of up to 16 rows and 64 columns. The right operand, each tile of which is used only once, is prefetched 8
+/// KiB ahead.
 ///
 /// # Safety
 /// As [`super::multiply`].
@@ -221,8 +221,8 @@ pub(super) unsafe fn one_by_four<const ADD: bool>(sums: Sums, block: LeftTiles, 
     }
 }
 
-/// Multiplies two tiles `rounds` times into each of four independent tiles of sums, like [`two_by_two`]. Returns the number of
-/// floating-point operations and a sum.
+/// Multiplies two tiles `rounds` times into each of four independent tiles of sums, like [`two_by_two`]. Returns the
+/// number of floating-point operations and a sum.
 ///
 /// # Safety
 /// [`super::support`] must have returned `Granted`.

@@ -24,8 +24,8 @@ pub(super) const PANEL_ROW_BYTES: usize = COLS * UNIT_BYTES;
 struct Configuration([u8; 64]);
 
 impl Configuration {
-    /// For a matmul of `rows` rows. If they fit into one tile register, the tiles of the sums and of the left operand are
-    /// configured with exactly these rows, so that no other row is loaded, computed or stored.
+    /// For a matmul of `rows` rows. If they fit into one tile register, the tiles of the sums and of the left operand
+    /// are configured with exactly these rows, so that no other row is loaded, computed or stored.
     fn for_rows(rows: usize) -> Self {
         let mut bytes = [0; 64];
         bytes[0] = 1; // The palette. Palette 0 releases the registers.
@@ -66,8 +66,8 @@ impl Tiles {
 
 impl Drop for Tiles {
     fn drop(&mut self) {
-        // SAFETY: the process may use AMX; the processor itself stored this configuration. If it was that of released registers,
-        // this releases them.
+        // SAFETY: the process may use AMX; the processor itself stored this configuration. If it was that of released
+        // registers, this releases them.
         unsafe {
             asm!("ldtilecfg [{}]", in(reg) self.before.0.as_ptr(), options(nostack, readonly, preserves_flags),
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
