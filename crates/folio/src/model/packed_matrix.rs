@@ -22,9 +22,9 @@ impl<E: Element> PackedMatrix<E> {
         let mut matrix = Self::new(depth, cols);
         let memory = matrix.memory();
         if transposed {
-            pack((cols, depth), None, Some(memory), w, Reuse::Soon);
+            pack((cols, depth), None, Some(memory), w, Reuse::Temporal);
         } else {
-            pack((depth, cols), Some(memory), None, w, Reuse::Soon);
+            pack((depth, cols), Some(memory), None, w, Reuse::Temporal);
         }
         matrix
     }
@@ -60,5 +60,5 @@ pub(super) fn pack<S: Element, E: Element>(
 /// Whether `bytes` bytes that are written one after the other are still cached when they are read.
 pub(super) fn reuse(bytes: usize) -> Reuse {
     const LARGE: usize = 64 << 20;
-    if bytes < LARGE { Reuse::Soon } else { Reuse::Late }
+    if bytes < LARGE { Reuse::Temporal } else { Reuse::NonTemporal }
 }

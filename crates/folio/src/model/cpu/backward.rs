@@ -9,7 +9,7 @@ use folio_kernels::dropout::{dropout_backward, dropout_in_place};
 use folio_kernels::element::Element;
 use folio_kernels::embedding::embedding_backward;
 use folio_kernels::head::{head_backward, head_forward};
-use folio_kernels::layernorm::{LayerNormGradients, Statistics, layernorm_again, layernorm_backward};
+use folio_kernels::layernorm::{LayerNormGradients, Statistics, layernorm_backward, layernorm_recompute};
 use folio_kernels::linear::{
     GeluGradients, column_sums, linear_backward_input, linear_backward_weight, linear_gelu_backward,
     weight_piece,
@@ -99,7 +99,7 @@ impl Pass {
         head_forward(self.head_dims(), losses, normed, weights.packed.head(), targets, head);
         let (wte, scale) = (weights.packed.head_backward(), 1.0 / self.total_tokens as f32);
         head_backward(self.head_dims(), dnormed, dlogits, wte, targets, scale, head);
-        pack((t, c), Some(operands), None, normed, Reuse::Soon);
+        pack((t, c), Some(operands), None, normed, Reuse::Temporal);
         dresidual.fill(0.0);
         let last = &sequence.residual[self.config.n_blocks][..t * c];
         let (dweight, dbias) = sequence.vector_gradients[..2 * c].split_at_mut(c);
@@ -147,7 +147,7 @@ impl Pass {
         );
         let dfc = &wide[..t * 4 * c];
         column_sums(RowDims { rows: t, cols: 4 * c }, dv.c_fc_bias, dfc);
-        self.layernorm_again(normed, &a.ln_2, middle, (v.ln_2_weight, v.ln_2_bias));
+        self.layernorm_recompute(normed, &a.ln_2, middle, (v.ln_2_weight, v.ln_2_bias));
         pack(c, operands.normed_2, normed);
         linear_backward_input(self.linear_dims(&packed.c_fc), dnormed, dfc, packed.c_fc.backward());
         let gradients = LayerNormGradients { dx: dresidual, dweight: dv.ln_2_weight, dbias: dv.ln_2_bias };
@@ -177,7 +177,7 @@ impl Pass {
         attention_backward(self.attention_dims(), dqkv, dheads, forward, dropout, attention);
         column_sums(RowDims { rows: t, cols: 3 * c }, dv.c_attn_bias, dqkv);
         pack(3 * c, operands.dqkv, dqkv);
-        self.layernorm_again(normed, &a.ln_1, input, (v.ln_1_weight, v.ln_1_bias));
+        self.layernorm_recompute(normed, &a.ln_1, input, (v.ln_1_weight, v.ln_1_bias));
         pack(c, operands.normed_1, normed);
         linear_backward_input(self.linear_dims(&packed.c_attn), dnormed, dqkv, packed.c_attn.backward());
         let gradients = LayerNormGradients { dx: dresidual, dweight: dv.ln_1_weight, dbias: dv.ln_1_bias };
@@ -211,14 +211,14 @@ impl Pass {
     }
 
     /// `y = layernorm(x)` from the statistics of the forward pass.
-    fn layernorm_again<E: Element>(
+    fn layernorm_recompute<E: Element>(
         self,
         y: &mut [E],
         statistics: &LayerNormStatistics,
         x: &[f32],
         weights: (&[f32], &[f32]),
     ) {
-        layernorm_again(self.row_dims(), y, x, self.statistics(statistics), weights);
+        layernorm_recompute(self.row_dims(), y, x, self.statistics(statistics), weights);
     }
 
     /// From `dy`, the gradient of the output of `y = layernorm(x)`.
