@@ -52,7 +52,7 @@ pub(crate) struct GenerateArgs {
     special_tokens: bool,
     #[command(flatten)]
     sampling: SamplingArgs,
-    /// Number of samples, generated in parallel; sample i uses the seed plus i, counting from 0
+    /// Number of samples to generate, in parallel; the first uses the seed, the second the seed plus 1, and so on
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole::<usize>)]
     num_samples: usize,
     /// Color each token by its probability; without color, print one token and its probability per line

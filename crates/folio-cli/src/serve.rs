@@ -40,8 +40,7 @@ pub(crate) struct ServeArgs {
     /// Runs, sweeps, directories of them, or checkpoints such as RUN/latest [default: runs/, which may be empty]
     #[arg(value_name = "RUN_DIR")]
     run_dirs: Vec<PathBuf>,
-    /// Address or host name to listen on. The default accepts connections from this machine only; for any other, set
-    /// --api_key
+    /// Address or host name to listen on; any other than the default can be reached from the network: set --api_key
     #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
     host: String,
     /// Port to listen on; 0 picks a free port
@@ -69,7 +68,7 @@ pub(crate) struct ServeArgs {
     /// Maximum number of queued requests; further requests are rejected with status 429
     #[arg(long, value_name = "N", default_value_t = Limits::default().queue, value_parser = whole::<usize>)]
     max_queue: usize,
-    /// Maximum max_tokens of a request
+    /// Largest max_tokens that a request may set
     #[arg(long, value_name = "N", default_value_t = Limits::default().tokens, value_parser = whole::<usize>)]
     max_tokens: usize,
     /// Time limit per request in seconds, including time in the queue

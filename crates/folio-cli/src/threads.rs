@@ -20,7 +20,10 @@ pub(crate) fn join_threads(threads: Option<usize>) -> anyhow::Result<()> {
 
 fn thread_pool(threads: Option<usize>) -> anyhow::Result<rayon::ThreadPoolBuilder> {
     if threads == Some(0) {
-        return Err(Usage("--threads 0: must be at least 1; leave it out to use all cores".into()).into());
+        return Err(Usage(
+            "--threads 0 is too few; give at least 1, or remove the flag to use all cores".into(),
+        )
+        .into());
     }
     let processors = available_parallelism().map_or(usize::MAX, usize::from);
     if let Some(threads) = threads.filter(|threads| *threads > processors) {

@@ -30,8 +30,8 @@ pub(crate) struct SamplingArgs {
     /// Stop before this text; may be given several times
     #[arg(long, value_name = "TEXT")]
     pub(crate) stop: Vec<String>,
-    /// What to do when the context is full: exact (re-evaluate the last block_size tokens per token, as the original
-    /// project does), rolling (drop the older half: faster, different text) or stop
+    /// What to do when the context is full: exact (re-evaluate the last block_size tokens for each new token, as
+    /// the original project does), rolling (drop the older half: faster, different text) or stop
     #[arg(long, value_name = "NAME", default_value = "exact")]
     pub(crate) past_context: PastContext,
     /// Weight format: f32, bf16 or int8 [default: the precision of training]
