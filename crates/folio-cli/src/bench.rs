@@ -16,7 +16,7 @@ use folio_kernels::isa::{Isa, Missing};
 
 use crate::options::{real, whole};
 use crate::screen;
-use crate::train::set_threads;
+use crate::threads::set_threads;
 use crate::usage::Usage;
 use kernels::Sizes;
 use peak::Peak;

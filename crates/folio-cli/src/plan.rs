@@ -16,8 +16,8 @@ use folio::train::Start;
 use crate::destination::new_run_name;
 use crate::options::Options;
 use crate::presets;
+use crate::progress::encoding_bar;
 use crate::texts;
-use crate::tokenizer::bar_for;
 use crate::train::TrainArgs;
 use crate::usage::Usage;
 
@@ -283,7 +283,7 @@ fn changed(run: &RunDir, old: &Settings, given: &Options) -> anyhow::Result<Sett
 
 /// The text in tokens, long enough for every run, each of which fits in memory.
 fn encode(texts: &Texts, tokenizer: &Tokenizer, work: &Work) -> anyhow::Result<Arc<TokenStream>> {
-    let bar = bar_for(texts.len());
+    let bar = encoding_bar(texts.len());
     let Settings { split, special_tokens, .. } = work.runs()[0];
     let encoding = Encoding { tokenizer, special_tokens };
     let stream = TokenStream::of_texts(texts, encoding, split, |bytes| bar.inc(bytes))?;

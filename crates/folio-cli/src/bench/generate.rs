@@ -14,7 +14,7 @@ use super::peak::reading;
 use super::{ModelArgs, in_own_flags, median, peak_mib};
 use crate::options::whole;
 use crate::screen;
-use crate::train::join_threads;
+use crate::threads::join_threads;
 use crate::usage::Usage;
 
 #[derive(Args)]

@@ -10,7 +10,7 @@ use folio::tokenizer::Tokenizer;
 use super::median;
 use crate::options::whole;
 use crate::screen;
-use crate::train::set_threads;
+use crate::threads::set_threads;
 use crate::usage::Usage;
 
 #[derive(Args)]
