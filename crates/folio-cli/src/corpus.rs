@@ -1,4 +1,4 @@
-//! `folio corpus`: the embedded text on stdout.
+//! `folio corpus`: prints the embedded text.
 
 use std::io::Write;
 

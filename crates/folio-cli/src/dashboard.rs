@@ -1,7 +1,7 @@
-//! `folio train --tui`: a run or a sweep as it trains, on the whole of the terminal.
+//! `folio train --tui`: a full-screen view of a run or a sweep.
 //!
-//! A thread of its own owns the terminal, so that neither drawing nor a terminal that is slow holds up a step: training
-//! does no more than put its events on a queue.
+//! A separate thread draws and reads keys, so that a slow terminal never delays a training step. Training only puts events
+//! on a queue.
 
 use std::process;
 use std::sync::atomic::Ordering;
@@ -14,81 +14,73 @@ use folio::train::{Event, Requests};
 use ratatui::crossterm::event::{self, Event as Input, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
 use crate::screen::{self, Screen};
+use crate::terminal;
 
 mod curve;
 mod draw;
 mod state;
 
-use draw::{Look, draw};
+use draw::{View, draw};
 use state::State;
 
-/// No two pictures follow each other faster.
+/// Shortest time between two frames.
 const FRAME: Duration = Duration::from_millis(100);
-/// The longest that a picture stands, for the sake of what it says about time.
+/// Longest time between two frames: the times on the screen must not become outdated.
 const STALE: Duration = Duration::from_secs(1);
 
-/// The dashboard, which closes when it is dropped.
+/// The dashboard. It closes when dropped.
 pub(crate) struct Dashboard {
-    /// None when it closes.
-    queue: Option<Sender<(Instant, Told)>>,
+    /// `None` while it closes.
+    queue: Option<Sender<TimedUpdate>>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// What the dashboard is told.
+/// News for the dashboard. Runs are numbered from 0.
 #[derive(Clone, Debug)]
-pub(crate) enum Told {
-    /// Epochs that ended before the run goes on: their numbers of steps and evaluation losses.
-    History {
-        /// The run, counting from 0.
-        run: usize,
-        /// The first epoch's first.
-        epochs: Vec<(u64, f64)>,
-    },
-    /// Something happened in a run.
-    Event {
-        /// The run, counting from 0.
-        run: usize,
-        /// What.
-        event: Event,
-    },
+pub(crate) enum Update {
+    /// The epochs of a resumed run so far: the step at which each ended and its evaluation loss, in order.
+    History { run: usize, epochs: Vec<(u64, f64)> },
+    /// An event of a run.
+    Event { run: usize, event: Event },
     /// A run of a sweep has ended.
-    Ended {
-        /// The run, counting from 0.
-        run: usize,
-    },
-    /// The runs of the sweep in order, a line each.
+    Ended { run: usize },
+    /// The table of a sweep's runs, ranked, one line per run.
     Table(String),
 }
 
-/// What somebody at the keyboard wants.
+/// An update and when it was sent.
+struct TimedUpdate {
+    at: Instant,
+    update: Update,
+}
+
+/// What a key does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Command {
+enum KeyAction {
     Stop,
     Save,
 }
 
 impl Dashboard {
-    /// Takes the terminal. What keys ask for is asked of `requests`; `title` says what is trained, and `saves` whether it
-    /// has somewhere to save.
+    /// Opens the dashboard. Keys set `requests`; `saves` is false with `--no_save`.
     ///
     /// # Errors
-    /// If the terminal refuses.
+    /// If the terminal cannot be switched to full screen.
     pub(crate) fn open(title: String, saves: bool, requests: Requests) -> anyhow::Result<Self> {
-        let screen = screen::open().context("--tui: the terminal cannot be drawn on")?;
-        let (queue, events) = channel();
-        let color = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let screen = screen::open().context("--tui: cannot draw on this terminal")?;
+        let (queue, updates) = channel();
+        let color = terminal::use_color();
         let state = State::new(title, saves, Instant::now());
-        let work = move || watch(screen, &events, state, &requests, color);
+        let work = move || watch(screen, &updates, state, &requests, color);
         let thread = thread::Builder::new().name("dashboard".to_owned()).spawn(work);
         let thread = thread.inspect_err(|_| screen::close()).context("starting the dashboard")?;
         Ok(Self { queue: Some(queue), thread: Some(thread) })
     }
 
-    /// Tells it something.
-    pub(crate) fn tell(&self, told: Told) {
+    pub(crate) fn send(&self, update: Update) {
         if let Some(queue) = &self.queue {
-            // A dashboard whose terminal is gone listens no more; training goes on.
-            let _ = queue.send((Instant::now(), told));
+            // This fails if the thread ended because the terminal is gone. Training continues.
+            let _ = queue.send(TimedUpdate { at: Instant::now(), update });
         }
     }
 }
@@ -96,56 +88,56 @@ impl Dashboard {
 impl Drop for Dashboard {
     fn drop(&mut self) {
         self.queue = None;
-        // If it has panicked, that was told.
+        // If the thread panicked, its message has been printed.
         let _ = self.thread.take().map(JoinHandle::join);
         screen::close();
     }
 }
 
-/// Draws what it is told and reads keys, until the queue or the terminal ends.
+/// Draws updates and reads keys until the queue closes or the terminal is gone.
 fn watch(
     mut screen: Screen,
-    events: &Receiver<(Instant, Told)>,
+    updates: &Receiver<TimedUpdate>,
     mut state: State,
     requests: &Requests,
     color: bool,
 ) {
-    let (mut news, mut drawn_at) = (true, Instant::now());
+    let (mut changed, mut drawn_at) = (true, Instant::now());
     let mut reads_keys = true;
     loop {
         loop {
-            match events.try_recv() {
-                Ok((at, told)) => {
-                    state.take(told, at);
-                    news = true;
+            match updates.try_recv() {
+                Ok(TimedUpdate { at, update }) => {
+                    state.apply(update, at);
+                    changed = true;
                 }
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => return,
             }
         }
-        if news || drawn_at.elapsed() >= STALE {
-            let look = Look { now: Instant::now(), stopping: requests.stop_asked(), color };
-            let drawn = screen::with_drawing(|| screen.draw(|frame| draw(frame, &state, look)).is_ok());
+        if changed || drawn_at.elapsed() >= STALE {
+            let view = View { now: Instant::now(), stopping: requests.stop_asked(), color };
+            let drawn = screen::with_drawing(|| screen.draw(|frame| draw(frame, &state, view)).is_ok());
             match drawn {
                 Some(true) => {}
-                // The terminal is gone, or was given back: what there is to say is printed from now on.
+                // The terminal is gone or was restored: from now on lines are printed.
                 Some(false) => return screen::close(),
                 None => return,
             }
-            (news, drawn_at) = (false, Instant::now());
+            (changed, drawn_at) = (false, Instant::now());
         }
-        news |= wait(&mut reads_keys, |command| {
-            if !obey(command, requests) {
+        changed |= wait(&mut reads_keys, |action| {
+            if !run_action(action, requests) {
                 screen::close();
-                // As after a second Ctrl-C where there is no dashboard. Files are whole at any time.
+                // The same as a second Ctrl-C without the dashboard. No file is ever half-written.
                 process::exit(130);
             }
         });
     }
 }
 
-/// Passes a frame's time, or less if there is something to show. Returns whether there is.
-fn wait(reads_keys: &mut bool, mut on_command: impl FnMut(Command)) -> bool {
+/// Handles keys until the next frame is due. Returns whether there was any input.
+fn wait(reads_keys: &mut bool, mut on_action: impl FnMut(KeyAction)) -> bool {
     let deadline = Instant::now() + FRAME;
     let mut seen = false;
     loop {
@@ -160,36 +152,35 @@ fn wait(reads_keys: &mut bool, mut on_command: impl FnMut(Command)) -> bool {
                 Ok(input) => {
                     seen = true;
                     if let Input::Key(key) = input
-                        && let Some(command) = command(key)
+                        && let Some(action) = key_action(key)
                     {
-                        on_command(command);
+                        on_action(action);
                     }
                 }
                 Err(_) => *reads_keys = false,
             },
-            // Without a keyboard there are still signals.
+            // Signals still work without a keyboard.
             Err(_) => *reads_keys = false,
         }
     }
 }
 
-/// What a key means.
-fn command(key: KeyEvent) -> Option<Command> {
+fn key_action(key: KeyEvent) -> Option<KeyAction> {
     let control = key.modifiers.contains(KeyModifiers::CONTROL);
     match key.code {
         _ if key.kind == KeyEventKind::Release => None,
-        KeyCode::Char('c' | 'C') if control => Some(Command::Stop),
-        KeyCode::Char('q' | 'Q') if !control => Some(Command::Stop),
-        KeyCode::Char('s' | 'S') if !control => Some(Command::Save),
+        KeyCode::Char('c' | 'C') if control => Some(KeyAction::Stop),
+        KeyCode::Char('q' | 'Q') if !control => Some(KeyAction::Stop),
+        KeyCode::Char('s' | 'S') if !control => Some(KeyAction::Save),
         _ => None,
     }
 }
 
-/// Asks the run for what is wanted; false if it was asked to stop before and is not to be waited for.
-fn obey(command: Command, requests: &Requests) -> bool {
-    match command {
-        Command::Stop => !requests.stop.swap(true, Ordering::Relaxed),
-        Command::Save => {
+/// Passes an action to the run. Returns false on the second request to stop, which ends the program at once.
+fn run_action(action: KeyAction, requests: &Requests) -> bool {
+    match action {
+        KeyAction::Stop => !requests.stop.swap(true, Ordering::Relaxed),
+        KeyAction::Save => {
             requests.save.store(true, Ordering::Relaxed);
             true
         }
@@ -201,31 +192,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_mean_what_the_last_line_says() {
+    fn keys_do_what_the_last_line_says() {
         let plain = |c| KeyEvent::new(KeyCode::Char(c), KeyModifiers::NONE);
         let control = |c| KeyEvent::new(KeyCode::Char(c), KeyModifiers::CONTROL);
-        for (key, wanted) in [
-            (plain('q'), Some(Command::Stop)),
-            (control('c'), Some(Command::Stop)),
-            (plain('s'), Some(Command::Save)),
+        for (key, want) in [
+            (plain('q'), Some(KeyAction::Stop)),
+            (control('c'), Some(KeyAction::Stop)),
+            (plain('s'), Some(KeyAction::Save)),
             (plain('c'), None),
             (control('s'), None),
             (control('q'), None),
             (KeyEvent::new(KeyCode::Esc, KeyModifiers::NONE), None),
             (KeyEvent { kind: KeyEventKind::Release, ..plain('q') }, None),
         ] {
-            assert_eq!(command(key), wanted, "{key:?}");
+            assert_eq!(key_action(key), want, "{key:?}");
         }
     }
 
     #[test]
-    fn the_second_wish_to_stop_is_not_waited_for() {
+    fn a_second_request_to_stop_ends_the_program() {
         let requests = Requests::default();
-        assert!(obey(Command::Save, &requests));
+        assert!(run_action(KeyAction::Save, &requests));
         assert!(requests.save.load(Ordering::Relaxed) && !requests.stop_asked());
-        assert!(obey(Command::Stop, &requests));
+        assert!(run_action(KeyAction::Stop, &requests));
         assert!(requests.stop_asked());
-        assert!(obey(Command::Save, &requests));
-        assert!(!obey(Command::Stop, &requests));
+        assert!(run_action(KeyAction::Save, &requests));
+        assert!(!run_action(KeyAction::Stop, &requests));
     }
 }

@@ -12,8 +12,8 @@ use folio::train::Start;
 
 use crate::options::Options;
 use crate::plan::{Task, Work};
+use crate::progress::gibibytes;
 use crate::screen;
-use crate::train::gibibytes;
 
 /// The name of a run that was not given a directory: its text and its size.
 pub(crate) fn new_run_name(options: &Options, work: &Work, start: &Start) -> String {

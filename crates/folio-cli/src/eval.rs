@@ -1,4 +1,4 @@
-//! `folio eval`: how good a trained model is.
+//! `folio eval`: loss, perplexity and bits per character of a trained model.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,17 +9,17 @@ use folio::evaluate::{Evaluation, evaluate};
 use folio::settings::Settings;
 use folio::tokenizer::Tokenizer;
 
-use crate::generate::{WhichModel, load_model};
+use crate::model_args::{CheckpointArgs, load_model};
 use crate::options::{Options, whole};
 use crate::screen;
 use crate::texts;
-use crate::train::set_threads;
+use crate::threads::set_threads;
 
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
 #[command(after_long_help = "\
-The loss is the mean over every token of the part. The eval loss in a training report is the mean over
-batches, as in the original project: the two differ a little if the last batch is short.
+The loss is the mean over all tokens. The eval loss that training reports is the mean over batches, as in the \
+original project, so the two differ slightly if the last batch is smaller.
 
 Examples:
   folio eval runs/quick
@@ -29,28 +29,28 @@ Examples:
   folio eval runs/search --split test --json")]
 pub(crate) struct EvalArgs {
     #[command(flatten)]
-    which: WhichModel,
-    /// A text to evaluate on, all of it, as train --data takes it. With --split it is the run's own text, which may have
-    /// moved [default: the run's text]
+    checkpoints: CheckpointArgs,
+    /// UTF-8 text to evaluate on: files, directories or patterns, as for train --data. The whole text is evaluated. With
+    /// --split: the new location of the text the run was trained on [default: the eval part of the run's text]
     #[arg(long, value_name = "FILE", num_args = 1..)]
     data: Option<Vec<PathBuf>>,
-    /// Where the run's own --eval_data is, if it has moved
+    /// New location of the run's --eval_data, if it has moved
     #[arg(long, value_name = "FILE", num_args = 1..)]
     eval_data: Option<Vec<PathBuf>>,
-    /// The part of the run's own text to evaluate on: eval, test or train [default: eval]
+    /// Part of the run's text to evaluate on: eval, test or train [default: eval]
     #[arg(long, value_name = "NAME")]
     split: Option<Part>,
-    /// One JSON object per model
+    /// Print one JSON object per checkpoint
     #[arg(long)]
     json: bool,
-    /// Threads to compute with [default: all cores]
+    /// Number of threads [default: all cores]
     #[arg(long, value_name = "N", value_parser = whole::<usize>)]
     threads: Option<usize>,
 }
 
 pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     set_threads(args.threads)?;
-    let chosen = args.which.find()?;
+    let chosen = args.checkpoints.find()?;
     let run = &chosen.run;
     let settings = run.settings()?;
     let tokenizer = run.tokenizer()?;
@@ -66,7 +66,7 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         }
     };
     let part = args.split.unwrap_or(Part::Eval);
-    // Without any block the evaluation is refused.
+    // An evaluation without blocks fails below.
     if !dataset.blocks(part).is_empty() {
         chosen.announce();
     }
@@ -85,21 +85,22 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// All of a text that is given.
+/// A dataset of the whole text of `--data`.
 fn dataset_of(given: &[PathBuf], settings: &Settings, tokenizer: &Tokenizer) -> anyhow::Result<Dataset> {
     let corpus = texts::read_files(given, Some(&settings.data_sha256))?;
     if corpus.sha256 == settings.data_sha256 {
         screen::err(
-            "this is the text that the model was trained on; --split eval measures the part that it has not seen",
+            "warning: the model was trained on this text; use --split eval to evaluate only on the part it was not \
+             trained on",
         );
     }
-    let way_out = "leave them out of the text";
-    tokenizer.check_covers(&corpus.name, &corpus.text, way_out)?;
+    let advice = "remove them from the text";
+    tokenizer.check_covers(&corpus.name, &corpus.text, advice)?;
     let stream = TokenStream::for_evaluation(&corpus, encoding(settings, tokenizer))?;
     Ok(Dataset::for_evaluation(Arc::new(stream), settings.block_size)?)
 }
 
-/// How the run's text became tokens.
+/// How the run encoded its text.
 fn encoding<'a>(settings: &Settings, tokenizer: &'a Tokenizer) -> Encoding<'a> {
     Encoding { tokenizer, special_tokens: settings.special_tokens }
 }

@@ -20,13 +20,13 @@ Examples:
   folio export runs/quick > epochs.csv
   folio export runs/search --steps --out steps.csv")]
 pub(crate) struct ExportArgs {
-    /// A run, or a sweep
+    /// Run or sweep
     #[arg(value_name = "RUN_DIR")]
     run_dir: PathBuf,
-    /// A row for every step, not for every epoch
+    /// Write one row per step instead of one per epoch
     #[arg(long)]
     steps: bool,
-    /// The file to write [default: stdout]
+    /// File to write [default: stdout]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
@@ -61,8 +61,8 @@ pub(crate) fn run(args: &ExportArgs) -> anyhow::Result<()> {
         let name = run.path().file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let values: Vec<String> = varying.iter().map(|key| cell(&settings[key])).collect();
         for line in records::read(&run)?.iter().filter(|line| line["event"] == event) {
-            let told = columns.iter().map(|column| cell(&line[*column]));
-            table.write_record([name.clone()].into_iter().chain(values.iter().cloned()).chain(told))?;
+            let cells = columns.iter().map(|column| cell(&line[*column]));
+            table.write_record([name.clone()].into_iter().chain(values.iter().cloned()).chain(cells))?;
         }
     }
     let bytes = table.into_inner().context("writing CSV in memory")?;
@@ -73,7 +73,7 @@ pub(crate) fn run(args: &ExportArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A value as a cell; what is unknown or not finite is an empty one.
+/// A value as a CSV cell; empty if unknown or not finite.
 fn cell(value: &Value) -> String {
     match value {
         Value::Null => String::new(),

@@ -9,21 +9,20 @@ use anyhow::Context;
 use clap::Args;
 use folio::checkpoint::CheckpointName;
 use folio::generate::{Finish, Generator};
-use folio::memory::{check_generation, texts_at_a_time};
-use folio::model::{Gpt2, Predictor, WeightFormat};
-use folio::run_dir::{Found, Pick, Place, RUNS, RunDir, find, locate_or_newest};
-use folio::tokenizer::Tokenizer;
+use folio::memory::texts_at_a_time;
+use folio::run_dir::RunDir;
 
+use crate::model_args::{CheckpointArgs, load_inference_model};
 use crate::options::whole;
 use crate::screen;
-use crate::train::join_threads;
+use crate::threads::join_threads;
 use crate::usage::Usage;
 
-mod drawing;
-mod page;
+mod output;
+mod sampling_args;
 
-pub(crate) use drawing::DrawingArgs;
-pub(crate) use page::{Look, Page, legend};
+pub(crate) use output::{SamplePrinter, TokenStyle, legend};
+pub(crate) use sampling_args::SamplingArgs;
 
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
@@ -38,28 +37,28 @@ Examples:
   folio generate runs/mine --show-probabilities --min_p 0.05 --stop 'ROMEO:'")]
 pub(crate) struct GenerateArgs {
     #[command(flatten)]
-    which: WhichModel,
-    /// Write with every checkpoint of the run, one after the other
+    checkpoints: CheckpointArgs,
+    /// Generate with every checkpoint of the run, one after another
     #[arg(long, conflicts_with_all = ["checkpoint_step", "best_eval_loss_model"])]
     all_checkpoints: bool,
-    /// Tokens to write
+    /// Maximum number of tokens to generate
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = whole::<usize>)]
     max_new_tokens: usize,
-    /// Text to go on from [default: the vocabulary's first token]
+    /// Text to continue [default: none; generation starts from the first token of the vocabulary]
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
-    /// Read special tokens in the prompt, such as <|endoftext|>, as such rather than as ordinary text
+    /// Encode special tokens in the prompt, such as <|endoftext|>, as special tokens rather than ordinary text
     #[arg(long)]
     special_tokens: bool,
     #[command(flatten)]
-    drawing: DrawingArgs,
-    /// Texts to write, all at the same time; the second is that of the seed after the first's
+    sampling: SamplingArgs,
+    /// Number of samples to generate, in parallel; the first uses the seed, the second the seed plus 1, and so on
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole::<usize>)]
     num_samples: usize,
-    /// Colour each token by its probability; without a terminal a line for each
+    /// Color each token by its probability; without color, print one token and its probability per line
     #[arg(long)]
     show_probabilities: bool,
-    /// One JSON object per text
+    /// Print one JSON object per sample
     #[arg(long, conflicts_with = "show_probabilities")]
     json: bool,
     /// Append the text to this file in the run directory
@@ -67,126 +66,13 @@ pub(crate) struct GenerateArgs {
     write_to_file: Option<PathBuf>,
 }
 
-/// Which model is meant.
-#[derive(Args, Clone)]
-#[command(rename_all = "snake_case")]
-pub(crate) struct WhichModel {
-    /// A run, a sweep, or a checkpoint such as RUN/latest or RUN/checkpoint_5 [default: the newest run in runs/]
-    #[arg(value_name = "RUN_DIR")]
-    pub(crate) run_dir: Option<PathBuf>,
-    /// The epochs whose models to take [default: the one with the lowest eval loss]
-    #[arg(long, value_name = "N", num_args = 1.., value_delimiter = ',', value_parser = whole::<u64>)]
-    pub(crate) checkpoint_step: Vec<u64>,
-    /// Take the model with the lowest eval loss of the run and its sub-runs; fails if no losses were saved
-    #[arg(long, conflicts_with = "checkpoint_step")]
-    pub(crate) best_eval_loss_model: bool,
-}
-
-/// The checkpoints that were asked for, all of which exist.
-pub(crate) struct Chosen {
-    /// The run or sweep that was named.
-    pub(crate) directory: RunDir,
-    pub(crate) run: RunDir,
-    pub(crate) names: Vec<CheckpointName>,
-    /// Each of them in words.
-    descriptions: Vec<String>,
-}
-
-impl Chosen {
-    /// Says on stderr which checkpoints are used: once nothing is left that could be refused.
-    pub(crate) fn announce(&self) {
-        for description in &self.descriptions {
-            screen::err(format_args!("using {description}"));
-        }
-    }
-}
-
-impl WhichModel {
-    /// Finds the checkpoints.
-    pub(crate) fn find(&self) -> anyhow::Result<Chosen> {
-        if !self.checkpoint_step.is_empty() {
-            return self.find_epochs();
-        }
-        let found =
-            if self.best_eval_loss_model { self.find_by_loss()? } else { find(self.run_dir.as_deref())? };
-        found.run.open_checkpoint(found.checkpoint.name)?;
-        let (names, descriptions) = (vec![found.checkpoint.name], vec![found.describe()]);
-        Ok(Chosen { directory: found.directory, run: found.run, names, descriptions })
-    }
-
-    /// The checkpoint of `--best_eval_loss_model`.
-    fn find_by_loss(&self) -> anyhow::Result<Found> {
-        let directory = match locate_or_newest(self.run_dir.as_deref())? {
-            Place::Run(run) | Place::Sweep(run) => run,
-            Place::Checkpoint(..) | Place::Directory(_) => {
-                return Err(self.names_a_checkpoint("--best_eval_loss_model"));
-            }
-        };
-        let (run, epoch) = directory.best()?;
-        let found = find(Some(&run.checkpoint(CheckpointName::Epoch(epoch))))?;
-        Ok(Found { directory, pick: Pick::Best, ..found })
-    }
-
-    /// The checkpoints of `--checkpoint_step`.
-    fn find_epochs(&self) -> anyhow::Result<Chosen> {
-        let run = match locate_or_newest(self.run_dir.as_deref())? {
-            Place::Run(run) => run,
-            Place::Sweep(sweep) => {
-                let path = sweep.path().display();
-                let message =
-                    format!("{path} is a sweep: give one of its runs, or leave out --checkpoint_step");
-                return Err(Usage(message).into());
-            }
-            Place::Checkpoint(..) | Place::Directory(_) => {
-                return Err(self.names_a_checkpoint("--checkpoint_step"));
-            }
-        };
-        let names: Vec<_> = self.checkpoint_step.iter().copied().map(CheckpointName::Epoch).collect();
-        for &name in &names {
-            run.open_checkpoint(name)?;
-        }
-        let descriptions = names.iter().map(|&name| run.checkpoint(name).display().to_string()).collect();
-        Ok(Chosen { directory: run.clone(), run, names, descriptions })
-    }
-
-    fn names_a_checkpoint(&self, flag: &str) -> anyhow::Error {
-        let path = self.run_dir.as_deref().unwrap_or(Path::new(RUNS)).display();
-        Usage(format!("{path} is a checkpoint already: give the run's directory, or leave out {flag}")).into()
-    }
-}
-
-/// Reads a model from a checkpoint of a run; it computes in the numbers that it was trained in.
-pub(crate) fn load_model(run: &RunDir, name: CheckpointName, tokenizer: &Tokenizer) -> anyhow::Result<Gpt2> {
-    let checkpoint = run.open_checkpoint(name)?;
-    checkpoint.check_tokenizer(tokenizer)?;
-    let config = checkpoint.state().identity.model;
-    Ok(Gpt2::from_parameters(config, run.settings()?.precision, checkpoint.parameters()?))
-}
-
-/// The model of a checkpoint of a run, to write with; in the numbers that it was trained in, if no others are asked for.
-pub(crate) fn load_predictor(
-    run: &RunDir,
-    name: CheckpointName,
-    tokenizer: &Tokenizer,
-    format: Option<WeightFormat>,
-) -> anyhow::Result<Predictor> {
-    let checkpoint = run.open_checkpoint(name)?;
-    checkpoint.check_tokenizer(tokenizer)?;
-    let config = checkpoint.state().identity.model;
-    let trained_in = run.settings()?.precision;
-    let format = format.unwrap_or(WeightFormat::of(trained_in));
-    format.check(&config)?;
-    check_generation(&config, format)?;
-    Ok(Predictor::new(config, format, &checkpoint.parameters()?))
-}
-
 pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
-    args.drawing.sampling().validate()?;
+    args.sampling.sampling().validate()?;
     if args.num_samples == 0 {
-        return Err(Usage("--num_samples: 0 writes nothing: give at least 1".into()).into());
+        return Err(Usage("--num_samples 0: must be at least 1".into()).into());
     }
-    join_threads(args.drawing.threads)?;
-    let chosen = args.which.find()?;
+    join_threads(args.sampling.threads)?;
+    let chosen = args.checkpoints.find()?;
     let run = &chosen.run;
     let names = if args.all_checkpoints { run.names()? } else { chosen.names.clone() };
     let tokenizer = Arc::new(run.tokenizer()?);
@@ -195,16 +81,16 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         true => tokenizer.encode_special(prompt),
         false => tokenizer.encode(prompt),
     };
-    let start = encoded.context("--prompt")?;
+    let prompt_ids = encoded.context("--prompt")?;
     let output =
         args.write_to_file.as_deref().map(|name| output_file(chosen.directory.path(), name)).transpose()?;
-    let seed = args.drawing.seed();
-    let look = if args.show_probabilities { Look::of_probabilities() } else { Look::Plain };
-    if look == Look::Coloured {
+    let seed = args.sampling.seed();
+    let style = if args.show_probabilities { TokenStyle::with_probabilities() } else { TokenStyle::Plain };
+    if style == TokenStyle::Colored {
         screen::err(legend());
     }
-    for (place, &name) in names.iter().enumerate() {
-        let predictor = load_predictor(run, name, &tokenizer, args.drawing.precision)?;
+    for (index, &name) in names.iter().enumerate() {
+        let predictor = load_inference_model(run, name, &tokenizer, args.sampling.precision)?;
         if args.all_checkpoints && !args.json {
             screen::out(heading(run, name))?;
         }
@@ -213,92 +99,99 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         for first in (0..args.num_samples).step_by(group) {
             let samples = first..args.num_samples.min(first + group);
             let announce = || {
-                if place == 0 && first == 0 && !args.all_checkpoints {
+                if index == 0 && first == 0 && !args.all_checkpoints {
                     chosen.announce();
                 }
             };
             let generator = Generator::new(Arc::clone(&predictor), Arc::clone(&tokenizer));
             let first_seed = seed.wrapping_add(first as u64);
-            let texts = write(args, generator, &start, samples.len(), (first_seed, look), announce)?;
-            for (sample, text) in texts.iter().enumerate() {
+            let job = Samples { prompt_ids: &prompt_ids, count: samples.len(), first_seed, style };
+            for (sample, text) in generate(args, generator, &job, announce)?.iter().enumerate() {
                 if args.json {
-                    screen::out(told(name, first_seed.wrapping_add(sample as u64), prompt, text))?;
+                    screen::out(to_json(name, first_seed.wrapping_add(sample as u64), prompt, text))?;
                 }
                 if let Some(path) = &output {
                     append(path, name, &(prompt.to_owned() + &text.text))?;
                 }
             }
             if !args.json && samples.end < args.num_samples {
-                screen::out(BETWEEN)?;
+                screen::out(SEPARATOR)?;
             }
         }
-        if !args.json && place + 1 < names.len() {
-            screen::out(BETWEEN)?;
+        if !args.json && index + 1 < names.len() {
+            screen::out(SEPARATOR)?;
         }
     }
     Ok(())
 }
 
-/// Stands between two texts.
-const BETWEEN: &str = "----";
+/// The line between two samples.
+const SEPARATOR: &str = "----";
 
-/// A text that was written.
+/// Samples to generate in parallel.
+struct Samples<'a> {
+    prompt_ids: &'a [u32],
+    count: usize,
+    /// Sample i has this seed plus i.
+    first_seed: u64,
+    style: TokenStyle,
+}
+
+/// A generated sample.
 #[derive(Clone, Default)]
-struct Written {
+struct Sample {
     text: String,
     tokens: usize,
     finish: Option<Finish>,
 }
 
-/// Generates this many samples together, the first with `seed`, and returns them; prints them as they are sampled unless JSON
-/// is wanted. Calls `announce` before the first.
-fn write(
+/// Generates samples in parallel and returns them. Prints them as they are generated, except with `--json`. Calls
+/// `announce` once every request has been accepted.
+fn generate(
     args: &GenerateArgs,
     mut generator: Generator,
-    start: &[u32],
-    samples: usize,
-    (seed, look): (u64, Look),
+    job: &Samples,
     announce: impl FnOnce(),
-) -> anyhow::Result<Vec<Written>> {
-    for sample in 0..samples {
-        let seed = seed.wrapping_add(sample as u64);
-        let mut request = args.drawing.request(start.to_vec(), args.max_new_tokens, seed);
+) -> anyhow::Result<Vec<Sample>> {
+    for index in 0..job.count {
+        let seed = job.first_seed.wrapping_add(index as u64);
+        let mut request = args.sampling.request(job.prompt_ids.to_vec(), args.max_new_tokens, seed);
         request.logprobs = args.show_probabilities.then_some(0);
         generator.begin(request)?;
     }
     announce();
-    let prompt = look.show_prompt(args.prompt.as_deref().unwrap_or_default());
-    let mut page = Page::new(vec![prompt; samples]);
-    let mut texts = vec![Written::default(); samples];
+    let prompt = job.style.show_prompt(args.prompt.as_deref().unwrap_or_default());
+    let mut printer = SamplePrinter::new(vec![prompt; job.count]);
+    let mut samples = vec![Sample::default(); job.count];
     while generator.texts() > 0 {
         generator.step(|id, drawn| {
-            let sample = id.number() as usize;
-            let text = &mut texts[sample];
-            text.text += drawn.text;
-            text.tokens += 1;
-            text.finish = drawn.finish;
-            page.push(sample, &look.show(&drawn), drawn.finish.is_some());
+            let index = id.number() as usize;
+            let sample = &mut samples[index];
+            sample.text += drawn.text;
+            sample.tokens += 1;
+            sample.finish = drawn.finish;
+            printer.push(index, &job.style.show(&drawn), drawn.finish.is_some());
         });
         if !args.json {
-            page.show(&format!("{BETWEEN}\n"))?;
+            printer.flush(&format!("{SEPARATOR}\n"))?;
         }
     }
-    Ok(texts)
+    Ok(samples)
 }
 
-/// A text as JSON.
-fn told(name: CheckpointName, seed: u64, prompt: &str, written: &Written) -> serde_json::Value {
-    let finish = match written.finish {
+/// One line of `--json`.
+fn to_json(name: CheckpointName, seed: u64, prompt: &str, sample: &Sample) -> serde_json::Value {
+    let finish = match sample.finish {
         Some(Finish::Stop) => "stop",
         _ => "length",
     };
     serde_json::json!({
-        "checkpoint": name.to_string(), "seed": seed, "prompt": prompt, "text": written.text,
-        "tokens": written.tokens, "finish": finish,
+        "checkpoint": name.to_string(), "seed": seed, "prompt": prompt, "text": sample.text,
+        "tokens": sample.tokens, "finish": finish,
     })
 }
 
-/// What stands over the text of one checkpoint of several.
+/// The heading above each checkpoint's text with `--all_checkpoints`.
 fn heading(run: &RunDir, name: CheckpointName) -> String {
     let CheckpointName::Epoch(epoch) = name else { return format!("== {name}") };
     let losses = run.losses().ok().flatten();
@@ -307,13 +200,15 @@ fn heading(run: &RunDir, name: CheckpointName) -> String {
     format!("== after epoch {epoch}{loss}")
 }
 
-/// The file that `--write_to_file` names, which must lie directly in the run directory.
+/// The path of `--write_to_file`, which must be directly in the run directory.
 fn output_file(run_dir: &Path, name: &Path) -> anyhow::Result<PathBuf> {
     let path = run_dir.join(name);
     if name.components().count() != 1 || name.file_name().is_none() {
-        return Err(
-            Usage(format!("--write_to_file {}: give a file name without folders", name.display())).into()
-        );
+        return Err(Usage(format!(
+            "--write_to_file {}: must be a file name without directories",
+            name.display()
+        ))
+        .into());
     }
     Ok(path)
 }

@@ -1,4 +1,4 @@
-//! `folio completions` and `folio man`: the command line as shells and readers of manuals take it.
+//! `folio completions` and `folio man`: shell completions and manual pages, generated from the argument definitions.
 
 use std::fs;
 use std::io::Write;
@@ -17,9 +17,9 @@ Examples:
   folio completions fish > ~/.config/fish/completions/folio.fish
   folio completions zsh > _folio
 
-zsh finds _folio in a directory of $fpath.")]
+For zsh, put _folio in a directory of $fpath.")]
 pub(crate) struct CompletionsArgs {
-    /// The shell
+    /// Shell to generate completions for
     #[arg(value_name = "SHELL", value_enum)]
     shell: Shell,
 }
@@ -30,12 +30,12 @@ Examples:
   folio man man1
   man -l man1/folio-train.1")]
 pub(crate) struct ManArgs {
-    /// The directory to write the pages to, made if it is not there: folio.1 and one for each command
+    /// Directory for the pages: folio.1 and one page per command; created if missing
     #[arg(value_name = "DIR")]
     directory: PathBuf,
 }
 
-/// Prints the completions of a shell.
+/// Prints the completion script for a shell.
 pub(crate) fn complete(args: &CompletionsArgs, mut command: Command) -> anyhow::Result<()> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut command, "folio", &mut script);

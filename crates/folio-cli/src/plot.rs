@@ -1,6 +1,5 @@
-//! `folio plot`: the curves of a run or a sweep.
+//! `folio plot`: loss and learning-rate curves.
 
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
@@ -24,13 +23,13 @@ Examples:
   folio plot runs/search --out search.png
   folio plot runs/quick runs/mine --unit bits_per_character --out both.svg")]
 pub(crate) struct PlotArgs {
-    /// The run, or the directory of a sweep; several are drawn in one figure
+    /// Runs or sweeps, all plotted in one figure
     #[arg(value_name = "RUN_DIR", required = true)]
     run_dirs: Vec<PathBuf>,
-    /// What the losses are drawn in; runs of different tokenizers compare in bits
+    /// Unit of the losses; use bits to compare runs with different tokenizers
     #[arg(long, value_name = "NAME", value_enum, default_value = "nats_per_token")]
     unit: Unit,
-    /// Files to write, by their ending .svg or .png [default: losses.svg and losses.png in RUN_DIR]
+    /// Files to write, with the extension .svg or .png [default: losses.svg and losses.png in RUN_DIR]
     #[arg(long, value_name = "FILE", num_args = 1..)]
     out: Vec<PathBuf>,
 }
@@ -47,14 +46,12 @@ pub(crate) fn run(args: &PlotArgs) -> anyhow::Result<()> {
     let mut outputs = args.out.clone();
     if outputs.is_empty() {
         let [run_dir] = args.run_dirs.as_slice() else {
-            return Err(
-                Usage("several runs need a place for their figure: add --out FILE.svg".to_owned()).into()
-            );
+            return Err(Usage("several runs need an output file: add --out FILE.svg".to_owned()).into());
         };
         outputs = vec![run_dir.join("losses.svg"), run_dir.join("losses.png")];
     }
-    if let Some(path) = outputs.iter().find(|path| !is_picture(path)) {
-        return Err(Usage(format!("--out {}: the name must end in .svg or .png", path.display())).into());
+    if let Some(path) = outputs.iter().find(|path| !has_figure_extension(path)) {
+        return Err(Usage(format!("--out {}: the file name must end in .svg or .png", path.display())).into());
     }
     let several = args.run_dirs.len() > 1;
     let mut curves = Vec::new();
@@ -69,21 +66,19 @@ pub(crate) fn run(args: &PlotArgs) -> anyhow::Result<()> {
         let bytes = if is_svg { to_svg(&curves, &title)?.into_bytes() } else { to_png(&curves, &title)? };
         write_atomic(path, &bytes)?;
     }
-    let color =
-        std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    screen::out(to_terminal(&curves, room(outputs.len()), color))?;
+    screen::out(to_terminal(&curves, chart_size(outputs.len()), terminal::use_color()))?;
     for path in &outputs {
         screen::err(format_args!("wrote {}", path.display()));
     }
     Ok(())
 }
 
-fn is_picture(path: &Path) -> bool {
+fn has_figure_extension(path: &Path) -> bool {
     path.extension().is_some_and(|ending| ending == "svg" || ending == "png")
 }
 
-/// The part of the terminal that the curves may fill, if `lines` and the next prompt are to stand below them.
-fn room(lines: usize) -> TerminalSize {
+/// The size of the chart on the terminal, leaving room below it for `lines` lines and the shell's prompt.
+fn chart_size(lines: usize) -> TerminalSize {
     match terminal::size() {
         Some(TerminalSize { columns, rows }) => {
             TerminalSize { columns, rows: rows.saturating_sub(lines as u16 + 2).max(12) }
@@ -92,7 +87,7 @@ fn room(lines: usize) -> TerminalSize {
     }
 }
 
-/// The curves of every run below a directory that has losses, named with a prefix if there is one.
+/// The curves of every run in a directory that has losses, with an optional prefix in their labels.
 fn curves(run_dir: &RunDir, prefix: Option<&str>, unit: Unit) -> anyhow::Result<Vec<Curve>> {
     let runs = run_dir.runs()?;
     let settings: Vec<Value> =
@@ -109,7 +104,7 @@ fn curves(run_dir: &RunDir, prefix: Option<&str>, unit: Unit) -> anyhow::Result<
     }
     if curves.is_empty() {
         let path = run_dir.path().display();
-        return Err(Usage(format!("{path} has no losses to draw yet: train for a step at least")).into());
+        return Err(Usage(format!("{path} has no losses to plot yet; train for at least one step")).into());
     }
     Ok(curves)
 }

@@ -1,27 +1,29 @@
-//! A run as it is told to a person: one line an epoch on stdout, a bar on stderr.
+//! The output of a training run: one line per epoch on stdout, a progress bar on stderr.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
 use folio::history::EpochReport;
 use folio::train::{Event, StepReport};
-use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use indicatif::{
+    HumanBytes, HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle,
+};
 
 use crate::screen;
 
-/// How training is shown while it goes on.
+/// How training is displayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Display {
-    /// By lines, and bars below them.
+    /// Lines, with progress bars below them.
     Bars,
-    /// By lines of JSON.
+    /// Lines of JSON.
     Json,
-    /// By the dashboard, which holds the lines back.
+    /// The dashboard. Lines are printed when it closes.
     Dashboard,
 }
 
 impl Display {
-    /// Where bars are drawn.
+    /// Where progress bars are drawn.
     pub(crate) fn target(self) -> ProgressDrawTarget {
         match self {
             Self::Bars | Self::Json => ProgressDrawTarget::stderr(),
@@ -34,17 +36,18 @@ impl Display {
 pub(crate) struct Progress {
     bar: ProgressBar,
     json: bool,
-    /// The run's name, where several are told of at a time.
+    /// Prefix of every line: the run's name, if several runs print at once.
     name: Option<String>,
-    begun: Instant,
-    /// Time spent in optimizer steps, and tokens learned from in it.
-    training: Duration,
+    start: Instant,
+    /// Time spent in optimizer steps.
+    step_time: Duration,
+    /// Training tokens processed in `step_time`.
     tokens: u64,
     last_event: Instant,
     epoch: String,
-    /// The line of an epoch that has ended and may not be saved yet: what stands on stdout stays true if the program is
-    /// killed.
-    untold: Option<String>,
+    /// The line of the last epoch, held back until its checkpoint is written: a line on stdout is then true even if the
+    /// program is killed right after it.
+    pending_line: Option<String>,
 }
 
 impl Progress {
@@ -53,13 +56,13 @@ impl Progress {
         Self::with_bar(bar, display == Display::Json, None)
     }
 
-    /// The only run of several that trains now, above whatever is below its bar.
-    pub(crate) fn over(bar: ProgressBar) -> Self {
+    /// The output of a sweep that trains one run at a time.
+    pub(crate) fn unnamed(bar: ProgressBar) -> Self {
         Self::with_bar(bar, false, None)
     }
 
-    /// One of several runs, whose lines and bar begin with its name.
-    pub(crate) fn of(name: String, bar: ProgressBar, json: bool) -> Self {
+    /// The output of one of several runs. Its lines and its bar start with its name.
+    pub(crate) fn named(name: String, bar: ProgressBar, json: bool) -> Self {
         Self::with_bar(bar, json, Some(name))
     }
 
@@ -75,16 +78,16 @@ impl Progress {
             bar,
             json,
             name,
-            begun: now,
-            training: Duration::ZERO,
+            start: now,
+            step_time: Duration::ZERO,
             tokens: 0,
             last_event: now,
             epoch: String::new(),
-            untold: None,
+            pending_line: None,
         }
     }
 
-    /// Takes one event of the run.
+    /// Prints an event of the run.
     pub(crate) fn on_event(&mut self, event: &Event) {
         let now = Instant::now();
         let elapsed = now - self.last_event;
@@ -93,21 +96,22 @@ impl Progress {
             Event::Started { steps, parameters, precision, .. } => {
                 self.bar.set_length(*steps);
                 let (parameters, steps) = (HumanCount(*parameters), HumanCount(*steps));
-                self.say(&format!("{parameters} parameters, {steps} steps in {}", precision.name()));
+                self.print_note(&format!("{parameters} parameters, {steps} steps in {}", precision.name()));
             }
             Event::EpochStarted { epoch, last_epoch, .. } => {
                 self.epoch = format!("epoch {epoch}/{last_epoch}");
             }
             Event::Step(report) => {
-                self.training += elapsed;
+                self.step_time += elapsed;
                 self.tokens += report.tokens;
                 self.bar.inc(1);
                 let rate = HumanCount(self.tokens_per_second() as u64);
                 self.bar.set_message(format!("{} loss {:.4} {rate} tokens/s", self.epoch, report.loss));
                 if report.skipped {
                     let StepReport { step, loss, gradient_norm, .. } = report;
-                    let what = format!("loss {loss}, norm of the gradients {gradient_norm}");
-                    self.say(&format!("warning: step {step} is skipped: {what}"));
+                    self.print_note(&format!(
+                        "warning: skipped step {step}: loss {loss}, gradient norm {gradient_norm}"
+                    ));
                 }
             }
             Event::Evaluating => self.bar.set_message(format!("{} evaluating", self.epoch)),
@@ -116,44 +120,45 @@ impl Progress {
                     self.json_line(*epoch, *report)
                 } else {
                     let name = self.name.as_ref().map_or(String::new(), |name| format!("{name} || "));
-                    name + &line(*epoch, *last_epoch, *report)
+                    name + &epoch_line(*epoch, *last_epoch, *report)
                 };
-                self.untold = Some(line);
+                self.pending_line = Some(line);
                 return;
             }
             Event::Saving => return,
-            Event::Saved { checkpoint, asked: true } => self.say(&format!("saved {}", checkpoint.display())),
+            Event::Saved { checkpoint, asked: true } => {
+                self.print_note(&format!("saved {}", checkpoint.display()))
+            }
             Event::Saved { .. } => {}
-            Event::Warning { message } => self.say(&format!("warning: {message}")),
+            Event::Warning { message } => self.print_note(&format!("warning: {message}")),
         }
-        self.tell();
+        self.print_pending_line();
     }
 
-    /// Prints the line of the epoch that has ended, if it has not been told.
-    fn tell(&mut self) {
-        if let Some(line) = self.untold.take() {
+    fn print_pending_line(&mut self) {
+        if let Some(line) = self.pending_line.take() {
             self.bar.suspend(|| screen::report(&line));
         }
     }
 
-    /// A line on stderr.
-    fn say(&self, line: &str) {
+    /// Prints a line on stderr.
+    fn print_note(&self, line: &str) {
         let name = self.name.as_ref().map_or(String::new(), |name| format!("{name}: "));
-        // Not the bar's own printing, which is silent where stderr is a file.
+        // `ProgressBar::println` prints nothing if stderr is a file.
         self.bar.suspend(|| screen::err(format_args!("{name}{line}")));
     }
 
-    /// Takes the bar away and says how long it took.
+    /// Removes the bar and prints the totals.
     pub(crate) fn finish(&mut self) {
-        self.tell();
+        self.print_pending_line();
         self.bar.finish_and_clear();
         let (tokens, rate) = (HumanCount(self.tokens), HumanCount(self.tokens_per_second() as u64));
-        let time = HumanDuration(self.begun.elapsed());
-        self.say(&format!("trained for {time}: {tokens} tokens, {rate} a second"));
+        let time = HumanDuration(self.start.elapsed());
+        self.print_note(&format!("trained for {time}: {tokens} tokens, {rate} tokens/s"));
     }
 
     fn tokens_per_second(&self) -> f64 {
-        self.tokens as f64 / self.training.as_secs_f64().max(f64::EPSILON)
+        self.tokens as f64 / self.step_time.as_secs_f64().max(f64::EPSILON)
     }
 
     fn json_line(&self, epoch: u64, report: EpochReport) -> String {
@@ -162,28 +167,47 @@ impl Progress {
             line["run"] = name.as_str().into();
         }
         let object = line.as_object_mut().expect("an object");
-        let told = serde_json::to_value(report).expect("numbers are JSON");
-        object.extend(told.as_object().expect("a struct").clone());
-        line["seconds"] = self.begun.elapsed().as_secs_f64().into();
+        let fields = serde_json::to_value(report).expect("numbers are JSON");
+        object.extend(fields.as_object().expect("a struct").clone());
+        line["seconds"] = self.start.elapsed().as_secs_f64().into();
         line["tokens_per_s"] = self.tokens_per_second().into();
         line.to_string()
     }
 }
 
-/// A style in whose template `{left}` is the time left.
-pub(crate) fn with_time_left(style: ProgressStyle) -> ProgressStyle {
+/// A bar for encoding a text of this many bytes; hidden if the text is short.
+pub(crate) fn encoding_bar(bytes: usize) -> ProgressBar {
+    /// Encoding a shorter text is quick enough without a bar.
+    const MIN_BYTES: usize = 32 << 20;
+    if bytes < MIN_BYTES {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(bytes as u64);
+    let template = "encoding {wide_bar:.cyan/dim} {bytes} of {total_bytes}, {left}";
+    let style = ProgressStyle::with_template(template).expect("a valid template").progress_chars("━╸─");
+    bar.set_style(with_time_left(style));
+    bar
+}
+
+/// A number of bytes with its unit, such as `1.50 GiB`.
+pub(crate) fn gibibytes(bytes: u64) -> String {
+    HumanBytes(bytes).to_string()
+}
+
+/// Adds the key `{left}` to a style: the time left.
+fn with_time_left(style: ProgressStyle) -> ProgressStyle {
     style.with_key("left", |state: &ProgressState, text: &mut dyn fmt::Write| {
-        text.write_str(&time_left(state.pos(), state.eta())).expect("a String takes all");
+        text.write_str(&time_left(state.pos(), state.eta())).expect("writing to a String cannot fail");
     })
 }
 
-/// What a bar says about the time left: before the first step nothing is known of it.
+/// The text of the time left. It is unknown before the first step.
 fn time_left(steps: u64, estimate: Duration) -> String {
     if steps == 0 { "estimating".to_owned() } else { format!("{:#} left", HumanDuration(estimate)) }
 }
 
-/// The ancestor's line, and the two losses once more in bits a character.
-fn line(epoch: u64, last_epoch: u64, report: EpochReport) -> String {
+/// The line of the original project, followed by the two losses in bits per character.
+fn epoch_line(epoch: u64, last_epoch: u64, report: EpochReport) -> String {
     let EpochReport { train_loss, eval_loss, train_bits, eval_bits, learning_rate, .. } = report;
     let lr = scientific(learning_rate);
     let (train, eval) = (train_bits.per_character, eval_bits.per_character);
@@ -193,7 +217,7 @@ fn line(epoch: u64, last_epoch: u64, report: EpochReport) -> String {
     )
 }
 
-/// A number as `1.0000e-03`, with two digits of exponent at least.
+/// Formats a number as C's `%.4e` does, such as `1.0000e-03`.
 fn scientific(x: f64) -> String {
     let text = format!("{x:.4e}");
     let (mantissa, exponent) = text.split_once('e').expect("{:e} writes an e");
@@ -215,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn an_epoch_is_told_as_the_ancestor_tells_it() {
+    fn epoch_lines_have_the_format_of_the_original_project() {
         let bits = |per_character| Bits { per_character, per_byte: 9.0 };
         let (train_bits, eval_bits) = (bits(1.78102), bits(2.10156));
         let report = EpochReport {
@@ -231,6 +255,6 @@ mod tests {
         };
         let want = "Epoch: 3/100 || Train loss: 1.2345 || Eval loss: 1.4567 || lr: 1.0000e-03 || \
                     bits per character: 1.7810, 2.1016";
-        assert_eq!(line(3, 100, report), want);
+        assert_eq!(epoch_line(3, 100, report), want);
     }
 }

@@ -1,4 +1,4 @@
-//! `folio report`: a run or a sweep as one HTML page.
+//! `folio report`: an HTML page about a run or a sweep.
 
 use std::path::PathBuf;
 
@@ -12,16 +12,16 @@ use crate::screen;
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
 #[command(after_help = "\
-The page holds all it needs: it can be mailed, and looked at without a network.
+The page is a single self-contained HTML file: it needs no network and can be sent by mail.
 
 Examples:
   folio report runs/quick
   folio report runs/search --out search.html")]
 pub(crate) struct ReportArgs {
-    /// A run, or a sweep
+    /// Run or sweep
     #[arg(value_name = "RUN_DIR")]
     run_dir: PathBuf,
-    /// The file to write [default: report.html in the run directory]
+    /// File to write [default: RUN_DIR/report.html]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }

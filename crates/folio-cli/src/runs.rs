@@ -1,4 +1,4 @@
-//! `folio runs`: runs as a ranked table.
+//! `folio runs`: a ranked table of runs.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,8 @@ use crate::usage::Usage;
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
 #[command(after_help = "\
-Runs of different tokenizers are ranked by bits per character. Columns that the terminal has no room for are left out.
+Runs are ranked by bits per character, which is comparable across tokenizers, or by eval loss if bits are not known for \
+every run. Columns that do not fit the terminal are omitted.
 
 Examples:
   folio runs
@@ -24,24 +25,24 @@ Examples:
   folio runs runs/search --json
   folio runs runs/quick runs/mine")]
 pub(crate) struct RunsArgs {
-    /// Runs, sweeps, or directories of them, all ranked together [default: runs]
+    /// Runs, sweeps, or directories of them, all ranked together [default: runs/]
     #[arg(value_name = "RUN_DIR")]
     run_dirs: Vec<PathBuf>,
-    /// One JSON object per run, with all its settings
+    /// Print one JSON object per run, with all its settings
     #[arg(long)]
     json: bool,
 }
 
 /// One line of the table.
-struct Row {
+struct RunRow {
     name: String,
     settings: Value,
     /// The lowest eval loss and the epoch it was reached in.
     best: Option<(f64, u64)>,
-    /// The same loss in bits a character and a byte, if the run saves its losses.
+    /// The same loss in bits per character and per byte, if the run saved its losses.
     bits: Option<(f64, f64)>,
     epochs: usize,
-    /// How it fares, in a word.
+    /// The run's state in one word.
     state: &'static str,
 }
 
@@ -50,7 +51,7 @@ pub(crate) fn run(args: &RunsArgs) -> anyhow::Result<()> {
     if run_dirs.is_empty() {
         if !Path::new(RUNS).is_dir() {
             let message =
-                "there is no directory runs/ here: give the directory of a run, of a sweep or of several";
+                "there is no directory runs/ here; give the directory of a run, a sweep, or several runs";
             return Err(Usage(message.to_owned()).into());
         }
         run_dirs.push(RUNS.into());
@@ -59,9 +60,9 @@ pub(crate) fn run(args: &RunsArgs) -> anyhow::Result<()> {
     for path in &run_dirs {
         for run in find(path)? {
             let name = if run_dirs.len() > 1 { run.path().display().to_string() } else { name(&run, path) };
-            match Row::read(&run, name) {
+            match RunRow::read(&run, name) {
                 Ok(row) => rows.push(row),
-                // One damaged run does not hide the others, unless it is what was asked for.
+                // Skip damaged runs, unless the run was named on the command line.
                 Err(error) if run.path() != path => {
                     screen::err(format_args!("warning: skipped a run: {error:#}"));
                 }
@@ -69,10 +70,10 @@ pub(crate) fn run(args: &RunsArgs) -> anyhow::Result<()> {
             }
         }
     }
-    anyhow::ensure!(!rows.is_empty(), "no run could be read: the warnings say why");
-    // Bits compare whatever the tokenizers; where some run has none, the losses have to do.
+    anyhow::ensure!(!rows.is_empty(), "no run could be read; see the warnings above");
+    // Bits are comparable across tokenizers. Fall back to losses if a run has none.
     let by_bits = rows.iter().all(|row| row.bits.is_some() || row.best.is_none());
-    let rank = |row: &Row| if by_bits { bits(row) } else { loss(row) };
+    let rank = |row: &RunRow| if by_bits { bits(row) } else { loss(row) };
     rows.sort_by(|a, b| rank(a).total_cmp(&rank(b)).then(loss(a).total_cmp(&loss(b))));
     warn_if_incomparable(&rows);
     if args.json {
@@ -83,17 +84,17 @@ pub(crate) fn run(args: &RunsArgs) -> anyhow::Result<()> {
     screen::out(table)?;
     if !left_out.is_empty() {
         screen::err(format_args!(
-            "left out, as the terminal is narrow: {} (see --json)",
+            "columns that did not fit the terminal: {} (see --json)",
             left_out.join(", ")
         ));
     }
     Ok(())
 }
 
-/// The runs in a directory: itself, those of the sweep that it is, or the runs and sweeps right below it.
+/// The runs in a directory, which is a run, a sweep, or a directory of runs and sweeps.
 ///
 /// # Errors
-/// If there is none.
+/// If there are none.
 fn find(path: &Path) -> anyhow::Result<Vec<RunDir>> {
     let neither = match RunDir::new(path).runs() {
         Ok(runs) => return Ok(runs),
@@ -107,14 +108,14 @@ fn find(path: &Path) -> anyhow::Result<Vec<RunDir>> {
     }
 }
 
-/// A run's path from the directory that was given, or the directory's own name.
+/// The run's path relative to the given directory, or the name of that directory if it is the run.
 fn name(run: &RunDir, given: &Path) -> String {
     let below = run.path().strip_prefix(given).ok().filter(|path| !path.as_os_str().is_empty());
     let name = below.or(run.path().file_name().map(Path::new)).unwrap_or(run.path());
     name.display().to_string()
 }
 
-impl Row {
+impl RunRow {
     fn read(run: &RunDir, name: String) -> anyhow::Result<Self> {
         let losses = run.losses()?.unwrap_or_default();
         let status = run.status();
@@ -135,33 +136,35 @@ impl Row {
     }
 }
 
-/// Says so if the losses of some runs are of other text than those of others.
-fn warn_if_incomparable(rows: &[Row]) {
-    for (key, told, what) in [
+/// Warns if the losses of the runs were not measured on the same text.
+fn warn_if_incomparable(rows: &[RunRow]) {
+    for (key, name, what) in [
         ("data_sha256", "data", "were trained on different texts"),
-        ("split", "split", "divide their text in different ways"),
+        ("split", "split", "split their text differently"),
     ] {
-        let mut known: Vec<&Row> = Vec::new();
+        let mut known: Vec<&RunRow> = Vec::new();
         for row in rows {
             if known.iter().all(|other| other.settings[key] != row.settings[key]) {
                 known.push(row);
             }
         }
         if known.len() > 1 {
-            let values: Vec<String> = known.iter().map(|row| shown(&row.settings[told])).collect();
+            let values: Vec<String> = known.iter().map(|row| shown(&row.settings[name])).collect();
             let values = values.join(", ");
-            screen::err(format_args!("warning: these runs {what} ({values}): their losses do not compare"));
+            screen::err(format_args!(
+                "warning: these runs {what} ({values}), so their losses are not comparable"
+            ));
         }
     }
 }
 
-/// Bits a character; runs without losses come last.
-fn bits(row: &Row) -> f64 {
+/// Bits per character, for ranking; runs without losses come last.
+fn bits(row: &RunRow) -> f64 {
     row.bits.map_or(f64::INFINITY, |(per_character, _)| per_character)
 }
 
-/// The lowest eval loss; runs without losses come last.
-fn loss(row: &Row) -> f64 {
+/// The lowest eval loss, for ranking; runs without losses come last.
+fn loss(row: &RunRow) -> f64 {
     row.best.map_or(f64::INFINITY, |(loss, _)| loss)
 }
 
@@ -174,7 +177,7 @@ fn state(run: &RunDir, status: Option<&Status>) -> &'static str {
     }
 }
 
-fn print_json(row: &Row) -> std::io::Result<()> {
+fn print_json(row: &RunRow) -> std::io::Result<()> {
     let (loss, epoch) = row.best.unzip();
     let (per_character, per_byte) = row.bits.unzip();
     let value = serde_json::json!({
@@ -191,40 +194,39 @@ struct Column {
     is_right: bool,
 }
 
-/// Columns that are never left out: rank, run, state and loss.
-const LEAST_COLUMNS: usize = 4;
-/// The least part of a run's name that is shown.
-const LEAST_NAME: usize = 8;
+/// Number of columns that are never omitted: rank, run, state and loss.
+const MIN_COLUMNS: usize = 4;
+/// Names are not shortened below this width.
+const MIN_NAME_WIDTH: usize = 8;
 
-/// Rank, run, loss, and whatever settings the runs differ in, within a width if there is one; and the names of the
-/// columns that it has no room for.
-fn table(rows: &[Row], width: Option<usize>) -> (String, Vec<String>) {
+/// The table, at most `width` wide, and the headers of the omitted columns.
+fn table(rows: &[RunRow], width: Option<usize>) -> (String, Vec<String>) {
     let mut columns = columns(rows);
     let mut left_out = Vec::new();
     let width = width.unwrap_or(usize::MAX);
     loop {
-        let (text, needed) = drawn(&columns);
+        let (text, needed) = render(&columns);
         if needed <= width {
             return (text, left_out);
         }
-        if columns.len() > LEAST_COLUMNS {
+        if columns.len() > MIN_COLUMNS {
             left_out.extend(columns.pop().map(|column| column.header));
             continue;
         }
-        // The names lose their middle.
+        // Shorten the names in the middle.
         let names = &mut columns[1].cells;
         let longest = names.iter().map(|name| name.width()).max().unwrap_or(0);
-        if longest <= LEAST_NAME {
+        if longest <= MIN_NAME_WIDTH {
             return (text, left_out);
         }
-        let room = longest.saturating_sub(needed - width).max(LEAST_NAME);
-        names.iter_mut().for_each(|name| *name = cut(name, room));
+        let room = longest.saturating_sub(needed - width).max(MIN_NAME_WIDTH);
+        names.iter_mut().for_each(|name| *name = shorten(name, room));
     }
 }
 
-/// All columns, the dearest first.
-fn columns(rows: &[Row]) -> Vec<Column> {
-    let column = |header: &str, is_right: bool, cell: &dyn Fn(usize, &Row) -> String| Column {
+/// All columns, the most important first: the last ones are omitted first.
+fn columns(rows: &[RunRow]) -> Vec<Column> {
+    let column = |header: &str, is_right: bool, cell: &dyn Fn(usize, &RunRow) -> String| Column {
         header: header.to_owned(),
         cells: rows.iter().enumerate().map(|(index, row)| cell(index, row)).collect(),
         is_right,
@@ -249,17 +251,17 @@ fn columns(rows: &[Row]) -> Vec<Column> {
     columns
 }
 
-/// Columns as text, and the terminal columns of its longest line.
-fn drawn(columns: &[Column]) -> (String, usize) {
+/// Renders the table. Returns it with the width of its longest line.
+fn render(columns: &[Column]) -> (String, usize) {
     let mut table = Table::new();
     table.load_style(NOTHING);
     table.set_header(columns.iter().map(|column| column.header.clone()));
     for row in 0..columns[0].cells.len() {
         table.add_row(columns.iter().map(|column| column.cells[row].clone()));
     }
-    for (column, drawn) in columns.iter().zip(table.column_iter_mut()) {
+    for (column, cells) in columns.iter().zip(table.column_iter_mut()) {
         if column.is_right {
-            drawn.set_cell_alignment(CellAlignment::Right);
+            cells.set_cell_alignment(CellAlignment::Right);
         }
     }
     let text = table.to_string();
@@ -268,8 +270,8 @@ fn drawn(columns: &[Column]) -> (String, usize) {
     (lines.join("\n"), needed)
 }
 
-/// A name of at most `columns` columns on a terminal: its middle goes.
-fn cut(name: &str, columns: usize) -> String {
+/// Shortens a name in the middle to at most `columns` terminal columns.
+fn shorten(name: &str, columns: usize) -> String {
     if name.width() <= columns {
         return name.to_owned();
     }
@@ -278,7 +280,7 @@ fn cut(name: &str, columns: usize) -> String {
     format!("{head}…{tail}")
 }
 
-/// As many of the first characters as these columns have room for.
+/// The longest prefix that fits in this many terminal columns.
 fn fitting(characters: impl Iterator<Item = char>, columns: usize) -> Vec<char> {
     let mut used = 0;
     let fits = |character: &char| {
@@ -294,8 +296,8 @@ mod tests {
 
     use super::*;
 
-    fn row(name: &str, settings: Value) -> Row {
-        Row {
+    fn row(name: &str, settings: Value) -> RunRow {
+        RunRow {
             name: name.to_owned(),
             settings,
             best: Some((1.5, 2)),
@@ -306,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_fits_any_width_that_a_name_fits() {
+    fn tables_fit_every_width() {
         let settings =
             |lr: f64| json!({ "learning_rate": lr, "vocab_size": null, "data_sha256": lr.to_string() });
         let name = "experiments/of/the/last/week/run_1";
@@ -330,11 +332,11 @@ mod tests {
     }
 
     #[test]
-    fn names_lose_their_middle() {
-        assert_eq!(cut("runs/search/run_12", 9), "runs…n_12");
-        assert_eq!(cut("short", 8), "short");
-        assert_eq!(cut("上周的实验室", 12), "上周的实验室");
-        assert_eq!(cut("上周的实验室", 11), "上周…验室");
-        assert_eq!(cut("上周的实验室", 8), "上周…室");
+    fn names_are_shortened_in_the_middle() {
+        assert_eq!(shorten("runs/search/run_12", 9), "runs…n_12");
+        assert_eq!(shorten("short", 8), "short");
+        assert_eq!(shorten("上周的实验室", 12), "上周的实验室");
+        assert_eq!(shorten("上周的实验室", 11), "上周…验室");
+        assert_eq!(shorten("上周的实验室", 8), "上周…室");
     }
 }

@@ -1,11 +1,11 @@
-//! Everything the program prints goes through here: lines, or the whole terminal for the dashboard.
+//! All output of the program: lines on stdout and stderr, or the whole terminal for the dashboard.
 //!
 //! - Results ([`out`]) return an error if stdout is closed or full; the command then ends.
 //! - Progress and notes ([`err`]) are dropped if stderr is closed or full.
-//! - A training run's results ([`report`]) are dropped too, counted, and reported by [`lost`] at the end: training never
-//!   depends on its output.
+//! - Results of a training run ([`report`]) are dropped too, so that training never depends on its output. [`lost`] returns
+//!   how many lines were dropped.
 //!
-//! While the dashboard has the terminal, lines are held back; they are printed when it closes, panics and signals included.
+//! While the dashboard is open, lines are held back. They are printed when it closes, even after a panic or a signal.
 
 use std::fmt::{self, Display};
 use std::io::{self, IsTerminal, StdoutLock, Write};
@@ -23,36 +23,36 @@ use ratatui::crossterm::terminal::{
     EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
 };
 
-/// The terminal as the dashboard has it.
+/// The terminal while the dashboard is open.
 pub(crate) type Screen = Terminal<CrosstermBackend<io::Stdout>>;
 
-/// Lines that wait for the dashboard to close; none while there is no dashboard.
-static HELD: Mutex<Option<Vec<(Stream, String)>>> = Mutex::new(None);
+/// Lines held back until the dashboard closes; `None` if it is not open.
+static HELD: Mutex<Option<Vec<HeldLine>>> = Mutex::new(None);
 
-/// Whether the dashboard may be drawn.
+/// Whether the dashboard may draw.
 static OPEN: AtomicBool = AtomicBool::new(false);
 
-/// Held by whoever draws it.
+/// Locked while the dashboard draws.
 static DRAWING: Mutex<()> = Mutex::new(());
 
-#[derive(Clone, Copy)]
-enum Stream {
-    Out,
-    Err,
+/// A line to print when the dashboard closes.
+enum HeldLine {
+    Out(String),
+    Err(String),
 }
 
-/// Lines that could not be printed on stdout.
-static LOST: Mutex<Option<Lost>> = Mutex::new(None);
+/// Lines that [`report`] could not print.
+static LOST: Mutex<Option<LostOutput>> = Mutex::new(None);
 
 /// Output of a training run that could not be printed.
 #[derive(Clone, Debug)]
-pub(crate) struct Lost {
+pub(crate) struct LostOutput {
     lines: u64,
     /// The first error.
     reason: String,
 }
 
-impl Display for Lost {
+impl Display for LostOutput {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let lines = if self.lines == 1 { "1 line".to_owned() } else { format!("{} lines", self.lines) };
         write!(formatter, "{lines} could not be printed: {}", self.reason)
@@ -62,22 +62,22 @@ impl Display for Lost {
 /// Prints a line on stdout.
 ///
 /// # Errors
-/// What the system says if stdout is closed or full.
+/// If stdout is closed or full.
 pub(crate) fn out(line: impl Display) -> io::Result<()> {
     match held().as_mut() {
-        Some(lines) => lines.push((Stream::Out, line.to_string())),
-        // In one write, so that lines of several threads do not mix.
+        Some(lines) => lines.push(HeldLine::Out(line.to_string())),
+        // In one write, so that lines of different threads do not interleave.
         None => stdout().write_all(format!("{line}\n").as_bytes())?,
     }
     Ok(())
 }
 
-/// Stdout for results longer than a line.
+/// Stdout, for results longer than a line.
 pub(crate) fn stdout() -> Stdout {
     Stdout(io::stdout().lock())
 }
 
-/// Stdout, with errors that name it.
+/// Stdout whose errors say that they come from stdout.
 pub(crate) struct Stdout(StdoutLock<'static>);
 
 impl Write for Stdout {
@@ -90,53 +90,53 @@ impl Write for Stdout {
     }
 }
 
-/// An error of writing to stdout, which says so.
+/// Adds to an I/O error that it comes from stdout.
 pub(crate) fn name_stdout(error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot write to stdout: {error}"))
 }
 
-/// Prints a line of a training run on stdout. If that fails, the run goes on and [`lost`] remembers the line.
+/// Prints a line of a training run on stdout. If that fails, the line is counted for [`lost`] and training continues.
 pub(crate) fn report(line: impl Display) {
     if let Err(error) = out(line) {
-        remember(&error);
+        count_lost(&error);
     }
 }
 
-/// What [`report`] could not print, if anything.
-pub(crate) fn lost() -> Option<Lost> {
+/// The output that [`report`] could not print, if any.
+pub(crate) fn lost() -> Option<LostOutput> {
     LOST.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-fn remember(error: &io::Error) {
+fn count_lost(error: &io::Error) {
     let mut lost = LOST.lock().unwrap_or_else(PoisonError::into_inner);
-    lost.get_or_insert_with(|| Lost { lines: 0, reason: error.to_string() }).lines += 1;
+    lost.get_or_insert_with(|| LostOutput { lines: 0, reason: error.to_string() }).lines += 1;
 }
 
-/// Prints a line on stderr. If that fails, there is nobody to tell.
+/// Prints a line on stderr. Errors are ignored: there is nowhere left to report them.
 pub(crate) fn err(line: impl Display) {
     match held().as_mut() {
-        Some(lines) => lines.push((Stream::Err, line.to_string())),
+        Some(lines) => lines.push(HeldLine::Err(line.to_string())),
         None => _ = io::stderr().write_all(format!("{line}\n").as_bytes()),
     }
 }
 
-/// Whether there is a terminal for the dashboard.
-pub(crate) fn is_there() -> bool {
+/// Whether stdout and stderr are terminals, as the dashboard needs.
+pub(crate) fn has_terminal() -> bool {
     io::stdout().is_terminal() && io::stderr().is_terminal()
 }
 
-/// Takes the terminal for the dashboard.
+/// Switches the terminal to the alternate screen for the dashboard.
 ///
 /// # Errors
-/// What the system says; the terminal is then as before.
+/// If the terminal cannot be switched; it is then restored.
 pub(crate) fn open() -> io::Result<Screen> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
-        let told = panic::take_hook();
+        let previous = panic::take_hook();
         panic::set_hook(Box::new(move |panic| {
-            // Before it is told, so that it can be read.
+            // Restore the terminal first, so that the message is visible.
             close();
-            told(panic);
+            previous(panic);
         }));
     });
     *held() = Some(Vec::new());
@@ -150,41 +150,41 @@ pub(crate) fn open() -> io::Result<Screen> {
     Ok(screen)
 }
 
-/// Lets `draw` write to the terminal, unless it was given back.
+/// Calls `draw` if the dashboard is open.
 pub(crate) fn with_drawing<R>(draw: impl FnOnce() -> R) -> Option<R> {
     let _drawing = DRAWING.lock().unwrap_or_else(PoisonError::into_inner);
     OPEN.load(Ordering::Relaxed).then(draw)
 }
 
-/// Gives the terminal back, if the dashboard has it, and prints the lines that were held. May be called from any thread, at
-/// any time; whoever calls it second waits for the first.
+/// Closes the dashboard, if it is open: restores the terminal and prints the lines held back. May be called from any thread
+/// at any time; a second caller waits for the first.
 pub(crate) fn close() {
     let mut held = held();
     if held.is_none() {
         return;
     }
     OPEN.store(false, Ordering::Relaxed);
-    // A drawing that is under way ends first. That may be never, if it has panicked and this is its own thread, or if the
-    // terminal takes nothing.
+    // Wait for a drawing in progress, but not forever: it never ends if this thread panicked while drawing, or if the
+    // terminal accepts no output.
     for _ in 0..100 {
         if !matches!(DRAWING.try_lock(), Err(TryLockError::WouldBlock)) {
             break;
         }
         thread::sleep(Duration::from_millis(2));
     }
-    // If the terminal is gone there is nothing to restore, and nobody to tell.
+    // These fail only if the terminal is gone.
     let _ = disable_raw_mode();
     let _ = execute!(io::stdout(), LeaveAlternateScreen, Show);
     let lines = held.take();
     drop(held);
-    for (stream, line) in lines.into_iter().flatten() {
-        match stream {
-            Stream::Out => report(line),
-            Stream::Err => err(line),
+    for line in lines.into_iter().flatten() {
+        match line {
+            HeldLine::Out(line) => report(line),
+            HeldLine::Err(line) => err(line),
         }
     }
 }
 
-fn held() -> MutexGuard<'static, Option<Vec<(Stream, String)>>> {
+fn held() -> MutexGuard<'static, Option<Vec<HeldLine>>> {
     HELD.lock().unwrap_or_else(PoisonError::into_inner)
 }

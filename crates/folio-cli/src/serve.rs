@@ -1,4 +1,4 @@
-//! `folio serve`: completions, a playground and a view of training over HTTP.
+//! `folio serve`: an OpenAI-compatible API and a web UI over HTTP.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -16,16 +16,17 @@ use crate::screen;
 use crate::signals::Signals;
 #[cfg(unix)]
 use crate::signals::is_hangup_ignored;
-use crate::train::set_threads;
+use crate::threads::set_threads;
 use crate::usage::Usage;
 
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
 #[command(after_long_help = "\
-A model is called by its run: quick is the best checkpoint of runs/quick by its evaluation loss, quick:checkpoint_5 that of
-epoch 5, search/run_1 a run of a sweep. Runs and checkpoints that come later are found.
+Model names are run names: quick is the checkpoint of runs/quick with the lowest eval loss, quick:checkpoint_5 its \
+checkpoint of epoch 5, and search/run_1 a run of a sweep. Runs and checkpoints created later are served too.
 
-Ctrl-C, SIGTERM or SIGHUP gives the texts that are being generated a few seconds to finish; a second one ends at once.
+On Ctrl-C, SIGTERM or SIGHUP the server accepts no more requests, waits a few seconds for those in progress, and exits. A \
+second signal ends it at once.
 
 Examples:
   folio serve --open
@@ -36,56 +37,56 @@ Examples:
       -H 'Content-Type: application/json' \\
       -d '{\"model\": \"quick\", \"prompt\": \"ROMEO:\", \"max_tokens\": 200}'")]
 pub(crate) struct ServeArgs {
-    /// Runs, sweeps, directories of them, or checkpoints such as RUN/latest [default: runs/, even while it is empty]
+    /// Runs, sweeps, directories of them, or checkpoints such as RUN/latest [default: runs/, which may be empty]
     #[arg(value_name = "RUN_DIR")]
     run_dirs: Vec<PathBuf>,
-    /// Address or name to listen on; any other address is reachable from the network: set --api_key
+    /// Address or host name to listen on; any other than the default can be reached from the network: set --api_key
     #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
     host: String,
-    /// The port to listen on; 0 takes a free one
+    /// Port to listen on; 0 picks a free port
     #[arg(long, value_name = "N", default_value_t = 8080, value_parser = whole::<u16>)]
     port: u16,
-    /// Open the playground in the browser
+    /// Open the web UI in the browser
     #[arg(long)]
     open: bool,
-    /// The key that clients must give, as Authorization: Bearer KEY
+    /// Require this key from clients, as Authorization: Bearer KEY
     #[arg(long, value_name = "KEY", env = "FOLIO_API_KEY", hide_env_values = true)]
     api_key: Option<String>,
-    /// Accept requests from web pages of this origin, such as http://localhost:3000; may be given several times
+    /// Allow requests from web pages of this origin, such as http://localhost:3000; may be given several times
     #[arg(long, value_name = "ORIGIN")]
     cors_origin: Vec<String>,
-    /// How chats become prompts: a text with {role} and {content} for each message, such as '{role}: {content}\n'
-    /// [default: the last message's content alone]
+    /// Template that turns chat messages into a prompt, applied to each message, such as '{role}: {content}\n' [default:
+    /// only the content of the last message]
     #[arg(long, value_name = "TEXT", value_parser = str::parse::<ChatTemplate>)]
     chat_template: Option<ChatTemplate>,
-    /// Weight format: f32, bf16, int8, or auto for the one that each model was trained in
-    #[arg(long, value_name = "NAME", default_value = "auto", value_parser = precision)]
-    precision: Precision,
-    /// Texts to write at once
+    /// Weight format: f32, bf16, int8, or auto (the precision each model was trained in)
+    #[arg(long, value_name = "NAME", default_value = "auto", value_parser = served_format)]
+    precision: ServedFormat,
+    /// Maximum number of texts generated at the same time
     #[arg(long, value_name = "N", default_value_t = Limits::default().streams, value_parser = whole::<usize>)]
     max_streams: usize,
-    /// Requests that may wait; more are refused with 429
+    /// Maximum number of queued requests; further requests are rejected with status 429
     #[arg(long, value_name = "N", default_value_t = Limits::default().queue, value_parser = whole::<usize>)]
     max_queue: usize,
-    /// Most tokens that a request may ask for per text
+    /// Largest max_tokens that a request may set
     #[arg(long, value_name = "N", default_value_t = Limits::default().tokens, value_parser = whole::<usize>)]
     max_tokens: usize,
-    /// Time that a request may take, waiting included
+    /// Time limit per request in seconds, including time in the queue
     #[arg(long, value_name = "SECONDS", default_value_t = Limits::default().request_time.as_secs(), value_parser = whole::<u64>)]
     time_limit: u64,
-    /// Threads to compute with [default: all cores]
+    /// Number of threads [default: all cores]
     #[arg(long, value_name = "N", value_parser = whole::<usize>)]
     threads: Option<usize>,
 }
 
-/// A format, or each model's own.
+/// A weight format; `None` for the precision each model was trained in.
 #[derive(Clone, Copy)]
-struct Precision(Option<WeightFormat>);
+struct ServedFormat(Option<WeightFormat>);
 
-fn precision(name: &str) -> Result<Precision, folio::error::Error> {
+fn served_format(name: &str) -> Result<ServedFormat, folio::error::Error> {
     match name {
-        "auto" => Ok(Precision(None)),
-        name => name.parse().map(Some).map(Precision),
+        "auto" => Ok(ServedFormat(None)),
+        name => name.parse().map(Some).map(ServedFormat),
     }
 }
 
@@ -93,7 +94,7 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     let options = options(args)?;
     set_threads(args.threads)?;
     let signals = Signals::install(false)?;
-    // Requests cost little beside the texts, which are not written on these threads.
+    // These threads only handle HTTP; generation has its own.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(16)
@@ -101,12 +102,12 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
         .build()
         .context("starting threads")?;
     runtime.block_on(async {
-        let stop = stop_signal().context("listening to signals")?;
-        let server = Server::bind(options).await.map_err(usage)?;
+        let stop = stop_signal().context("installing signal handlers")?;
+        let server = Server::bind(options).await.map_err(to_anyhow)?;
         announce(&server);
         if args.open {
             let address = server.address();
-            // Nobody waits for it, not even at the end.
+            // Detached: the server does not wait for the browser.
             std::thread::spawn(move || open_browser(address));
         }
         server.run(stop).await;
@@ -115,35 +116,35 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     Ok(signals.exit_code())
 }
 
-/// Says what is served and where.
+/// Prints what is served and where.
 fn announce(server: &Server) {
     let runs = server.runs();
     match &runs[..] {
-        [] => {
-            screen::err(format_args!("{RUNS}/ holds no run yet: runs are served as soon as they are trained"))
-        }
+        [] => screen::err(format_args!(
+            "{RUNS}/ has no runs yet; runs are served as soon as they have a checkpoint"
+        )),
         [(name, Some(found))] => screen::err(format_args!("{name} is {}", found.describe())),
         [(name, None)] => {
-            screen::err(format_args!("{name} has no checkpoint yet: it is served as soon as it has one"))
+            screen::err(format_args!("{name} has no checkpoint yet; it is served as soon as it has one"))
         }
-        _ => screen::err("each run's name means its best checkpoint by evaluation loss"),
+        _ => screen::err("each run serves its checkpoint with the lowest eval loss"),
     }
     let count = match runs.len() {
         1 => "1 run".to_owned(),
         count => format!("{count} runs"),
     };
-    // A server goes on, whatever becomes of its output.
+    // The server keeps running if stdout is closed.
     screen::report(format_args!("Serving {count} at http://{}/", server.address()));
 }
 
-/// A launcher that has not failed by then has found a browser.
+/// If the launcher has not failed after this time, the browser is open.
 const LAUNCH_TIME: Duration = Duration::from_secs(3);
 
-/// Opens the playground in the browser. A failure is one line: the address was printed.
+/// Opens the web UI in the browser. A failure is only a warning, since the address has been printed.
 fn open_browser(address: SocketAddr) {
     let host = match address.ip() {
         ip if !ip.is_unspecified() => ip,
-        // This is every address of this machine, and browsers need one.
+        // "All addresses" is not an address that browsers can open.
         IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
     };
@@ -151,12 +152,12 @@ fn open_browser(address: SocketAddr) {
     if let Err(error) = open::that_detached_with_timeout(&url, LAUNCH_TIME) {
         let reason = error.to_string();
         let reason = reason.lines().next().unwrap_or_default();
-        screen::err(format_args!("warning: cannot open a browser ({reason}): go to {url}"));
+        screen::err(format_args!("warning: cannot open a browser ({reason}); open {url}"));
     }
 }
 
-/// The library's errors as they are told by the other commands.
-fn usage(error: folio_serve::Error) -> anyhow::Error {
+/// Converts an error so that its exit code matches the other commands'.
+fn to_anyhow(error: folio_serve::Error) -> anyhow::Error {
     match error {
         folio_serve::Error::Library(error) => error.into(),
         error @ (folio_serve::Error::SameName { .. } | folio_serve::Error::Origin { .. }) => {
@@ -166,7 +167,7 @@ fn usage(error: folio_serve::Error) -> anyhow::Error {
     }
 }
 
-/// Checks every number.
+/// Checks the arguments.
 fn options(args: &ServeArgs) -> anyhow::Result<Options> {
     for (flag, value) in [
         ("--max_streams", args.max_streams as u64),
@@ -175,13 +176,11 @@ fn options(args: &ServeArgs) -> anyhow::Result<Options> {
         ("--time_limit", args.time_limit),
     ] {
         if value == 0 {
-            return Err(Usage(format!("{flag}: 0 serves nobody: give at least 1")).into());
+            return Err(Usage(format!("{flag} 0: must be at least 1")).into());
         }
     }
     if args.api_key.as_deref().is_some_and(str::is_empty) {
-        return Err(
-            Usage("--api_key: an empty key keeps nobody out: give one, or leave it out".into()).into()
-        );
+        return Err(Usage("--api_key: the key is empty; give a key, or remove the flag".into()).into());
     }
     let default = Limits::default();
     let limits = Limits {
@@ -228,7 +227,7 @@ fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
 #[cfg(not(unix))]
 fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
     Ok(async {
-        // Without it the second Ctrl-C still ends the program.
+        // If this fails, a second Ctrl-C still ends the program.
         if tokio::signal::ctrl_c().await.is_err() {
             std::future::pending::<()>().await;
         }

@@ -1,4 +1,4 @@
-//! A sweep as it is told to a person: what each run does, and the runs in order of their losses.
+//! The output of a sweep: the progress of each run, and the runs ranked by loss.
 
 use std::collections::HashMap;
 
@@ -11,21 +11,21 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use crate::progress::{Display, Progress};
 use crate::screen;
 
-/// Lines of the table that is shown while runs train.
-const SHOWN: usize = 12;
+/// Number of runs in the table during training.
+const MAX_ROWS: usize = 12;
 
 /// Prints the events of a sweep.
 pub(crate) struct Standings<'a> {
     sweep: &'a Sweep,
     json: bool,
-    /// Whether several runs train at a time.
+    /// Whether several runs train at the same time.
     parallel: bool,
     bars: MultiProgress,
     /// The table, below the bars of the runs.
     table: ProgressBar,
-    /// The runs that train now.
+    /// The runs that are training.
     running: HashMap<usize, Progress>,
-    /// All runs, the best first, as far as they are known.
+    /// All runs, best first, with their results so far.
     ranked: Vec<Standing>,
 }
 
@@ -40,7 +40,7 @@ impl<'a> Standings<'a> {
         Self { sweep, json, parallel: jobs > 1, bars, table, running: HashMap::new(), ranked }
     }
 
-    /// Takes one event of the sweep.
+    /// Prints an event of the sweep.
     pub(crate) fn on_event(&mut self, event: SweepEvent) {
         match event {
             SweepEvent::RunStarted { run } => {
@@ -49,15 +49,15 @@ impl<'a> Standings<'a> {
                         "Experiment {}/{}: {}",
                         run + 1,
                         self.sweep.runs.len(),
-                        self.told_values(run)
+                        self.values_text(run)
                     );
                     self.bars.suspend(|| screen::report(&line));
                 }
                 let bar = self.bars.insert_before(&self.table, ProgressBar::new(0));
-                // One run at a time needs no name, but a program that reads many does.
+                // JSON lines name their run even if the runs train one at a time.
                 let named = self.parallel || self.json;
                 let progress =
-                    if named { Progress::of(name(run), bar, self.json) } else { Progress::over(bar) };
+                    if named { Progress::named(name(run), bar, self.json) } else { Progress::unnamed(bar) };
                 self.running.insert(run, progress);
                 if let Some(standing) = self.ranked.iter_mut().find(|standing| standing.run == run) {
                     standing.state = Some(RunState::Running);
@@ -77,17 +77,17 @@ impl<'a> Standings<'a> {
                 if let Some(mut progress) = self.running.remove(&standing.run) {
                     progress.finish();
                 }
-                self.tell_end(standing, trained);
+                self.print_end(standing, trained);
                 self.show_table();
             }
             SweepEvent::RungEnded { survivors, epochs } => {
                 let names: Vec<String> = survivors.iter().map(|&run| name(run)).collect();
-                self.say(&format!("on to epoch {epochs} with {}", names.join(", ")));
+                self.print_note(&format!("continuing to epoch {epochs}: {}", names.join(", ")));
             }
         }
     }
 
-    /// Takes the bars away and prints the table.
+    /// Removes the bars and prints the table.
     pub(crate) fn finish(&mut self, ranked: &[Standing], outcome: Outcome) {
         self.table.finish_and_clear();
         self.ranked = ranked.to_vec();
@@ -96,25 +96,25 @@ impl<'a> Standings<'a> {
         }
     }
 
-    /// All runs as far as they are known, the best first.
+    /// The table of all runs, best first.
     pub(crate) fn table(&self) -> String {
         table(self.sweep, &self.ranked).to_string()
     }
 
-    fn tell_end(&self, standing: &Standing, trained: bool) {
+    fn print_end(&self, standing: &Standing, trained: bool) {
         let name = name(standing.run);
         match (&standing.error, trained) {
-            (Some(error), _) => self.say(&format!("warning: {name} has failed: {error}")),
-            (None, false) => self.say(&format!("{name} has been trained before")),
+            (Some(error), _) => self.print_note(&format!("warning: {name} failed: {error}")),
+            (None, false) => self.print_note(&format!("{name} is already trained")),
             (None, true) => {}
         }
     }
 
-    fn say(&self, line: &str) {
+    fn print_note(&self, line: &str) {
         self.bars.suspend(|| screen::err(line));
     }
 
-    /// Puts an epoch of a run that trains where it belongs.
+    /// Adds the result of an epoch and ranks the runs again.
     fn note_epoch(&mut self, run: usize, eval_loss: f64) {
         if let Some(standing) = self.ranked.iter_mut().find(|standing| standing.run == run) {
             standing.epochs += 1;
@@ -125,12 +125,12 @@ impl<'a> Standings<'a> {
 
     fn show_table(&self) {
         if !self.json && !self.table.is_hidden() {
-            let shown = &self.ranked[..self.ranked.len().min(SHOWN)];
+            let shown = &self.ranked[..self.ranked.len().min(MAX_ROWS)];
             self.table.set_message(table(self.sweep, shown).to_string());
         }
     }
 
-    fn told_values(&self, run: usize) -> String {
+    fn values_text(&self, run: usize) -> String {
         let values = self.sweep.values(run).into_iter();
         values.map(|(name, value)| format!("{name} {value}")).collect::<Vec<_>>().join(", ")
     }
@@ -140,7 +140,7 @@ fn name(run: usize) -> String {
     format!("run_{}", run + 1)
 }
 
-/// Rank, run, state, loss, epochs, and the values in which the runs differ.
+/// Columns: rank, run, state, loss, epochs, and the settings in which the runs differ.
 fn table(sweep: &Sweep, ranked: &[Standing]) -> Table {
     let mut table = Table::new();
     table.load_style(NOTHING);

@@ -1,4 +1,4 @@
-//! The texts of a run: those that the flags name, and those that a run was trained on, known again by their hashes.
+//! Reads the texts of a run: those given on the command line, or those of an earlier run, verified by their hashes.
 
 use std::path::PathBuf;
 
@@ -11,9 +11,9 @@ use crate::options::Options;
 use crate::screen;
 use crate::usage::Usage;
 
-/// The texts that `options` name, or the embedded one; the settings note which.
+/// Reads the texts given in `options`, or the embedded one, and records them in `settings`.
 ///
-/// `saved` are those of the run that is continued, if any: a text of theirs is known again by its hash.
+/// `saved` are the settings of the run to continue, if any. A text with the same hash as there is read unchanged.
 pub(crate) fn read(
     options: &Options,
     settings: &mut Settings,
@@ -22,7 +22,7 @@ pub(crate) fn read(
     let is_stdin =
         |given: &Option<Vec<PathBuf>>| given.iter().flatten().any(|path| path.as_os_str() == STDIN);
     if is_stdin(&options.data) && is_stdin(&options.eval_data) {
-        return Err(Usage("--eval_data: stdin is read for --data already: give a file".to_owned()).into());
+        return Err(Usage("--eval_data -: stdin is already used by --data; give a file".to_owned()).into());
     }
     let data = match &options.data {
         Some(given) => read_files(given, saved.map(|saved| saved.data_sha256.as_str()))?,
@@ -36,13 +36,13 @@ pub(crate) fn read(
     Ok(Texts { data, eval })
 }
 
-/// Notes a text of its own to evaluate on.
+/// Records the text of `--eval_data` in the settings.
 pub(crate) fn note_eval(settings: &mut Settings, eval: Option<&Corpus>) {
     settings.eval_data = eval.map(Corpus::files);
     settings.eval_data_sha256 = eval.map(|eval| eval.sha256.clone());
 }
 
-/// Reads a text, and says if its line endings were changed; they are not if it is known by its hash as it is.
+/// Reads a text and converts its line endings, with a note on stderr. A text that has the hash `sha256` is left unchanged.
 pub(crate) fn read_files(given: &[PathBuf], sha256: Option<&str>) -> anyhow::Result<Corpus> {
     let corpus = match sha256 {
         Some(sha256) => Corpus::read_known(given, sha256)?,
@@ -55,21 +55,21 @@ pub(crate) fn read_files(given: &[PathBuf], sha256: Option<&str>) -> anyhow::Res
 fn announce(corpus: &Corpus) {
     if corpus.converted_endings > 0 {
         let (name, count) = (&corpus.name, corpus.converted_endings);
-        screen::err(format_args!("{name}: {count} line endings (CRLF or CR) are read as LF"));
+        screen::err(format_args!("{name}: converted {count} line endings (CRLF or CR) to LF"));
     }
 }
 
-/// The texts that a run was trained on and evaluated on. They may have moved to where `given` says.
+/// Reads the texts that a run was trained and evaluated on. `given` has their new paths, if they have moved.
 ///
 /// # Errors
-/// If one is not there any more, or has changed.
+/// If a text is missing or has changed.
 pub(crate) fn of_run(settings: &Settings, given: &Options) -> anyhow::Result<Texts> {
     let data = known(&settings.data, &settings.data_sha256, given.data.as_deref(), "--data")?;
     let eval = match (&settings.eval_data, &settings.eval_data_sha256) {
         (Some(files), Some(sha256)) => Some(known(files, sha256, given.eval_data.as_deref(), "--eval_data")?),
         _ if given.eval_data.is_some() => {
-            let reason = "the run is evaluated on a part of its own text: leave --eval_data out, or branch off with \
-                          --from_checkpoint";
+            let reason = "--eval_data: the run is evaluated on a part of its own text; remove --eval_data, or start a \
+                          new run with --from_checkpoint";
             return Err(Usage(reason.to_owned()).into());
         }
         _ => None,
@@ -77,15 +77,14 @@ pub(crate) fn of_run(settings: &Settings, given: &Options) -> anyhow::Result<Tex
     Ok(Texts { data, eval })
 }
 
-/// Says of a text from stdin how to give it again.
+/// The error for a text that came from stdin.
 pub(crate) fn gone(flag: &str) -> anyhow::Error {
-    let reason = format!(
-        "it came from stdin, which cannot be read again; save it to a file and give that by {flag} FILE"
-    );
+    let reason =
+        format!("it came from stdin, which cannot be read again; save it to a file and pass {flag} FILE");
     Error::Corpus { path: "of the run".to_owned(), reason }.into()
 }
 
-/// A text that is known by its hash.
+/// Reads a text and verifies its hash.
 fn known(files: &TextFiles, sha256: &str, given: Option<&[PathBuf]>, flag: &str) -> anyhow::Result<Corpus> {
     let embedded = Corpus::embedded();
     let paths = match given {
@@ -103,13 +102,13 @@ fn known(files: &TextFiles, sha256: &str, given: Option<&[PathBuf]>, flag: &str)
         Some(_) => (
             corpus.files(),
             format!(
-                "is not the text that the run {}: leave {flag} out",
+                "is not the text that the run {}; remove {flag}",
                 if flag == "--data" { "was trained on" } else { "is evaluated on" }
             ),
         ),
         None => (
             files.clone(),
-            "has changed since the run was trained on it: its evaluation part would be a different one"
+            "has changed since the run was trained on it, so its evaluation part would be different"
                 .to_owned(),
         ),
     };

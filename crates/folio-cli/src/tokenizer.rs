@@ -1,6 +1,6 @@
-//! `folio tokenizer`: train one, encode and decode as filters, look into one.
+//! `folio tokenizer`: trains and inspects tokenizers; encodes and decodes text.
 
-use std::io::{self, BufWriter, IsTerminal, Read, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -9,40 +9,40 @@ use clap::{Args, Subcommand, ValueEnum};
 use folio::error::Error;
 use folio::text::{Corpus, TextSize, utf8};
 use folio::tokenizer::{Tokenizer, TokenizerKind};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize;
 use serde_json::json;
 
 use crate::options::whole;
-use crate::progress::with_time_left;
+use crate::progress::encoding_bar;
 use crate::screen;
-use crate::train::set_threads;
+use crate::terminal;
+use crate::threads::set_threads;
 use crate::usage::Usage;
 
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
 pub(crate) struct TokenizerArgs {
     #[command(subcommand)]
-    what: What,
+    command: TokenizerCommand,
 }
 
 #[derive(Subcommand)]
-enum What {
-    /// Learn a byte-level BPE from a text and write it as tokenizer.json
-    Train(TrainArgs),
-    /// Text on stdin to tokens on stdout
+enum TokenizerCommand {
+    /// Train a byte-level BPE tokenizer on a text and write it as tokenizer.json
+    Train(TrainBpeArgs),
+    /// Encode text from stdin as tokens on stdout
     Encode(EncodeArgs),
-    /// Tokens on stdin to text on stdout
+    /// Decode tokens from stdin to text on stdout
     Decode(DecodeArgs),
-    /// Tell what a tokenizer is made of, and show a text in its tokens
+    /// Print statistics of a tokenizer, or how it splits a text into tokens
     Inspect(InspectArgs),
 }
 
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
 #[command(after_help = "\
-All of the text is learned from: a run on the same text is evaluated on what its tokenizer has seen.
-`folio train --tokenizer_type corpus_bpe` learns from the training part alone.
+The tokenizer is trained on the whole text, including the part on which a run on the same text is evaluated. \
+`folio train --tokenizer_type corpus_bpe` trains a tokenizer on the training part only.
 
 Examples:
   folio tokenizer train --vocab_size 1024 --out shakespeare.json
@@ -50,35 +50,34 @@ Examples:
   folio tokenizer train --data my.txt --vocab_size 8192 \\
       --special '<|endoftext|>' --out my.json
   folio train --data my.txt --tokenizer_type my.json")]
-struct TrainArgs {
-    /// UTF-8 text to learn from, all of it; - is stdin [default: the embedded tiny Shakespeare]
+struct TrainBpeArgs {
+    /// UTF-8 text to train on; - reads stdin [default: the embedded tiny Shakespeare]
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
-    /// Tokens, of which 256 are single bytes
+    /// Size of the vocabulary, including the 256 single bytes and the special tokens
     #[arg(long, value_name = "N", value_parser = whole::<usize>)]
     vocab_size: usize,
-    /// Tokens that no ordinary text becomes, at the vocabulary's end
+    /// Special tokens to add at the end of the vocabulary, such as '<|endoftext|>'
     #[arg(long, value_name = "TEXT", num_args = 1..)]
     special: Vec<String>,
-    /// The file to write, in Hugging Face's format
+    /// File to write, in the format of Hugging Face tokenizers
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Replace the file if it is there
+    /// Replace the file if it exists
     #[arg(long)]
     overwrite: bool,
-    /// Threads to compute with [default: all cores]
+    /// Number of threads [default: all cores]
     #[arg(long, value_name = "N", value_parser = whole::<usize>)]
     threads: Option<usize>,
 }
 
-/// How tokens are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// Numbers, a line of them for each line of the text
+enum TokenFormat {
+    /// Token ids, with a line break after each token that ends a line
     Ids,
-    /// The text of each token on a line of its own, line ends and bytes that are no text escaped
+    /// One token per line as text; line breaks and invalid UTF-8 are escaped
     Text,
-    /// One JSON object a token: its id and its text, or its bytes where they are no text
+    /// One JSON object per token with its id and its text, or its bytes if they are not valid UTF-8
     Jsonl,
 }
 
@@ -91,14 +90,14 @@ Examples:
   folio tokenizer encode --tokenizer_type runs/quick --format text < my.txt")]
 struct EncodeArgs {
     #[command(flatten)]
-    which: Which,
-    /// How tokens are written
+    source: TokenizerSource,
+    /// Output format
     #[arg(long, value_enum, default_value = "ids")]
-    format: Format,
-    /// Take special tokens in the text as such, rather than as ordinary text
+    format: TokenFormat,
+    /// Encode special tokens in the text as special tokens rather than ordinary text
     #[arg(long)]
     allow_special: bool,
-    /// Threads to compute with [default: all cores]
+    /// Number of threads [default: all cores]
     #[arg(long, value_name = "N", value_parser = whole::<usize>)]
     threads: Option<usize>,
 }
@@ -106,15 +105,15 @@ struct EncodeArgs {
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
 #[command(after_help = "\
-Example:
+Examples:
   folio corpus | folio tokenizer encode --tokenizer_type bpe > ids.txt
   folio tokenizer decode --tokenizer_type bpe < ids.txt")]
 struct DecodeArgs {
     #[command(flatten)]
-    which: Which,
-    /// How tokens are written: ids or jsonl
+    source: TokenizerSource,
+    /// Input format: ids (any whitespace between them) or jsonl
     #[arg(long, value_enum, default_value = "ids")]
-    format: Format,
+    format: TokenFormat,
 }
 
 #[derive(Args)]
@@ -125,41 +124,40 @@ Examples:
   folio tokenizer inspect --tokenizer_type runs/quick --top 30")]
 struct InspectArgs {
     #[command(flatten)]
-    which: Which,
-    /// Text to show in its tokens
+    source: TokenizerSource,
+    /// Show how this text is split into tokens
     #[arg(long, value_name = "TEXT")]
     text: Option<String>,
-    /// UTF-8 text to count tokens in [default: the embedded tiny Shakespeare]
+    /// UTF-8 text for the token statistics [default: the embedded tiny Shakespeare]
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
-    /// How many of the longest and of the most frequent tokens to list
+    /// Number of longest and of most frequent tokens to list
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = whole::<usize>)]
     top: usize,
 }
 
-/// Which tokenizer is meant.
+/// The tokenizer to use.
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
-struct Which {
-    /// bpe (GPT-2's), a tokenizer.json, or the directory of a run
+struct TokenizerSource {
+    /// Tokenizer to use: bpe (GPT-2's), a tokenizer.json, or a run directory
     #[arg(long, value_name = "NAME|FILE|RUN_DIR")]
     tokenizer_type: PathBuf,
 }
 
-impl Which {
-    fn tokenizer(&self) -> anyhow::Result<Tokenizer> {
+impl TokenizerSource {
+    fn load(&self) -> anyhow::Result<Tokenizer> {
         if self.tokenizer_type.is_dir() {
             return Ok(Tokenizer::load(&self.tokenizer_type)?);
         }
         match TokenizerKind::from_str(&self.tokenizer_type.to_string_lossy()) {
             Ok(TokenizerKind::Bpe) => Ok(Tokenizer::gpt2()),
             Ok(kind @ (TokenizerKind::Chrs | TokenizerKind::CorpusBpe)) => {
-                let reason =
-                    "is made of a text: give the tokenizer.json or the directory of a run that has one";
+                let reason = "depends on the training text; give a tokenizer.json or the directory of a run";
                 Err(Usage(format!("--tokenizer_type: {kind} {reason}")).into())
             }
             Ok(TokenizerKind::File(_)) => Ok(Tokenizer::read(&self.tokenizer_type)?),
-            // A file may have any name.
+            // Any file name is allowed, not only *.json.
             Err(_) if self.tokenizer_type.exists() => Ok(Tokenizer::read(&self.tokenizer_type)?),
             Err(error) => Err(error.into()),
         }
@@ -167,20 +165,21 @@ impl Which {
 }
 
 pub(crate) fn run(args: &TokenizerArgs) -> anyhow::Result<()> {
-    match &args.what {
-        What::Train(args) => train(args),
-        What::Encode(args) => encode(args),
-        What::Decode(args) => decode(args),
-        What::Inspect(args) => inspect(args),
+    match &args.command {
+        TokenizerCommand::Train(args) => train(args),
+        TokenizerCommand::Encode(args) => encode(args),
+        TokenizerCommand::Decode(args) => decode(args),
+        TokenizerCommand::Inspect(args) => inspect(args),
     }
 }
 
-fn train(args: &TrainArgs) -> anyhow::Result<()> {
+fn train(args: &TrainBpeArgs) -> anyhow::Result<()> {
     if args.out.exists() && !args.overwrite {
         let path = args.out.display();
-        return Err(
-            Usage(format!("--out {path} exists: give another name, or --overwrite to replace it")).into()
-        );
+        return Err(Usage(format!(
+            "--out {path} exists; give another name, or add --overwrite to replace it"
+        ))
+        .into());
     }
     set_threads(args.threads)?;
     let corpus = match &args.data {
@@ -195,9 +194,9 @@ fn train(args: &TrainArgs) -> anyhow::Result<()> {
     tokenizer.write(&args.out)?;
     let (tokens, size) = count(&tokenizer, &corpus.text)?;
     let (merges, path) = (tokenizer.merges(), args.out.display());
-    screen::err(format_args!("{} tokens, {merges} merges: {path}", tokenizer.vocab_size()));
+    screen::err(format_args!("wrote {path}: {} tokens, {merges} merges", tokenizer.vocab_size()));
     screen::err(format_args!(
-        "{} is {tokens} of them, {:.3} characters each",
+        "{} has {tokens} tokens, {:.3} characters per token",
         corpus.name,
         per_token(size.characters, tokens)
     ));
@@ -206,14 +205,14 @@ fn train(args: &TrainArgs) -> anyhow::Result<()> {
 
 fn encode(args: &EncodeArgs) -> anyhow::Result<()> {
     set_threads(args.threads)?;
-    let tokenizer = args.which.tokenizer()?;
+    let tokenizer = args.source.load()?;
     let text = utf8(Path::new("stdin"), read_all(io::stdin())?)?;
     let mut out = BufWriter::with_capacity(1 << 16, screen::stdout());
     let mut writer = TokenWriter { tokenizer: &tokenizer, format: args.format, in_line: false };
     if args.allow_special {
         writer.write(&mut out, &tokenizer.encode_special(&text)?)?;
     } else {
-        let bar = bar_for(text.len());
+        let bar = encoding_bar(text.len());
         let mut outcome = Ok(());
         tokenizer.encode_pieces(&text, |piece, ids| {
             if outcome.is_ok() {
@@ -229,24 +228,11 @@ fn encode(args: &EncodeArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A bar for what takes longer than a moment.
-pub(crate) fn bar_for(bytes: usize) -> ProgressBar {
-    const MOMENT: usize = 32 << 20;
-    if bytes < MOMENT {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new(bytes as u64);
-    let template = "encoding {wide_bar:.cyan/dim} {bytes} of {total_bytes}, {left}";
-    let style = ProgressStyle::with_template(template).expect("a valid template").progress_chars("━╸─");
-    bar.set_style(with_time_left(style));
-    bar
-}
-
-/// Writes tokens in a format.
+/// Writes tokens in one of the formats.
 struct TokenWriter<'a> {
     tokenizer: &'a Tokenizer,
-    format: Format,
-    /// Whether the last line has something in it.
+    format: TokenFormat,
+    /// Whether the current line is not empty.
     in_line: bool,
 }
 
@@ -255,14 +241,14 @@ impl TokenWriter<'_> {
         for &id in ids {
             let bytes = self.tokenizer.decode_bytes(&[id]);
             match self.format {
-                Format::Ids => {
+                TokenFormat::Ids => {
                     let separator = if self.in_line { " " } else { "" };
                     let ends_line = bytes.ends_with(b"\n");
                     write!(out, "{separator}{id}{}", if ends_line { "\n" } else { "" })?;
                     self.in_line = !ends_line;
                 }
-                Format::Text => writeln!(out, "{}", escaped(&bytes))?,
-                Format::Jsonl => {
+                TokenFormat::Text => writeln!(out, "{}", escaped(&bytes))?,
+                TokenFormat::Jsonl => {
                     let object = match std::str::from_utf8(&bytes) {
                         Ok(text) => json!({ "id": id, "text": text }),
                         Err(_) => json!({ "id": id, "bytes": bytes }),
@@ -279,7 +265,7 @@ impl TokenWriter<'_> {
     }
 }
 
-/// Text in one line: control characters, the backslash and bytes that are no text as escapes.
+/// A token on one line: control characters, backslashes and invalid UTF-8 are escaped.
 fn escaped(bytes: &[u8]) -> String {
     let mut line = String::new();
     for chunk in bytes.utf8_chunks() {
@@ -296,32 +282,32 @@ fn decode(args: &DecodeArgs) -> anyhow::Result<()> {
     struct Token {
         id: u32,
     }
-    if args.format == Format::Text {
-        let reason = "text does not say which tokens it was: decode ids or jsonl";
-        return Err(Usage(format!("--format: {reason}")).into());
+    if args.format == TokenFormat::Text {
+        return Err(Usage("--format text cannot be decoded; use ids or jsonl".to_owned()).into());
     }
-    let tokenizer = args.which.tokenizer()?;
+    let tokenizer = args.source.load()?;
     let vocab_size = tokenizer.vocab_size();
     let mut out = BufWriter::with_capacity(1 << 16, screen::stdout());
     for (index, line) in io::stdin().lines().enumerate() {
         let line = line.with_context(|| format!("line {} of stdin", index + 1))?;
-        let refused =
+        let invalid =
             |reason: String| Error::Tokenizer { reason: format!("line {} of stdin: {reason}", index + 1) };
         let ids: Vec<u32> = match args.format {
-            Format::Jsonl if line.trim().is_empty() => Vec::new(),
-            Format::Jsonl => {
+            TokenFormat::Jsonl if line.trim().is_empty() => Vec::new(),
+            TokenFormat::Jsonl => {
                 let token: Token = serde_json::from_str(&line).map_err(|error| {
-                    refused(format!("not an object with an id, such as {{\"id\":262}}: {error}"))
+                    invalid(format!("expected an object with an id, such as {{\"id\":262}}: {error}"))
                 })?;
                 vec![token.id]
             }
             _ => (line.split_whitespace())
-                .map(|word| word.parse().map_err(|_| refused(format!("{word:?} is not a token id"))))
+                .map(|word| word.parse().map_err(|_| invalid(format!("{word:?} is not a token id"))))
                 .collect::<Result<_, _>>()?,
         };
         if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab_size) {
-            let reason = format!("{id} is outside the vocabulary, whose ids are 0 to {}", vocab_size - 1);
-            return Err(refused(reason).into());
+            let reason =
+                format!("token id {id} is out of range; the vocabulary has ids 0 to {}", vocab_size - 1);
+            return Err(invalid(reason).into());
         }
         out.write_all(&tokenizer.decode_bytes(&ids))?;
     }
@@ -330,23 +316,32 @@ fn decode(args: &DecodeArgs) -> anyhow::Result<()> {
 }
 
 fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
-    let tokenizer = args.which.tokenizer()?;
-    let mut out = screen::stdout();
-    if let Some(text) = &args.text {
-        let ids = tokenizer.encode_special(text)?;
-        let color =
-            io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        writeln!(out, "{}", shown(&tokenizer, &ids, color))?;
-        let size = TextSize::of(text.as_bytes());
-        let tokens = ids.len() as u64;
-        writeln!(
-            out,
-            "{tokens} tokens, {} characters, {:.3} a token",
-            size.characters,
-            per_token(size.characters, tokens)
-        )?;
-        return Ok(());
+    let tokenizer = args.source.load()?;
+    match &args.text {
+        Some(text) => show_tokens(&tokenizer, text),
+        None => show_statistics(&tokenizer, args),
     }
+}
+
+/// Prints a text split into tokens.
+fn show_tokens(tokenizer: &Tokenizer, text: &str) -> anyhow::Result<()> {
+    let mut out = screen::stdout();
+    let ids = tokenizer.encode_special(text)?;
+    writeln!(out, "{}", shown(tokenizer, &ids, terminal::use_color()))?;
+    let size = TextSize::of(text.as_bytes());
+    let tokens = ids.len() as u64;
+    writeln!(
+        out,
+        "{tokens} tokens, {} characters, {:.3} characters per token",
+        size.characters,
+        per_token(size.characters, tokens)
+    )?;
+    Ok(())
+}
+
+/// Prints the size of the vocabulary, and the longest and the most frequent tokens of a text.
+fn show_statistics(tokenizer: &Tokenizer, args: &InspectArgs) -> anyhow::Result<()> {
+    let mut out = screen::stdout();
     let corpus = match &args.data {
         Some(path) => Corpus::from_file(path)?,
         None => Corpus::embedded(),
@@ -364,9 +359,9 @@ fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
     for id in specials {
         writeln!(out, "special               {id} {}", escaped_token(id))?;
     }
-    writeln!(out, "{:<21} {tokens} tokens, {used} different ones", corpus.name)?;
-    writeln!(out, "characters a token    {:.4}", per_token(size.characters, tokens))?;
-    writeln!(out, "bytes a token         {:.4}", per_token(size.bytes, tokens))?;
+    writeln!(out, "{:<21} {tokens} tokens, {used} distinct", corpus.name)?;
+    writeln!(out, "characters per token  {:.4}", per_token(size.characters, tokens))?;
+    writeln!(out, "bytes per token       {:.4}", per_token(size.bytes, tokens))?;
 
     let mut longest: Vec<u32> = all().filter(|&id| !tokenizer.is_special(id)).collect();
     longest.sort_by_key(|&id| std::cmp::Reverse(tokenizer.decode_bytes(&[id]).len()));
@@ -376,7 +371,7 @@ fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
     }
     let mut frequent: Vec<u32> = all().filter(|&id| counts[id as usize] > 0).collect();
     frequent.sort_by_key(|&id| std::cmp::Reverse(counts[id as usize]));
-    writeln!(out, "\nmost frequent tokens of {}", corpus.name)?;
+    writeln!(out, "\nmost frequent tokens in {}", corpus.name)?;
     for &id in frequent.iter().take(args.top) {
         let count = counts[id as usize];
         let share = 100.0 * count as f64 / tokens as f64;
@@ -385,20 +380,20 @@ fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A text with its tokens told apart: by the colour behind them, or by bars between them. A character that several
-/// tokens make up goes with the first of them.
+/// A text with its tokens marked by background colors, or separated by `|`. A character that spans several tokens belongs
+/// to the first of them.
 fn shown(tokenizer: &Tokenizer, ids: &[u32], color: bool) -> String {
-    /// Backgrounds of the 256-colour palette on which black can be read.
+    /// Backgrounds of the 256-color palette on which black text is readable.
     const COLORS: [u8; 5] = [153, 158, 223, 217, 183];
     let mut parts: Vec<Vec<u8>> = Vec::new();
     for &id in ids {
         let bytes = tokenizer.decode_bytes(&[id]);
-        let begun = bytes.iter().take_while(|&&byte| byte & 0xC0 == 0x80).count();
+        let continuation = bytes.iter().take_while(|&&byte| byte & 0xC0 == 0x80).count();
         match parts.last_mut() {
-            Some(before) if begun > 0 && std::str::from_utf8(before).is_err() => {
-                before.extend(&bytes[..begun]);
-                if begun < bytes.len() {
-                    parts.push(bytes[begun..].to_vec());
+            Some(before) if continuation > 0 && std::str::from_utf8(before).is_err() => {
+                before.extend(&bytes[..continuation]);
+                if continuation < bytes.len() {
+                    parts.push(bytes[continuation..].to_vec());
                 }
             }
             _ => parts.push(bytes),
@@ -409,14 +404,14 @@ fn shown(tokenizer: &Tokenizer, ids: &[u32], color: bool) -> String {
         return texts.map(|text| text.replace('\n', "⏎\n")).collect::<Vec<_>>().join("|");
     }
     let paint = |(index, text): (usize, String)| {
-        // The colour ends before the line does, or it would fill the terminal's width.
+        // Reset the color before each line break, or it would fill the rest of the line.
         let (on, off) = (format!("\x1b[30;48;5;{}m", COLORS[index % COLORS.len()]), "\x1b[0m");
         format!("{on}{}{off}", text.replace('\n', &format!("⏎{off}\n{on}")))
     };
     texts.enumerate().map(paint).collect()
 }
 
-/// Tokens of a text, and its size.
+/// The number of tokens of a text, and its size.
 fn count(tokenizer: &Tokenizer, text: &str) -> anyhow::Result<(u64, TextSize)> {
     let mut tokens = 0;
     tokenizer.encode_pieces(text, |_, ids| tokens += ids.len() as u64)?;

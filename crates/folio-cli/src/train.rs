@@ -3,28 +3,27 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
-use std::thread::available_parallelism;
 
-use anyhow::Context as _;
 use clap::Args;
 use folio::machine::available_memory;
-use folio::model::Gpt2;
+use folio::model::CpuBackend;
 use folio::records::run_recorded;
 use folio::run_dir::{RunDir, RunLock};
 use folio::settings::Settings;
 use folio::sweep::{Context, Sweep, SweepEvent, run_sweep};
 use folio::train::{Event, Outcome, Start, Trainer};
 
-use crate::dashboard::{Dashboard, Told};
+use crate::dashboard::{Dashboard, Update};
 use crate::destination::{print_destination, print_next_steps, quoted, reserve};
 use crate::options::{Options, whole};
 use crate::plan::continuing::FRESH_OPTIMIZER;
 use crate::plan::{Task, Work, plan};
 use crate::presets;
-use crate::progress::{Display, Progress};
+use crate::progress::{Display, Progress, gibibytes};
 use crate::screen;
 use crate::signals::Signals;
 use crate::standings::Standings;
+use crate::threads::set_threads;
 use crate::usage::Usage;
 
 #[derive(Args)]
@@ -135,7 +134,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     if args.jobs == Some(0) {
         return Err(Usage("--jobs: 0 is too few: give at least 1".into()).into());
     }
-    if args.tui && !screen::is_there() {
+    if args.tui && !screen::has_terminal() {
         return Err(Usage(
             "--tui needs a terminal: leave it out where stdout or stderr is a file or a pipe".into(),
         )
@@ -205,18 +204,18 @@ fn train_run(
     }
     let is_resumed = matches!(task.start, Start::Resume { .. });
     let trained = if is_resumed { trainer.state().epoch } else { 0 };
-    print_destination(task, trainer.model().parameters().values().len() as u64, trained);
+    print_destination(task, trainer.backend().parameters().values().len() as u64, trained);
     let dashboard = open_dashboard(args, task, signals)?;
     if let Some(dashboard) = &dashboard {
         let losses = &trainer.history().losses;
         let epochs = losses.steps.iter().copied().zip(losses.eval_losses.iter().copied()).collect();
-        dashboard.tell(Told::History { run: 0, epochs });
+        dashboard.send(Update::History { run: 0, epochs });
     }
     let mut progress = Progress::new(args.display());
     let outcome = run_recorded(&mut trainer, task.run_dir.as_ref(), &signals.requests, &mut |event| {
         progress.on_event(event);
         if let Some(dashboard) = &dashboard {
-            dashboard.tell(Told::Event { run: 0, event: event.clone() });
+            dashboard.send(Update::Event { run: 0, event: event.clone() });
         }
     });
     progress.finish();
@@ -300,18 +299,18 @@ fn open_dashboard(args: &TrainArgs, task: &Task, signals: &Signals) -> anyhow::R
 fn watch_sweep(dashboard: &Dashboard, standings: &Standings, event: SweepEvent) {
     let moves = match event {
         SweepEvent::Run { run, event } => {
-            dashboard.tell(Told::Event { run, event: event.clone() });
+            dashboard.send(Update::Event { run, event: event.clone() });
             matches!(event, Event::EpochEnded { .. })
         }
         SweepEvent::RunEnded { standing, .. } => {
-            dashboard.tell(Told::Ended { run: standing.run });
+            dashboard.send(Update::Ended { run: standing.run });
             true
         }
         SweepEvent::RunStarted { .. } => true,
         SweepEvent::RungEnded { .. } => false,
     };
     if moves {
-        dashboard.tell(Told::Table(standings.table()));
+        dashboard.send(Update::Table(standings.table()));
     }
 }
 
@@ -335,10 +334,10 @@ fn claim(args: &TrainArgs, task: &Task, lock: Option<RunLock>) -> anyhow::Result
 
 /// So many runs at a time as memory is free for.
 fn affordable_jobs(asked: usize, sweep: &Sweep, vocab_size: usize) -> usize {
-    let bytes = sweep
-        .runs
-        .iter()
-        .map(|run| Gpt2::training_bytes(&run.model_config(vocab_size), run.precision, run.batch_size));
+    let bytes = sweep.runs.iter().map(|run| {
+        let config = run.model_config(vocab_size);
+        CpuBackend::training_bytes(&config, run.precision, run.batch_size, run.gradient_accumulation_steps)
+    });
     let largest = bytes.max().unwrap_or(1);
     let room = available_memory().map_or(usize::MAX, |free| (free / largest) as usize).max(1);
     if asked > room {
@@ -369,35 +368,4 @@ fn print_resumption(run: &RunDir, trainer: &Trainer) {
             run.path().display()
         )),
     }
-}
-
-/// Bytes as people read them.
-pub(crate) fn gibibytes(bytes: u64) -> String {
-    indicatif::HumanBytes(bytes).to_string()
-}
-
-/// Sizes the thread pool under every kernel.
-pub(crate) fn set_threads(threads: Option<usize>) -> anyhow::Result<()> {
-    thread_pool(threads)?.build_global().context("starting threads")
-}
-
-/// [`set_threads`], and makes this thread one of them: it has not to hand each token to another and wait.
-pub(crate) fn join_threads(threads: Option<usize>) -> anyhow::Result<()> {
-    thread_pool(threads)?.use_current_thread().build_global().context("starting threads")
-}
-
-fn thread_pool(threads: Option<usize>) -> anyhow::Result<rayon::ThreadPoolBuilder> {
-    if threads == Some(0) {
-        return Err(
-            Usage("--threads: 0 is too few: give at least 1, or leave it out for all cores".into()).into()
-        );
-    }
-    let processors = available_parallelism().map_or(usize::MAX, usize::from);
-    if let Some(threads) = threads.filter(|threads| *threads > processors) {
-        screen::err(format_args!(
-            "warning: --threads {processors} instead of {threads}: more than there are processors slows it down"
-        ));
-    }
-    // The library reads 0 as all cores.
-    Ok(rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0).min(processors)))
 }

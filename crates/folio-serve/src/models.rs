@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use folio::error::Error;
-use folio::model::{Predictor, WeightFormat};
+use folio::model::{InferenceModel, WeightFormat};
 use folio::run_dir::Saved;
 use folio::tokenizer::Tokenizer;
 
@@ -15,7 +15,7 @@ use crate::metrics::Metrics;
 
 /// A model that is ready for inference.
 pub(crate) struct LoadedModel {
-    pub(crate) predictor: Arc<Predictor>,
+    pub(crate) predictor: Arc<InferenceModel>,
     pub(crate) tokenizer: Arc<Tokenizer>,
 }
 
@@ -136,7 +136,7 @@ impl ModelCache {
             None => WeightFormat::of(run.directory.settings()?.precision),
         };
         format.check(&config)?;
-        let predictor = Predictor::new(config, format, &checkpoint.parameters()?);
+        let predictor = InferenceModel::new(config, format, &checkpoint.parameters()?);
         Ok(LoadedModel { predictor: Arc::new(predictor), tokenizer: Arc::new(tokenizer) })
     }
 }

@@ -1,4 +1,4 @@
-//! How the dashboard looks, on a terminal of any size.
+//! Draws the dashboard on a terminal of any size.
 
 use std::time::{Duration, Instant};
 
@@ -10,14 +10,14 @@ use ratatui::symbols::Marker;
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Axis, Block, Chart, Dataset, GraphType, Paragraph, Wrap};
 
-use super::curve::Curve;
-use super::state::{Best, Phase, Run, State};
+use super::curve::DownsampledCurve;
+use super::state::{Best, LastSave, Phase, Run, State};
 
-/// From this many columns on, charts stand side by side.
+/// Charts are side by side on terminals with at least this many columns.
 const WIDE: u16 = 76;
-/// Rows that a chart takes to show anything.
+/// Fewest rows in which a chart is readable.
 const CHART_ROWS_MIN: u16 = 4;
-/// From this many rows on, there is room for a bar and for all warnings.
+/// Terminals with at least this many rows show a progress bar and all warnings.
 const TALL: u16 = 16;
 
 const TRAIN: Color = Color::LightYellow;
@@ -25,29 +25,29 @@ const EVAL: Color = Color::LightBlue;
 const RATE: Color = Color::LightGreen;
 const WARNING: Color = Color::LightRed;
 
-/// What a picture depends on besides what was told.
+/// Everything besides [`State`] that a frame depends on.
 #[derive(Clone, Copy)]
-pub(super) struct Look {
+pub(super) struct View {
     pub(super) now: Instant,
-    /// Whether the run was asked to stop.
+    /// Whether the run is stopping.
     pub(super) stopping: bool,
     pub(super) color: bool,
 }
 
-impl Look {
+impl View {
     fn style(self, color: Color) -> Style {
         if self.color { Style::new().fg(color) } else { Style::new() }
     }
 }
 
-/// Draws all of it.
-pub(super) fn draw(frame: &mut Frame, state: &State, look: Look) {
+/// Draws a frame.
+pub(super) fn draw(frame: &mut Frame, state: &State, view: View) {
     let Some(run) = state.runs.get(&state.shown) else { return };
     let area = frame.area();
-    let notes = notes(state, look);
+    let notes = notes(state, view);
     let table: Vec<&str> = state.table.as_deref().map_or(Vec::new(), |table| table.lines().collect());
 
-    // What matters most takes its rows first; the body has the rest.
+    // Rows are granted in order of importance; the charts and the sample get the rest.
     let mut left = area.height;
     let mut grant = |wanted: u16| {
         let granted = wanted.min(left);
@@ -66,14 +66,14 @@ pub(super) fn draw(frame: &mut Frame, state: &State, look: Look) {
     let [title, place, bar, numbers, best, table_area, body, notes_area, keys] = areas;
 
     frame.render_widget(title_line(state, run), title);
-    frame.render_widget(Line::raw(fitting(&place_parts(run, look.now), place.width)), place);
-    frame.render_widget(bar_line(run, bar.width, look), bar);
+    frame.render_widget(Line::raw(fitting(&place_parts(run, view.now), place.width)), place);
+    frame.render_widget(bar_line(run, bar.width, view), bar);
     frame.render_widget(Line::raw(fitting(&numbers_parts(run), numbers.width)), numbers);
     frame.render_widget(Line::raw(fitting(&best_parts(run.best), best.width)), best);
     frame.render_widget(Paragraph::new(table.into_iter().map(Line::raw).collect::<Vec<_>>()), table_area);
-    draw_body(frame, run, body, look);
+    draw_body(frame, run, body, view);
     frame.render_widget(Paragraph::new(notes), notes_area);
-    frame.render_widget(Line::styled(keys_text(state, look), Modifier::DIM), keys);
+    frame.render_widget(Line::styled(keys_text(state, view), Modifier::DIM), keys);
 }
 
 fn title_line(state: &State, run: &Run) -> Line<'static> {
@@ -88,10 +88,10 @@ fn title_line(state: &State, run: &Run) -> Line<'static> {
     Line::from(title)
 }
 
-/// So many of the parts as there is room for, the first of them in any case.
+/// Joins as many parts as fit in the columns, and always the first.
 fn fitting(parts: &[String], columns: u16) -> String {
     let joined = (1..=parts.len()).rev().flat_map(|count| {
-        // Rather closer together than fewer.
+        // A narrower separator is better than fewer parts.
         [" · ", "  "].map(|between| parts[..count].join(between))
     });
     let mut joined = joined.skip_while(|text| text.chars().count() > usize::from(columns));
@@ -119,11 +119,11 @@ fn clock(time: Duration) -> String {
     if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes}:{seconds:02}") }
 }
 
-fn bar_line(run: &Run, columns: u16, look: Look) -> Line<'static> {
-    let done = (f64::from(columns) * run.share()) as usize;
+fn bar_line(run: &Run, columns: u16, view: View) -> Line<'static> {
+    let done = (f64::from(columns) * run.fraction_done()) as usize;
     let rest = usize::from(columns).saturating_sub(done);
     Line::from(vec![
-        Span::styled("━".repeat(done), look.style(Color::Cyan)),
+        Span::styled("━".repeat(done), view.style(Color::Cyan)),
         Span::styled("─".repeat(rest), Modifier::DIM),
     ])
 }
@@ -143,33 +143,33 @@ fn numbers_parts(run: &Run) -> Vec<String> {
 }
 
 fn best_parts(best: Option<Best>) -> Vec<String> {
-    let Some(Best { loss, epoch, step }) = best else { return vec!["no epoch has ended yet".to_owned()] };
+    let Some(Best { loss, epoch, step }) = best else { return vec!["no epoch finished yet".to_owned()] };
     let step = HumanCount(step);
     vec![format!("best eval loss {loss:.4} at epoch {epoch}"), format!("step {step}")]
 }
 
-/// The last save and the last warnings, the newest of these first.
-fn notes(state: &State, look: Look) -> Vec<Line<'static>> {
+/// The latest warnings, newest first, and the latest checkpoint.
+fn notes(state: &State, view: View) -> Vec<Line<'static>> {
     let warnings = state.warnings.iter();
     let warnings =
-        warnings.map(|warning| Line::styled(format!("warning: {}", clean(warning)), look.style(WARNING)));
-    let saved = state.saved.iter().map(|(checkpoint, at)| {
-        let ago = HumanDuration(look.now.saturating_duration_since(*at));
+        warnings.map(|warning| Line::styled(format!("warning: {}", clean(warning)), view.style(WARNING)));
+    let saved = state.last_save.iter().map(|LastSave { checkpoint, at }| {
+        let ago = HumanDuration(view.now.saturating_duration_since(*at));
         Line::raw(format!("saved {checkpoint} {ago} ago"))
     });
     warnings.chain(saved).collect()
 }
 
-fn keys_text(state: &State, look: Look) -> &'static str {
-    match (look.stopping, state.saves) {
-        (true, _) => "q leave now   stopping after this step",
-        (false, true) => "q save and stop   s save",
-        (false, false) => "q stop (--no_save: nothing is saved)",
+fn keys_text(state: &State, view: View) -> &'static str {
+    match (view.stopping, state.saves) {
+        (true, _) => "stopping after this step; q: quit now without saving",
+        (false, true) => "q: save and quit   s: save now",
+        (false, false) => "q: quit (--no_save: nothing is saved)",
     }
 }
 
-/// The curves, and what the model writes.
-fn draw_body(frame: &mut Frame, run: &Run, area: Rect, look: Look) {
+/// Draws the curves and the newest sample.
+fn draw_body(frame: &mut Frame, run: &Run, area: Rect, view: View) {
     if area.height < CHART_ROWS_MIN {
         return draw_sample(frame, run, area);
     }
@@ -180,8 +180,8 @@ fn draw_body(frame: &mut Frame, run: &Run, area: Rect, look: Look) {
         let rates_rows = if rates_too { area.height * 2 / 5 } else { 0 };
         let [rates, sample] =
             Layout::vertical([Constraint::Length(rates_rows), Constraint::Fill(1)]).areas(side);
-        draw_losses(frame, run, losses, look);
-        draw_rates(frame, run, rates, look);
+        draw_losses(frame, run, losses, view);
+        draw_rates(frame, run, rates, view);
         draw_sample(frame, run, sample);
     } else {
         let sample_rows = if area.height >= 2 * CHART_ROWS_MIN { area.height / 4 } else { 0 };
@@ -189,41 +189,41 @@ fn draw_body(frame: &mut Frame, run: &Run, area: Rect, look: Look) {
         let lengths = [Constraint::Length(rates_rows), Constraint::Length(sample_rows)];
         let [losses, rates, sample] =
             Layout::vertical([Constraint::Fill(1)].into_iter().chain(lengths)).areas(area);
-        draw_losses(frame, run, losses, look);
-        draw_rates(frame, run, rates, look);
+        draw_losses(frame, run, losses, view);
+        draw_rates(frame, run, rates, view);
         draw_sample(frame, run, sample);
     }
 }
 
-fn draw_losses(frame: &mut Frame, run: &Run, area: Rect, look: Look) {
-    // Without colours it is the dots that differ.
+fn draw_losses(frame: &mut Frame, run: &Run, area: Rect, view: View) {
+    // Without colors the curves differ in their markers.
     let (train_marker, eval_marker) =
-        if look.color { (Marker::Braille, Marker::Braille) } else { (Marker::Custom('·'), Marker::Braille) };
-    let (train_sign, eval_sign) = if look.color { ("── ", "── ") } else { ("·· ", "⠒⠒ ") };
+        if view.color { (Marker::Braille, Marker::Braille) } else { (Marker::Custom('·'), Marker::Braille) };
+    let (train_sign, eval_sign) = if view.color { ("── ", "── ") } else { ("·· ", "⠒⠒ ") };
     let title = Line::from(vec![
         Span::raw("loss  "),
-        Span::styled(train_sign, look.style(TRAIN)),
+        Span::styled(train_sign, view.style(TRAIN)),
         Span::raw("train  "),
-        Span::styled(eval_sign, look.style(EVAL)),
+        Span::styled(eval_sign, view.style(EVAL)),
         Span::raw("eval"),
     ]);
     let curves = [
-        (&run.train_losses, look.style(TRAIN), train_marker),
-        (&run.eval_losses, look.style(EVAL), eval_marker),
+        (&run.train_losses, view.style(TRAIN), train_marker),
+        (&run.eval_losses, view.style(EVAL), eval_marker),
     ];
     draw_chart(frame, title, &curves, area, |loss| format!("{loss:.2}"));
 }
 
-fn draw_rates(frame: &mut Frame, run: &Run, area: Rect, look: Look) {
-    let curves = [(&run.learning_rates, look.style(RATE), Marker::Braille)];
+fn draw_rates(frame: &mut Frame, run: &Run, area: Rect, view: View) {
+    let curves = [(&run.learning_rates, view.style(RATE), Marker::Braille)];
     draw_chart(frame, Line::raw("learning rate"), &curves, area, |rate| format!("{rate:.1e}"));
 }
 
-/// Curves over steps, scaled to what they hold.
+/// Draws curves over steps, on axes that fit them.
 fn draw_chart(
     frame: &mut Frame,
     title: Line,
-    curves: &[(&Curve, Style, Marker)],
+    curves: &[(&DownsampledCurve, Style, Marker)],
     area: Rect,
     value_text: fn(f64) -> String,
 ) {
@@ -247,7 +247,7 @@ fn draw_chart(
     frame.render_widget(chart.x_axis(step_axis).y_axis(value_axis).legend_position(None), area);
 }
 
-/// The least and the greatest, a little apart in any case; none of nothing.
+/// The smallest and the largest value, widened if they are equal; `None` if there are no values.
 fn range(values: impl Iterator<Item = f64>) -> Option<[f64; 2]> {
     let range = values.fold(None, |range: Option<[f64; 2]>, value| {
         let [low, high] = range.unwrap_or([value, value]);
@@ -265,7 +265,7 @@ fn draw_sample(frame: &mut Frame, run: &Run, area: Rect) {
     }
 }
 
-/// A text without what a terminal might obey.
+/// Replaces control characters, which the terminal would interpret.
 fn clean(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect()
 }

@@ -1,4 +1,4 @@
-//! What the dashboard knows.
+//! The state that the dashboard displays, built from updates.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -6,26 +6,31 @@ use std::time::{Duration, Instant};
 use folio::model::Precision;
 use folio::train::Event;
 
-use super::Told;
-use super::curve::Curve;
+use super::Update;
+use super::curve::DownsampledCurve;
 
-/// Warnings that are remembered.
+/// Number of warnings that are kept.
 const WARNINGS_MAX: usize = 3;
 
-/// All that was told.
+/// The state of a run or a sweep.
 pub(super) struct State {
     pub(super) title: String,
-    /// Whether there is somewhere to save.
+    /// False with `--no_save`.
     pub(super) saves: bool,
     pub(super) runs: BTreeMap<usize, Run>,
-    /// The run that is shown: the one that has begun last of those that train.
+    /// The run that is displayed: the one that started last among those that train.
     pub(super) shown: usize,
-    /// The runs of a sweep in order.
+    /// The ranked table of a sweep.
     pub(super) table: Option<String>,
-    /// The last warnings, the newest first.
+    /// The latest warnings, newest first.
     pub(super) warnings: VecDeque<String>,
-    /// The checkpoint that was written last, and when.
-    pub(super) saved: Option<(String, Instant)>,
+    pub(super) last_save: Option<LastSave>,
+}
+
+/// The latest checkpoint.
+pub(super) struct LastSave {
+    pub(super) checkpoint: String,
+    pub(super) at: Instant,
 }
 
 /// One run.
@@ -35,27 +40,28 @@ pub(super) struct Run {
     pub(super) precision: Precision,
     pub(super) epoch: u64,
     pub(super) last_epoch: u64,
-    /// Steps of its history.
+    /// Optimizer steps since the beginning of the run, including those before it was resumed.
     pub(super) step: u64,
-    /// Steps taken here, and those it had to take when it began here.
+    /// Steps taken since this process started, out of `steps`.
     pub(super) taken: u64,
     pub(super) steps: u64,
-    pub(super) begun: Instant,
+    pub(super) start: Instant,
     last_event: Instant,
-    /// Time spent in steps, and tokens learned from in it.
-    training: Duration,
+    /// Time spent in optimizer steps.
+    step_time: Duration,
+    /// Training tokens processed in `step_time`.
     tokens: u64,
     pub(super) loss: f64,
     pub(super) gradient_norm: f64,
     pub(super) learning_rate: f64,
-    pub(super) train_losses: Curve,
-    pub(super) eval_losses: Curve,
-    pub(super) learning_rates: Curve,
+    pub(super) train_losses: DownsampledCurve,
+    pub(super) eval_losses: DownsampledCurve,
+    pub(super) learning_rates: DownsampledCurve,
     pub(super) best: Option<Best>,
     pub(super) sample: Option<String>,
 }
 
-/// What a run does.
+/// The current activity of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
     Starting,
@@ -82,43 +88,43 @@ impl State {
             shown: 0,
             table: None,
             warnings: VecDeque::new(),
-            saved: None,
+            last_save: None,
         }
     }
 
-    /// Takes what was told at a time.
-    pub(super) fn take(&mut self, told: Told, at: Instant) {
-        match told {
-            Told::History { run, epochs } => {
+    /// Applies an update that was sent at a time.
+    pub(super) fn apply(&mut self, update: Update, at: Instant) {
+        match update {
+            Update::History { run, epochs } => {
                 let run = self.run(run, at);
                 epochs.iter().zip(1..).for_each(|(&(step, loss), epoch)| run.note_eval(epoch, step, loss));
             }
-            Told::Event { run, event } => self.take_event(run, &event, at),
-            Told::Ended { run: ended } => {
+            Update::Event { run, event } => self.apply_event(run, &event, at),
+            Update::Ended { run: ended } => {
                 self.run(ended, at).phase = Phase::Ended;
                 let trains = self.runs.iter().rev().find(|(_, run)| run.phase != Phase::Ended);
                 self.shown = trains.map_or(self.shown, |(&run, _)| run);
             }
-            Told::Table(table) => self.table = Some(table),
+            Update::Table(table) => self.table = Some(table),
         }
     }
 
-    fn take_event(&mut self, number: usize, event: &Event, at: Instant) {
+    fn apply_event(&mut self, number: usize, event: &Event, at: Instant) {
         let name = if self.table.is_some() { format!("run_{}: ", number + 1) } else { String::new() };
         match event {
             Event::Started { .. } => self.shown = number,
             Event::Saved { checkpoint, .. } => {
                 let checkpoint = checkpoint.file_name().unwrap_or_default().to_string_lossy();
-                self.saved = Some((format!("{name}{checkpoint}"), at));
+                self.last_save = Some(LastSave { checkpoint: format!("{name}{checkpoint}"), at });
             }
             Event::Warning { message } => self.warn(format!("{name}{message}")),
             Event::Step(report) if report.skipped => {
                 let (step, loss) = (report.step, report.loss);
-                self.warn(format!("{name}step {step} is skipped: loss {loss}"));
+                self.warn(format!("{name}skipped step {step}: loss {loss}"));
             }
             _ => {}
         }
-        self.run(number, at).take_event(event, at);
+        self.run(number, at).apply_event(event, at);
     }
 
     fn warn(&mut self, warning: String) {
@@ -142,31 +148,31 @@ impl Run {
             step: 0,
             taken: 0,
             steps: 0,
-            begun: now,
+            start: now,
             last_event: now,
-            training: Duration::ZERO,
+            step_time: Duration::ZERO,
             tokens: 0,
             loss: f64::NAN,
             gradient_norm: f64::NAN,
             learning_rate: f64::NAN,
-            train_losses: Curve::default(),
-            eval_losses: Curve::default(),
-            learning_rates: Curve::default(),
+            train_losses: DownsampledCurve::default(),
+            eval_losses: DownsampledCurve::default(),
+            learning_rates: DownsampledCurve::default(),
             best: None,
             sample: None,
         }
     }
 
-    fn take_event(&mut self, event: &Event, at: Instant) {
+    fn apply_event(&mut self, event: &Event, at: Instant) {
         let elapsed = at.saturating_duration_since(self.last_event);
         self.last_event = at;
         match event {
             Event::Started { step, steps, parameters, precision, .. } => {
                 (self.step, self.steps, self.parameters, self.precision) =
                     (*step, *steps, *parameters, *precision);
-                (self.taken, self.begun, self.training, self.tokens) = (0, at, Duration::ZERO, 0);
+                (self.taken, self.start, self.step_time, self.tokens) = (0, at, Duration::ZERO, 0);
                 let curves = [&mut self.train_losses, &mut self.eval_losses, &mut self.learning_rates];
-                curves.into_iter().for_each(|curve| curve.go_back_to(*step));
+                curves.into_iter().for_each(|curve| curve.truncate(*step));
                 self.phase = Phase::Training;
             }
             Event::EpochStarted { epoch, last_epoch, .. } => {
@@ -174,7 +180,7 @@ impl Run {
             }
             Event::Step(report) => {
                 self.phase = Phase::Training;
-                self.training += elapsed;
+                self.step_time += elapsed;
                 self.tokens += report.tokens;
                 (self.step, self.taken) = (report.step, self.taken + 1);
                 self.loss = f64::from(report.loss);
@@ -201,22 +207,22 @@ impl Run {
         }
     }
 
-    /// Tokens a second while it takes steps; none before the first.
+    /// Training tokens per second, not counting evaluation and saving; `None` before the first step.
     pub(super) fn tokens_per_second(&self) -> Option<f64> {
-        let seconds = self.training.as_secs_f64();
+        let seconds = self.step_time.as_secs_f64();
         (seconds > 0.0).then(|| self.tokens as f64 / seconds)
     }
 
-    /// The time until its last step, if it goes on as it has gone so far.
+    /// Estimated time until the last step, from the mean time per step so far.
     pub(super) fn time_left(&self, now: Instant) -> Option<Duration> {
-        let passed = now.saturating_duration_since(self.begun).as_secs_f64();
+        let passed = now.saturating_duration_since(self.start).as_secs_f64();
         let left = self.steps.saturating_sub(self.taken) as f64;
         let seconds = passed / self.taken as f64 * left;
         Duration::try_from_secs_f64(seconds).ok().filter(|_| self.taken > 0)
     }
 
-    /// The share of its steps that it has taken.
-    pub(super) fn share(&self) -> f64 {
+    /// The fraction of steps that are done.
+    pub(super) fn fraction_done(&self) -> f64 {
         if self.steps == 0 { 1.0 } else { (self.taken as f64 / self.steps as f64).min(1.0) }
     }
 }

@@ -72,7 +72,9 @@ fn a_prompt_becomes_a_text_as_it_is_drawn() {
     assert!(seen >= 5.0, "the text came in {seen} parts");
     assert_eq!(browser.text("document.querySelector('.sample .prompt').textContent"), "First Citizen:");
     assert!(
-        browser.text("document.querySelector('.sample header').textContent").contains("stopped at the token limit")
+        browser
+            .text("document.querySelector('.sample header').textContent")
+            .contains("stopped at the token limit")
     );
 
     // The same settings and seed give the same text, on the page and from the API; other seeds another one.
@@ -99,9 +101,7 @@ fn a_prompt_becomes_a_text_as_it_is_drawn() {
     browser.fill("#stop", &stop.replace('\n', "\\n"));
     let (before, _) = text.split_once(&stop).expect("a part of it");
     assert_eq!(generate(&browser), before);
-    assert!(
-        browser.text("document.querySelector('.sample header').textContent").contains(", finished")
-    );
+    assert!(browser.text("document.querySelector('.sample header').textContent").contains(", finished"));
     browser.finish(&[]);
 }
 

@@ -1,4 +1,4 @@
-//! Which checkpoint a command takes.
+//! Which checkpoint a command uses.
 
 use std::fs::File;
 use std::time::{Duration, SystemTime};
@@ -10,7 +10,7 @@ use crate::place::{Place, Ran, TINY};
 
 const SAVED: &str = "--save_losses --save_checkpoint";
 
-/// Writes evaluation losses into a run as if it had had them.
+/// Overwrites the evaluation losses of a run.
 fn set_losses(place: &Place, run: &str, eval_losses: &[f64]) {
     let name = format!("{run}/losses.json");
     let mut losses = place.json(&name);
@@ -18,7 +18,7 @@ fn set_losses(place: &Place, run: &str, eval_losses: &[f64]) {
     place.write(&name, losses.to_string());
 }
 
-/// Makes every checkpoint of a run as old as this.
+/// Sets the age of every checkpoint of a run.
 fn set_age(place: &Place, run: &str, seconds: u64) {
     for epoch in 1..=2 {
         let directory = File::open(place.path(&format!("{run}/checkpoint_{epoch}"))).expect("a checkpoint");
@@ -26,15 +26,15 @@ fn set_age(place: &Place, run: &str, seconds: u64) {
     }
 }
 
-/// The checkpoint that a command said it uses.
+/// The checkpoint that a command reports to use.
 fn used(ran: &Ran) -> &str {
     let line = ran.stderr.lines().find_map(|line| line.strip_prefix("using "));
-    let line = line.unwrap_or_else(|| panic!("it does not say what it uses: {}", ran.stderr));
+    let line = line.unwrap_or_else(|| panic!("no line starts with 'using': {}", ran.stderr));
     line.split(',').next().expect("a path")
 }
 
 #[test]
-fn every_command_takes_the_best_checkpoint_by_default() {
+fn the_default_is_the_checkpoint_with_the_lowest_eval_loss() {
     let place = place_with_run();
     for (losses, best) in [([2.0, 3.0], "run/checkpoint_1"), ([3.0, 2.0], "run/checkpoint_2")] {
         set_losses(&place, "run", &losses);
@@ -46,13 +46,13 @@ fn every_command_takes_the_best_checkpoint_by_default() {
         let said = place.ok("eval run --json").stdout;
         assert!(said.contains(&format!("{best:?}")), "{said}");
     }
-    // The first of equals.
+    // Of equal losses the first wins.
     set_losses(&place, "run", &[2.0, 2.0]);
     assert_eq!(used(&place.ok("eval run")), "run/checkpoint_1");
 }
 
 #[test]
-fn the_newest_is_taken_where_no_losses_were_saved() {
+fn without_losses_the_newest_checkpoint_is_used() {
     let place = place_with_run();
     std::fs::remove_file(place.path("run/losses.json")).expect("it was written");
     std::fs::remove_file(place.path("run/status.json")).expect("it was written");
@@ -64,7 +64,7 @@ fn the_newest_is_taken_where_no_losses_were_saved() {
 }
 
 #[test]
-fn paths_to_checkpoints_runs_and_sweeps_are_taken() {
+fn paths_may_name_checkpoints_runs_or_sweeps() {
     let place = place_with_run();
     place.ok(&format!("train {TINY} {SAVED} --learning_rates 1e-3 1e-4 --run_dir search"));
     set_losses(&place, "run", &[2.0, 3.0]);
@@ -88,19 +88,19 @@ fn paths_to_checkpoints_runs_and_sweeps_are_taken() {
             assert_eq!(used(&place.ok(&format!("{command} {path}"))), taken, "{command} {path}");
         }
     }
-    // A file of samples belongs to the run, whatever names the checkpoint.
+    // --write_to_file writes to the run directory, even if the path names a checkpoint.
     place.ok("generate run/latest --max_new_tokens 3 --write_to_file samples.txt");
     assert!(place.text("run/samples.txt").starts_with("Checkpoint 2 output:"));
 }
 
 #[test]
-fn without_a_path_the_newest_run_in_runs_is_taken() {
+fn without_a_path_the_newest_run_in_runs_is_used() {
     let place = Place::new();
     std::fs::create_dir(place.path("runs")).expect("room");
     for run in ["a", "b"] {
         place.ok(&format!("train {TINY} {SAVED} --run_dir runs/{run}"));
     }
-    // A run that has saved nothing does not count.
+    // A run without checkpoints does not count.
     std::fs::create_dir(place.path("runs/empty")).expect("room");
     place.write("runs/empty/hyperparameters.json", place.read("runs/a/hyperparameters.json"));
     for (a, b, newest) in [(100, 50, "b"), (50, 100, "a")] {
@@ -120,7 +120,7 @@ fn without_a_path_the_newest_run_in_runs_is_taken() {
 }
 
 #[test]
-fn paths_that_lead_to_no_checkpoint() {
+fn paths_without_a_checkpoint_are_rejected() {
     let place = place_with_run();
     std::fs::create_dir_all(place.path("nothing/here")).expect("room");
     place.ok(&format!("train {TINY} {SAVED} --learning_rates 1e-3 1e-4 --run_dir search"));
@@ -132,11 +132,15 @@ fn paths_that_lead_to_no_checkpoint() {
             ("nothing", FAILURE, &["nothing: is not a run", "hyperparameters.json", "directory of runs"]),
             ("plays.txt", FAILURE, &["plays.txt: is not a directory"]),
             ("run/checkpoint_9", FAILURE, &["run: holds no checkpoint 9", "there are 1, 2"]),
-            ("run/best --checkpoint_step 1", USAGE, &["run/best is a checkpoint", "--checkpoint_step"]),
+            (
+                "run/best --checkpoint_step 1",
+                USAGE,
+                &["run/best is already a checkpoint", "--checkpoint_step"],
+            ),
             (
                 "run/best --best_eval_loss_model",
                 USAGE,
-                &["run/best is a checkpoint", "--best_eval_loss_model"],
+                &["run/best is already a checkpoint", "--best_eval_loss_model"],
             ),
             ("search --checkpoint_step 1", USAGE, &["search is a sweep", "one of its runs"]),
         ] {

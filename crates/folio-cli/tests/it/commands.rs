@@ -1,4 +1,4 @@
-//! What each command besides `folio train` is for.
+//! The main use of each command besides `folio train`.
 
 use folio::text::Corpus;
 use serde_json::{Value, json};
@@ -13,7 +13,7 @@ fn place_with_run() -> Place {
     place
 }
 
-/// A place with a sweep of three runs, of which the second learns best and the third hardly at all.
+/// A place with a sweep of three runs: the second has the lowest loss, the third the highest.
 fn place_with_sweep() -> Place {
     let place = Place::new();
     place.ok(&format!("train {TINY} {SAVED} --learning_rates 1e-4 3e-3 1e-6 --run_dir search"));
@@ -25,9 +25,9 @@ fn json_lines(text: &str) -> Vec<Value> {
 }
 
 #[test]
-fn generate_goes_on_from_a_prompt_for_so_many_tokens() {
+fn generate_continues_a_prompt_for_max_new_tokens() {
     let place = place_with_run();
-    // Longer than the block of 16: the context is cropped.
+    // Longer than the block of 16, so the context is cropped.
     let text = place.ok("generate run --prompt 'First Citizen:' --max_new_tokens 40 --seed 1").stdout;
     assert!(text.starts_with("First Citizen:"), "{text}");
     assert_eq!(text.chars().count(), "First Citizen:".len() + 40 + "\n".len(), "{text}");
@@ -36,7 +36,7 @@ fn generate_goes_on_from_a_prompt_for_so_many_tokens() {
 }
 
 #[test]
-fn generate_repeats_itself_only_with_the_same_seed() {
+fn generate_is_deterministic_for_a_seed() {
     let place = place_with_run();
     let seeded = |seed: u64| place.ok(&format!("generate run --seed {seed}")).stdout;
     assert_eq!(seeded(1), seeded(1));
@@ -49,7 +49,7 @@ fn generate_repeats_itself_only_with_the_same_seed() {
 }
 
 #[test]
-fn generate_takes_the_epochs_and_samples_it_is_given() {
+fn generate_writes_the_given_epochs_and_number_of_samples() {
     let place = place_with_run();
     let of = |flags: &str| place.ok(&format!("generate run --seed 1 {flags}")).stdout;
     let (first, second) = (of("--checkpoint_step 1"), of("--checkpoint_step 2"));
@@ -67,7 +67,7 @@ fn generate_takes_the_epochs_and_samples_it_is_given() {
 #[test]
 fn many_samples_are_generated_in_groups() {
     let place = place_with_run();
-    // More than are generated at a time.
+    // More than are generated in parallel.
     let many = place.ok("generate run --seed 1 --max_new_tokens 3 --num_samples 300").stdout;
     let texts: Vec<&str> = many.split("----\n").collect();
     assert_eq!(texts.len(), 300);
@@ -81,7 +81,7 @@ fn many_samples_are_generated_in_groups() {
 }
 
 #[test]
-fn generate_shows_how_a_run_learned() {
+fn generate_writes_every_checkpoint_with_its_loss() {
     let place = place_with_run();
     let losses = place.numbers("run/losses.json", "/eval_losses");
     let of = |flags: &str| place.ok(&format!("generate run --seed 1 --max_new_tokens 9 {flags}")).stdout;
@@ -98,7 +98,7 @@ fn generate_shows_how_a_run_learned() {
 }
 
 #[test]
-fn generate_tells_its_texts_as_json() {
+fn generate_writes_json() {
     let place = place_with_run();
     let plain = place.ok("generate run --prompt We --num_samples 2 --seed 4 --max_new_tokens 12").stdout;
     let lines = json_lines(
@@ -108,15 +108,16 @@ fn generate_tells_its_texts_as_json() {
         lines.iter().map(|line| format!("We{}\n", line["text"].as_str().expect("text"))).collect();
     assert_eq!(texts.join("----\n"), plain);
     for (line, seed) in lines.iter().zip(4..) {
-        let rest = (&line["checkpoint"], &line["seed"], &line["prompt"], &line["tokens"], &line["finish"]);
-        let expected = ("checkpoint_2".into(), seed.into(), "We".into(), 12.into(), "length".into());
-        let (checkpoint, seed, prompt, tokens, finish): (Value, Value, Value, Value, Value) = expected;
-        assert_eq!(rest, (&checkpoint, &seed, &prompt, &tokens, &finish));
+        let expected = json!({
+            "checkpoint": "checkpoint_2", "seed": seed, "prompt": "We", "text": line["text"], "tokens": 12,
+            "finish": "length",
+        });
+        assert_eq!(*line, expected);
     }
 }
 
 #[test]
-fn generate_lists_probabilities_where_there_are_no_colours() {
+fn generate_lists_probabilities_without_colors() {
     let place = place_with_run();
     let flags = "--prompt We --seed 4 --max_new_tokens 30";
     let plain = place.ok(&format!("generate run {flags}")).stdout;
@@ -133,19 +134,19 @@ fn generate_lists_probabilities_where_there_are_no_colours() {
 }
 
 #[test]
-fn generate_stops_before_a_stop_string_and_where_the_context_ends() {
+fn generate_stops_before_a_stop_string_and_at_the_end_of_the_context() {
     let place = place_with_run();
     let free = place.ok("generate run --seed 5 --max_new_tokens 60").stdout;
     let (before, _) = free.split_once('e').expect("an e among 60 letters");
     let stopped = place.ok("generate run --seed 5 --max_new_tokens 60 --stop e --stop zzzz").stdout;
     assert_eq!(stopped, format!("{before}\n"));
-    // The block is 16: token 0 and 15 more fit, and one follows them.
+    // With a block of 16, the start token and 15 more fit; one more token is sampled from the full context.
     let full = place.ok("generate run --seed 5 --max_new_tokens 60 --past_context stop").stdout;
     assert_eq!(full.trim_end_matches('\n'), free.chars().take(16).collect::<String>().trim_end_matches('\n'));
 }
 
 #[test]
-fn generate_writes_with_weights_of_fewer_bits() {
+fn generate_with_any_weight_format_does_not_depend_on_threads() {
     let place = place_with_run();
     for precision in ["f32", "bf16", "int8"] {
         let of = |threads: usize| {
@@ -156,7 +157,7 @@ fn generate_writes_with_weights_of_fewer_bits() {
 }
 
 #[test]
-fn chat_goes_on_from_what_was_said() {
+fn chat_continues_the_text_so_far() {
     let place = place_with_run();
     let said = place.ok_with("chat run --seed 1 --max_new_tokens 20", "We \n\n/reset\nWe \n").stdout;
     let alone = place.ok("generate run --seed 1 --max_new_tokens 20 --prompt 'We '").stdout;
@@ -179,10 +180,13 @@ fn generate_appends_to_a_file_of_the_run() {
 }
 
 #[test]
-fn generate_finds_the_best_model_of_a_sweep() {
+fn generate_can_use_the_best_model_of_a_sweep() {
     let place = place_with_sweep();
     let loss_of = |run: usize| place.numbers(&format!("search/run_{run}/losses.json"), "/best_eval_loss")[0];
-    assert!(loss_of(2) < loss_of(1) && loss_of(1) < loss_of(3), "the runs differ as they were made to");
+    assert!(
+        loss_of(2) < loss_of(1) && loss_of(1) < loss_of(3),
+        "the ranking that the learning rates should give"
+    );
     let best = place.ok("generate search --best_eval_loss_model --seed 1").stdout;
     assert_eq!(best, place.ok("generate search/run_2 --checkpoint_step 2 --seed 1").stdout);
     assert_ne!(best, place.ok("generate search/run_1 --seed 1").stdout);
@@ -218,7 +222,7 @@ fn eval_equals_the_report_when_all_blocks_fit_a_batch() {
 }
 
 #[test]
-fn eval_knows_the_parts_of_the_text() {
+fn eval_measures_each_part_of_the_text() {
     let place = place_with_run();
     let loss = |part: &str| {
         json_lines(&place.ok(&format!("eval run --json --split {part}")).stdout)[0]["loss"].clone()
@@ -286,8 +290,8 @@ fn runs_ranks_a_sweep_by_its_best_loss() {
     assert_eq!(rows.len(), 4);
 
     let lines = json_lines(&place.ok("runs search --json").stdout);
-    let told: Vec<_> = lines.iter().map(|line| line["run"].as_str().expect("a name")).collect();
-    assert_eq!(told, ranked.map(|(run, _)| run));
+    let names: Vec<_> = lines.iter().map(|line| line["run"].as_str().expect("a name")).collect();
+    assert_eq!(names, ranked.map(|(run, _)| run));
     assert_eq!(lines[0]["settings"], place.json("search/run_2/hyperparameters.json"));
 }
 
@@ -316,14 +320,14 @@ fn bench_step_reports_its_measurements_in_one_json_line() {
     // 16 tokens over a time and times it again: two roundings.
     assert!((get("tokens_per_s") * get("step_s") - 16.0).abs() <= 2.0 * f64::EPSILON * 16.0, "{report}");
     assert!(get("gflop_per_s") > 0.0, "{report}");
-    // Only Linux tells.
+    // Peak memory is known on Linux only.
     assert!(
         report.get("peak_mib").is_some_and(|peak| peak.as_f64().is_some() || cfg!(not(target_os = "linux")))
     );
 }
 
 #[test]
-fn commands_that_are_suggested_work() {
+fn suggested_commands_work() {
     let place = Place::new();
     // Titles that a shell would take apart, in characters that ROMEO: has none of.
     let poem = "- 床前明月光, it's $HOME\n疑是地上霜\n举头望明月\n低头思故乡\n".repeat(20);

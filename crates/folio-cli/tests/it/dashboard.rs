@@ -1,4 +1,4 @@
-//! `--tui` on a terminal: it shows the run, obeys keys, and gives the terminal back on every way out.
+//! `--tui`: it displays the run, handles keys, and restores the terminal however it ends.
 #![cfg(unix)]
 
 use std::fs::File;
@@ -15,16 +15,16 @@ use crate::place::{MODEL, Place, TINY, words};
 
 /// Runs for longer than any test.
 const LONG: &str = "--block_sizes 16 --batch_sizes 4 --num_epochs 1000000 --keep best";
-/// The sequences that take a terminal for a picture, and give it back.
+/// Escape sequences that enter and leave the alternate screen.
 const ENTER: &str = "\x1b[?1049h";
 const LEAVE: &str = "\x1b[?1049l";
 
-/// A run of folio on a terminal of its own.
+/// A `folio` process on a pseudo-terminal.
 struct Watched {
     child: Child,
-    /// Where somebody sits.
+    /// The end of the pseudo-terminal that the test writes keys to.
     keyboard: File,
-    /// The end that folio has, which keeps its modes.
+    /// The end that `folio` uses.
     terminal: OwnedFd,
     modes: [u64; 4],
     chunks: Receiver<Vec<u8>>,
@@ -48,7 +48,7 @@ fn watch(place: &Place, line: &str) -> Watched {
     let mut command = Command::new(env!("CARGO_BIN_EXE_folio"));
     command.args(words(line)).current_dir(place.path("")).env("RAYON_NUM_THREADS", "1").env("TERM", "xterm");
     let child = command.stdin(open()).stdout(open()).stderr(open()).spawn().expect("the program starts");
-    // The command would keep the terminal open.
+    // Close the copies of the terminal that the command holds.
     drop(command);
     let modes = modes(&terminal);
     let keyboard = File::from(keyboard);
@@ -56,7 +56,7 @@ fn watch(place: &Place, line: &str) -> Watched {
     let (sender, chunks) = channel();
     std::thread::spawn(move || {
         let mut chunk = [0; 4096];
-        // When nobody has the terminal any more, reading it fails.
+        // Reading fails once the other end is closed.
         while let Ok(1..) = screen.read(&mut chunk).inspect(|&count| _ = sender.send(chunk[..count].to_vec()))
         {
         }
@@ -65,7 +65,7 @@ fn watch(place: &Place, line: &str) -> Watched {
 }
 
 impl Watched {
-    /// Waits until a word is written.
+    /// Waits until the output contains a word.
     #[track_caller]
     fn until(&mut self, word: &str) {
         while !self.text.contains(word) {
@@ -82,7 +82,7 @@ impl Watched {
         kill_process(Pid::from_child(&self.child), signal).expect("a process of our own");
     }
 
-    /// Waits for the end, and checks that it left the terminal as it was. Returns what it printed after the last picture.
+    /// Waits for the process to end and checks that it restored the terminal. Returns the output after the last frame.
     #[track_caller]
     fn end(mut self, code: i32) -> String {
         let status = self.child.wait().expect("a child of our own");
@@ -91,10 +91,10 @@ impl Watched {
         self.chunks.iter().for_each(|chunk| self.text += &String::from_utf8_lossy(&chunk));
         let text = self.text;
         assert_eq!(status.code(), Some(code), "{text:?}");
-        assert_eq!(modes_after, self.modes, "keys are echoed and lines broken as before");
+        assert_eq!(modes_after, self.modes, "the terminal modes are restored");
         assert_eq!((text.matches(ENTER).count(), text.matches(LEAVE).count()), (1, 1), "{text:?}");
         let (_, after) = text.split_once(LEAVE).expect("one");
-        // The cursor is shown, and nothing is drawn any more.
+        // The cursor is visible, and nothing more is drawn.
         assert!(after.starts_with("\x1b[?25h"), "{after:?}");
         let after = after.replace("\x1b[?25h", "");
         assert!(!after.contains('\x1b'), "{after:?}");
@@ -103,7 +103,7 @@ impl Watched {
 }
 
 #[test]
-fn at_the_end_the_usual_lines_are_there() {
+fn the_usual_lines_are_printed_at_the_end() {
     let place = Place::new();
     let usual = place.ok(&format!("train {TINY} --threads 1 --save_losses --run_dir usual"));
     let watched = watch(&place, &format!("train {TINY} --threads 1 --save_losses --tui --run_dir run"));
@@ -117,7 +117,7 @@ fn at_the_end_the_usual_lines_are_there() {
 #[test]
 fn keys_save_and_stop() {
     let place = Place::new();
-    // On a text so long that nothing is saved but what is asked for.
+    // An epoch on this text is so long that only the requested checkpoint is saved.
     let long = "--n_emb 16 --n_heads 2 --n_blocks 1 --block_sizes 16 --batch_sizes 4";
     let mut watched = watch(&place, &format!("train {long} --tui --run_dir run"));
     watched.until("tokens/s");
@@ -130,26 +130,26 @@ fn keys_save_and_stop() {
     assert_eq!(place.json("run/status.json")["state"], "stopped");
     let mut watched = watch(&place, "train --resume run --tui");
     watched.until("tokens/s");
-    // Ctrl-C, which is a key like others here.
+    // Ctrl-C arrives as a key.
     watched.press(b"\x03");
     watched.end(130);
 }
 
-/// A step of this takes longer than two keys.
+/// Steps so long that two keys arrive during one.
 const SLOW: &str = "--n_emb 256 --n_heads 4 --n_blocks 4 --block_sizes 128 --batch_sizes 64 --precision f32";
 
 #[test]
-fn a_second_key_leaves_at_once() {
+fn a_second_q_ends_at_once() {
     let place = Place::new();
     let mut watched = watch(&place, &format!("train {SLOW} --tui --threads 1 --run_dir run"));
     watched.until("parameters");
     watched.press(b"qq");
     watched.end(130);
-    assert_eq!(place.json("run/status.json")["state"], "running", "it was not waited for");
+    assert_eq!(place.json("run/status.json")["state"], "running", "the run did not stop in order");
 }
 
 #[test]
-fn signals_give_the_terminal_back() {
+fn signals_restore_the_terminal() {
     let place = Place::new();
     let mut watched = watch(&place, &format!("train {MODEL} {LONG} --tui --run_dir run"));
     watched.until("tokens/s");
@@ -160,7 +160,7 @@ fn signals_give_the_terminal_back() {
 }
 
 #[test]
-fn a_second_signal_gives_it_back_at_once() {
+fn a_second_signal_ends_at_once() {
     let place = Place::new();
     let mut watched = watch(&place, &format!("train {SLOW} --tui --threads 1 --run_dir run"));
     watched.until("parameters");
@@ -168,11 +168,11 @@ fn a_second_signal_gives_it_back_at_once() {
     watched.until("stopping");
     watched.signal(Signal::TERM);
     watched.end(143);
-    assert_eq!(place.json("run/status.json")["state"], "running", "it was not waited for");
+    assert_eq!(place.json("run/status.json")["state"], "running", "the run did not stop in order");
 }
 
 #[test]
-fn an_error_is_read_where_it_can_be() {
+fn errors_are_printed_after_the_dashboard_closes() {
     let place = Place::new();
     let line = format!("train {TINY} --learning_rates 1e30 --max_skipped_steps 1 --tui");
     let printed = watch(&place, &line).end(1);
@@ -200,7 +200,7 @@ fn a_sweep_shows_its_runs_and_ends_with_their_table() {
 }
 
 #[test]
-fn without_a_terminal_it_is_refused() {
+fn tui_needs_a_terminal() {
     let place = Place::new();
     let ran = place.run(&format!("train {TINY} --tui --run_dir run"));
     assert_eq!(ran.code, Some(2), "{}", ran.stderr);

@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 
 use crate::place::{Place, TINY, keys, plays};
 
-/// The training blocks of plays.txt: 62 of 16 tokens, less a tenth to evaluate and a tenth to test on.
+/// Training blocks of plays.txt: it has 62 blocks of 16 tokens, a tenth of them for evaluation and a tenth for testing.
 const TRAIN_BLOCKS: usize = 50;
-/// Batches of 4.
+/// Steps per epoch, with batches of 4.
 const STEPS: usize = TRAIN_BLOCKS.div_ceil(4);
 
 #[test]
@@ -26,7 +26,7 @@ fn a_run_writes_these_files_and_no_others() {
         "tokenizer.json",
         "tokenizer_config.json",
     ];
-    // The second is the newest and, of so short a run, the best. The first is there to fall back on.
+    // The second checkpoint is the newest and the best. The first is kept as a fallback.
     let mut expected: Vec<String> =
         [1, 2].iter().flat_map(|n| inside.map(|name| format!("checkpoint_{n}/{name}"))).collect();
     let files = [
@@ -52,7 +52,7 @@ fn a_run_writes_these_files_and_no_others() {
 }
 
 #[test]
-fn a_run_is_saved_in_a_new_directory_unless_it_is_told_not_to() {
+fn runs_are_saved_in_a_new_directory_unless_no_save_is_given() {
     let place = Place::new();
     let before = place.files("");
     let ran = place.ok(&format!("train {TINY} --no_save"));
@@ -89,10 +89,10 @@ fn without_save_checkpoint_the_newest_the_best_and_one_to_fall_back_on_are_kept(
         names.retain(|name| name.ends_with("/optimizer.safetensors"));
         names.iter().filter_map(|name| Some(name.split_once('/')?.0.to_owned())).collect()
     };
-    // So short a run gets better with every epoch: the newest is the best.
+    // A run this short improves in every epoch, so the newest checkpoint is the best.
     assert_eq!(place.link("run/best"), "checkpoint_5");
     assert_eq!(kept("run"), ["checkpoint_4", "checkpoint_5"]);
-    // A rate that is four times as high in every epoch, from 0.01 to 2.56, ends in a loss above 10.
+    // With a learning rate that grows fourfold per epoch, from 0.01 to 2.56, the loss ends above 10.
     let growing = "--learning_rates 0.01 --lr_schedule cosine_warm_restarts --cosine_T_max 1 --cosine_lr_restart_decay 4";
     place.ok(&format!("train {five} {growing} --run_dir worse"));
     let best = place.link("worse/best");
@@ -101,14 +101,14 @@ fn without_save_checkpoint_the_newest_the_best_and_one_to_fall_back_on_are_kept(
     expected.sort_unstable();
     expected.dedup();
     assert_eq!(kept("worse"), expected);
-    // With the newest damaged there is one to resume from.
+    // If the newest is damaged, the run can be resumed from another.
     place.write("run/checkpoint_5/optimizer.safetensors", "damaged");
     let ran = place.ok("train --resume run --skip_damaged");
     assert!(ran.stderr.contains("run goes on from checkpoint_4"), "{}", ran.stderr);
 }
 
 #[test]
-fn every_start_has_an_event_file_for_tensorboard() {
+fn every_start_writes_a_tensorboard_event_file() {
     let place = Place::new();
     let event_files = |run: &str| -> Vec<String> {
         place.names(run).into_iter().filter(|name| name.contains("tfevents")).collect()
@@ -117,7 +117,7 @@ fn every_start_has_an_event_file_for_tensorboard() {
     place.ok(&format!("train {TINY} --save_checkpoint --tensorboard --run_dir run"));
     assert_eq!(event_files("run"), [numbered(1)]);
     let first = place.read(&format!("run/{}", numbered(1)));
-    // Two epochs' samples and their losses by name.
+    // The samples and losses of two epochs, by name.
     for (part, times) in [("epoch/eval_loss", 2), ("step/loss", 2 * STEPS), ("brain.Event:2", 1)] {
         let found = first.windows(part.len()).filter(|window| *window == part.as_bytes()).count();
         assert_eq!(found, times, "{part}");
@@ -133,7 +133,7 @@ fn every_start_has_an_event_file_for_tensorboard() {
 }
 
 #[test]
-fn descriptions_have_the_ancestor_s_keys() {
+fn json_files_have_the_keys_of_the_original_project() {
     let place = Place::new();
     place.ok(&format!("train {TINY} --run_dir run --split contiguous"));
     let model = place.json("run/model_hyperparameters.json");
@@ -157,7 +157,7 @@ fn descriptions_have_the_ancestor_s_keys() {
 }
 
 #[test]
-fn losses_and_rates_have_one_entry_an_epoch() {
+fn losses_and_rates_have_one_entry_per_epoch() {
     let place = Place::new();
     let ran = place.ok(&format!("train {TINY} --save_losses --run_dir run"));
     assert_eq!(
@@ -179,7 +179,7 @@ fn losses_and_rates_have_one_entry_an_epoch() {
     let list = |pointer: &str| place.numbers("run/losses.json", pointer);
     assert_eq!(list("/steps"), [STEPS as f64, 2.0 * STEPS as f64]);
     let (train, eval) = (list("/train_losses"), list("/eval_losses"));
-    // A model that knows nothing is at ln V.
+    // The loss of uniform predictions is ln V.
     let ignorance = (chars().len() as f64).ln();
     assert!(train[1] < train[0] && (train[0] - ignorance).abs() < 0.3, "{train:?}, ln V = {ignorance}");
     assert_eq!(eval.len(), 2);
@@ -203,7 +203,7 @@ fn losses_and_rates_have_one_entry_an_epoch() {
 }
 
 #[test]
-fn tokenizers_are_written_in_forms_that_others_read() {
+fn tokenizers_can_be_read_by_other_programs() {
     let place = Place::new();
     place.ok(&format!("train {TINY} --run_dir chrs"));
     place.ok(&format!("train {TINY} --run_dir bpe --tokenizer_type bpe --max_steps 1"));
@@ -220,7 +220,7 @@ fn tokenizers_are_written_in_forms_that_others_read() {
 }
 
 #[test]
-fn a_checkpoint_has_the_names_and_shapes_of_hugging_face() {
+fn checkpoints_have_the_names_and_shapes_of_hugging_face() {
     let place = Place::new();
     place.ok(&format!("train {TINY} --save_checkpoint --run_dir run"));
     let config = place.json("run/checkpoint_2/config.json");
@@ -261,7 +261,7 @@ fn a_checkpoint_has_the_names_and_shapes_of_hugging_face() {
     assert_eq!(shapes_in(&place, "run/checkpoint_2/optimizer.safetensors"), means);
 }
 
-/// The names and shapes in a safetensors file, all of whose numbers are finite.
+/// The names and shapes in a safetensors file. Checks that all its numbers are finite.
 fn shapes_in(place: &Place, name: &str) -> BTreeMap<String, Vec<usize>> {
     let bytes = place.read(name);
     let tensors = SafeTensors::deserialize(&bytes).expect("a safetensors file");
@@ -274,13 +274,13 @@ fn shapes_in(place: &Place, name: &str) -> BTreeMap<String, Vec<usize>> {
     tensors.tensors().into_iter().map(shape).collect()
 }
 
-/// The distinct characters of plays.txt in order.
+/// The distinct characters of plays.txt, sorted.
 fn chars() -> Vec<char> {
     plays().chars().collect::<BTreeSet<char>>().into_iter().collect()
 }
 
 #[test]
-fn a_checkpoint_is_complete_for_transformers() {
+fn checkpoints_have_everything_transformers_needs() {
     let place = Place::new();
     place.ok(&format!("train {TINY} --max_steps 3 --save_checkpoint --run_dir chrs"));
     let file = |run: &str, name: &str| place.json(&format!("{run}/best/{name}"));
@@ -292,7 +292,7 @@ fn a_checkpoint_is_complete_for_transformers() {
             "{name}"
         );
     }
-    // The largest length that has positions.
+    // The number of positions.
     assert_eq!(file("chrs", "generation_config.json")["max_length"], 16);
     let config = file("chrs", "tokenizer_config.json");
     assert_eq!(config["tokenizer_class"], "PreTrainedTokenizerFast");
@@ -306,7 +306,7 @@ fn a_checkpoint_is_complete_for_transformers() {
         let config = file("own", name);
         assert_eq!((&config["bos_token_id"], &config["eos_token_id"]), (&json!(299), &json!(299)), "{name}");
     }
-    // transformers takes 20 for a length that was not set.
+    // transformers uses a length of 20 if none is set.
     assert_eq!(file("own", "generation_config.json")["max_length"], 19);
     let config = file("own", "tokenizer_config.json");
     assert_eq!(

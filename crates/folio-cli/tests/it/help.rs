@@ -32,7 +32,7 @@ const COMMANDS: [&str; 24] = [
     "man",
 ];
 
-/// The flags that a text lists, one at the beginning of a line.
+/// The flags that a help text lists.
 fn listed(help: &str) -> Vec<&str> {
     let lines = help.lines().map(str::trim_start);
     let flags = lines.filter_map(|line| {
@@ -42,7 +42,7 @@ fn listed(help: &str) -> Vec<&str> {
 }
 
 #[test]
-fn short_help_is_a_screen_with_ten_flags_and_long_help_has_all() {
+fn short_help_fits_a_screen_and_long_help_has_all_flags() {
     let place = Place::new();
     let short = place.ok("train -h").stdout;
     let lines = short.lines().count();
@@ -65,7 +65,7 @@ fn short_help_is_a_screen_with_ten_flags_and_long_help_has_all() {
     let long = place.ok("train --help").stdout;
     let all = listed(&long);
     assert!(all.len() > 50 && flags.iter().all(|flag| all.contains(flag)), "{all:?}");
-    assert!(long.contains("the path of a tokenizer.json"), "what is said at length stays");
+    assert!(long.contains("the path of a tokenizer.json"), "--help has the long description");
     for command in COMMANDS {
         let short = place.ok(&format!("{command} -h")).stdout;
         assert!(
@@ -76,7 +76,7 @@ fn short_help_is_a_screen_with_ten_flags_and_long_help_has_all() {
     }
 }
 
-/// The commands of folio in the examples of a help text, as a shell would run them one after the other.
+/// The commands in the examples of a help text.
 fn examples(help: &str) -> Vec<String> {
     let after =
         help.split_once("Examples:\n").or(help.split_once("Example:\n")).map_or("", |(_, after)| after);
@@ -86,13 +86,13 @@ fn examples(help: &str) -> Vec<String> {
 }
 
 #[test]
-fn examples_paste_as_they_are() {
+fn examples_can_be_pasted_into_a_shell() {
     let place = Place::new();
     let mut seen = BTreeSet::new();
     for command in COMMANDS {
         let help = place.ok(&format!("{command} --help")).stdout;
         let mut made = BTreeSet::new();
-        // A narrow terminal would break longer lines.
+        // Longer lines would wrap on a terminal of 80 columns.
         let long = help
             .lines()
             .skip_while(|line| !line.starts_with("Example"))
@@ -109,7 +109,7 @@ fn examples_paste_as_they_are() {
     assert!(seen.len() > 30, "{seen:#?}");
 }
 
-/// Checks that a command is one, and that the files of one's own that it reads were made by an example before.
+/// Checks that a command parses, and that earlier examples create the user files it reads.
 #[track_caller]
 fn check_example(place: &Place, command: &str, made: &mut BTreeSet<String>) {
     let (call, output) = command.split_once(" > ").map_or((command, None), |(call, file)| (call, Some(file)));
@@ -123,7 +123,7 @@ fn check_example(place: &Place, command: &str, made: &mut BTreeSet<String>) {
     made.extend(output.map(str::to_owned));
     let Some(folio) = all.iter().position(|word| word == "folio") else { return };
     let input = all.iter().position(|word| word == "<").unwrap_or(all.len());
-    // The parser comes first: with --help it accepts the line or names what is wrong before that.
+    // With --help appended, the parser accepts the line or reports an error before it prints help.
     let arguments: Vec<String> = all[folio + 1..input].iter().map(|word| format!("'{word}'")).collect();
     let ran = place.run(&format!("{} --help", arguments.join(" ")));
     assert_eq!(ran.code, Some(0), "{command}: {}", ran.stderr);

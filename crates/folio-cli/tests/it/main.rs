@@ -1,4 +1,4 @@
-//! The program itself, run in directories of its own.
+//! Tests of the `folio` binary. Each test runs it in its own temporary directory.
 
 mod place;
 mod running;

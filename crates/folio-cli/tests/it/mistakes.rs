@@ -384,7 +384,7 @@ fn models_that_cannot_be_used() {
             USAGE,
             &["--all_checkpoints", "--checkpoint_step"],
         ),
-        ("generate run --write_to_file ../x", USAGE, &["--write_to_file", "../x", "without folders"]),
+        ("generate run --write_to_file ../x", USAGE, &["--write_to_file", "../x", "without directories"]),
         ("generate run --threads 0", USAGE, &["--threads", "at least 1"]),
         (
             "generate run --checkpoint_step 1 --best_eval_loss_model",

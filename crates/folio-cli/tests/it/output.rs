@@ -1,4 +1,4 @@
-//! Stdout and stderr that are closed or full.
+//! Closed or full stdout and stderr.
 #![cfg(unix)]
 
 use std::fs::OpenOptions;
@@ -11,13 +11,13 @@ use crate::place::{Place, TINY, words};
 /// Where output goes.
 #[derive(Clone, Copy, Debug)]
 enum Sink {
-    /// A pipe that nobody reads any more.
+    /// A pipe whose reading end is closed.
     Closed,
     /// A terminal that was closed.
     Gone,
-    /// A disk without room.
+    /// A full disk.
     Full,
-    /// Somewhere sound.
+    /// A pipe that is read.
     Kept,
 }
 
@@ -41,7 +41,7 @@ impl Sink {
     }
 }
 
-/// Runs `folio` and returns its exit code and what arrived on stderr.
+/// Runs `folio` and returns its exit code and stderr.
 fn run(place: &Place, line: &str, stdout: Sink, stderr: Sink) -> (Option<i32>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_folio"));
     command.args(words(line)).current_dir(place.path("")).env("RAYON_NUM_THREADS", "1");
@@ -100,7 +100,7 @@ fn commands_end_quietly_on_a_closed_pipe_and_with_one_line_on_a_full_disk() {
 }
 
 #[test]
-fn mistakes_keep_their_exit_code_without_stderr() {
+fn exit_codes_of_errors_do_not_depend_on_stderr() {
     let place = Place::new();
     for (line, expected) in [("train --n_emb x", 2), ("train --n_emb 7", 2), ("eval nowhere", 1)] {
         for stderr in [Sink::Closed, Sink::Full] {

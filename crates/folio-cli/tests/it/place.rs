@@ -1,4 +1,4 @@
-//! A temporary directory to run folio in, and what a run of it left behind.
+//! A temporary directory in which tests run `folio`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,9 +10,9 @@ use folio::text::Corpus;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// The sizes of a model that trains in a few milliseconds.
+/// Flags of a model that trains in a few milliseconds.
 pub(crate) const MODEL: &str = "--data plays.txt --n_emb 16 --n_heads 2 --n_blocks 1";
-/// [`MODEL`] with batches and an end.
+/// [`MODEL`] with small batches and two epochs.
 pub(crate) const TINY: &str = "--data plays.txt --n_emb 16 --n_heads 2 --n_blocks 1 --block_sizes 16 \
                                --batch_sizes 4 --dropouts 0.1 --num_epochs 2";
 
@@ -21,7 +21,7 @@ pub(crate) struct Place {
     directory: TempDir,
 }
 
-/// What the program said.
+/// The outcome of a process.
 pub(crate) struct Ran {
     pub(crate) code: Option<i32>,
     pub(crate) stdout: String,
@@ -56,7 +56,7 @@ impl Place {
         String::from_utf8(self.read(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
-    /// What a link points at.
+    /// The target of a link.
     pub(crate) fn link(&self, name: &str) -> String {
         let target = fs::read_link(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
         target.display().to_string()
@@ -75,12 +75,12 @@ impl Place {
         list.iter().map(|number| number.as_f64().expect("a number")).collect()
     }
 
-    /// Runs `folio` with the words of a line, in one thread: there are as many at work as tests.
+    /// Runs `folio` with the words of a line as arguments, on one thread, since tests run in parallel.
     pub(crate) fn run(&self, line: &str) -> Ran {
         self.run_with(line, "")
     }
 
-    /// Runs `folio` with these words and expects it to do what it was asked.
+    /// Runs `folio` with these arguments and expects exit code 0.
     #[track_caller]
     pub(crate) fn ok_words(&self, words: &[String]) -> Ran {
         let ran = self.run_words(words, "");
@@ -94,7 +94,7 @@ impl Place {
     }
 
     fn run_words(&self, words: &[String], stdin: impl AsRef<[u8]>) -> Ran {
-        // A file rather than a pipe: nobody needs to write while another reads.
+        // A file rather than a pipe, so that no thread has to write to it.
         let mut input = tempfile::tempfile().expect("a temporary file");
         input.write_all(stdin.as_ref()).and_then(|()| input.rewind()).expect("room for it");
         let mut command = Command::new(env!("CARGO_BIN_EXE_folio"));
@@ -107,7 +107,7 @@ impl Place {
         }
     }
 
-    /// Runs `folio` and expects it to do what it was asked.
+    /// Runs `folio` and expects exit code 0.
     #[track_caller]
     pub(crate) fn ok(&self, line: &str) -> Ran {
         self.ok_with(line, "")
@@ -138,8 +138,8 @@ impl Place {
         self.files(name).keys().map(|path| below(path)).collect()
     }
 
-    /// The files below a directory with their content. An empty directory counts as a file of no bytes, a link as one
-    /// that holds what it points at; the lock, which holds the number of the last process, does not count.
+    /// The files below a directory with their content. An empty directory counts as an empty file, a link as a file that
+    /// contains its target. The lock file, which contains a process id, is left out.
     pub(crate) fn files(&self, name: &str) -> BTreeMap<PathBuf, Vec<u8>> {
         let mut files = BTreeMap::new();
         let mut directories = vec![self.path(name)];

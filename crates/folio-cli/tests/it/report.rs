@@ -1,10 +1,10 @@
-//! Reports and tables for others to read.
+//! `folio report` and `folio export`.
 
 use serde_json::Value;
 
 use crate::place::{MODEL, Place, TINY};
 
-/// The figures that a page holds, by the element that each is drawn in.
+/// The figures of a page. Checks that each has exactly one element.
 fn figures(page: &str) -> Vec<Value> {
     let start = page.find("id=\"figures\">").expect("a list of figures") + "id=\"figures\">".len();
     let end = start + page[start..].find("</script>").expect("its end");
@@ -13,12 +13,12 @@ fn figures(page: &str) -> Vec<Value> {
     };
     for figure in &figures {
         let id = figure["id"].as_str().expect("a name");
-        assert_eq!(page.matches(&format!("id=\"{id}\"")).count(), 1, "{id} has a place of its own");
+        assert_eq!(page.matches(&format!("id=\"{id}\"")).count(), 1, "{id} has one element");
     }
     figures
 }
 
-/// A page without the library that draws.
+/// A page without its plotting library.
 fn own_part(page: &str) -> String {
     let start = page.find("<script type=\"text/javascript\">").expect("the library");
     let end = start + page[start..].find("</script>").expect("its end");
@@ -55,7 +55,7 @@ fn a_run_s_page_shows_its_curves_samples_and_settings() {
     {
         assert!(own.contains(part), "lacks '{part}'");
     }
-    // It is a file of the run's, and goes with it.
+    // --overwrite removes it with the rest of the run.
     place.ok(&format!("train {TINY} --run_dir run --overwrite"));
     assert!(!place.path("run/report.html").exists());
 }
@@ -72,7 +72,7 @@ fn a_sweep_s_page_ranks_its_runs() {
     let figures = figures(&page);
     let ids: Vec<&str> = figures.iter().map(|figure| figure["id"].as_str().expect("a name")).collect();
     assert_eq!(ids[..4], ["figure-runs", "figure-parallel", "figure-by-dropout", "figure-by-learning_rate"]);
-    // Two of the six have diverged before their first epoch's end.
+    // Two of the six diverge in their first epoch.
     assert_eq!(figures[1]["data"][0]["dimensions"][0]["values"].as_array().expect("values").len(), 4);
     assert_eq!(figures[3]["layout"]["xaxis"]["type"], "log");
     let ranked = place.ok("runs search").stdout;
@@ -82,7 +82,7 @@ fn a_sweep_s_page_ranks_its_runs() {
     let own = own_part(&page);
     assert!(own.contains(&format!("The best is <strong>{label}</strong>, {run}, shown")), "{label}, {run}");
     assert_eq!(figures[0]["data"][0]["name"], label.as_str(), "the legend says what differs");
-    // The toolbar has a strip of its own above the legend.
+    // The top margin leaves room for the toolbar above the legend.
     assert!(own.contains("margin: { l: 60, r: 20, t: 40, b: 45 }"));
     let axis = &figures[1]["data"][0]["dimensions"][1];
     assert_eq!((&axis["label"], &axis["ticktext"]), (&"lr".into(), &serde_json::json!(["1e-4", "3e-3"])));
@@ -90,7 +90,7 @@ fn a_sweep_s_page_ranks_its_runs() {
 }
 
 #[test]
-fn what_a_model_writes_cannot_leave_its_place_in_the_page() {
+fn samples_are_escaped_in_the_page() {
     let place = Place::new();
     place.ok(&format!("train {TINY} --save_losses --run_dir run"));
     let nasty = "</script><script>alert(1)</script> & <b>\u{fffd}\u{1}\"'</pre>";
@@ -102,17 +102,17 @@ fn what_a_model_writes_cannot_leave_its_place_in_the_page() {
     let last = lines.last_mut().expect("an epoch");
     last["sample"] = nasty.into();
     let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
-    // Half a line at the end, as a killed run leaves it.
+    // The last line is incomplete, as after a kill.
     place.write("run/metrics.jsonl", format!("{text}{{\"event\":\"step\",\"st"));
     place.ok("report run");
     let page = place.text("run/report.html");
     assert!(!page.contains("<script>alert"), "a sample becomes a script");
-    assert!(page.contains("&lt;/script&gt;&lt;script&gt;alert(1)"), "it is shown as it is");
+    assert!(page.contains("&lt;/script&gt;&lt;script&gt;alert(1)"), "it is shown as text");
     check_loads_nothing(&page);
 }
 
 #[test]
-fn runs_that_tell_little_have_a_page_too() {
+fn runs_without_records_have_a_page() {
     let place = Place::new();
     place.ok(&format!("train {TINY} --run_dir run"));
     for gone in ["metrics.jsonl", "status.json"] {

@@ -1,4 +1,4 @@
-//! A program that runs while a test looks on.
+//! A `folio` process that runs in the background of a test.
 #![cfg(unix)]
 
 use std::io::{BufRead, BufReader, Read};
@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::place::{Place, words};
 
-/// A run of folio, whose lines on stdout and stderr come as it writes them.
+/// A running `folio` process and its output lines.
 pub(crate) struct Running {
     child: Child,
     lines: Receiver<String>,
@@ -36,13 +36,13 @@ pub(crate) fn start_command(mut command: Command) -> Running {
 fn pass_on(pipe: impl Read + Send + 'static, sender: Sender<String>) {
     std::thread::spawn(move || {
         let mut lines = BufReader::new(pipe).lines().map_while(Result::ok);
-        // Whoever no longer listens does not want the rest.
+        // Stop reading once the receiver is dropped.
         while lines.next().is_some_and(|line| sender.send(line).is_ok()) {}
     });
 }
 
 impl Running {
-    /// Its number.
+    /// The process id.
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
@@ -71,14 +71,14 @@ impl Running {
         self.signal(signal);
     }
 
-    /// Sends it a signal.
+    /// Sends a signal.
     pub(crate) fn signal(&self, signal: Signal) {
         let pid = Pid::from_child(&self.child);
-        // It has not been waited for, so that the number is still its own even if it has ended.
+        // The child has not been waited for, so its process id cannot have been reused.
         kill_process(pid, signal).expect("a process of our own");
     }
 
-    /// Waits for the end; returns what was not read yet.
+    /// Waits for the end and returns the remaining lines.
     pub(crate) fn end(mut self) -> (ExitStatus, Vec<String>) {
         let rest = self.lines.iter().collect();
         (self.child.wait().expect("a child of our own"), rest)

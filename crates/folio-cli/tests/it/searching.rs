@@ -144,7 +144,7 @@ fn a_run_that_fails_is_recorded_and_the_others_go_on() {
     let place = Place::new();
     let sweep = "--block_sizes 16 --num_epochs 1 --batch_sizes 4 --learning_rates 1e30 1e-3";
     let ran = place.ok(&format!("train {MODEL} {sweep} --run_dir search"));
-    assert!(ran.stderr.contains("run_1 has failed: training diverged"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("run_1 failed: training diverged"), "{}", ran.stderr);
     assert_eq!(place.json("search/run_1/status.json")["state"], "diverged");
     assert_eq!(place.json("search/run_2/status.json")["state"], "finished");
     let table = place.ok("runs search").stdout;

@@ -1,10 +1,10 @@
-//! The commands of the ancestor's README mean here what they mean there, with `folio train` for `run.py`.
+//! The commands in the README of the original project work unchanged, with `folio train` instead of `run.py`.
 
 use serde_json::json;
 
 use crate::place::{MODEL, Place};
 
-/// `%run` is the notebook's word for python.
+/// `%run` is a command of Jupyter notebooks.
 const BPE: &str = r#"
 %run run.py \
 --tokenizer_type 'bpe' \
@@ -66,7 +66,7 @@ const ALL_OPTIONS: &str = r#"
 
 const RUN_DIR: &str = "from_checkpoint_lr5e-5";
 
-/// What is made smaller for the time it takes; nothing else changes.
+/// Smaller sizes, so that the tests are fast. Nothing else changes.
 const SMALLER: [(&str, &str); 7] = [
     ("--n_emb 384", "--n_emb 16"),
     ("--n_heads 6", "--n_heads 2"),
@@ -77,7 +77,7 @@ const SMALLER: [(&str, &str); 7] = [
     ("--from_checkpoint_step 300", "--from_checkpoint_step 1"),
 ];
 
-/// A command as our program takes it: without comments, on one line, smaller.
+/// Converts a command to a `folio` command line: without comments, on one line, with smaller sizes.
 fn ours(command: &str) -> String {
     let lines = command.lines().map(|line| line.split(" #").next().unwrap_or(line).trim_end_matches('\\'));
     let line: String = lines.map(str::trim).collect::<Vec<_>>().join(" ");
@@ -159,6 +159,10 @@ fn all_options_together_continue_from_a_checkpoint() {
         assert_eq!(settings["cosine_T_mult"], json!(1));
         assert_eq!(settings["cosine_lr_restart_decay"], json!(2.0));
         let steps = place.numbers(&format!("{path}/losses.json"), "/steps");
-        assert_eq!(steps, [steps[0], 2.0 * steps[0], 3.0 * steps[0]], "steps go on from the checkpoint");
+        assert_eq!(
+            steps,
+            [steps[0], 2.0 * steps[0], 3.0 * steps[0]],
+            "steps are counted on from the checkpoint"
+        );
     }
 }

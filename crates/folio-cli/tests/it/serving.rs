@@ -1,4 +1,4 @@
-//! The server as a program: what it says, what it refuses, how it ends. What it answers is tested with its library.
+//! `folio serve`: startup, wrong arguments, shutdown. The API itself is tested in folio-serve.
 #![cfg(unix)]
 
 use std::io::{Read, Write};
@@ -12,22 +12,22 @@ use crate::mistakes::{FAILURE, USAGE, check_all, check_refused, place_with_run};
 use crate::place::{Place, TINY};
 use crate::running::{Running, start};
 
-/// Longer than anything here takes, unless it is broken.
+/// Timeout for everything in these tests.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Starts a server on a free port. Returns where it listens.
+/// Starts a server on a free port and returns its address.
 fn serve(place: &Place, line: &str) -> (Running, String) {
     let server = start(place, &format!("serve {line} --port 0"));
     let address = address_of(&server);
     (server, address)
 }
 
-/// Where a server says that it listens.
+/// The address that a server prints.
 fn address_of(server: &Running) -> String {
     announced(server).0
 }
 
-/// The address of the line on stdout, and the line on stderr, which may come first or second.
+/// The address printed on stdout and the line printed on stderr, which may arrive in either order.
 fn announced(server: &Running) -> (String, String) {
     let mut lines = [server.next_line().expect("a line"), server.next_line().expect("another line")];
     lines.sort_by_key(|line| !line.starts_with("Serving "));
@@ -36,7 +36,7 @@ fn announced(server: &Running) -> (String, String) {
     (address.unwrap_or_else(|| panic!("{told}")).to_owned(), what)
 }
 
-/// A connection on which a request for a completion was sent.
+/// Sends a completion request and returns the connection.
 fn ask(address: &str, body: &Value, key: &str) -> TcpStream {
     let body = body.to_string();
     let mut stream = TcpStream::connect(address).expect("it listens");
@@ -63,13 +63,13 @@ fn get(address: &str, path: &str) -> Value {
 
 fn answer(mut stream: TcpStream) -> String {
     let mut answer = Vec::new();
-    // A server that is ended at once resets its connections.
+    // A server that exits at once resets its connections.
     let _ = stream.read_to_end(&mut answer);
     String::from_utf8_lossy(&answer).into_owned()
 }
 
 #[test]
-fn a_server_says_where_it_is_and_ends_as_it_is_told() {
+fn a_server_prints_its_address_and_stops_on_signals() {
     let place = place_with_run();
     for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
         let (server, address) = serve(&place, "run --api-key k3y --max-streams 2 --threads 1");
@@ -93,7 +93,7 @@ fn a_second_signal_ends_a_server_at_once() {
         let mut stream = ask(&address, &endless, "");
         stream.read_exact(&mut [0]).expect("the beginning of an answer");
         server.signal(Signal::INT);
-        // The text may go on for a while, though nobody new is let in.
+        // Generation may continue for a while, but new connections are refused.
         let deadline = Instant::now() + PATIENCE;
         while TcpStream::connect(&address).is_ok() {
             assert!(Instant::now() < deadline, "it still listens");
@@ -109,7 +109,7 @@ fn a_second_signal_ends_a_server_at_once() {
 }
 
 #[test]
-fn the_key_may_come_from_the_environment() {
+fn the_api_key_can_come_from_the_environment() {
     let place = place_with_run();
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_folio"));
     command.args(["serve", "run", "--port", "0"]).current_dir(place.path("")).env("FOLIO_API_KEY", "secret");
@@ -123,7 +123,7 @@ fn the_key_may_come_from_the_environment() {
 }
 
 #[test]
-fn a_path_to_a_checkpoint_is_what_the_run_s_name_means() {
+fn a_path_to_a_checkpoint_sets_the_default_model() {
     let place = place_with_run();
     let losses = place.numbers("run/losses.json", "/eval_losses");
     let best = if losses[0] <= losses[1] { 1 } else { 2 };
@@ -141,7 +141,7 @@ fn a_path_to_a_checkpoint_is_what_the_run_s_name_means() {
 }
 
 #[test]
-fn without_a_path_runs_are_served_even_before_there_are_any() {
+fn without_a_path_runs_created_later_are_served() {
     let place = Place::new();
     for make in [false, true] {
         if make {
@@ -149,7 +149,7 @@ fn without_a_path_runs_are_served_even_before_there_are_any() {
         }
         let server = start(&place, "serve --port 0");
         let (address, what) = announced(&server);
-        assert!(what.starts_with("runs/ holds no run yet"), "{what}");
+        assert!(what.starts_with("runs/ has no runs yet"), "{what}");
         assert_eq!(get(&address, "/v1/models")["data"], json!([]));
         if make {
             place.ok(&format!("train {TINY} --save_losses --save_checkpoint --run_dir runs/first"));
@@ -165,7 +165,7 @@ fn without_a_path_runs_are_served_even_before_there_are_any() {
     }
 }
 
-/// Starts a server with `--open` and these programs alone on the PATH.
+/// Starts a server with `--open`, with PATH set to this directory only.
 #[cfg(target_os = "linux")]
 fn serve_open(place: &Place, programs: &str) -> Running {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_folio"));
@@ -176,7 +176,7 @@ fn serve_open(place: &Place, programs: &str) -> Running {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn the_browser_is_opened_and_a_failure_is_one_line() {
+fn open_opens_the_browser_or_warns() {
     use std::os::unix::fs::PermissionsExt;
 
     let place = place_with_run();
@@ -186,10 +186,10 @@ fn the_browser_is_opened_and_a_failure_is_one_line() {
     let line = std::iter::from_fn(|| server.next_line()).find(|line| line.starts_with("warning: "));
     let line = line.expect("a warning");
     assert!(
-        line.contains("cannot open a browser") && line.contains(&format!("go to http://{address}/")),
+        line.contains("cannot open a browser") && line.contains(&format!("open http://{address}/")),
         "{line}"
     );
-    assert!(get(&address, "/healthz")["status"] == "ok", "it serves nevertheless");
+    assert!(get(&address, "/healthz")["status"] == "ok", "the server still runs");
     server.signal(Signal::TERM);
     assert_eq!(server.end().1, Vec::<String>::new());
 
@@ -213,7 +213,7 @@ fn the_browser_is_opened_and_a_failure_is_one_line() {
 }
 
 #[test]
-fn what_cannot_be_served() {
+fn wrong_arguments_are_rejected() {
     let place = place_with_run();
     place.train_bare("bare");
     place.ok(&format!("train {TINY} --save_losses --save_checkpoint --run_dir damaged"));
@@ -247,7 +247,11 @@ fn what_cannot_be_served() {
             &["--cors_origin", "example.org", "https://example.org"],
         ),
         ("serve run --chat_template '{role}'", USAGE, &["--chat_template", "{content} once"]),
-        ("serve run --chat_template '{content}{name}'", USAGE, &["--chat_template", "{name} is not a placeholder"]),
+        (
+            "serve run --chat_template '{content}{name}'",
+            USAGE,
+            &["--chat_template", "{name} is not a placeholder"],
+        ),
         ("serve run --precision f16", USAGE, &["precision", "'f16'", "int8"]),
     ];
     check_all(&place, mistakes);

@@ -1,10 +1,10 @@
-//! What is printed suits what it is printed on: a terminal of some size, or a pipe.
+//! Output on a terminal and in a pipe.
 
 use crate::place::{MODEL, Place, TINY, plays};
 
-/// What folio prints on a terminal of its own.
+/// Runs `folio` on a pseudo-terminal and returns its output.
 #[cfg(unix)]
-fn on_terminal(place: &Place, line: &str, (columns, rows): (u16, u16)) -> String {
+fn on_terminal(place: &Place, line: &str, columns: u16, rows: u16) -> String {
     use std::fs::File;
     use std::io::Read;
     use std::os::fd::OwnedFd;
@@ -22,11 +22,11 @@ fn on_terminal(place: &Place, line: &str, (columns, rows): (u16, u16)) -> String
     command.args(crate::place::words(line)).current_dir(place.path(""));
     command.env("RAYON_NUM_THREADS", "1").env("TERM", "xterm").env("NO_COLOR", "1");
     let mut child = command.stdin(open()).stdout(open()).stderr(open()).spawn().expect("the program starts");
-    // The command would keep the terminal open.
+    // Close the copy of the terminal that the command holds.
     drop(command);
     let (mut text, mut chunk) = (Vec::new(), [0; 4096]);
     let mut screen = File::from(screen);
-    // When nobody has the terminal any more, reading it fails.
+    // Reading fails once the other end is closed.
     while let Ok(count @ 1..) = screen.read(&mut chunk) {
         text.extend_from_slice(&chunk[..count]);
     }
@@ -37,13 +37,13 @@ fn on_terminal(place: &Place, line: &str, (columns, rows): (u16, u16)) -> String
 
 #[test]
 #[cfg(unix)]
-fn control_characters_of_a_model_are_shown_on_a_terminal_and_kept_in_a_pipe() {
+fn control_characters_in_generated_text_are_replaced_on_a_terminal_only() {
     let place = Place::new();
-    place.write("colours.txt", "\x1b[31mred\x1b[0m\x07\u{9b}1m ".repeat(60));
+    place.write("colors.txt", "\x1b[31mred\x1b[0m\x07\u{9b}1m ".repeat(60));
     let train = format!(
         "train {MODEL} --block_sizes 8 --batch_sizes 4 --num_epochs 1 --save_checkpoint --run_dir run"
     );
-    place.ok(&train.replace("plays.txt", "colours.txt"));
+    place.ok(&train.replace("plays.txt", "colors.txt"));
     let line = "generate run --max_new_tokens 200 --seed 3";
     let piped = place.ok(line).stdout;
     assert!(["\x1b", "\x07", "\u{9b}"].iter().all(|control| piped.contains(control)), "{piped:?}");
@@ -52,10 +52,10 @@ fn control_characters_of_a_model_are_shown_on_a_terminal_and_kept_in_a_pipe() {
         &format!("{line} --show_probabilities"),
         "train --resume run --num_epochs 2 --sample_tokens 200",
     ] {
-        let shown = on_terminal(&place, line, (80, 24));
+        let shown = on_terminal(&place, line, 80, 24);
         assert!(shown.contains('␛') && shown.contains('␇') && shown.contains("\\x9b"), "{line}: {shown:?}");
         assert!(!shown.contains('\x07') && !shown.contains('\u{9b}'), "{line}: {shown:?}");
-        // The bars of training move the cursor, but do not change colours.
+        // The bars of training move the cursor, but do not change colors.
         assert!(!shown.contains("\x1b[31m"), "{line}: {shown:?}");
     }
 }
@@ -68,7 +68,7 @@ fn the_curves_fill_the_terminal() {
         .ok(&format!("train {TINY} --num_epochs 1 --save_losses --run_dir run")
             .replace(" --num_epochs 2", ""));
     for (columns, rows) in [(120, 50), (60, 30)] {
-        let shown = on_terminal(&place, "plot run", (columns, rows));
+        let shown = on_terminal(&place, "plot run", columns, rows);
         let lines: Vec<&str> = shown.lines().collect();
         let widest =
             lines.iter().filter(|line| !line.starts_with("wrote")).map(|line| line.chars().count()).max();
@@ -85,7 +85,7 @@ fn the_curves_fill_the_terminal() {
 }
 
 #[test]
-fn one_epoch_is_a_curve() {
+fn a_run_of_one_epoch_can_be_plotted() {
     let place = Place::new();
     let one = TINY.replace("--num_epochs 2", "--num_epochs 1");
     place.ok(&format!("train {one} --save_losses --run_dir run"));
@@ -147,7 +147,7 @@ fn runs_without_a_directory_lists_those_in_runs() {
 }
 
 #[test]
-fn a_damaged_run_hides_no_other() {
+fn a_damaged_run_does_not_hide_others() {
     let place = Place::new();
     let one = TINY.replace("--num_epochs 2", "--max_steps 2");
     for name in ["first", "second"] {
@@ -169,25 +169,25 @@ fn a_table_of_runs_fits_the_terminal() {
     let sweep =
         "--lr 1e-3 3e-3 --weight_decays 0 0.1 --dropouts 0 0.1 --max_steps 1 --save_losses --run_dir search";
     place.ok(&format!("train {} {sweep}", TINY.replace("--dropouts 0.1", "")));
-    let wide = on_terminal(&place, "runs search", (200, 24));
-    assert!(wide.contains("weight_decay") && !wide.contains("left out"), "{wide}");
-    let narrow = on_terminal(&place, "runs search", (70, 24));
-    let (table, note) = narrow.split_once("left out").expect("a note");
+    let wide = on_terminal(&place, "runs search", 200, 24);
+    assert!(wide.contains("weight_decay") && !wide.contains("did not fit"), "{wide}");
+    let narrow = on_terminal(&place, "runs search", 70, 24);
+    let (table, note) = narrow.split_once("columns that did not fit").expect("a note");
     assert!(table.lines().all(|line| line.chars().count() <= 70), "{table}");
     assert!(note.contains("weight_decay") && !table.contains("weight_decay"), "{narrow}");
 }
 
 #[test]
-fn a_chat_survives_a_line_that_is_not_utf_8() {
+fn chat_ignores_lines_that_are_not_utf_8() {
     let place = place_to_chat();
     let line = "chat run --max_new_tokens 3 --seed 1";
     let ran = place.ok_with(line, b"the\n\xff\xfe\nof\n/save damaged.txt\n");
-    assert_eq!(ran.stderr.matches("skipped a line that is not UTF-8").count(), 1, "{}", ran.stderr);
+    assert_eq!(ran.stderr.matches("ignored a line that is not valid UTF-8").count(), 1, "{}", ran.stderr);
     place.ok_with(line, b"the\nof\n/save whole.txt\n");
-    assert_eq!(place.text("damaged.txt"), place.text("whole.txt"), "the line leaves no trace");
+    assert_eq!(place.text("damaged.txt"), place.text("whole.txt"), "the line has no effect");
 }
 
-/// A place with a model that was saved.
+/// A place with a trained run.
 fn place_to_chat() -> Place {
     let place = Place::new();
     place
@@ -197,7 +197,7 @@ fn place_to_chat() -> Place {
 }
 
 #[test]
-fn a_chat_takes_back_retries_and_saves() {
+fn chat_can_undo_retry_and_save() {
     let place = place_to_chat();
     let texts = |lines: &str| -> Vec<String> {
         // Each /save is of another file, which is read back.
@@ -215,33 +215,33 @@ fn a_chat_takes_back_retries_and_saves() {
     };
     assert!(first.starts_with("the king") && first.chars().count() == 8 + 12, "{first:?}");
     assert_eq!(undone, "");
-    assert_eq!(again, first, "an undone line leaves no trace");
+    assert_eq!(again, first, "an undone line has no effect");
     assert!(retried.starts_with("the king") && retried != first, "another seed: {retried:?}");
     assert_eq!(retried.chars().count(), first.chars().count(), "in place of the first: {retried:?}");
-    // The seed is that of the flag.
+    // /seed replaces the seed of the flag.
     assert_eq!(texts("/seed 99\n/seed 5\nthe king\n/save 0.txt\n"), [first.as_str()]);
     assert_ne!(texts("/seed 99\nthe king\n/save 0.txt\n"), [first.as_str()]);
-    // A seed that was set is that of the next text, whatever is taken back before it.
+    // A seed set by /seed applies to the next continuation, even after an /undo.
     let set = texts("the\n/seed 9\nof\n/save 0.txt\n");
     assert_eq!(texts("the\nking\n/seed 9\n/undo\nof\n/save 0.txt\n"), set);
-    // Taking back the text of that seed gives it to the next again, and so does a second /undo.
+    // Undoing the continuation of that seed makes the seed available again, and so does a second /undo.
     assert_eq!(texts("the\n/seed 9\nking\n/undo\nof\n/save 0.txt\n"), set);
     assert_eq!(texts("the\nking\n/seed 9\na\nb\n/undo\n/undo\n/undo\nof\n/save 0.txt\n"), set);
-    // Undo goes back more than one line.
+    // /undo can be repeated.
     let [one, back] = &texts("the\n/save 0.txt\nking\n/undo\n/save 1.txt\n")[..] else { panic!("two texts") };
     assert_eq!(one, back);
 }
 
 #[test]
-fn a_chat_says_what_it_cannot_do_and_goes_on() {
+fn chat_reports_wrong_commands_and_continues() {
     let place = place_to_chat();
     let ran = place
         .ok_with("chat run --max_new_tokens 2", "/undo\n/retry\n/seed x\n/save\n/save plays.txt\n/help\n");
     for part in [
-        "no line to take back",
-        "/seed x: give a number",
-        "/save: give the name",
-        "/save plays.txt: the file exists; choose another name",
+        "no line to undo",
+        "/seed x: expected a number",
+        "/save: missing file name",
+        "/save plays.txt: the file already exists; choose another name",
     ] {
         assert!(ran.stderr.contains(part), "lacks '{part}': {}", ran.stderr);
     }
@@ -249,7 +249,7 @@ fn a_chat_says_what_it_cannot_do_and_goes_on() {
         assert!(ran.stderr.contains(command), "help lacks {command}: {}", ran.stderr);
     }
     assert_eq!(place.text("plays.txt"), plays());
-    // Its own file may be replaced.
+    // A file of an earlier /save may be overwritten.
     let ran = place.ok_with("chat run --max_new_tokens 2", "a\n/save own.txt\nb\n/save own.txt\n");
     assert_eq!(ran.stderr.matches("wrote own.txt").count(), 2, "{}", ran.stderr);
 }

@@ -60,7 +60,7 @@ fn line_endings_of_windows_make_the_same_run_and_are_told_once() {
     place.write("dos.txt", plays().replace('\n', "\r\n"));
     let ran = place.ok(&format!("train {} {SAVED} --run_dir dos", tiny("dos.txt")));
     let lines = plays().matches('\n').count();
-    let told = format!("dos.txt: {lines} line endings (CRLF or CR) are read as LF\n");
+    let told = format!("dos.txt: converted {lines} line endings (CRLF or CR) to LF\n");
     assert_eq!(ran.stderr.matches(&told).count(), 1, "{}", ran.stderr);
     assert_eq!(ran.stderr.matches("line endings").count(), 1, "{}", ran.stderr);
     for name in ["losses.json", "vocab.json", "checkpoint_2/model.safetensors"] {
@@ -155,7 +155,7 @@ fn text_from_stdin_is_known_again_by_its_hash() {
     let ran = place.run_with(&line, packed(&plays()));
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     line = format!("train {} --eval_data - --run_dir x", tiny("-"));
-    check_refused(&place, &line, &plays(), USAGE, &["stdin is read for --data already"]);
+    check_refused(&place, &line, &plays(), USAGE, &["stdin is already used by --data"]);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! `folio tokenizer`, and training with a tokenizer of one's own.
+//! `folio tokenizer`, and training with a custom tokenizer.
 
 use serde_json::{Value, json};
 
@@ -21,14 +21,14 @@ fn train_writes_the_file_that_encode_and_decode_read() {
     assert_eq!(file["model"]["merges"].as_array().unwrap().len(), 300 - 256 - 1);
     assert_eq!(file["added_tokens"][0]["id"], 299);
     let ids = place.ok_with("tokenizer encode --tokenizer_type own.json", plays()).stdout;
-    // A line of ids for each line of the text.
+    // One line of ids per line of text.
     assert_eq!(ids.lines().count(), plays().lines().count());
     assert!(ids.split_whitespace().count() < plays().len() * 3 / 4, "{ids}");
     assert_eq!(place.ok_with("tokenizer decode --tokenizer_type own.json", ids).stdout, plays());
 }
 
 #[test]
-fn train_reads_stdin_and_replaces_only_if_told_to() {
+fn train_reads_stdin_and_replaces_files_only_with_overwrite() {
     let place = place_with_tokenizer();
     let again = "tokenizer train --data - --vocab_size 300 --special <|endoftext|> --out";
     place.ok_with(&format!("{again} other.json"), plays());
@@ -73,23 +73,23 @@ fn encode_writes_every_format() {
 }
 
 #[test]
-fn inspect_tells_what_a_tokenizer_is_made_of() {
+fn inspect_prints_statistics_and_tokens() {
     let place = place_with_tokenizer();
     let told = place.ok("tokenizer inspect --tokenizer_type own.json --data plays.txt --top 3").stdout;
     for part in
-        ["300 tokens, 43 merges", "299 <|endoftext|>", "characters a token", "longest tokens", "plays.txt"]
+        ["300 tokens, 43 merges", "299 <|endoftext|>", "characters per token", "longest tokens", "plays.txt"]
     {
         assert!(told.contains(part), "lacks {part:?}: {told}");
     }
     let shown =
         |text: &str| place.ok(&format!("tokenizer inspect --tokenizer_type bpe --text '{text}'")).stdout;
-    assert_eq!(shown("To be, or"), "To| be|,| or\n4 tokens, 9 characters, 2.250 a token\n");
-    // A character that two tokens make up goes with the first.
+    assert_eq!(shown("To be, or"), "To| be|,| or\n4 tokens, 9 characters, 2.250 characters per token\n");
+    // A character that spans two tokens belongs to the first.
     assert_eq!(shown("a👧b").lines().next(), Some("a|👧|b"));
 }
 
 #[test]
-fn a_run_learns_its_own_tokenizer_and_keeps_it() {
+fn corpus_bpe_trains_a_tokenizer_with_the_run() {
     let place = Place::new();
     let flags = format!("train {MODEL} {SHORT} {SAVED} --tokenizer_type corpus_bpe --vocab_size 280");
     place.ok(&format!("{flags} --run_dir run"));
@@ -98,14 +98,14 @@ fn a_run_learns_its_own_tokenizer_and_keeps_it() {
     assert_eq!(settings["split"], "contiguous", "learning from evaluation text is out of the question");
     assert_eq!(place.json("run/model_hyperparameters.json")["vocab_size"], 280);
 
-    // The first nine tenths of the text alone decide it.
+    // Only the first nine tenths of the text matter.
     let changed = plays()[..900].to_owned() + &"zq zq\n".repeat(20)[..100];
     place.write("changed.txt", changed);
     let other = flags.replace("plays.txt", "changed.txt");
     place.ok(&format!("{other} --run_dir other"));
     assert_eq!(place.text("other/tokenizer.json"), place.text("run/tokenizer.json"));
 
-    // Continuing needs neither flags nor learning; the run's tokenizer goes along.
+    // A continued run uses the tokenizer of the run it continues.
     let from = "--from_checkpoint --from_checkpoint_run_dir run --from_checkpoint_step 1";
     place.ok(&format!("train {from} {SAVED} --num_epochs 1 --run_dir more"));
     assert_eq!(place.text("more/tokenizer.json"), place.text("run/tokenizer.json"));
@@ -114,12 +114,12 @@ fn a_run_learns_its_own_tokenizer_and_keeps_it() {
 }
 
 #[test]
-fn a_run_takes_the_tokenizer_of_a_file() {
+fn a_run_can_use_the_tokenizer_of_a_file() {
     let place = place_with_tokenizer();
     place.ok(&format!("train {MODEL} {SHORT} {SAVED} --tokenizer_type own.json --run_dir run"));
     assert_eq!(place.text("run/tokenizer.json"), place.text("own.json"));
     assert_eq!(place.json("run/model_hyperparameters.json")["vocab_size"], 300);
-    // The run has a copy: the file may go.
+    // The run keeps a copy of the tokenizer.
     std::fs::remove_file(place.path("own.json")).unwrap();
     let from = "--from_checkpoint --from_checkpoint_run_dir run --from_checkpoint_step 1";
     place.ok(&format!("train {from} {SAVED} --num_epochs 1 --run_dir more"));
@@ -127,7 +127,7 @@ fn a_run_takes_the_tokenizer_of_a_file() {
 }
 
 #[test]
-fn bits_stand_beside_every_loss() {
+fn every_loss_is_reported_in_bits_too() {
     let place = Place::new();
     let flags = format!("{SHORT} {SAVED} --split contiguous");
     place.ok(&format!("train {MODEL} {flags} --run_dir chrs"));
@@ -135,15 +135,15 @@ fn bits_stand_beside_every_loss() {
     let bits = |run: &str, name: &str| place.numbers(&format!("{run}/losses.json"), &format!("/{name}"))[0];
     for part in ["train", "eval"] {
         let nats = bits("chrs", &format!("{part}_losses"));
-        // One character a token, one byte a character.
+        // One character per token, one byte per character.
         let want = nats / std::f64::consts::LN_2;
         assert_eq!(bits("chrs", &format!("{part}_bits_per_character")), want);
         assert_eq!(bits("chrs", &format!("{part}_bits_per_byte")), want);
-        // Tokens of more than one character: fewer bits a character than a token.
+        // Tokens have more than one character: fewer bits per character than per token.
         let nats = bits("own", &format!("{part}_losses")) / std::f64::consts::LN_2;
         assert!(bits("own", &format!("{part}_bits_per_character")) < nats);
     }
-    // The best in bits comes first, whatever its loss a token.
+    // Runs are ranked by bits, not by loss per token.
     let table = place.ok("runs chrs own").stdout;
     let best = if bits("chrs", "eval_bits_per_character") < bits("own", "eval_bits_per_character") {
         "chrs"
@@ -162,7 +162,7 @@ fn bits_stand_beside_every_loss() {
 }
 
 #[test]
-fn a_prompt_may_hold_special_tokens_where_a_flag_says_so() {
+fn special_tokens_in_a_prompt_need_a_flag() {
     let place = place_with_tokenizer();
     place.ok(&format!("train {MODEL} {SHORT} {SAVED} --tokenizer_type own.json --run_dir run"));
     let write = |flags: &str| {
@@ -171,9 +171,9 @@ fn a_prompt_may_hold_special_tokens_where_a_flag_says_so() {
         let told: Value = serde_json::from_str(&place.ok(&line).stdout).unwrap();
         told["text"].as_str().unwrap().to_owned()
     };
-    // Seven more characters of a prompt are another text after it.
+    // Read as ordinary text, the special token is a different prompt, and the continuation differs.
     assert_ne!(write("--special_tokens"), write(""));
-    // Without special tokens in it a prompt is the same with the flag.
+    // The flag does not change a prompt without special tokens.
     let plain = |flags: &str| place.ok(&format!("generate run --prompt First --seed 3 {flags}")).stdout;
     assert_eq!(plain("--special_tokens"), plain(""));
 }

@@ -15,18 +15,18 @@ const SAVED: &str = "--save_losses --save_checkpoint";
 /// Runs for longer than any test.
 const LONG: &str = "--block_sizes 16 --batch_sizes 4 --num_epochs 1000000 --keep best";
 
-/// `folio` in a shell that lets no file grow over 4 KiB, less than a checkpoint takes.
+/// Runs `folio` in a shell with a file size limit of 4 KiB, less than a checkpoint needs.
 fn on_a_full_disk(place: &Place, line: &str) -> (Option<i32>, String) {
-    // The shell counts blocks of 512 bytes, some shells of 1,024.
+    // `ulimit -f` counts blocks of 512 bytes, or of 1,024 in some shells.
     limited(place, "ulimit -f 8", line)
 }
 
-/// `folio` in a shell that lets it have 3 GiB of memory.
+/// Runs `folio` in a shell with a memory limit of 3 GiB.
 fn with_little_memory(place: &Place, line: &str) -> (Option<i32>, String) {
     limited(place, "ulimit -v 3145728", line)
 }
 
-/// `folio` in a shell with a limit: its exit code, and what it says on stderr.
+/// Runs `folio` in a shell with a limit. Returns its exit code and stderr.
 fn limited(place: &Place, limit: &str, line: &str) -> (Option<i32>, String) {
     let mut command = Command::new("sh");
     command.args(["-c", &format!("{limit}; exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_folio")]);
@@ -152,7 +152,7 @@ fn a_second_process_in_a_directory_is_refused() {
         let expected = format!("run: is being written by process {}: wait for it, stop it", running.id());
         assert!(ran.stderr.contains(&expected), "{line}: {}", ran.stderr);
     }
-    // Whoever only reads is welcome.
+    // Commands that only read are not locked out.
     assert!(place.ok("runs run").stdout.contains("running"));
     running.signal(Signal::KILL);
     running.end();
@@ -187,13 +187,18 @@ fn what_does_not_fit_in_memory_is_refused_with_what_does() {
 }
 
 #[test]
-fn more_threads_than_processors_are_a_warning() {
+fn more_threads_than_processors_cause_a_warning() {
     let place = Place::new();
     let processors = std::thread::available_parallelism().expect("known");
     let said = place.ok(&format!("train {TINY} --threads 100000 --run_dir run")).stderr;
-    assert!(said.contains(&format!("warning: --threads {processors} instead of 100000")), "{said}");
+    assert!(
+        said.contains(&format!(
+            "warning: --threads 100000 is more than the {processors} available processors"
+        )),
+        "{said}"
+    );
     let start = place.text("run/metrics.jsonl").lines().next().map(str::to_owned).expect("a record");
     assert!(start.contains(&format!("\"threads\":{processors},")), "{start}");
     let said = place.ok("generate run --threads 100000 --max_new_tokens 3").stderr;
-    assert!(said.contains("instead of 100000"), "{said}");
+    assert!(said.contains("warning: --threads 100000"), "{said}");
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use folio::checkpoint::CheckpointName;
 use folio::generate::{Generator, PastContext, Request, Sampling};
-use folio::model::{Predictor, WeightFormat};
+use folio::model::{InferenceModel, WeightFormat};
 use folio::run_dir::RunDir;
 use folio::tokenizer::Tokenizer;
 use folio_serve::Options;
@@ -21,7 +21,7 @@ fn written(name: &str, prompt: &str, request: Request) -> (String, Vec<f32>) {
     let checkpoint = run.open_checkpoint(CheckpointName::Epoch(epoch)).expect("a checkpoint");
     let format = WeightFormat::of(run.settings().expect("settings").precision);
     let config = checkpoint.state().identity.model;
-    let predictor = Predictor::new(config, format, &checkpoint.parameters().expect("weights"));
+    let predictor = InferenceModel::new(config, format, &checkpoint.parameters().expect("weights"));
     let prompt = tokenizer.encode(prompt).expect("known characters");
     let (mut text, mut logprobs) = (String::new(), Vec::new());
     let mut generator = Generator::new(Arc::new(predictor), tokenizer);

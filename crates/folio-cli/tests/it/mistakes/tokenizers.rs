@@ -44,7 +44,11 @@ fn tokenizers_that_cannot_be() {
             &["none.txt", "does not exist"],
         ),
         ("tokenizer train {DATA} --vocab_size 300 --out none/x.json", FAILURE, &["none/x.json"]),
-        ("tokenizer encode --tokenizer_type chrs", USAGE, &["--tokenizer_type", "chrs is made of a text"]),
+        (
+            "tokenizer encode --tokenizer_type chrs",
+            USAGE,
+            &["--tokenizer_type", "chrs depends on the training text"],
+        ),
         ("tokenizer encode --tokenizer_type bep", USAGE, &["'bep'", "bpe"]),
         ("tokenizer encode --tokenizer_type none.json", FAILURE, &["none.json", "does not exist"]),
         ("tokenizer decode --tokenizer_type bpe --format text", USAGE, &["--format", "ids or jsonl"]),
@@ -67,7 +71,7 @@ fn input_that_a_tokenizer_cannot_take() {
     };
     refused("tokenizer encode --tokenizer_type bpe", b"caf\xe9", &["stdin", "not UTF-8", "offset 3"]);
     let decode = "tokenizer decode --tokenizer_type bpe";
-    refused(decode, b"1 2\n3 50257\n", &["line 2 of stdin", "50257 is outside", "0 to 50256"]);
+    refused(decode, b"1 2\n3 50257\n", &["line 2 of stdin", "50257 is out of range", "0 to 50256"]);
     refused(decode, b"1 -2", &["line 1 of stdin", "\"-2\" is not a token id"]);
     refused(decode, b"1 x", &["line 1 of stdin", "\"x\" is not a token id"]);
     refused(&format!("{decode} --format jsonl"), b"{\"text\":1}", &["line 1 of stdin", "an id"]);
