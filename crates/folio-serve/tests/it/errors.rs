@@ -54,11 +54,13 @@ fn check_words(message: &str) {
     }
 }
 
+fn small_limits() -> Limits {
+    Limits { tokens: 500, request_tokens: 1000, prompt_tokens: 300, choices: 8, ..limits() }
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn invalid_completions_are_rejected() {
-    let small = Limits { tokens: 500, request_tokens: 1000, prompt_tokens: 300, choices: 8, ..limits() };
-    let site = Site::with(small).await;
-    // Malformed bodies.
+async fn malformed_bodies_are_rejected() {
+    let site = Site::start().await;
     let bad = [
         ("", None, "object"),
         ("{", None, "ends before its JSON does, at line 1, column 1"),
@@ -92,8 +94,11 @@ async fn invalid_completions_are_rejected() {
     let bytes: Vec<u8> = b"{\"model\": \"\xff\"}".to_vec();
     let request = site.client.post(site.url("/v1/completions")).header("content-type", "application/json");
     assert_eq!(request.body(bytes).send().await.expect("an answer").status(), 400);
+}
 
-    let fields: &[(&str, Value, &str)] = &[
+/// Invalid values of the fields of a completion, with a part of the message.
+fn invalid_fields() -> Vec<(&'static str, Value, &'static str)> {
+    vec![
         ("model", json!(3), "model: must be a string, not 3"),
         ("prompt", json!(3), "a string, a list of tokens"),
         ("prompt", json!({}), "a string, a list of tokens"),
@@ -142,10 +147,15 @@ async fn invalid_completions_are_rejected() {
         ("top_k", json!(-1), "a whole number, 0 or more"),
         ("min_p", json!(2), "outside [0, 1]"),
         ("repetition_penalty", json!(0), "repetition_penalty"),
-    ];
-    for (field, value, part) in fields {
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn invalid_completions_are_rejected() {
+    let site = Site::with(small_limits()).await;
+    for (field, value, part) in invalid_fields() {
         let mut body = json!({ "model": "plain", "prompt": "First", "max_tokens": 2 });
-        body[*field] = value.clone();
+        body[field] = value;
         check(&site, body.to_string(), 400, Some(field), part).await;
     }
     let many = json!({ "model": "plain", "prompt": ["a", "b", "c"], "max_tokens": 400 });
