@@ -7,15 +7,23 @@ use folio::error::Error;
 use folio::settings::Settings;
 use folio::text::{Corpus, STDIN, TextFiles};
 
-use crate::options::Options;
 use crate::screen;
 use crate::usage::Usage;
+
+/// The texts that are given, if any.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct GivenTexts {
+    /// To train on.
+    pub(crate) data: Option<Vec<PathBuf>>,
+    /// To evaluate on.
+    pub(crate) eval_data: Option<Vec<PathBuf>>,
+}
 
 /// The texts that `options` name, or the embedded one; the settings note which.
 ///
 /// `saved` are those of the run that is continued, if any: a text of theirs is known again by its hash.
 pub(crate) fn read(
-    options: &Options,
+    options: &GivenTexts,
     settings: &mut Settings,
     saved: Option<&Settings>,
 ) -> anyhow::Result<Texts> {
@@ -63,7 +71,7 @@ fn announce(corpus: &Corpus) {
 ///
 /// # Errors
 /// If one is not there any more, or has changed.
-pub(crate) fn of_run(settings: &Settings, given: &Options) -> anyhow::Result<Texts> {
+pub(crate) fn of_run(settings: &Settings, given: &GivenTexts) -> anyhow::Result<Texts> {
     let data = known(&settings.data, &settings.data_sha256, given.data.as_deref(), "--data")?;
     let eval = match (&settings.eval_data, &settings.eval_data_sha256) {
         (Some(files), Some(sha256)) => Some(known(files, sha256, given.eval_data.as_deref(), "--eval_data")?),

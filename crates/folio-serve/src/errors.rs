@@ -208,11 +208,8 @@ impl ApiError {
     /// What the library refuses: a setting that is named like the field of the request.
     pub(crate) fn refused(error: &folio::error::Error) -> Self {
         match error {
-            folio::error::Error::Setting { setting, reason } => {
-                let field = match setting.trim_start_matches('-') {
-                    "max_new_tokens" => "max_tokens",
-                    field => field,
-                };
+            folio::error::Error::Setting { field, reason } => {
+                let field = if *field == "max_new_tokens" { "max_tokens" } else { *field };
                 Self::field(field, reason)
             }
             error => Self::malformed(error.to_string()),

@@ -5,12 +5,10 @@
 //! since the split is a function of the run's seed alone.
 
 use std::ops::Range;
-use std::str::FromStr;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
 use crate::error::{Error, Result};
+use crate::named_enum;
 use crate::rng::{Rng, Stream};
 use crate::text::{TextPerToken, TextSize};
 use crate::tokenizer::Tokenizer;
@@ -20,8 +18,7 @@ mod encoding;
 pub use encoding::{Encoding, Texts};
 
 /// How a text is divided into training and evaluation.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", try_from = "String")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SplitKind {
     /// All blocks, shuffled once: 80 % train, 10 % eval, 10 % test. The ancestor's.
     #[default]
@@ -31,23 +28,17 @@ pub enum SplitKind {
     Contiguous,
 }
 
-impl TryFrom<String> for SplitKind {
-    type Error = Error;
+named_enum!(SplitKind, "split", { Blocks => "blocks", Contiguous => "contiguous" });
 
-    fn try_from(name: String) -> Result<Self> {
-        name.parse()
-    }
-}
-
-impl FromStr for SplitKind {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "blocks" => Ok(Self::Blocks),
-            "contiguous" => Ok(Self::Contiguous),
-            _ => Err(Error::unknown_name("split", name, &["blocks", "contiguous"])),
+impl SplitKind {
+    /// Checks that the training text is known before the text is encoded, so that a tokenizer can be trained on it.
+    pub(crate) fn check_cuts_text(self) -> Result<()> {
+        if self == Self::Contiguous {
+            return Ok(());
         }
+        let reason = "`split blocks` cuts tokens, not text, so a tokenizer trained on the text would see evaluation \
+                      text; use contiguous";
+        Err(Error::setting("split", reason))
     }
 }
 
@@ -62,18 +53,7 @@ pub enum Part {
     Test,
 }
 
-impl FromStr for Part {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "train" => Ok(Self::Train),
-            "eval" => Ok(Self::Eval),
-            "test" => Ok(Self::Test),
-            _ => Err(Error::unknown_name("part", name, &["train", "eval", "test"])),
-        }
-    }
-}
+named_enum!(Part, "part", { Train => "train", Eval => "eval", Test => "test" });
 
 /// A text in tokens, ready to be cut for a kind of split.
 #[derive(Clone, Debug)]
@@ -137,11 +117,8 @@ fn border(text: &str, split: SplitKind) -> Option<usize> {
 /// If the split is by blocks: those are cut from tokens, so no text is known to be training text before there is a
 /// tokenizer.
 pub fn training_text(text: &str, split: SplitKind) -> Result<&str> {
-    border(text, split).map(|border| &text[..border]).ok_or_else(|| {
-        let reason = "blocks are cut from tokens, so before the tokenizer is learned no text is known to be training \
-                      text, and it must not learn from evaluation text: give contiguous";
-        Error::setting("--split", reason)
-    })
+    split.check_cuts_text()?;
+    Ok(&text[..border(text, split).unwrap_or(text.len())])
 }
 
 impl TokenStream {
@@ -254,7 +231,7 @@ impl Dataset {
     pub fn for_evaluation(stream: Arc<TokenStream>, block_size: usize) -> Result<Self> {
         if stream.len() < 2 {
             let reason = "one token is too short a text to be evaluated on: give a longer one";
-            return Err(Error::setting("--data", reason));
+            return Err(Error::setting("data", reason));
         }
         let blocks = (stream.len() - 1) / block_size;
         let eval = (0..blocks).map(|block| block * block_size).collect();
@@ -301,12 +278,12 @@ fn too_short(stream: &TokenStream, block_size: usize) -> Error {
     };
     let way_out = match largest {
         0 => "give a longer text".to_owned(),
-        largest => format!("the largest that fits is --block_sizes {largest}"),
+        largest => format!("the largest that fits is `block_size {largest}`"),
     };
     let reason = format!(
         "{block_size} tokens a block are too many for a text of {} tokens, of which a training and an evaluation \
          block must be cut: {way_out}",
         stream.len()
     );
-    Error::setting("--block_sizes", reason)
+    Error::setting("block_size", reason)
 }

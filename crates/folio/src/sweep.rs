@@ -22,10 +22,9 @@ use crate::tokenizer::Tokenizer;
 use crate::train::{Event, Outcome, Requests, Start, Trainer};
 
 mod label;
-mod space;
 
 pub use label::{differing, labels, short_name, short_number, shown};
-pub use space::{Choice, Number, Space};
+pub use crate::settings::{Choice, Space};
 
 pub(crate) const SWEEP_FILE: &str = "sweep.json";
 
@@ -296,7 +295,7 @@ fn run_stage(
         ThreadPoolBuilder::new().num_threads(threads.max(1)).build()
     });
     let pools = pools.collect::<std::result::Result<Vec<_>, _>>().map_err(|error| {
-        Error::setting("--threads", format!("the system starts no more of them ({error}): give fewer"))
+        Error::setting("threads", format!("the system cannot start that many ({error}); use fewer"))
     })?;
     thread::scope(|scope| {
         for pool in &pools {

@@ -172,11 +172,11 @@ impl Trainer {
         if last_epoch < epoch || (last_epoch == epoch && under_way.batches > 0) {
             let (epochs, steps) = (epoch - earlier, under_way.batches);
             let more = if steps > 0 { format!(" and {steps} steps") } else { String::new() };
-            return too_few("--num_epochs", self.settings.num_epochs, format!("{epochs} epochs{more}"));
+            return too_few("num_epochs", self.settings.num_epochs, format!("{epochs} epochs{more}"));
         }
         match self.settings.max_steps {
             Some(limit) if limit < global_step => {
-                too_few("--max_steps", limit, format!("{global_step} steps"))
+                too_few("max_steps", limit, format!("{global_step} steps"))
             }
             _ => Ok(()),
         }

@@ -1,18 +1,15 @@
 //! The number format of a model's activations and products.
 
-use std::str::FromStr;
-
 use folio_kernels::isa::Isa;
 use folio_kernels::peak::bf16_speedup;
-use serde::{Deserialize, Serialize};
 
 use super::ModelConfig;
 use crate::error::{Error, Result};
+use crate::named_enum;
 
 /// In what numbers a model computes. Weights, their gradients, AdamW, LayerNorm, softmax, the residual stream, the
 /// loss and every sum are f32 in both.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
     /// Products of f32, activations kept in f32.
     #[default]
@@ -31,24 +28,17 @@ impl Precision {
         if self == Self::Bf16 && !is_even(config.n_emb, config.n_heads) {
             let head_size = config.head_size();
             let reason =
-                format!("bf16 needs heads of even size, not {head_size}: take f32 or another --n_emb");
-            return Err(Error::setting("--precision", reason));
+                format!("bf16 needs heads of even size, not {head_size}: take f32 or another `n_emb`");
+            return Err(Error::setting("precision", reason));
         }
         Ok(())
     }
-
-    /// `f32` or `bf16`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-        }
-    }
 }
 
+named_enum!(Precision, "precision", { F32 => "f32", Bf16 => "bf16" });
+
 /// A precision, or whichever is the faster.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PrecisionChoice {
     /// The faster on this machine.
     #[default]
@@ -108,23 +98,4 @@ impl From<Precision> for PrecisionChoice {
     }
 }
 
-impl TryFrom<String> for PrecisionChoice {
-    type Error = Error;
-
-    fn try_from(name: String) -> Result<Self> {
-        name.parse()
-    }
-}
-
-impl FromStr for PrecisionChoice {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "auto" => Ok(Self::Auto),
-            "f32" => Ok(Self::F32),
-            "bf16" => Ok(Self::Bf16),
-            _ => Err(Error::unknown_name("precision", name, &["auto", "f32", "bf16"])),
-        }
-    }
-}
+named_enum!(PrecisionChoice, "precision", { Auto => "auto", F32 => "f32", Bf16 => "bf16" });
