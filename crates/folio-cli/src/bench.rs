@@ -177,7 +177,8 @@ fn in_own_flags(error: Error) -> Error {
     ];
     let Error::Setting { field, reason } = error else { return error };
     let own = FLAGS.iter().find(|(name, _)| *name == field).map_or(field, |(_, own)| own);
-    let spelled = |reason: String, name: &str, own: &str| reason.replace(&format!("`{name}"), &format!("`--{own}"));
+    let spelled =
+        |reason: String, name: &str, own: &str| reason.replace(&format!("`{name}"), &format!("`--{own}"));
     let reason = FLAGS.iter().fold(reason, |reason, (name, own)| spelled(reason, name, own));
     Error::Setting { field: own, reason }
 }

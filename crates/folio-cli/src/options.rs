@@ -104,11 +104,9 @@ fn argument(setting: &'static Setting) -> Arg {
         .action(if setting.takes_several() { ArgAction::Append } else { ArgAction::Set })
         .value_parser(value_parser(setting));
     let arg = match setting.kind {
-        Kind::Switch => arg
-            .num_args(0..=1)
-            .require_equals(true)
-            .default_missing_value("true")
-            .hide_possible_values(true),
+        Kind::Switch => {
+            arg.num_args(0..=1).require_equals(true).default_missing_value("true").hide_possible_values(true)
+        }
         // So that `--n_emb -3` is a wrong size, not an unknown flag.
         Kind::Integer | Kind::Real if !setting.takes_several() => arg.allow_hyphen_values(true),
         _ => arg,
@@ -225,7 +223,9 @@ impl Options {
         let wrong = |field, reason: &str| Err(Error::Setting { field, reason: reason.to_owned() });
         let search = self.0.get::<Search>("search").unwrap_or_default();
         let (trials, factor) = (self.0.get::<usize>("trials"), self.0.get::<u64>("halving_factor"));
-        for (name, value) in [("trials", trials.map(|n| n as f64)), ("halving_factor", factor.map(|n| n as f64))] {
+        for (name, value) in
+            [("trials", trials.map(|n| n as f64)), ("halving_factor", factor.map(|n| n as f64))]
+        {
             value.map_or(Ok(()), |value| setting(name).expect("it is declared above").check(value))?;
         }
         match search {

@@ -153,7 +153,8 @@ fn explicit_options(args: &TrainArgs) -> anyhow::Result<Options> {
         explicit = explicit.without_saving();
     }
     if explicit.0.has("eval_data") && explicit.0.has("split") {
-        let reason = "--split contradicts --eval_data, with which all of --data is trained on; leave one of them out";
+        let reason =
+            "--split contradicts --eval_data, with which all of --data is trained on; leave one of them out";
         return Err(Usage(reason.to_owned()).into());
     }
     Ok(explicit)
@@ -224,7 +225,10 @@ fn check_run_dir(task: &Task, overwrite: bool) -> anyhow::Result<()> {
         && source.starts_with(&target)
     {
         let path = run_dir.path().display();
-        return Err(Usage(format!("--run_dir {path} contains the run to continue from; use another directory")).into());
+        return Err(Usage(format!(
+            "--run_dir {path} contains the run to continue from; use another directory"
+        ))
+        .into());
     }
     Ok(run_dir.check_free(overwrite)?)
 }

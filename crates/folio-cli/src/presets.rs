@@ -45,9 +45,10 @@ fn parse(text: &str, source: &str) -> anyhow::Result<Options> {
         let message = message.trim().replace('\n', "; ");
         Usage(format!("{source}, line {}, `{line}`: {message}", line_idx + 1)).into()
     };
-    let table: BTreeMap<String, Spanned<toml::Value>> = toml::from_str(text).map_err(|error: toml::de::Error| {
-        wrong(error.span().map_or(0, |span| span.start), error.message())
-    })?;
+    let table: BTreeMap<String, Spanned<toml::Value>> =
+        toml::from_str(text).map_err(|error: toml::de::Error| {
+            wrong(error.span().map_or(0, |span| span.start), error.message())
+        })?;
     let mut options = Options::default();
     for (key, value) in table {
         let Some(setting) = setting_of_key(&key) else {

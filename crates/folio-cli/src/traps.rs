@@ -37,7 +37,8 @@ fn lines(args: &TrainArgs, task: &Task) -> anyhow::Result<Vec<String>> {
             dataset = Some(Dataset::new(Arc::clone(&task.stream), settings.block_size, settings.seed)?);
             made_for = wanted;
         }
-        let steps_per_epoch = dataset.as_ref().expect("it was just made").steps_per_epoch(settings.batch_size);
+        let steps_per_epoch =
+            dataset.as_ref().expect("it was just made").steps_per_epoch(settings.batch_size);
         for trap in settings.traps(steps_per_epoch).into_iter().chain(settings.ignored(&given)) {
             match found.iter_mut().find(|(known, _)| known.field == trap.field) {
                 Some((_, count)) => *count += 1,

@@ -159,10 +159,7 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     let message = in_one_line(error);
     screen::err(format_args!("error: {message}"));
     let wrong_usage = error.is::<Usage>()
-        || matches!(
-            error.downcast_ref::<Error>(),
-            Some(Error::Setting { .. } | Error::UnknownName { .. })
-        );
+        || matches!(error.downcast_ref::<Error>(), Some(Error::Setting { .. } | Error::UnknownName { .. }));
     ExitCode::from(if wrong_usage { 2 } else { 1 })
 }
 

@@ -29,8 +29,8 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::named_enum;
 use crate::model::{Cache, ModelConfig, PASS_TOKENS, Predictor, Workspace};
+use crate::named_enum;
 use crate::tokenizer::Tokenizer;
 
 mod sampling;

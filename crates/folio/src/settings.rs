@@ -34,13 +34,13 @@ pub fn setting(name: &str) -> Option<&'static Setting> {
     SETTINGS.iter().find(|setting| setting.name == name)
 }
 
-/// What is kept of the checkpoints of earlier epochs. The newest two and the one with the lowest evaluation loss are
-/// always kept whole.
+/// What to keep of the checkpoints of earlier epochs. The newest two and the one with the lowest evaluation loss are
+/// always kept in full.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Keep {
-    /// Weights and optimizer.
+    /// Weights and optimizer state.
     All,
-    /// The weights: enough to generate, to evaluate, and to continue with a fresh optimizer, as in the original project.
+    /// Weights only: enough to generate, to evaluate, and to continue with a fresh optimizer, as in the original project.
     #[default]
     Weights,
     /// Nothing.
@@ -50,13 +50,13 @@ pub enum Keep {
 named_enum!(Keep, "way to keep checkpoints", { All => "all", Weights => "weights", Best => "best" });
 
 impl Keep {
-    /// The bytes that the checkpoints of so many epochs will take at most, of a model with so many parameters: four a
-    /// weight and eight for AdamW's means, besides some thousands for the histories. A checkpoint is written before an
-    /// older one is given up.
+    /// The most bytes that the checkpoints of `epochs` epochs take for a model with this many `parameters`: four bytes per
+    /// weight and eight for AdamW's moments, besides a few thousand for the histories. A checkpoint is written before an
+    /// older one is deleted.
     pub fn disk_bytes(self, parameters: u64, epochs: u64) -> u64 {
         let whole = match self {
             Self::All => epochs,
-            // The newest, the best, the epoch before the newest, one inside an epoch, and the one being written.
+            // The newest, the best, the one before the newest, one within an epoch, and the one being written.
             Self::Weights | Self::Best => epochs.min(4) + 1,
         };
         let weights_alone = if self == Self::Weights { epochs.saturating_sub(whole) } else { 0 };
@@ -90,7 +90,9 @@ impl Settings {
             }
             Some(_) if !is_trained => {
                 let kind = &self.tokenizer_type;
-                format!("applies to `tokenizer_type corpus_bpe` only, and {kind} has a fixed vocabulary; leave it out")
+                format!(
+                    "applies to `tokenizer_type corpus_bpe` only, and {kind} has a fixed vocabulary; leave it out"
+                )
             }
             _ if is_trained => return self.split.check_cuts_text(),
             _ => return Ok(()),
@@ -98,11 +100,11 @@ impl Settings {
         Err(Error::setting("vocab_size", reason))
     }
 
-    /// The tokenizer of a new run on these texts. `chrs` has the characters of all of them; `corpus_bpe` learns from what
-    /// is trained on alone, and with `special_tokens` has `<|endoftext|>`.
+    /// The tokenizer of a new run on these texts. `chrs` has the characters of all texts; `corpus_bpe` is trained on the
+    /// training text only, and has `<|endoftext|>` if `special_tokens` is set.
     ///
     /// # Errors
-    /// If the text cannot give so large a vocabulary, or the tokenizer's file cannot be used.
+    /// If the text is too short for the vocabulary, or the tokenizer's file cannot be used.
     pub fn tokenizer(&self, texts: &Texts) -> Result<Tokenizer> {
         match &self.tokenizer_type {
             TokenizerKind::Chrs => {
@@ -118,7 +120,7 @@ impl Settings {
                 let vocab_size = self.vocab_size.unwrap_or_default();
                 let text = texts.training_text(self.split)?;
                 if self.special_tokens {
-                    // It is no word to learn.
+                    // The special token must not be learned as a word.
                     return Tokenizer::train_bpe(
                         &text.replace(END_OF_TEXT, "\n"),
                         vocab_size,
@@ -131,7 +133,7 @@ impl Settings {
         }
     }
 
-    /// What is kept of the checkpoints of earlier epochs.
+    /// What to keep of the checkpoints of earlier epochs.
     pub fn kept(&self) -> Keep {
         if self.save_checkpoint { self.keep } else { Keep::Best }
     }
@@ -157,7 +159,7 @@ impl Settings {
         }
     }
 
-    /// Notes that the run goes on from an epoch of another.
+    /// Records that the run continues from an epoch of another run.
     pub fn continue_from(&mut self, run_dir: &Path, epoch: u64, restart_schedule: bool) {
         let run_dir = std::path::absolute(run_dir).unwrap_or_else(|_| run_dir.to_path_buf());
         self.from_checkpoint_run_dir = Some(run_dir.display().to_string());
@@ -165,17 +167,17 @@ impl Settings {
         self.restart_schedule = restart_schedule;
     }
 
-    /// The epochs of the whole history when this run has ended, those included that it goes on from.
+    /// The epoch at which this run ends, counted from the beginning of the run that it continues, if any.
     pub fn last_epoch(&self) -> u64 {
         self.from_checkpoint_step.unwrap_or(0).saturating_add(self.num_epochs)
     }
 
-    /// The epochs before the first of this text.
+    /// The number of epochs before this text.
     pub(crate) fn first_epoch_of_text(&self) -> u64 {
         self.from_checkpoint_step.filter(|_| self.new_text).unwrap_or(0)
     }
 
-    /// The optimizer of this run.
+    /// The optimizer's settings.
     pub fn adamw(&self) -> AdamWConfig {
         AdamWConfig {
             beta1: self.beta1,
@@ -187,7 +189,7 @@ impl Settings {
         }
     }
 
-    /// The learning-rate schedule of this run, without its warm-up.
+    /// The learning-rate schedule, without warm-up.
     pub fn schedule(&self) -> Schedule {
         Schedule {
             kind: self.lr_schedule,
@@ -244,15 +246,30 @@ mod tests {
             assert_eq!(settings.validate().unwrap_err().to_string(), want);
         };
         check(Settings { beta2: 1.0, ..default() }, "`beta2 1` is out of range; use a number in [0, 1)");
-        check(Settings { num_epochs: 0, ..default() }, "`num_epochs 0` is out of range; use an integer of at least 1");
-        check(Settings { save_every: Some(0), ..default() }, "`save_every 0` is out of range; use an integer of at least 1");
-        check(Settings { grad_clip: -1.0, ..default() }, "`grad_clip -1` is out of range; use a number of at least 0");
-        check(Settings { grad_clip: f64::NAN, ..default() }, "`grad_clip NaN` is out of range; use a number of at least 0");
+        check(
+            Settings { num_epochs: 0, ..default() },
+            "`num_epochs 0` is out of range; use an integer of at least 1",
+        );
+        check(
+            Settings { save_every: Some(0), ..default() },
+            "`save_every 0` is out of range; use an integer of at least 1",
+        );
+        check(
+            Settings { grad_clip: -1.0, ..default() },
+            "`grad_clip -1` is out of range; use a number of at least 0",
+        );
+        check(
+            Settings { grad_clip: f64::NAN, ..default() },
+            "`grad_clip NaN` is out of range; use a number of at least 0",
+        );
         check(
             Settings { learning_rate: 0.0, ..default() },
             "`learning_rate 0` is out of range; use a number greater than 0, at most 3.4e38",
         );
-        check(Settings { n_emb: 385, ..default() }, "`n_emb 385` is not divisible by `n_heads 6`; use 384 or 390");
+        check(
+            Settings { n_emb: 385, ..default() },
+            "`n_emb 385` is not divisible by `n_heads 6`; use 384 or 390",
+        );
     }
 
     #[test]

@@ -175,9 +175,7 @@ impl Trainer {
             return too_few("num_epochs", self.settings.num_epochs, format!("{epochs} epochs{more}"));
         }
         match self.settings.max_steps {
-            Some(limit) if limit < global_step => {
-                too_few("max_steps", limit, format!("{global_step} steps"))
-            }
+            Some(limit) if limit < global_step => too_few("max_steps", limit, format!("{global_step} steps")),
             _ => Ok(()),
         }
     }

@@ -156,11 +156,13 @@ fn check_flags(saved: &Settings, explicit: &Options, settings: &Settings) -> any
         ),
     ];
     if let Some((flag, _, value)) = own.iter().find(|(_, same, _)| !same) {
-        let reason = format!("the run in {path} has {value}, and a continued run keeps its tokenizer; leave the flag out");
+        let reason = format!(
+            "the run in {path} has {value}, and a continued run keeps its tokenizer; leave the flag out"
+        );
         return Err(Usage(format!("{flag}: {reason}")).into());
     }
     let has_own_eval = explicit.0.has("eval_data");
-        let same = [
+    let same = [
         ("--data", saved.data_sha256 == settings.data_sha256, saved.data.to_string()),
         (
             "--eval_data",

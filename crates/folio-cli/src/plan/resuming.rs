@@ -44,7 +44,9 @@ pub(super) fn plan(args: &TrainArgs, run: RunDir) -> anyhow::Result<Task> {
 fn plan_sweep(sweep: Sweep, given: &Options, directory: RunDir) -> anyhow::Result<Task> {
     if let Some(setting) = given.settings().next() {
         let (flag, path) = (flag(setting.name), directory.path().display());
-        return Err(Usage(format!("{flag}: the sweep in {path} keeps its settings; leave the flag out")).into());
+        return Err(
+            Usage(format!("{flag}: the sweep in {path} keeps its settings; leave the flag out")).into()
+        );
     }
     let first = &sweep.runs[0];
     let texts = texts::of_run(first, &given.texts())?;
@@ -92,7 +94,8 @@ fn changed(run: &RunDir, old: &Settings, given: &Options) -> anyhow::Result<Sett
     for setting in given.settings() {
         let (values, old_values) = (given.0.values(setting.name), own.0.values(setting.name));
         let is_same = values == old_values
-            || (setting.name == "precision" && given.0.precision().resolve(old.n_emb, old.n_heads) == old.precision);
+            || (setting.name == "precision"
+                && given.0.precision().resolve(old.n_emb, old.n_heads) == old.precision);
         // The text is compared by its hash, since its path may change.
         let is_path = matches!(setting.kind, Kind::Files | Kind::Path);
         if setting.may_change && !is_path {

@@ -18,7 +18,12 @@ impl Space {
         let mut searchable: Vec<&'static Setting> =
             SETTINGS.iter().filter(|setting| setting.search_level.is_some()).collect();
         searchable.sort_by_key(|setting| setting.search_level);
-        Self(searchable.into_iter().map(|setting| (setting, vec![Choice::Value((setting.get)(base))])).collect())
+        Self(
+            searchable
+                .into_iter()
+                .map(|setting| (setting, vec![Choice::Value((setting.get)(base))]))
+                .collect(),
+        )
     }
 
     /// This space with other values of one setting.

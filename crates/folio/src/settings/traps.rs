@@ -71,9 +71,8 @@ impl Settings {
         let mut names = ignored.iter().copied().filter(|name| given.contains(name));
         let first = names.next()?;
         let others: String = names.map(|name| format!(", nor has `{name}`")).collect();
-        let reason = format!(
-            "has no effect with `lr_schedule {schedule}`{others}; add `lr_schedule {way_out}`"
-        );
+        let reason =
+            format!("has no effect with `lr_schedule {schedule}`{others}; add `lr_schedule {way_out}`");
         Some(Trap::new(first, reason))
     }
 

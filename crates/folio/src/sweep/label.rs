@@ -48,7 +48,9 @@ pub fn labels(runs: &[&Value], varying: &[String]) -> Vec<String> {
 /// A setting's name where room is short.
 pub fn short_name(name: &str) -> String {
     match setting(name) {
-        Some(setting) if !setting.label.is_empty() && setting.label != setting.name => setting.label.to_owned(),
+        Some(setting) if !setting.label.is_empty() && setting.label != setting.name => {
+            setting.label.to_owned()
+        }
         _ => name.replace('_', " "),
     }
 }
