@@ -166,19 +166,21 @@ impl ModelArgs {
 
 /// An invalid size of a model, reported with the flags of `bench` instead of those of `train`.
 fn in_own_flags(error: Error) -> Error {
-    /// The flags of `train` and of `bench`.
+    /// The setting and the flag of `bench`.
     const FLAGS: [(&str, &str); 6] = [
-        ("--block_sizes", "--block"),
-        ("--n_blocks", "--blocks"),
-        ("--n_heads", "--heads"),
-        ("--n_emb", "--emb"),
-        ("--dropouts", "--dropout"),
-        ("vocab_size", "--vocab"),
+        ("block_size", "block"),
+        ("n_blocks", "blocks"),
+        ("n_heads", "heads"),
+        ("n_emb", "emb"),
+        ("dropout", "dropout"),
+        ("vocab_size", "vocab"),
     ];
-    let Error::Setting { setting, reason } = error else { return error };
-    let own = FLAGS.iter().find(|(flag, _)| *flag == setting).map_or(setting, |(_, own)| own);
-    let reason = FLAGS.iter().fold(reason, |reason, (flag, own)| reason.replace(flag, own));
-    Error::Setting { setting: own, reason }
+    let Error::Setting { field, reason } = error else { return error };
+    let own = FLAGS.iter().find(|(name, _)| *name == field).map_or(field, |(_, own)| own);
+    let spelled =
+        |reason: String, name: &str, own: &str| reason.replace(&format!("`{name}"), &format!("`--{own}"));
+    let reason = FLAGS.iter().fold(reason, |reason, (name, own)| spelled(reason, name, own));
+    Error::Setting { field: own, reason }
 }
 
 pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {

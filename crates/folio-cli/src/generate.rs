@@ -111,7 +111,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
                     screen::out(to_json(name, first_seed.wrapping_add(sample as u64), prompt, text))?;
                 }
                 if let Some(path) = &output {
-                    append(path, name, &(prompt.to_owned() + &text.text))?;
+                    append(path, name, &format!("{prompt}{}", text.text))?;
                 }
             }
             if !args.json && samples.end < args.num_samples {

@@ -26,11 +26,11 @@
 //! # Ok::<(), folio::error::Error>(())
 //! ```
 
-use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::model::{Cache, InferenceModel, ModelConfig, PASS_TOKENS, Workspace};
+use crate::named_enum;
 use crate::tokenizer::Tokenizer;
 
 mod sampling;
@@ -91,29 +91,7 @@ pub enum PastContext {
     Stop,
 }
 
-impl PastContext {
-    /// `exact`, `rolling` or `stop`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Exact => "exact",
-            Self::Rolling => "rolling",
-            Self::Stop => "stop",
-        }
-    }
-}
-
-impl FromStr for PastContext {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "exact" => Ok(Self::Exact),
-            "rolling" => Ok(Self::Rolling),
-            "stop" => Ok(Self::Stop),
-            _ => Err(Error::unknown_name("way past the context", name, &["exact", "rolling", "stop"])),
-        }
-    }
-}
+named_enum!(PastContext, "way past the context", { Exact => "exact", Rolling => "rolling", Stop => "stop" });
 
 /// Why a text ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -204,20 +182,20 @@ impl Generator {
         let mut tokens = request.prompt.iter().chain(&request.given);
         if let Some(token) = tokens.find(|&&token| token as usize >= config.vocab_size) {
             let reason = format!("token {token} is outside the vocabulary of {}", config.vocab_size);
-            return Err(Error::setting("--prompt", reason));
+            return Err(Error::setting("prompt", reason));
         }
         if request.max_new_tokens == 0 {
-            return Err(Error::setting("--max_new_tokens", "0 writes nothing: give at least 1"));
+            return Err(Error::setting("max_new_tokens", "0 writes nothing: give at least 1"));
         }
         if request.stop.iter().any(String::is_empty) {
-            return Err(Error::setting("--stop", "an empty string would stop every text before it begins"));
+            return Err(Error::setting("stop", "an empty string would stop every text before it begins"));
         }
         let (tokens, room) = (request.prompt.len(), config.block_size);
         if request.past_context == PastContext::Stop && tokens > room {
             let reason = format!(
                 "{tokens} tokens are more than the context of {room}: shorten it, or let it go past the context"
             );
-            return Err(Error::setting("--prompt", reason));
+            return Err(Error::setting("prompt", reason));
         }
         let mut cache = self.spare.pop().unwrap_or_else(|| self.predictor.cache());
         cache.clear();

@@ -25,6 +25,7 @@
 
 pub mod error;
 pub mod machine;
+pub mod names;
 pub mod rng;
 
 pub mod files;

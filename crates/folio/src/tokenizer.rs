@@ -104,12 +104,12 @@ impl Tokenizer {
                 0 => format!("{vocab_size} is too few: 256 tokens are single bytes"),
                 count => format!("{vocab_size} is too few: 256 tokens are single bytes and {count} special"),
             };
-            return Err(Error::setting("--vocab_size", format!("{reason}, so give at least {least}")));
+            return Err(Error::setting("vocab_size", format!("{reason}, so give at least {least}")));
         }
         if let Some(special) = specials.iter().enumerate().find_map(|(index, special)| {
             (special.is_empty() || specials[..index].contains(special)).then_some(special)
         }) {
-            return Err(Error::setting("--special", format!("{special:?} is empty or given twice")));
+            return Err(Error::setting("special", format!("{special:?} is empty or given twice")));
         }
         let trained = bpe::train::train(text, vocab_size, specials);
         let bpe = trained.map_err(|bpe::train::TooSmall { reached }| {
@@ -117,7 +117,7 @@ impl Tokenizer {
                 "{vocab_size} are more than the text can give: after {reached} every word is one token, so give at \
                  most {reached} or a longer text"
             );
-            Error::setting("--vocab_size", reason)
+            Error::setting("vocab_size", reason)
         })?;
         // A file lists tokens by their spelling, in which each may stand once.
         let alphabet = gpt2::byte_alphabet();
@@ -125,7 +125,7 @@ impl Tokenizer {
         let mut spellings = ordinary.map(|id| gpt2::spell(&alphabet, bpe.token(id)));
         if let Some(taken) = spellings.find(|spelling| specials.contains(&spelling.as_str())) {
             let reason = format!("{taken:?} is an ordinary token: give one like \"<|{taken}|>\"");
-            return Err(Error::setting("--special", reason));
+            return Err(Error::setting("special", reason));
         }
         Ok(Self::new(Model::Bpe(Arc::new(bpe))))
     }
@@ -377,21 +377,21 @@ mod tests {
         };
         assert_eq!(
             refused("ab", 255, &[]),
-            "--vocab_size: 255 is too few: 256 tokens are single bytes, so give at least 256"
+            "vocab_size: 255 is too few: 256 tokens are single bytes, so give at least 256"
         );
         assert_eq!(
             refused("ab", 257, &["<a>", "<b>"]),
-            "--vocab_size: 257 is too few: 256 tokens are single bytes and 2 special, so give at least 258"
+            "vocab_size: 257 is too few: 256 tokens are single bytes and 2 special, so give at least 258"
         );
         assert_eq!(
             refused("abc abc", 300, &["<a>"]),
-            "--vocab_size: 300 are more than the text can give: after 260 every word is one token, so give at most \
+            "vocab_size: 300 are more than the text can give: after 260 every word is one token, so give at most \
              260 or a longer text"
         );
-        assert_eq!(refused("ab", 300, &["<a>", "<a>"]), "--special: \"<a>\" is empty or given twice");
-        assert_eq!(refused("ab", 300, &[""]), "--special: \"\" is empty or given twice");
+        assert_eq!(refused("ab", 300, &["<a>", "<a>"]), "special: \"<a>\" is empty or given twice");
+        assert_eq!(refused("ab", 300, &[""]), "special: \"\" is empty or given twice");
         let taken = |special: &str| refused("the the", 260, &[special]);
-        assert_eq!(taken("a"), "--special: \"a\" is an ordinary token: give one like \"<|a|>\"");
+        assert_eq!(taken("a"), "special: \"a\" is an ordinary token: give one like \"<|a|>\"");
         assert!(taken("Ġthe").contains("is an ordinary token"), "{}", taken("Ġthe"));
         assert_eq!(Tokenizer::train_bpe("abc abc", 260, &["<a>"]).unwrap().vocab_size(), 260);
         assert_eq!(Tokenizer::train_bpe("", 256, &[]).unwrap().merges(), 0);

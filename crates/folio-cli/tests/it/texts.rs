@@ -304,13 +304,13 @@ fn a_model_goes_on_with_another_text() {
     // An edited copy would be evaluated on what the model was trained on.
     place.write("edited.txt", plays() + "One more line.\n");
     let edited = format!("{} --data edited.txt --num_epochs 1 --run_dir x", from("run", 2));
-    check_refused(&place, &edited, "", FAILURE, &["edited.txt", "has text in common", "--eval_data"]);
+    check_refused(&place, &edited, "", FAILURE, &["edited.txt", "shares text with", "--eval_data"]);
     place.write("apart.txt", reversed());
     place.ok(&format!("{edited} --eval_data apart.txt"));
     // A text that has changed under its name is no other text.
     place.write("plays.txt", reversed());
     let same_name = format!("{} --data plays.txt --num_epochs 1 --run_dir y", from("run", 2));
-    check_refused(&place, &same_name, "", FAILURE, &["plays.txt", "has text in common"]);
+    check_refused(&place, &same_name, "", FAILURE, &["plays.txt", "shares text with"]);
     let line = format!("{} --num_epochs 1 --run_dir x", from("run", 2));
     check_refused(&place, &line, "", USAGE, &["--data", "must stay apart"]);
 }

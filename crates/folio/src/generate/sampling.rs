@@ -43,25 +43,25 @@ impl Sampling {
             let reason = format!(
                 "must be greater than 0, not {repetition_penalty}: 1 is no penalty, more makes repetition less likely"
             );
-            return Err(Error::setting("--repetition_penalty", reason));
+            return Err(Error::setting("repetition_penalty", reason));
         }
         if !(f32::MIN_POSITIVE..=f32::MAX).contains(&(repetition_penalty as f32)) {
             let reason =
                 format!("{repetition_penalty:e} is outside the range of single precision: 1 is no penalty");
-            return Err(Error::setting("--repetition_penalty", reason));
+            return Err(Error::setting("repetition_penalty", reason));
         }
         if !temperature.is_finite() || temperature < 0.0 {
             let reason = format!("must be 0 (always the likeliest token) or more, not {temperature}");
-            return Err(Error::setting("--temperature", reason));
+            return Err(Error::setting("temperature", reason));
         }
         if top_k == Some(0) {
-            return Err(Error::setting("--top_k", "0 leaves no token to draw: give at least 1"));
+            return Err(Error::setting("top_k", "0 leaves no token to draw: give at least 1"));
         }
         if let Some(top_p) = top_p.filter(|&top_p| !(top_p > 0.0 && top_p <= 1.0)) {
-            return Err(Error::setting("--top_p", format!("{top_p} is outside (0, 1]")));
+            return Err(Error::setting("top_p", format!("{top_p} is outside (0, 1]")));
         }
         if let Some(min_p) = min_p.filter(|&min_p| !(0.0..=1.0).contains(&min_p)) {
-            return Err(Error::setting("--min_p", format!("{min_p} is outside [0, 1]")));
+            return Err(Error::setting("min_p", format!("{min_p} is outside [0, 1]")));
         }
         Ok(())
     }
@@ -341,7 +341,7 @@ mod tests {
     fn a_penalty_that_single_precision_cannot_hold_is_refused() {
         for repetition_penalty in [1e-300, 1e-39, 1e39, f64::MAX] {
             let refused = Sampling { repetition_penalty, ..Sampling::default() }.validate().unwrap_err();
-            assert!(refused.to_string().contains("--repetition_penalty"), "{refused}");
+            assert!(refused.to_string().contains("repetition_penalty"), "{refused}");
         }
         for repetition_penalty in [2e-38, 3e38] {
             let sampling = Sampling { repetition_penalty, ..Sampling::default() };
