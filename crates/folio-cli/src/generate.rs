@@ -188,7 +188,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     join_threads(args.drawing.threads)?;
     let chosen = args.which.find()?;
     let run = &chosen.run;
-    let names = if args.all_checkpoints { run.names()? } else { chosen.names.clone() };
+    let names = if args.all_checkpoints { run.checkpoints()? } else { chosen.names.clone() };
     let tokenizer = Arc::new(run.tokenizer()?);
     let prompt = args.prompt.as_deref().unwrap_or_default();
     let encoded = match args.special_tokens {
@@ -301,8 +301,8 @@ fn told(name: CheckpointName, seed: u64, prompt: &str, written: &Written) -> ser
 /// What stands over the text of one checkpoint of several.
 fn heading(run: &RunDir, name: CheckpointName) -> String {
     let CheckpointName::Epoch(epoch) = name else { return format!("== {name}") };
-    let losses = run.losses().ok().flatten();
-    let loss = losses.and_then(|losses| losses.eval_losses.get(epoch as usize - 1).copied());
+    let history = run.history().ok().flatten();
+    let loss = history.and_then(|history| Some(history.epochs.get(epoch as usize - 1)?.eval_loss));
     let loss = loss.map_or(String::new(), |loss| format!(", eval loss {loss:.4}"));
     format!("== after epoch {epoch}{loss}")
 }

@@ -208,8 +208,7 @@ fn train_run(
     print_destination(task, trainer.model().parameters().values().len() as u64, trained);
     let dashboard = open_dashboard(args, task, signals)?;
     if let Some(dashboard) = &dashboard {
-        let losses = &trainer.history().losses;
-        let epochs = losses.steps.iter().copied().zip(losses.eval_losses.iter().copied()).collect();
+        let epochs = trainer.history().epochs.iter().map(|epoch| (epoch.step, epoch.eval_loss)).collect();
         dashboard.tell(Told::History { run: 0, epochs });
     }
     let mut progress = Progress::new(args.display());
@@ -281,7 +280,7 @@ fn train_sweep(args: &TrainArgs, task: &Task, sweep: &Sweep, signals: &Signals) 
 /// Adds to the status of a sweep's run what could not be printed of it.
 fn note_lost_output(task: &Task, run: usize) {
     if let (Some(lost), Some(sweep)) = (screen::lost(), &task.run_dir) {
-        let run_dir = RunDir::new(sweep.path().join(format!("run_{}", run + 1)));
+        let run_dir = sweep.sub_run(run);
         // If the disk is full too, the run's own saves have said so.
         let _ = run_dir.note_lost_output(&lost.to_string());
     }

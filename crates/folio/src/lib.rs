@@ -17,7 +17,7 @@
 //! let stream = Arc::new(TokenStream::encode(&text, &tokenizer, settings.split)?);
 //! let mut trainer = Trainer::new(settings, stream, tokenizer, &Start::Fresh)?;
 //! trainer.run(None, &Requests::default(), &mut |_event| {})?;
-//! assert_eq!(trainer.history().epochs(), 2);
+//! assert_eq!(trainer.history().epochs.len(), 2);
 //! # Ok::<(), folio::error::Error>(())
 //! ```
 

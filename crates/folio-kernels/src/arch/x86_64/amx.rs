@@ -208,7 +208,11 @@ impl<'a, E: Element> Left<'a, E> {
     /// Rows that are laid out together, or all `rows` if they are read in place: as many as stay in the second-level
     /// cache beside what they are multiplied with.
     pub(crate) fn group(&self, rows: usize) -> usize {
-        if self.in_place { rows.max(1) } else { (TILES_BYTES / self.depth.block_bytes().max(1)).max(1) * ROWS }
+        if self.in_place {
+            rows.max(1)
+        } else {
+            (TILES_BYTES / self.depth.block_bytes().max(1)).max(1) * ROWS
+        }
     }
 
     /// Lays out what of `rows` is not read in place.
