@@ -220,7 +220,7 @@ impl Chat {
         self.next_seed = seed.wrapping_add(1);
         let mut stdout = screen::stdout();
         let writing = self.interrupt.begin();
-        while self.generator.texts() > 0 {
+        while self.generator.active() > 0 {
             let (text, look) = (&mut self.text, self.look);
             let mut shown = Ok(());
             self.generator.step(|_, drawn| {

@@ -270,7 +270,7 @@ fn write(
     let prompt = look.show_prompt(args.prompt.as_deref().unwrap_or_default());
     let mut page = Page::new(vec![prompt; samples]);
     let mut texts = vec![Written::default(); samples];
-    while generator.texts() > 0 {
+    while generator.active() > 0 {
         generator.step(|id, drawn| {
             let sample = id.number() as usize;
             let text = &mut texts[sample];

@@ -14,7 +14,7 @@ use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::models::Model;
 use crate::queue::{Attend, Failure, Job, Queue, Ticket, Told, Work};
-use folio::generate::{Generator, TextId};
+use folio::generate::{Generator, SequenceId};
 
 /// How often a paused text is looked at when nothing else is to be done.
 const GLANCE: Duration = Duration::from_millis(5);
@@ -34,7 +34,7 @@ pub(crate) struct Engine {
 struct Lane {
     model: Arc<Model>,
     generator: Generator,
-    texts: HashMap<TextId, Text>,
+    texts: HashMap<SequenceId, Text>,
 }
 
 /// A text under way.
@@ -93,7 +93,7 @@ impl Engine {
 
     /// Bytes of the texts that are held.
     fn text_bytes(&self) -> u64 {
-        self.lanes.iter().map(|lane| (lane.generator.text_bytes() * lane.texts.len()) as u64).sum()
+        self.lanes.iter().map(|lane| (lane.generator.sequence_bytes() * lane.texts.len()) as u64).sum()
     }
 
     /// Drops what nobody wants or what may not go on, and pauses and resumes texts as their clients read.

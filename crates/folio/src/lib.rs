@@ -42,6 +42,7 @@ pub mod settings;
 pub mod memory;
 
 pub mod checkpoint;
+#[cfg(feature = "plots")]
 pub mod plot;
 pub mod run_dir;
 
@@ -52,4 +53,5 @@ pub mod train;
 pub mod records;
 pub mod sweep;
 
+#[cfg(feature = "report")]
 pub mod report;

@@ -36,6 +36,7 @@ mod status;
 #[cfg(test)]
 pub(crate) use event_files::event_files;
 use event_files::is_event_file;
+#[cfg(feature = "tensorboard")]
 pub(crate) use event_files::next_event_file;
 pub use find::{Found, Pick, Place, RUNS, Saved, find, locate, locate_or_newest};
 use lock::LOCK_FILE;

@@ -102,7 +102,7 @@ fn check_writing(pool: &ThreadPool, config: ModelConfig) {
             // Well past the context of 32.
             let blocks: u64 = (40..100).map(|_| step()).sum();
             assert_eq!(blocks, 0, "blocks allocated by 60 steps of 5 texts in {format:?}");
-            assert_eq!(generator.texts(), 5);
+            assert_eq!(generator.active(), 5);
         });
     }
 }

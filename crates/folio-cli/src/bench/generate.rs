@@ -91,7 +91,7 @@ pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
             })?;
         }
         let start = Instant::now();
-        while generator.texts() > 0 {
+        while generator.active() > 0 {
             generator.step(|_, _| {});
         }
         if round > 0 {

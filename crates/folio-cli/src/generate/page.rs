@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use anstream::{AutoStream, ColorChoice};
 use anstyle::{Ansi256Color, Style};
-use folio::generate::Drawn;
+use folio::generate::SampledToken;
 
 use crate::screen;
 use crate::terminal;
@@ -27,7 +27,7 @@ impl Look {
     }
 
     /// A token as it is shown; the last ends a line.
-    pub(crate) fn show(self, drawn: &Drawn) -> String {
+    pub(crate) fn show(self, drawn: &SampledToken) -> String {
         let probability = drawn.logprob.map_or(f32::NAN, f32::exp);
         let text = terminal::shown(drawn.text);
         let mut shown = match self {

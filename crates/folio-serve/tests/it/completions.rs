@@ -26,7 +26,7 @@ fn written(name: &str, prompt: &str, request: Request) -> (String, Vec<f32>) {
     let (mut text, mut logprobs) = (String::new(), Vec::new());
     let mut generator = Generator::new(Arc::new(predictor), tokenizer);
     let request = Request { prompt, logprobs: Some(0), past_context: PastContext::Rolling, ..request };
-    let told = generator.write(request, |drawn| {
+    let told = generator.generate(request, |drawn| {
         text += drawn.text;
         logprobs.extend(drawn.logprob);
     });
