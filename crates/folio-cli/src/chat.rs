@@ -63,9 +63,9 @@ pub(crate) fn run(args: &ChatArgs) -> anyhow::Result<()> {
     let run = &chosen.run;
     let tokenizer = Arc::new(run.tokenizer()?);
     let name = *chosen.names.last().context("a checkpoint")?;
-    let predictor = load_inference_model(run, name, &tokenizer, args.sampling.precision)?;
+    let model = load_inference_model(run, name, &tokenizer, args.sampling.precision)?;
     let mut chat = Chat {
-        generator: Generator::new(Arc::new(predictor), Arc::clone(&tokenizer)),
+        generator: Generator::new(Arc::new(model), Arc::clone(&tokenizer)),
         tokenizer,
         sampling: args.sampling.clone(),
         max_new_tokens: args.max_new_tokens,
@@ -226,7 +226,7 @@ impl Chat {
         self.next_seed = seed.wrapping_add(1);
         let mut stdout = screen::stdout();
         let generating = self.interrupt.begin();
-        while self.generator.texts() > 0 {
+        while self.generator.active() > 0 {
             let (text, style) = (&mut self.text, self.style);
             let mut shown = Ok(());
             self.generator.step(|_, drawn| {

@@ -208,8 +208,7 @@ fn train_run(
     print_destination(task, trainer.backend().parameters().values().len() as u64, trained);
     let dashboard = open_dashboard(args, task, signals)?;
     if let Some(dashboard) = &dashboard {
-        let losses = &trainer.history().losses;
-        let epochs = losses.steps.iter().copied().zip(losses.eval_losses.iter().copied()).collect();
+        let epochs = trainer.history().epochs.iter().map(|epoch| (epoch.step, epoch.eval_loss)).collect();
         dashboard.send(Update::History { run: 0, epochs });
     }
     let mut progress = Progress::new(args.display());
@@ -281,7 +280,7 @@ fn train_sweep(args: &TrainArgs, task: &Task, sweep: &Sweep, signals: &Signals) 
 /// Records in the status of a sweep's run that output was lost.
 fn note_lost_output(task: &Task, run: usize) {
     if let (Some(lost), Some(sweep)) = (screen::lost(), &task.run_dir) {
-        let run_dir = RunDir::new(sweep.path().join(format!("run_{}", run + 1)));
+        let run_dir = sweep.sub_run(run);
         // If the disk is full, saving the run has reported that.
         let _ = run_dir.note_lost_output(&lost.to_string());
     }

@@ -115,7 +115,7 @@ impl Settings {
                 let Some(eval) = &texts.eval else { return Ok(chars) };
                 Ok(Tokenizer::chars(&(all(chars) + &all(Tokenizer::chars(&eval.text)))))
             }
-            TokenizerKind::Bpe => Ok(Tokenizer::gpt2()),
+            TokenizerKind::Bpe => Tokenizer::try_gpt2(),
             TokenizerKind::CorpusBpe => {
                 let vocab_size = self.vocab_size.unwrap_or_default();
                 let text = texts.training_text(self.split)?;

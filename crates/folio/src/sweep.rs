@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::TokenStream;
 use crate::error::{Error, Result};
 use crate::files::{read_json, write_json};
+use crate::history::lowest_eval_loss;
 use crate::records::run_recorded;
 use crate::run_dir::{RunDir, RunLock, RunState, Status};
 use crate::settings::Settings;
@@ -179,7 +180,7 @@ pub struct Standing {
 impl Standing {
     /// The lowest evaluation loss so far; infinite before the first.
     pub fn best(&self) -> f64 {
-        self.eval_losses.iter().copied().fold(f64::INFINITY, f64::min)
+        lowest_eval_loss(&self.eval_losses).map_or(f64::INFINITY, |(loss, _)| loss)
     }
 }
 
@@ -357,7 +358,7 @@ fn train(
         report(SweepEvent::Run { run, event });
     });
     standing.epochs = trainer.state().epoch;
-    standing.eval_losses.clone_from(&trainer.history().losses.eval_losses);
+    standing.eval_losses = trainer.history().eval_losses();
     outcome
 }
 
@@ -381,6 +382,6 @@ fn ended_before(directory: &RunDir, settings: &Settings, run: usize) -> Option<S
 impl Context {
     /// The directory of a run, counting from 0.
     fn directory_of(&self, run: usize) -> Option<RunDir> {
-        self.directory.as_ref().map(|sweep| RunDir::new(sweep.path().join(format!("run_{}", run + 1))))
+        self.directory.as_ref().map(|sweep| sweep.sub_run(run))
     }
 }

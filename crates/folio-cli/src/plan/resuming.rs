@@ -27,14 +27,16 @@ pub(super) fn plan(args: &TrainArgs, run: RunDir) -> anyhow::Result<Task> {
     let settings = changed(&run, &old, &given)?;
     settings.validate()?;
     let ended = run.status().is_some_and(|status| status.state == RunState::Finished);
-    if ended && run.names()?.is_empty() {
+    if ended && run.checkpoints()?.is_empty() {
         let reason = "has finished, and its checkpoints were removed, so there is nothing to resume from";
         return Err(Error::RunDirectory { path: run.path().to_path_buf(), reason: reason.to_owned() }.into());
     }
     let texts = texts::of_run(&old, &given.texts())?;
     let tokenizer = match run.tokenizer() {
         // The run was stopped before it had written its tokenizer.
-        Err(_) if run.names()?.is_empty() && old.from_checkpoint_step.is_none() => old.tokenizer(&texts)?,
+        Err(_) if run.checkpoints()?.is_empty() && old.from_checkpoint_step.is_none() => {
+            old.tokenizer(&texts)?
+        }
         tokenizer => tokenizer?,
     };
     let start = Start::Resume { run: run.clone(), skip_damaged: args.skip_damaged };

@@ -377,10 +377,10 @@ fn models_that_cannot_be_used() {
         ("generate bare", FAILURE, &["bare: holds no checkpoint", "they were removed"]),
         ("generate bare --best_eval_loss_model", FAILURE, &["bare: has no losses.json", "--checkpoint_step"]),
         ("generate search --checkpoint_step 1", USAGE, &["search is a sweep", "one of its runs"]),
-        ("generate run --temperature -1", USAGE, &["--temperature", "must be 0", "not -1"]),
+        ("generate run --temperature -1", USAGE, &["--temperature", "must be at least 0, not -1"]),
         ("generate run --top_k 0", USAGE, &["--top_k", "at least 1"]),
-        ("generate run --top_p 2", USAGE, &["--top_p", "2 is outside (0, 1]"]),
-        ("generate run --min_p 2", USAGE, &["--min_p", "2 is outside [0, 1]"]),
+        ("generate run --top_p 2", USAGE, &["--top_p", "must be greater than 0 and at most 1, not 2"]),
+        ("generate run --min_p 2", USAGE, &["--min_p", "must be between 0 and 1, not 2"]),
         (
             "generate run --repetition_penalty 0",
             USAGE,

@@ -77,7 +77,7 @@ pub(super) fn load(
         state.skipped_in_a_row = 0;
     }
     if at_start && new_text {
-        state.history.losses.best_eval_loss = None;
+        state.history.best_eval_loss = None;
     }
     if saved.seed != identity.seed {
         state.order = Rng::new(identity.seed, Stream::Order);
