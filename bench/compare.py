@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""folio beside its rivals on the same training step, turn about, in one run.
+"""Compare the training speed of folio and its rivals on the same step.
 
     cargo build --release
     python3 -m venv /tmp/rival && /tmp/rival/bin/pip install torch numpy jax
     python3 bench/compare.py --rival-python /tmp/rival/bin/python --rivals pytorch compiled jax -- char nanogpt-cpu
 
-The rivals: PyTorch as it is, PyTorch with torch.compile (which needs a C++ compiler), and JAX. For each setting and precision
-the programs take turns, so that a drift of the machine meets all. Prints the rows of a table of medians, with the ratio to
-the fastest rival, and writes them to bench/record/<cpu>/<date>.csv, with a bar chart beside it.
+The rivals are PyTorch in eager mode, PyTorch with torch.compile (which needs a C++ compiler), and JAX. For each setting and
+precision the programs alternate, so that drift of the machine affects all of them. Prints the rows of a table of medians,
+with the ratio to the fastest rival, and writes them to bench/record/<cpu>/<date>.csv, with a bar chart next to it.
 """
 import argparse, csv, datetime, json, os, pathlib, platform, re, statistics, subprocess
 
@@ -27,7 +27,7 @@ RIVALS = {
 
 
 def cpu_name():
-    """The processor's name, as a folder."""
+    """The name of the processor, for use as a directory name."""
     text = pathlib.Path("/proc/cpuinfo").read_text() if pathlib.Path("/proc/cpuinfo").exists() else ""
     found = {key: re.search(rf"^{key}\s*: (.*)$", text, re.M) for key in ("model name", "cpu family", "model", "stepping")}
     if not found["model name"]:
@@ -38,9 +38,9 @@ def cpu_name():
 
 
 def step(command, setting, threads):
-    """Runs one program once; returns what it prints."""
+    """Runs a program once and returns the JSON object that it prints."""
     flags = [f"--{name}={value}" for name, value in setting.items()]
-    # These two slow a current numpy and PyTorch down.
+    # These two variables slow down current versions of numpy and PyTorch.
     environment = {k: v for k, v in os.environ.items() if k not in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")}
     done = subprocess.run([*command, *flags, f"--threads={threads}"], capture_output=True, text=True, env=environment)
     if done.returncode:
@@ -49,12 +49,12 @@ def step(command, setting, threads):
 
 
 def chart(rows):
-    """The ratios as bars, in SVG."""
+    """A bar chart of the ratios, as SVG."""
     height = 24 * len(rows) + 40
     scale = 420 / max(row["ratio"] for row in rows)
     lines = [f'<svg xmlns="http://www.w3.org/2000/svg" width="680" height="{height}" font-family="sans-serif" font-size="13">',
              '<rect width="100%" height="100%" fill="white"/>',
-             '<text x="10" y="20">tokens per second, folio over its fastest rival (line: equal)</text>']
+             '<text x="10" y="20">tokens per second, folio divided by the fastest rival (line: equal speed)</text>']
     for i, row in enumerate(rows):
         y = 34 + 24 * i
         name = f"{row['setting']} {row['precision']}"
@@ -69,7 +69,7 @@ def chart(rows):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("settings", nargs="+", choices=list(SETTINGS))
-    p.add_argument("--rival-python", default="python3", help="a Python with torch, and jax if that is a rival")
+    p.add_argument("--rival-python", default="python3", help="a Python with torch, and with jax if it is among the rivals")
     p.add_argument("--folio", default=str(HERE.parent / "target/release/folio"))
     p.add_argument("--rivals", nargs="+", choices=RIVALS, default=["pytorch"])
     p.add_argument("--precisions", nargs="+", choices=["f32", "bf16"], default=["f32", "bf16"])
@@ -100,7 +100,7 @@ def main():
                   f"{memory['folio']:,} | {memory[fastest]:,} |", flush=True)
     path = HERE / "record" / cpu_name() / f"{datetime.date.today()}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Settings that were measured earlier this day and not now stay; those that were are replaced, with all their rivals.
+    # Keep the rows measured earlier today, except those of the settings measured now.
     key = lambda row: (row["setting"], row["precision"], int(row["threads"]))
     if path.exists():
         with path.open(newline="") as file:
@@ -112,7 +112,7 @@ def main():
         writer.writeheader()
         writer.writerows(rows)
     path.with_suffix(".svg").write_text(chart(rows))
-    print(f"recorded in {path} and, as a chart, beside it")
+    print(f"wrote {path} and {path.with_suffix('.svg')}")
 
 
 main()

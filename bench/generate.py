@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""folio beside PyTorch writing text with the same model of random weights, turn about, in one run.
+"""Compare the generation speed of folio and PyTorch with the same model and random weights.
 
     cargo build --release
     python3 -m venv /tmp/rival && /tmp/rival/bin/pip install torch numpy
     python3 bench/generate.py --rival-python /tmp/rival/bin/python
 
-PyTorch computes the whole context for every token, which is what a plain sample script does. Prints a table of medians:
-tokens a second of one text in each format, of 16 texts at a time, and folio's share of the memory's bandwidth.
+PyTorch recomputes the whole context for every token, as a plain sampling script does. The programs alternate. Prints a table
+of medians: tokens per second for one sequence and for 16 in parallel, in each format, and folio's share of the memory bandwidth.
 """
 import argparse, json, os, pathlib, statistics, subprocess
 
@@ -15,8 +15,8 @@ CASES = [(precision, streams) for precision in ("f32", "bf16", "int8") for strea
 
 
 def run(command):
-    """Runs one program once; returns what it prints."""
-    # These two slow a current numpy and PyTorch down.
+    """Runs a program once and returns the JSON object that it prints."""
+    # These two variables slow down current versions of numpy and PyTorch.
     environment = {k: v for k, v in os.environ.items() if k not in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
@@ -26,7 +26,7 @@ def run(command):
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--folio", default=str(HERE.parent / "target/release/folio"))
-parser.add_argument("--rival-python", help="a Python that has torch; without it folio is timed alone")
+parser.add_argument("--rival-python", help="a Python with torch; without it only folio is timed")
 parser.add_argument("--rounds", type=int, default=5)
 parser.add_argument("--threads", type=int, default=2)
 for name, default in dict(block=256, vocab=65, emb=384, blocks=6, heads=6, tokens=256).items():
@@ -43,8 +43,9 @@ for round in range(args.rounds):
         ours[precision, streams].append(run([args.folio, "bench", "generate", *sizes, *flags]))
 
 if rival:
-    print(f"PyTorch: {statistics.median(rival):.1f} tokens/s, from {min(rival):.1f} to {max(rival):.1f}")
-print("| numbers | texts | tokens/s | over PyTorch | over one text | GB/s | memory reads, GB/s | share of the memory |")
+    print(f"PyTorch: {statistics.median(rival):.1f} tokens/s, ranging from {min(rival):.1f} to {max(rival):.1f}")
+print("| format | sequences | tokens/s | relative to PyTorch | relative to one sequence | GB/s | memory read, GB/s "
+      "| share of memory read |")
 print("|---|---|---|---|---|---|---|---|")
 for precision, streams in CASES:
     middle = lambda key: statistics.median(result[key] or 0 for result in ours[precision, streams])

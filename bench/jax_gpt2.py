@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""A rival: the GPT-2 training step of torch_gpt2.py in JAX on the CPU, compiled by XLA as a whole.
+"""A rival: the GPT-2 training step of torch_gpt2.py in JAX on the CPU, compiled as a whole by XLA.
 
 Needs `pip install jax`. With --bf16 the matmuls and the activations between them are bfloat16; LayerNorm, softmax, the loss,
-the weights and AdamW stay f32, as PyTorch's autocast has it. Buffers of weights and moments are donated to the step.
+the weights and AdamW stay in f32, as with PyTorch's autocast. The buffers of weights and moments are donated to the step.
 
   jax_gpt2.py --batch 64 --block 256 --vocab 65 --emb 384 --blocks 6 --heads 6 --dropout 0.2 [--bf16]
 
@@ -16,7 +16,7 @@ for name, default in dict(batch=64, block=256, vocab=65, emb=384, blocks=6, head
 p.add_argument("--dropout", type=float, default=0.2)
 p.add_argument("--bf16", action="store_true")
 a = p.parse_args()
-# XLA's thread pool has a thread for each processor that the process may use.
+# XLA's thread pool has one thread per processor in the affinity mask.
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: a.threads])
 
 import jax

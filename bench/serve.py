@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""folio serve under load, on this machine alone: many clients, slow ones, and ones that hang up.
+"""Load test of folio serve on the local machine: many clients, slow clients, and clients that disconnect.
 
     cargo build --release
     apt-get install wrk
     python3 bench/serve.py --folio target/release/folio
 
-Trains a small model, serves it on a free port of 127.0.0.1, and prints a Markdown table of what wrk and /proc say:
+Trains a small model, serves it on a free port of 127.0.0.1, and prints a Markdown table of the results of wrk and /proc:
 
-- 200 clients for --seconds, each asking for one completion after the other: answers, errors, latency, memory;
-- 200 clients that hang up in the midst of a stream;
-- 50 clients that ask for a stream and never read it.
+- 200 clients for --seconds, each requesting one completion after another: responses, errors, latency, memory;
+- 200 clients that disconnect during a stream;
+- 50 clients that request a stream and never read it.
 
-Exit code 1 if an answer is neither 200 nor 429, or if texts, connections, file descriptors or memory stay behind.
-Python's own library and wrk are all it needs.
+Exits with 1 if a response is neither 200 nor 429, or if sequences, connections, file descriptors or memory leak. Needs only
+Python's standard library and wrk.
 """
 import argparse, json, os, pathlib, re, signal, socket, subprocess, sys, tempfile, time, urllib.request
 
@@ -55,12 +55,12 @@ class Server:
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
     def metric(self, name):
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics") as answer:
-            text = answer.read().decode()
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics") as response:
+            text = response.read().decode()
         found = re.search(rf"^folio_{name} (\S+)$", text, re.M)
         return float(found.group(1)) if found else 0.0
 
-    def ask(self, body, window=None):
+    def request(self, body, window=None):
         body = json.dumps(body).encode()
         stream = socket.socket()
         if window:
@@ -71,14 +71,14 @@ class Server:
         return stream
 
     def until(self, what, seconds):
-        """Waits until `what` holds. Returns whether it came to."""
+        """Waits up to `seconds` until `what()` is true; returns whether it is."""
         deadline = time.monotonic() + seconds
         while not what() and time.monotonic() < deadline:
             time.sleep(0.05)
         return what()
 
     def is_empty(self):
-        # The question itself is a connection.
+        # The request for the metrics is itself a connection.
         return self.metric("streams_active") == 0 and self.metric("connections") == 1
 
     def state(self):
@@ -122,62 +122,62 @@ def main():
 
         def run(title, options):
             server = Server(args.folio, runs, options)
-            with server.ask({**body, "max_tokens": 1}) as first:
+            with server.request({**body, "max_tokens": 1}) as first:
                 first.recv(1)
             before = server.memory_mib()
             descriptors = server.descriptors()
-            for turn in range(2):
-                told, memory = wrk(server, args, body)
-                drawn = server.metric("drawn_tokens_total")
+            for _ in range(2):
+                result, memory = wrk(server, args, body)
+                sampled = server.metric("drawn_tokens_total")
                 server.until(server.is_empty, 10)
-                rows.append((title, told, before, max(memory), server.memory_mib()))
-                if told["other"] or told["socket_errors"]:
-                    failures.append(f"{title}: {told}")
-            print(f"{title}: {drawn / 2 / args.seconds:,.0f} tokens/s", file=sys.stderr)
+                rows.append((title, result, before, max(memory), server.memory_mib()))
+                if result["other"] or result["socket_errors"]:
+                    failures.append(f"{title}: {result}")
+            print(f"{title}: {sampled / 2 / args.seconds:,.0f} tokens/s", file=sys.stderr)
             if rows[-1][4] > rows[-2][4] * 1.1 + 5:
                 failures.append(f"{title}: memory grew from {rows[-2][4]:.0f} to {rows[-1][4]:.0f} MiB")
             if server.descriptors() > descriptors:
-                failures.append(f"{title}: {descriptors} descriptors became {server.descriptors()}")
+                failures.append(f"{title}: file descriptors grew from {descriptors} to {server.descriptors()}")
             return server
 
         run("queue of 64", []).end()
         server = run("queue of 256", ["--max_queue", "256", "--max_tokens", "16000"])
 
-        print("| server | clients | 200 | 429 | other | answers/s | p50 ms | p90 ms | p99 ms | max ms | MiB before, during, "
+        print("| server | clients | 200 | 429 | other | responses/s | p50 ms | p90 ms | p99 ms | max ms | MiB before, during, "
               "after |\n|---|---|---|---|---|---|---|---|---|---|---|")
-        for title, told, before, during, after in rows:
-            print(f"| {title} | {args.clients} | {told['ok']:,} | {told['busy']:,} | "
-                  f"{told['other'] + told['socket_errors']} | {told['ok'] / told['seconds']:,.0f} | "
-                  f"{told['p50_ms']:.1f} | {told['p90_ms']:.1f} | {told['p99_ms']:.1f} | {told['max_ms']:.0f} | "
+        for title, result, before, during, after in rows:
+            print(f"| {title} | {args.clients} | {result['ok']:,} | {result['busy']:,} | "
+                  f"{result['other'] + result['socket_errors']} | {result['ok'] / result['seconds']:,.0f} | "
+                  f"{result['p50_ms']:.1f} | {result['p90_ms']:.1f} | {result['p99_ms']:.1f} | {result['max_ms']:.0f} | "
                   f"{before:.0f}, {during:.0f}, {after:.0f} |")
 
         endless = {**body, "max_tokens": 16000, "stream": True}
         before = server.state()
         for _ in range(4):
-            streams = [server.ask(endless) for _ in range(50)]
+            streams = [server.request(endless) for _ in range(50)]
             for stream in streams[:16]:
                 stream.recv(200)
             at_most = server.metric("streams_active")
             for stream in streams:
                 stream.close()
         gone = server.until(server.is_empty, 10)
-        print(f"\n200 clients hang up in the midst of a stream ({at_most:.0f} texts at once): {before} before, "
-              f"{server.state()} after; texts and connections left: {'none' if gone else 'SOME'}")
-        # Large events, so that the system's buffers do not hold the whole text.
-        deaf = [server.ask({**endless, "logprobs": 20}, 4096) for _ in range(50)]
+        print(f"\n200 clients disconnect during a stream ({at_most:.0f} sequences in parallel): {before} before, "
+              f"{server.state()} after; sequences and connections left: {'none' if gone else 'SOME'}")
+        # Large events, so that the operating system cannot buffer the whole stream.
+        unread = [server.request({**endless, "logprobs": 20}, 4096) for _ in range(50)]
         paused = server.until(lambda: server.metric("streams_paused") > 10, 20)
-        served = server.ask(body)
+        served = server.request(body)
         served.settimeout(30)
         answered = served.recv(12) == b"HTTP/1.1 200"
         served.close()
         during = server.state()
         freed = server.until(server.is_empty, 90)
-        for stream in deaf:
+        for stream in unread:
             stream.close()
-        print(f"50 clients that never read: {during} meanwhile, another is {'served' if answered else 'NOT served'}; "
-              f"{server.state()} after; texts and connections left: {'none' if freed else 'SOME'}")
-        for what, holds in [("texts of clients that hung up stayed", gone), ("no text waited for its client", paused),
-                            ("another client was not served", answered), ("texts that nobody read stayed", freed)]:
+        print(f"50 clients that never read: {during} meanwhile, another client is {'served' if answered else 'NOT served'}; "
+              f"{server.state()} after; sequences and connections left: {'none' if freed else 'SOME'}")
+        for what, holds in [("sequences of disconnected clients were not cancelled", gone), ("no sequence was paused for a client that does not read", paused),
+                            ("another client was not served", answered), ("sequences that nobody reads were not cancelled", freed)]:
             if not holds:
                 failures.append(what)
         code = server.end()

@@ -1,26 +1,26 @@
 #!/usr/bin/env bash
-# The model of the preset nanogpt-cpu on the same number of characters with every tokenizer: the table of
-# docs/results.md. Writes runs under the directory given.
+# Trains the model of the preset nanogpt-cpu with every tokenizer on the same number of characters: the table in
+# docs/results.md. Writes its runs to the given directory.
 #
 #     cargo build --release && bench/tokenizer_losses.sh /tmp/tokenizers
 set -euo pipefail
 folio="$(dirname "$0")/../target/release/folio"
-runs="${1:?give a directory for the runs}"
-# 2,000 steps of 12 x 64 characters, in tokens of so many characters on average (the training part's).
+runs="${1:?usage: tokenizer_losses.sh DIRECTORY}"
+# 2,000 steps of 12 x 64 characters. $2: the average number of characters per token in the training split.
 train() {
-    local name=$1 characters_a_token=$2
+    local name=$1 characters_per_token=$2
     shift 2
     local steps warmup
-    steps=$(awk "BEGIN { printf \"%d\", 2000 / $characters_a_token + 0.5 }")
+    steps=$(awk "BEGIN { printf \"%d\", 2000 / $characters_per_token + 0.5 }")
     warmup=$((steps / 20))
-    local begun=$EPOCHREALTIME
+    local start=$EPOCHREALTIME
     "$folio" train --preset nanogpt-cpu "$@" --max_steps "$steps" --cosine_T_max "$steps" --warmup_steps "$warmup" \
         --num_epochs 10 --run_dir "$runs/$name" --overwrite >/dev/null 2>&1
-    awk "BEGIN { printf \"%-16s %5d steps %6.1f s\n\", \"$name\", $steps, $EPOCHREALTIME - $begun }"
+    awk "BEGIN { printf \"%-16s %5d steps %6.1f s\n\", \"$name\", $steps, $EPOCHREALTIME - $start }"
 }
 train chrs 1 --tokenizer_type chrs
 for size in 512 1024 2048 4096; do
-    # Characters a token: what the tokenizer makes of the training text, by the ratio of its two kinds of loss.
+    # Characters per token of the training split: the ratio of the loss in bits per token to the bits per character.
     "$folio" train --preset nanogpt-cpu --tokenizer_type corpus_bpe --vocab_size "$size" --max_steps 1 \
         --run_dir "$runs/probe" --overwrite --json >"$runs/probe.json" 2>/dev/null
     ratio=$(awk -F'[:,}]' '{ for (i = 1; i < NF; i++) { if ($i ~ /"train_loss"/) l = $(i + 1)

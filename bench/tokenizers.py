@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-r"""folio's tokenizers beside Hugging Face's `tokenizers`, `rustbpe` and `tiktoken`, turn about, in one run.
+r"""Compare the speed of folio's tokenizers with Hugging Face's `tokenizers`, `rustbpe` and `tiktoken`.
 
     cargo build --release
     python3 -m venv /tmp/rival && /tmp/rival/bin/pip install tokenizers tiktoken rustbpe
@@ -8,28 +8,28 @@ r"""folio's tokenizers beside Hugging Face's `tokenizers`, `rustbpe` and `tiktok
     target/release/folio corpus > /tmp/tiny_shakespeare.txt
     /tmp/rival/bin/python bench/tokenizers.py --gpt2 /tmp/gpt2/tokenizer.json --text /tmp/tiny_shakespeare.txt
 
-Prints a Markdown table: the median seconds of each program, and over folio's. Every figure is of a process of its own,
-without its start, the reading of files and the building of a known vocabulary; nothing has met the text before.
+Prints a Markdown table: the median time of each program, and its ratio to folio's. The programs alternate. Every measurement
+runs in a new process, and excludes startup, reading files and loading a vocabulary; no cache has seen the text before.
 
 - train: a byte-level BPE of 1,024 and of 10,000 tokens from the text, with GPT-2's split into words, on --threads.
 - encode: the text with GPT-2's vocabulary, on one thread.
-- one letter: the same, a million times the letter a: a single word, the worst case of the merging.
+- one letter: the same for a million letters a: a single word, the worst case for merging.
 
-The rivals get what is fastest for them: the text whole or in pieces, of lengths that are tried first. It is cut between
-a visible character and white space, where no word is cut, so that the work is the same. (Lines would be other work, for
-"\n" and the word after it would be apart.) Hugging Face's encodes by `encode_batch_fast`, which leaves out the offsets.
-The split's pattern is the published one for rustbpe, and the equivalent one that tiktoken has for tiktoken.
+Each rival gets the text in the form that is fastest for it, whole or in pieces of a length found by trial. The text is cut
+between a visible character and white space, which never splits a word, so that the work is the same. (Cutting into lines would
+change the work, because it separates "\n" from the following word.) Hugging Face's library encodes with `encode_batch_fast`,
+which does not compute offsets. rustbpe uses the published pattern, tiktoken its own equivalent one.
 """
 import argparse, json, math, os, pathlib, re, statistics, subprocess, sys, tempfile, time
 
 HERE = pathlib.Path(__file__).resolve().parent
-# This program has the name of a module that it imports.
+# This script has the same name as a module that it imports.
 sys.path = [path for path in sys.path if pathlib.Path(path).resolve() != HERE]
 
 PUBLISHED = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 EQUIVALENT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 END_OF_TEXT = "<|endoftext|>"
-# Characters of a piece of the text, to choose from.
+# Candidate lengths of a piece of text, in characters.
 LENGTHS = [1 << 11, 1 << 14, 1 << 16, 1 << 62]
 TRIES = 3
 LIMIT_S = 60
@@ -37,7 +37,7 @@ PROGRAMS = ["folio", "tokenizers", "rustbpe", "tiktoken"]
 
 
 def pieces(text, length):
-    """Cuts a text into pieces whose words are the words of the text."""
+    """Cuts a text into pieces without splitting a word."""
     place, start, found = re.compile("(?<=[!-~])(?=[ \n])"), 0, []
     while start < len(text):
         cut = place.search(text, start + length)
@@ -81,7 +81,7 @@ def encode_tokenizers(parts, gpt2):
 def encode_tiktoken(parts, gpt2):
     import tiktoken
 
-    # GPT-2's alphabet: a byte that Latin-1 shows is its character, the others are the characters from U+0100 on.
+    # GPT-2's alphabet: bytes that are visible in Latin-1 map to that character, the others to the characters from U+0100 on.
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in visible]
     byte_of = {chr(byte): byte for byte in visible} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
@@ -102,8 +102,8 @@ RIVALS = {
 
 
 def run(command, threads):
-    """Runs one program once; returns what its last line says, or None if it takes too long."""
-    # The first two slow a current numpy down.
+    """Runs a program once and returns the JSON object on its last line, or None after a timeout."""
+    # The first two variables slow down current versions of numpy.
     environment = {k: v for k, v in os.environ.items() if k not in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")}
     environment |= {"RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false"}
     try:
@@ -116,7 +116,7 @@ def run(command, threads):
 
 
 def rival(program, task, text, argument, threads):
-    """How to measure a rival once, with the pieces of the text that are fastest for it."""
+    """The command that measures a rival once, with the fastest length of pieces, and the key of its result."""
     command = [sys.executable, str(HERE / "tokenizers.py"), "--measure", task, program, str(text), str(argument)]
 
     def best(length):
@@ -137,7 +137,7 @@ def folio(a, text, vocab_size, threads):
 
 
 def row(name, programs, rounds, threads):
-    """Lets the programs, each a command and what to read of its outcome, take turns; prints medians and ratios."""
+    """Runs the programs, given as command and key of the result, alternately; prints medians and ratios."""
     times = {program: [] for program in programs}
     for _ in range(rounds):
         for program, (command, key) in programs.items():
@@ -166,9 +166,9 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--folio", default=str(HERE.parent / "target/release/folio"))
     p.add_argument("--text", required=True)
-    p.add_argument("--gpt2", required=True, help="GPT-2's tokenizer.json, as a run of folio's has it")
+    p.add_argument("--gpt2", required=True, help="GPT-2's tokenizer.json, from a run of folio")
     p.add_argument("--rounds", type=int, default=5)
-    p.add_argument("--threads", type=int, default=2, help="to train on")
+    p.add_argument("--threads", type=int, default=2, help="threads for training")
     a = p.parse_args()
 
     over = [f"{program} / folio" for program in PROGRAMS[1:]]
@@ -183,7 +183,7 @@ def main():
     with tempfile.TemporaryDirectory() as directory:
         letters = pathlib.Path(directory) / "letters.txt"
         letters.write_text("a" * 1_000_000)
-        # The vocabulary to learn on the way is one that both texts can fill.
+        # A vocabulary that both texts are large enough for; only the encoding with GPT-2's is used.
         for name, text in (("encode", a.text), ("one letter", letters)):
             row(name, {
                 "folio": (folio(a, text, 257, 1), "gpt2_encode_s"),

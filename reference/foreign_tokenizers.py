@@ -1,13 +1,13 @@
-"""Write the golden file of tokenizers that other programs save: golden/tokenizers/foreign.json.
+"""Write the golden file for tokenizers saved by other programs: golden/tokenizers/foreign.json.
 
     python foreign_tokenizers.py [DIR]
 
-Each case is what a published kind of tokenizer has beside its vocabulary: normalizer, pre-tokenizer, added tokens. All share
-a small vocabulary whose merges were learned without any split, so that they reach across words, and another split gives other
-ids. Of every text there is the start of the sha256 of its ids: with special tokens, and without. `"strided"` is a text of many
-code points, for the classes of the patterns.
+Each case has the normalizer, pre-tokenizer and added tokens of a published kind of tokenizer. All share a small
+vocabulary. Its merges were trained without splitting the text, so they span words, and a different split gives
+different ids. For every text, the file contains the first digits of the sha256 of its ids, with and without special
+tokens. `"strided"` is a text of many code points, to test the character classes of the patterns.
 
-`python foreign_tokenizers.py --ids CASE TEXT` prints the ids that a failing test should have.
+`python foreign_tokenizers.py --ids CASE TEXT` prints the expected ids, to debug a failing test.
 """
 
 import hashlib
@@ -94,7 +94,7 @@ CASES = {
 
 
 def base() -> Tokenizer:
-    """Bytes, merges across words, and tokens that no merge makes."""
+    """A vocabulary of bytes, merges that span words, and tokens without a merge."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
     trainer = trainers.BpeTrainer(vocab_size=900, initial_alphabet=ByteLevel.alphabet(), show_progress=False)

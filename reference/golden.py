@@ -3,14 +3,14 @@
     python golden.py --corpus tiny_shakespeare.txt            # writes golden/
     python golden.py --check-checkpoint DIR --logits FILE     # reads, compares, writes nothing
 
-The golden files hold what PyTorch makes of a small GPT-2: logits, gradients, parameters after a few steps of
-AdamW, the losses of a short training run. No weights are stored for the start of these runs. They follow from
-a formula that gives the same bits in numpy and in Rust (see `initial_params`).
+The golden files contain PyTorch's results for a small GPT-2: logits, gradients, parameters after a few steps of AdamW,
+and the losses of a short training run. Initial weights are not stored. A formula computes them, with the same bits in
+numpy and in Rust (see `initial_params`).
 
 Legend: B batch, T time, C channels, H heads, D = C / H head size, V vocabulary, L layers.
 
 Sources:
-- the model: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; the block is that of
+- the model: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; the block follows
   Vaswani et al. 2017, "Attention Is All You Need", with the LayerNorm moved in front of each branch;
 - GELU: Hendrycks and Gimpel 2016, "Gaussian Error Linear Units", the form with tanh;
 - AdamW: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization".
@@ -51,7 +51,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained: everything of AdamW but the learning rate, which is a function of the step."""
+    """The training settings, except the learning rate, which is a function of the step."""
 
     steps: int
     betas: tuple[float, float]
@@ -61,7 +61,7 @@ class Recipe:
 
 @dataclass
 class Run:
-    """What a training run leaves behind."""
+    """The results of a training run."""
 
     losses: torch.Tensor  # (steps): the loss before each step
     grad_norms: torch.Tensor  # (steps): the norm of the whole gradient before clipping
@@ -69,7 +69,7 @@ class Run:
 
 
 def hash32(x: np.ndarray) -> np.ndarray:
-    """Scramble uint32 values, one to one: two multiplications modulo 2^32 between three xor-shifts."""
+    """A bijection of uint32 values: two multiplications modulo 2^32 between three xor-shifts."""
     x = np.array(x, dtype=np.uint32)
     x ^= x >> np.uint32(16)
     x *= np.uint32(0x7FEB352D)
@@ -80,7 +80,7 @@ def hash32(x: np.ndarray) -> np.ndarray:
 
 
 def param_shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """Name -> shape, in the order that all of folio follows. A linear weight is (in, out)."""
+    """Name -> shape, in folio's order of parameters. A linear weight is (in, out)."""
     C = config.n_emb
     shapes = {"wte.weight": (config.vocab_size, C), "wpe.weight": (config.block_size, C)}
     for block_idx in range(config.n_blocks):
@@ -111,18 +111,18 @@ def positions(param_idx: int, shape: tuple[int, ...]) -> np.ndarray:
 def initial_params(config: Config) -> dict[str, np.ndarray]:
     """The parameters before the first step, float32, by formula.
 
-    centred = (hash32(position) >> 8) * 2^-24 - 1/2, exact in float32 and uniform in [-1/2, 1/2).
-    LayerNorm weights are 1 + centred * 0.2, all else is centred * scale. The standard deviation of `centred`
-    is sqrt(1/12), so this scale makes it 0.02. Biases start away from zero, unlike in real training: a bias
-    that is zero would hide that it is never added.
+    centered = (hash32(position) >> 8) * 2^-24 - 1/2, exact in float32 and uniform in [-1/2, 1/2).
+    LayerNorm weights are 1 + centered * 0.2, all others are centered * scale. The standard deviation of `centered`
+    is sqrt(1/12), so this scale makes it 0.02. Unlike in real training, biases are not zero: a zero bias
+    would hide the mistake of not adding it.
     """
     scale = np.float32(0.0692820323)
     params = {}
     for param_idx, (name, shape) in enumerate(param_shapes(config).items()):
         bits = hash32(positions(param_idx, shape)) >> np.uint32(8)
-        centred = bits.astype(np.float32) * np.float32(2**-24) - np.float32(0.5)
+        centered = bits.astype(np.float32) * np.float32(2**-24) - np.float32(0.5)
         is_gain = "ln_" in name and name.endswith(".weight")
-        params[name] = np.float32(1) + centred * np.float32(0.2) if is_gain else centred * scale
+        params[name] = np.float32(1) + centered * np.float32(0.2) if is_gain else centered * scale
         assert params[name].dtype == np.float32
     return params
 
@@ -137,12 +137,12 @@ def fingerprint(params: dict[str, np.ndarray]) -> int:
 
 
 def leaves(params: dict[str, np.ndarray], dtype: torch.dtype) -> Params:
-    """The same parameters as torch tensors that collect gradients."""
+    """The same parameters as torch tensors that require gradients."""
     return {name: torch.tensor(value, dtype=dtype, requires_grad=True) for name, value in params.items()}
 
 
 def gpt2(params: Params, tokens: torch.Tensor, config: Config) -> torch.Tensor:
-    """Tokens (B, T) to logits (B, T, V); the logits at t see the tokens up to t."""
+    """Tokens (B, T) to logits (B, T, V); the logits at t depend on the tokens up to t."""
     x = params["wte.weight"][tokens] + params["wpe.weight"][: tokens.shape[1]]
     for block_idx in range(config.n_blocks):
         block = f"h.{block_idx}"
@@ -152,7 +152,7 @@ def gpt2(params: Params, tokens: torch.Tensor, config: Config) -> torch.Tensor:
 
 
 def attention(params: Params, name: str, x: torch.Tensor, n_heads: int) -> torch.Tensor:
-    """softmax(q k^T / sqrt(D), over the past and the present) v, for each head; (B, T, C) to (B, T, C)."""
+    """softmax(q k^T / sqrt(D), causal) v, for each head; (B, T, C) to (B, T, C)."""
     B, T, C = x.shape
     D = C // n_heads
     qkv = linear(params, f"{name}.c_attn", x).view(B, T, 3, n_heads, D)
@@ -191,7 +191,7 @@ def train(
     batch_of_step: Callable[[int], tuple[torch.Tensor, torch.Tensor]],
     dtype: torch.dtype,
 ) -> Run:
-    """Train from the initial parameters. Matrices decay, vectors do not."""
+    """Train from the initial parameters. Weight decay applies to matrices, not to vectors."""
     params = leaves(initial_params(config), dtype)
     matrices = [p for p in params.values() if p.ndim >= 2]
     vectors = [p for p in params.values() if p.ndim < 2]
@@ -216,7 +216,7 @@ def train(
 
 
 def detached(tensors: Params) -> Params:
-    """The values alone, laid out as safetensors wants them."""
+    """The values without gradients, contiguous, as safetensors requires."""
     return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 
@@ -226,20 +226,20 @@ TINY_LR, TINY_FINAL_LR = 1e-2, 1e-4
 
 
 def tiny_lr(step: int) -> float:
-    """A cosine from TINY_LR down towards TINY_FINAL_LR."""
+    """Cosine decay from TINY_LR towards TINY_FINAL_LR."""
     share = (1 + math.cos(math.pi * step / TINY_RECIPE.steps)) / 2
     return TINY_FINAL_LR + (TINY_LR - TINY_FINAL_LR) * share
 
 
 def tiny_batch() -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens and targets, (3, 7) each: a T below block_size, so that row 7 of wpe gets no gradient."""
+    """Tokens and targets, (3, 7) each. T is below block_size, so that row 7 of wpe has no gradient."""
     index = np.arange(3 * 7, dtype=np.uint32).reshape(3, 7)
     tokens, targets = (hash32(np.uint32(base) + index) % TINY.vocab_size for base in (1000, 2000))
     return torch.from_numpy(tokens.astype(np.int64)), torch.from_numpy(targets.astype(np.int64))
 
 
 def tiny_tensors(dtype: torch.dtype) -> Params:
-    """Everything measured on the tiny model, by the name under which it is stored."""
+    """All results of the tiny model, by the name under which they are stored."""
     tokens, targets = tiny_batch()
     params = leaves(initial_params(TINY), dtype)
     logits = gpt2(params, tokens, TINY)
@@ -257,9 +257,9 @@ def tiny_tensors(dtype: torch.dtype) -> Params:
 def deviations(single: Params, double: Params) -> dict[str, str]:
     """The largest |float32 - float64| of each kind of tensor.
 
-    The bias of the keys stands apart. It adds the same amount to all scores of a query, which the softmax
-    cancels: its true gradient is zero, and what float32 computes there is rounding. Adam divides a gradient
-    by its own size, so it turns this noise into steps. A comparison of `after` has to leave these values out.
+    The bias of the keys is listed separately. It adds the same amount to all scores of a query, which cancels in the
+    softmax. Its true gradient is zero, and its float32 gradient is rounding noise. Adam divides a gradient by its own
+    size, so it turns this noise into steps. Comparisons of `after` must exclude these values.
     """
     C = TINY.n_emb
     largest: dict[str, float] = {}
@@ -275,14 +275,14 @@ def deviations(single: Params, double: Params) -> dict[str, str]:
 
 
 def write_tiny(directory: Path) -> None:
-    """Measure the tiny model in both precisions, check it against transformers, and store float32."""
+    """Run the tiny model in both precisions, check it against transformers, and store the float32 results."""
     tokens, targets = tiny_batch()
     single, double = tiny_tensors(torch.float32), tiny_tensors(torch.float64)
     check_against_transformers(initial_params(TINY), tokens, single["logits"])
 
     n_clipped = int((single["grad_norms"] > TINY_RECIPE.clip).sum())
     assert 0 < n_clipped, f"no step is clipped: norms {single['grad_norms'].tolist()}"
-    assert single["loss"][0] == single["losses"][0], "the first step must start from the loss that is stored"
+    assert single["loss"][0] == single["losses"][0], "the loss of the first step must equal the stored loss"
 
     facts = versions() | settings(TINY, TINY_RECIPE) | {"lr": TINY_LR, "final_lr": TINY_FINAL_LR}
     facts |= {"fingerprint": fingerprint(initial_params(TINY))}
@@ -298,7 +298,7 @@ def sorted_header(file: bytes) -> bytes:
     """The same safetensors file with its metadata sorted by key, so that equal runs write equal bytes.
 
     The format is the length of the header (u64, little-endian), the header (JSON, padded with spaces to a
-    multiple of 8), the data. The library writes the metadata in an order that changes from run to run.
+    multiple of 8), the data. The order in which the library writes the metadata varies.
     """
     n_header = int.from_bytes(file[:8], "little")
     header = json.loads(file[8 : 8 + n_header])
@@ -326,7 +326,7 @@ def write_shakespeare(directory: Path, text: str) -> None:
     train_tokens = torch.tensor([token_of[char] for char in text[:n_train]])
 
     def batch_of_step(step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows that start at hashed places; the targets are the same rows one character later."""
+        """Rows that start at hashed positions; the targets are the same rows shifted by one character."""
         T = SHAKESPEARE.block_size
         rows = np.arange(BATCH_SIZE, dtype=np.uint32) + np.uint32(3_000_000 + step * BATCH_SIZE)
         starts = (hash32(rows) % np.uint32(n_train - T - 1)).tolist()
@@ -350,7 +350,7 @@ def write_shakespeare(directory: Path, text: str) -> None:
 
 
 def check_against_transformers(params: dict[str, np.ndarray], tokens: torch.Tensor, logits: torch.Tensor) -> None:
-    """The GPT-2 of transformers, with the same weights, gives the same logits for the tiny model."""
+    """Check that the GPT-2 of transformers, with the same weights, computes the same logits for the tiny model."""
     model = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
             vocab_size=TINY.vocab_size,
@@ -376,7 +376,7 @@ def check_against_transformers(params: dict[str, np.ndarray], tokens: torch.Tens
 
 
 def check_checkpoint(directory: Path, logits_file: Path) -> int:
-    """Compare folio's logits with those of transformers on folio's checkpoint; the exit code."""
+    """Compare folio's logits with those of transformers for folio's checkpoint; return the exit code."""
     given = json.loads(logits_file.read_text())
     ours = torch.tensor(given["logits"], dtype=torch.float32)
     transformers.utils.logging.disable_progress_bar()
@@ -385,7 +385,7 @@ def check_checkpoint(directory: Path, logits_file: Path) -> int:
     )
     wrong = {key: sorted(names) for key, names in report.items() if key.endswith("_keys") and names}
     if wrong:
-        print(f"{directory}: the parameters are not those of a GPT-2 of this size: {wrong}", file=sys.stderr)
+        print(f"{directory}: parameters do not match a GPT-2 of this size: {wrong}", file=sys.stderr)
         return 1
     with torch.no_grad():
         theirs = model.eval()(torch.tensor(given["tokens"])).logits
@@ -394,25 +394,25 @@ def check_checkpoint(directory: Path, logits_file: Path) -> int:
         return 1
     difference, largest = (ours - theirs).abs().max().item(), theirs.abs().max().item()
     print(f"largest difference {difference:.3e}, largest logit {largest:.3e}, transformers {transformers.__version__}")
-    # Written so that a difference that is not a number fails.
+    # Written so that a NaN fails.
     return 0 if difference <= 1e-4 * largest else 1
 
 
 def versions() -> dict[str, str]:
-    """What made a golden file."""
+    """The versions that made a golden file."""
     modules = (np, safetensors, torch, transformers)
     return {module.__name__: str(module.__version__) for module in modules}
 
 
 def settings(config: Config, recipe: Recipe) -> dict[str, int | float]:
-    """Sizes and hyperparameters, flat."""
+    """Sizes and hyperparameters as one flat dictionary."""
     values = asdict(config) | asdict(recipe)
     beta1, beta2 = values.pop("betas")
     return values | {"beta1": beta1, "beta2": beta2, "eps": ADAM_EPS, "layer_norm_eps": LAYER_NORM_EPS}
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write beside the file, then rename: there is never half a golden file."""
+    """Write to a temporary sibling and rename it, so that a golden file is never incomplete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
@@ -429,24 +429,24 @@ def main() -> int:
     task.add_argument("--check-checkpoint", type=Path, metavar="DIR", help="a folio checkpoint to compare with")
     parser.add_argument("--logits", type=Path, metavar="FILE", help='folio\'s {"tokens": ..., "logits": ...}')
     parser.add_argument("--out", type=Path, metavar="DIR", default=Path(__file__).parent / "golden",
-                        help="where the golden files go (default: golden/ beside this program)")
+                        help="directory for the golden files (default: golden/ next to this script)")
     args = parser.parse_args()
     if (args.logits is None) != (args.check_checkpoint is None):
         parser.error("--check-checkpoint DIR and --logits FILE go together")
     for path in (args.corpus, args.logits):
         if path and not path.is_file():
-            parser.error(f"there is no file {path}")
+            parser.error(f"{path} does not exist")
     if args.check_checkpoint and not (args.check_checkpoint / "model.safetensors").is_file():
-        parser.error(f"there is no model.safetensors in {args.check_checkpoint}")
+        parser.error(f"{args.check_checkpoint} contains no model.safetensors")
 
-    # One thread and no choice of algorithm: the order of summation is then the same in each run.
+    # One thread and deterministic algorithms, so that the order of summation is the same in every run.
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     if args.check_checkpoint:
         return check_checkpoint(args.check_checkpoint, args.logits)
     content = args.corpus.read_bytes()
     if hashlib.sha256(content).hexdigest() != CORPUS_SHA256:
-        parser.error(f"{args.corpus} is not tiny Shakespeare, byte for byte; `folio corpus` prints it")
+        parser.error(f"{args.corpus} differs from tiny Shakespeare; `folio corpus` prints the right text")
     write_tiny(args.out)
     write_shakespeare(args.out, content.decode())
     return 0

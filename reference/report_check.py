@@ -1,9 +1,9 @@
-"""A report of folio's in headless Chromium.
+"""Check a report of folio in headless Chromium.
 
     python report_check.py REPORT.html [SCREENSHOT.png]
 
-Fails if the console shows an error, if anything but the page itself is asked for, or if a figure is not drawn; hovers
-over a curve, zooms into it, and sorts the table of a sweep. Chromium and its driver are Debian's.
+Fails if the console shows an error, if the page makes any request, or if a figure is not drawn. Hovers over a curve,
+zooms in, and sorts the table of a sweep. Needs Chromium and its driver from Debian.
 """
 
 import json
@@ -37,7 +37,7 @@ def requests_of(driver: webdriver.Chrome) -> list[str]:
 
 
 def check_figures(driver: webdriver.Chrome) -> int:
-    """Every figure has marks of its own, and one curve answers to the mouse."""
+    """Check that every figure has marks, and that one responds to hovering and zooming."""
     wait = WebDriverWait(driver, 20)
     plots = driver.find_elements(By.CSS_SELECTOR, ".plot")
     marks = ".scatterlayer .trace path, .gl-container canvas"
@@ -49,7 +49,7 @@ def check_figures(driver: webdriver.Chrome) -> int:
     ActionChains(driver).move_to_element(area).perform()
     points = "const d = document.getElementById('figure-loss'); Plotly.Fx.hover(d, [{curveNumber: 1, pointNumber: 0}])"
     driver.execute_script(points)
-    wait.until(lambda _: loss.find_elements(By.CSS_SELECTOR, ".hoverlayer .hovertext"), "no answer to the mouse")
+    wait.until(lambda _: loss.find_elements(By.CSS_SELECTOR, ".hoverlayer .hovertext"), "no hover text")
     shown = "return document.getElementById('figure-loss')._fullLayout.xaxis.range"
     before = driver.execute_script(shown)
     drag = ActionChains(driver).move_to_element_with_offset(area, -100, 0).click_and_hold()
@@ -57,13 +57,13 @@ def check_figures(driver: webdriver.Chrome) -> int:
     wait.until(lambda _: driver.execute_script(shown) != before, "no zoom")
     after = driver.execute_script(shown)
     assert after[1] - after[0] < before[1] - before[0], f"zoomed from {before} to {after}"
-    # As it was, for the picture.
+    # Restore the view for the screenshot.
     driver.execute_script(f"Plotly.relayout('figure-loss', {{'xaxis.autorange': true, 'yaxis.autorange': true}})")
     return len(plots)
 
 
 def check_table(driver: webdriver.Chrome) -> None:
-    """A click on the name of a column sorts by it."""
+    """Check that clicking a column header sorts by that column."""
     for table in driver.find_elements(By.CSS_SELECTOR, "table.sortable"):
         button = table.find_elements(By.CSS_SELECTOR, "th button")[0]
         column = lambda: [cell.text for cell in table.find_elements(By.CSS_SELECTOR, "tbody td:first-child")]
@@ -83,11 +83,11 @@ def main() -> None:
         assert not errors, errors
         own = page.resolve().as_uri()
         asked = {url for url in requests_of(driver) if url != own and not url.startswith("data:")}
-        assert not asked, f"asked for {asked}"
+        assert not asked, f"unexpected requests: {asked}"
         if len(sys.argv) > 2:
             driver.execute_script("window.scrollTo(0, 0)")
             driver.save_screenshot(sys.argv[2])
-        print(f"{page}: {figures} figures drawn, hovered, zoomed; no error in the console; nothing else asked for")
+        print(f"{page}: {figures} figures drawn; hover and zoom work; no error in the console; no other requests")
     finally:
         driver.quit()
 

@@ -1,10 +1,10 @@
-"""Compares what TensorBoard reads from a run's event files with what folio wrote beside them.
+"""Compare the event files of a run, as TensorBoard reads them, with the run's other files.
 
     python tensorboard_check.py RUN_DIR...
 
-For each run: every scalar, step by step and epoch by epoch, with metrics.jsonl and losses.json; every sample with
-metrics.jsonl; the newest settings with hyperparameters.json. Both of TensorBoard's readers are asked: the one behind its web
-pages and the older one, which other programs use. Exit code 1: something differs, is missing, or is there twice.
+For each run, compares every scalar of every step and epoch with metrics.jsonl and losses.json, every sample with
+metrics.jsonl, and the newest settings with hyperparameters.json. Uses both of TensorBoard's readers: the one behind its
+web pages, and the older one, which other programs use. Exits with 1 if anything differs, is missing or is duplicated.
 """
 
 import json
@@ -16,13 +16,13 @@ from tensorboard.backend.event_processing import event_accumulator, plugin_event
 from tensorboard.plugins.hparams import metadata as hparams
 from tensorboard.util import tensor_util
 
-# All of them, where TensorBoard would show a thousand of each.
+# Load all values; by default TensorBoard samples a thousand per tag.
 EVERYTHING = {
     event_accumulator.SCALARS: 0,
     event_accumulator.TENSORS: 0,
 }
 
-# What --resume takes anew.
+# Settings that may change on resume.
 MAY_CHANGE = {
     "num_epochs",
     "max_steps",
@@ -37,7 +37,7 @@ MAY_CHANGE = {
 
 
 def expected(run):
-    """{tag: [(step, value)]} from the run's own files; scalars are float32, as TensorBoard keeps them."""
+    """{tag: [(step, value)]} from metrics.jsonl; scalars are float32, as in TensorBoard."""
     scalars, samples = {}, []
     for line in (run / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
@@ -53,7 +53,7 @@ def expected(run):
 
 
 def check_losses(run, scalars):
-    """losses.json tells the same epochs as the records, from the first of them on."""
+    """Check that losses.json agrees with the last epochs of the event files."""
     path = run / "losses.json"
     if not path.exists():
         return 0
@@ -68,9 +68,9 @@ def check_losses(run, scalars):
         "gradient_norms": "gradient_norm",
     }
     for theirs, ours in names.items():
-        told = scalars[f"epoch/{ours}"]
-        values = list(zip(losses["steps"], map(np.float32, losses[theirs]), strict=True))[-len(told) :]
-        assert told == values, f"{run}: {ours} differs from losses.json: {told} {values}"
+        found = scalars[f"epoch/{ours}"]
+        values = list(zip(losses["steps"], map(np.float32, losses[theirs]), strict=True))[-len(found) :]
+        assert found == values, f"{run}: {ours} differs from losses.json: {found} {values}"
         compared += len(values)
     return compared
 
@@ -84,7 +84,7 @@ def check(run):
         tag: [(event.step, tensor_util.make_ndarray(event.tensor_proto)) for event in pages.Tensors(tag)]
         for tag in pages.Tags()["tensors"]
     }
-    shown = {tag: [(step, value.item()) for step, value in told] for tag, told in tensors.items() if "/" in tag}
+    shown = {tag: [(step, value.item()) for step, value in found] for tag, found in tensors.items() if "/" in tag}
     del shown[hparams.SESSION_START_INFO_TAG]
     assert shown == scalars, f"{run}: {difference(shown, scalars)}"
     texts = [(step, value.item().decode()) for step, value in tensors.get("sample", [])]
@@ -97,29 +97,29 @@ def check(run):
     settings = json.loads((run / "hyperparameters.json").read_text())
     table = tensors["hyperparameters"][-1][1].item().decode()
     rows = [row.strip("| ").split(" | ", 1) for row in table.splitlines()[2:]]
-    told = {key: cell if isinstance(settings.get(key), str) else json.loads(cell) for key, cell in rows}
-    assert told == settings, f"{run}: {table}"
+    found = {key: cell if isinstance(settings.get(key), str) else json.loads(cell) for key, cell in rows}
+    assert found == settings, f"{run}: {table}"
     content = pages.SummaryMetadata(hparams.SESSION_START_INFO_TAG).plugin_data.content
-    told = hparams.parse_session_start_info_plugin_data(content).hparams
-    told = {key: getattr(value, value.WhichOneof("kind")) for key, value in told.items()}
-    # TensorBoard keeps the first that it was told of, and some may change when a run goes on.
+    found = hparams.parse_session_start_info_plugin_data(content).hparams
+    found = {key: getattr(value, value.WhichOneof("kind")) for key, value in found.items()}
+    # TensorBoard keeps the first settings that it reads; some may change on resume.
     kept = {key: value for key, value in settings.items() if value is not None and key not in MAY_CHANGE}
-    told = {key: value for key, value in told.items() if key not in MAY_CHANGE}
-    assert told == kept, f"{run}: {told}"
+    found = {key: value for key, value in found.items() if key not in MAY_CHANGE}
+    assert found == kept, f"{run}: {found}"
 
     in_losses = check_losses(run, scalars)
     files = sorted(path.name for path in run.glob("events.out.tfevents.*"))
     count, steps = sum(map(len, scalars.values())), len(scalars.get("step/loss", []))
     print(
         f"{run}: {len(files)} event files, {len(scalars)} curves, {steps} steps: {count} scalars, "
-        f"{len(samples)} samples and {len(settings)} settings are equal, {in_losses} of them in losses.json too"
+        f"{len(samples)} samples and {len(settings)} settings are equal, {in_losses} of them also in losses.json"
     )
 
 
-def difference(shown, told):
-    for tag in sorted(shown.keys() | told.keys()):
-        if shown.get(tag) != told.get(tag):
-            return f"{tag}: TensorBoard has {shown.get(tag)}, folio {told.get(tag)}"
+def difference(shown, found):
+    for tag in sorted(shown.keys() | found.keys()):
+        if shown.get(tag) != found.get(tag):
+            return f"{tag}: TensorBoard has {shown.get(tag)}, folio {found.get(tag)}"
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""Checks that transformers makes of a checkpoint what folio does: tokens, log probabilities, greedy text.
+"""Check that transformers and folio agree on a checkpoint: tokens, log probabilities, greedy text.
 
     python transformers_check.py --folio FOLIO RUN_DIR...
 
-RUN_DIR is a run that knows `ROMEO:`; FOLIO is the program. Of each run's best checkpoint: AutoTokenizer gives folio's tokens and
-their text, AutoModelForCausalLM the log probabilities that folio's server gives, `generate` folio's text at temperature 0, both in float32,
-`pipeline("text-generation", DIRECTORY)` goes on from a prompt without further settings, and folio reads the tokenizer that
-transformers saves. Prints a line for each; the first that does not hold ends it with exit code 1.
+RUN_DIR is a run whose vocabulary can encode `ROMEO:`; FOLIO is the folio binary. Checks for the best checkpoint of each run:
+- AutoTokenizer gives the same tokens and texts as folio;
+- AutoModelForCausalLM gives the same log probabilities as folio's server, in float32;
+- `generate` gives the same text as folio at temperature 0, in float32;
+- `pipeline("text-generation", DIRECTORY)` continues a prompt without further settings;
+- folio can load the tokenizer that transformers saves.
+Prints one line per check, and exits with 1 at the first failure.
 """
 import argparse, json, subprocess, sys, tempfile, time, urllib.request
 from pathlib import Path
@@ -15,13 +18,13 @@ import tokenizers, torch, transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 PROMPTS = ["ROMEO:", "First Citizen:\nBefore we", "  the  king\n\nis 'dead'. ", "\n"]
-# What only a BPE knows.
+# Texts that only a BPE can encode.
 ODD = ["naïveté 日本語 👩‍🚀\t\r\n \x00", "I'LL we'll 1234567  ½²", "a <|endoftext| b", "e\u0301 \u00e9 \ufb01"]
 PORT = 18923
 
 
-def check(name, holds, told=""):
-    print(f"{'ok' if holds else 'FAILED'}: {name} {told}".rstrip(), flush=True)
+def check(name, holds, detail=""):
+    print(f"{'ok' if holds else 'FAILED'}: {name} {detail}".rstrip(), flush=True)
     if not holds:
         sys.exit(1)
 
@@ -46,7 +49,7 @@ class Folio:
         return json.loads(self("generate", self.run, "--prompt", prompt, *args))
 
     def log_probabilities(self, prompt):
-        """Of the tokens of a prompt but its first, from a server."""
+        """The log probabilities of all tokens of a prompt but the first, from a server."""
         command = [self.program, "serve", self.run, "--port", str(PORT), "--precision", "f32"]
         server = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         try:
@@ -68,13 +71,13 @@ class Folio:
 
 
 def check_tokens(folio, directory, tokenizer):
-    """Ids and text; special tokens too, if there are any."""
+    """Compare ids and texts, including special tokens if there are any."""
     is_bpe = bool(json.loads((directory / "tokenizer.json").read_text())["model"]["merges"])
     texts = PROMPTS + (ODD if is_bpe else [])
     for text in texts:
         ids = tokenizer(text)["input_ids"]
         check("tokens", ids == folio.ids(text), repr(text))
-        check("their text", tokenizer.decode(ids) == text)
+        check("decoded text", tokenizer.decode(ids) == text)
     end = tokenizer.eos_token
     config = json.loads((directory / "config.json").read_text())
     check("the end token", tokenizer.eos_token_id == config["eos_token_id"], repr(end))
@@ -87,7 +90,7 @@ def check_tokens(folio, directory, tokenizer):
         tokenizer.save_pretrained(saved)
         for text in texts:
             ids = folio.ids(text, Path(saved) / "tokenizer.json", "--allow_special")
-            check("tokens by what transformers saves", ids == folio.ids(text))
+            check("tokens with the tokenizer that transformers saves", ids == folio.ids(text))
 
 
 def check_model(folio, directory, tokenizer):
@@ -98,7 +101,7 @@ def check_model(folio, directory, tokenizer):
         with torch.no_grad():
             theirs = model(ids).logits[0].log_softmax(-1)[:-1].gather(-1, ids[0, 1:, None])[:, 0]
         difference = (theirs - torch.tensor(folio.log_probabilities(prompt))).abs().max().item()
-        # Of float32 logits summed in another order; written so that a difference that is not a number fails.
+        # The order of summation in float32 differs. Written so that a NaN fails.
         check("log probabilities", difference <= 1e-4, f"({difference:.1e})")
         count = context - ids.shape[1]
         ours = folio.greedy(prompt, count)
@@ -120,7 +123,7 @@ def check_pipeline(directory):
 def main():
     parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__)
     parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR")
-    parser.add_argument("--folio", default="folio", help="the program (default: %(default)s)")
+    parser.add_argument("--folio", default="folio", help="the folio binary (default: %(default)s)")
     args = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
     torch.set_num_threads(1)

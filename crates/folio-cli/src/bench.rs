@@ -1,4 +1,4 @@
-//! `folio bench`: how fast this machine trains and writes, and why.
+//! `folio bench`: measures training and generation speed, and the kernels and hardware limits behind it.
 
 mod generate;
 mod kernels;
@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use clap::{Args, Subcommand, ValueEnum};
 use folio::error::Error;
-use folio::model::{Batch, Gpt2, ModelConfig, PrecisionChoice};
+use folio::model::{Backend, Batch, CpuBackend, ModelConfig, PrecisionChoice, resolve_precision};
 use folio::optim::{AdamW, AdamWConfig};
 use folio::rng::{Rng, Stream};
 use folio_kernels::isa::{Isa, Missing};
@@ -30,16 +30,16 @@ pub(crate) struct BenchArgs {
 
 #[derive(Subcommand)]
 enum What {
-    /// Time training steps of any size on random tokens; one JSON line
+    /// Time training steps on random tokens; prints one JSON line
     Step(StepArgs),
-    /// Time the writing of texts with a model of any size and random weights; one JSON line
-    Generate(generate::GenerateArgs),
-    /// Time every operation of a step by itself, beside what the machine can do
+    /// Time text generation with random weights; prints one JSON line
+    Generate(generate::BenchGenerateArgs),
+    /// Time every kernel of a training step, relative to the peak of this machine
     Kernels(KernelsArgs),
-    /// Measure what the machine can do: arithmetic in registers, copying in memory
+    /// Measure the peak arithmetic throughput and memory bandwidth of this machine
     Peak(PeakArgs),
-    /// Time the learning of a tokenizer and its encoding, and GPT-2's; one JSON line
-    Tokenizer(tokenizer::TokenizerArgs),
+    /// Time tokenizer training and encoding, and encoding with GPT-2's tokenizer; prints one JSON line
+    Tokenizer(tokenizer::BenchTokenizerArgs),
 }
 
 #[derive(Args)]
@@ -51,16 +51,16 @@ gpt2-124m (4, 64, 50257, 768).
 Example:
   folio bench kernels char bpe --precision bf16")]
 struct KernelsArgs {
-    /// Sizes to time
+    /// Model sizes to time
     #[arg(value_enum, default_value = "char")]
     settings: Vec<Setting>,
-    /// Numbers to compute in
+    /// Number format: f32, bf16, or auto for the faster
     #[arg(long, default_value = "auto")]
     precision: PrecisionChoice,
-    /// Threads to compute with [default: all cores]
+    /// Number of threads [default: all cores]
     #[arg(long, value_parser = whole::<usize>)]
     threads: Option<usize>,
-    /// One JSON object a kernel
+    /// Print one JSON object per kernel
     #[arg(long)]
     json: bool,
 }
@@ -68,15 +68,15 @@ struct KernelsArgs {
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
 struct PeakArgs {
-    /// Threads to compute with [default: all cores]
+    /// Number of threads [default: all cores]
     #[arg(long, value_parser = whole::<usize>)]
     threads: Option<usize>,
-    /// One JSON object
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
 
-/// Sizes that have a name.
+/// Named model sizes.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Setting {
     Char,
@@ -110,36 +110,36 @@ Example:
   folio bench step --batch 64 --block 256 --vocab 65 --emb 384 --blocks 6 \\
       --heads 6 --dropout 0.2")]
 struct StepArgs {
-    /// Sequences a step
+    /// Sequences per step
     #[arg(long, default_value_t = 64, value_parser = whole::<usize>)]
     batch: usize,
     #[command(flatten)]
     sizes: ModelArgs,
-    /// Share that dropout drops
+    /// Dropout rate
     #[arg(long, default_value_t = 0.2, value_parser = real::<f32>)]
     dropout: f32,
-    /// Numbers to compute in
+    /// Number format: f32, bf16, or auto for the faster
     #[arg(long, default_value = "auto")]
     precision: PrecisionChoice,
-    /// Steps to time, after two that are not
+    /// Steps to time, after two warm-up steps
     #[arg(long, default_value_t = 5, value_parser = whole::<usize>)]
     steps: usize,
-    /// Threads to compute with [default: all cores]
+    /// Number of threads [default: all cores]
     #[arg(long, value_parser = whole::<usize>)]
     threads: Option<usize>,
 }
 
-/// The sizes of a model, named as the yardstick names them.
+/// The sizes of a model.
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
 struct ModelArgs {
-    /// Tokens of the context
+    /// Context length in tokens
     #[arg(long, default_value_t = 256, value_parser = whole::<usize>)]
     block: usize,
-    /// Tokens of the vocabulary
+    /// Vocabulary size
     #[arg(long, default_value_t = 65, value_parser = whole::<usize>)]
     vocab: usize,
-    /// Width of the model
+    /// Embedding width
     #[arg(long, default_value_t = 384, value_parser = whole::<usize>)]
     emb: usize,
     /// Transformer blocks
@@ -164,9 +164,9 @@ impl ModelArgs {
     }
 }
 
-/// A mistake in the sizes of a model, with the flags of `bench` in place of those of `train`.
+/// An invalid size of a model, reported with the flags of `bench` instead of those of `train`.
 fn in_own_flags(error: Error) -> Error {
-    /// The flag of `train` and that of `bench`.
+    /// The flags of `train` and of `bench`.
     const FLAGS: [(&str, &str); 6] = [
         ("--block_sizes", "--block"),
         ("--n_blocks", "--blocks"),
@@ -205,13 +205,13 @@ fn peak(args: &PeakArgs) -> anyhow::Result<()> {
 fn print_peak(peak: Peak) -> std::io::Result<()> {
     for (set, why) in Isa::missing() {
         let why = match why {
-            Missing::Absent => "the processor does not have it",
-            Missing::Refused => "the processor has it, but this process may not use it",
+            Missing::Absent => "not supported by this processor",
+            Missing::Refused => "the processor has it, but this process is not permitted to use it",
         };
-        screen::out(format_args!("not used: {set}: {why}"))?;
+        screen::out(format_args!("{set} is not used: {why}"))?;
     }
     screen::out(format_args!(
-        "{} threads, {}: {:.0} GFLOP/s in f32, {:.0} in bf16; copies {:.1} GB/s, reads {:.1}",
+        "{} threads, {}: f32 {:.0} GFLOP/s, bf16 {:.0} GFLOP/s, memory copy {:.1} GB/s, memory read {:.1} GB/s",
         rayon::current_num_threads(),
         Isa::detected().name(),
         peak.f32_gflop_per_s,
@@ -228,7 +228,7 @@ fn kernels(args: &KernelsArgs) -> anyhow::Result<()> {
     }
     for setting in &args.settings {
         let sizes = setting.sizes();
-        let precision = args.precision.resolve(sizes.channels, sizes.heads);
+        let precision = resolve_precision(args.precision, sizes.channels, sizes.heads);
         let rows = kernels::measure(sizes, precision);
         if args.json {
             for row in rows {
@@ -242,7 +242,7 @@ fn kernels(args: &KernelsArgs) -> anyhow::Result<()> {
         screen::out(format_args!("\n{} in {}", setting.name(), precision.name()))?;
         let mut table = comfy_table::Table::new();
         table.load_style(comfy_table::presets::NOTHING);
-        table.set_header(["kernel", "shape", "ms", "GFLOP/s", "GB/s", "% of the peak"]);
+        table.set_header(["kernel", "shape", "ms", "GFLOP/s", "GB/s", "% of peak"]);
         for row in rows {
             table.add_row([
                 row.kernel.to_owned(),
@@ -264,14 +264,14 @@ fn kernels(args: &KernelsArgs) -> anyhow::Result<()> {
 fn step(args: &StepArgs) -> anyhow::Result<()> {
     let sizes = &args.sizes;
     let config = sizes.config(args.dropout)?;
-    let precision = args.precision.resolve(sizes.emb, sizes.heads);
+    let precision = resolve_precision(args.precision, sizes.emb, sizes.heads);
     precision.check(&config).map_err(in_own_flags)?;
     if args.batch == 0 || args.steps == 0 {
         return Err(Usage("--batch and --steps must be at least 1".into()).into());
     }
     set_threads(args.threads)?;
     let mut rng = Rng::new(0, Stream::Init);
-    let mut model = Gpt2::new(config, precision, &mut rng);
+    let mut model = CpuBackend::new(config, precision, &mut rng);
     let adamw = AdamWConfig {
         beta1: 0.9,
         beta2: 0.999,
@@ -280,16 +280,17 @@ fn step(args: &StepArgs) -> anyhow::Result<()> {
         decay_all_parameters: true,
         grad_clip: 1.0,
     };
-    let mut optimizer = AdamW::new(adamw, model.parameters().values().len());
+    let mut optimizer = AdamW::new(adamw);
     let tokens = args.batch * sizes.block;
     let mut times = Vec::new();
     for step in 0..args.steps + 2 {
-        let mut draw = || -> Vec<u32> { (0..tokens).map(|_| rng.below(sizes.vocab as u64) as u32).collect() };
-        let (inputs, targets) = (draw(), draw());
+        let mut random_tokens =
+            || -> Vec<u32> { (0..tokens).map(|_| rng.below(sizes.vocab as u64) as u32).collect() };
+        let (inputs, targets) = (random_tokens(), random_tokens());
         let start = Instant::now();
-        model.train_step(Batch { inputs: &inputs, targets: &targets, time: sizes.block }, step as u64);
-        let (parameters, gradients) = model.parameters_and_gradients();
-        optimizer.step(parameters, gradients, 1e-3);
+        model
+            .loss_and_gradients(Batch { inputs: &inputs, targets: &targets, time: sizes.block }, step as u64);
+        optimizer.step(&mut model, 1e-3);
         if step >= 2 {
             times.push(start.elapsed().as_secs_f64());
         }
@@ -306,20 +307,20 @@ fn step(args: &StepArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The value in the middle, or between the two there.
+/// The median: the middle value, or the mean of the two middle values.
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     (values[(values.len() - 1) / 2] + values[values.len() / 2]) / 2.0
 }
 
-/// The arithmetic of a step: forward and backward are three times the forward, two operations a
-/// multiply-add, causal attention half of the square.
+/// The floating-point operations of a step. The backward pass costs twice the forward pass; a multiply-add counts as
+/// two operations; causal attention computes half of the square.
 fn flop(config: &ModelConfig, tokens: usize) -> f64 {
     let ModelConfig { vocab_size, n_blocks, n_emb: c, block_size, .. } = *config;
     3.0 * tokens as f64 * (n_blocks * (2 * 12 * c * c + 2 * block_size * c) + 2 * vocab_size * c) as f64
 }
 
-/// The largest resident size so far in MiB, where the system tells (Linux).
+/// The peak resident size in MiB; known on Linux only.
 fn peak_mib() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

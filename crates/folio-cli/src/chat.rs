@@ -17,7 +17,7 @@ use signal_hook::consts::SIGINT;
 use signal_hook::flag;
 
 use crate::generate::{SamplingArgs, TokenStyle, legend};
-use crate::model_args::{CheckpointArgs, load_predictor};
+use crate::model_args::{CheckpointArgs, load_inference_model};
 use crate::options::whole;
 use crate::screen;
 use crate::terminal;
@@ -64,9 +64,9 @@ pub(crate) fn run(args: &ChatArgs) -> anyhow::Result<()> {
     let run = &chosen.run;
     let tokenizer = Arc::new(run.tokenizer()?);
     let name = *chosen.names.last().expect("at least one checkpoint");
-    let predictor = load_predictor(run, name, &tokenizer, args.sampling.precision)?;
+    let model = load_inference_model(run, name, &tokenizer, args.sampling.precision)?;
     let mut chat = Chat {
-        generator: Generator::new(Arc::new(predictor), Arc::clone(&tokenizer)),
+        generator: Generator::new(Arc::new(model), Arc::clone(&tokenizer)),
         tokenizer,
         sampling: args.sampling.clone(),
         max_new_tokens: args.max_new_tokens,

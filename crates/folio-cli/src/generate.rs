@@ -12,7 +12,7 @@ use folio::generate::{Finish, Generator};
 use folio::memory::texts_at_a_time;
 use folio::run_dir::RunDir;
 
-use crate::model_args::{CheckpointArgs, load_predictor};
+use crate::model_args::{CheckpointArgs, load_inference_model};
 use crate::options::whole;
 use crate::screen;
 use crate::threads::join_threads;
@@ -90,12 +90,12 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         screen::err(legend());
     }
     for (index, &name) in names.iter().enumerate() {
-        let predictor = load_predictor(run, name, &tokenizer, args.sampling.precision)?;
+        let model = load_inference_model(run, name, &tokenizer, args.sampling.precision)?;
         if args.all_checkpoints && !args.json {
             screen::out(heading(run, name))?;
         }
-        let predictor = Arc::new(predictor);
-        let group = texts_at_a_time(predictor.cache_bytes());
+        let model = Arc::new(model);
+        let group = texts_at_a_time(model.cache_bytes());
         for first in (0..args.num_samples).step_by(group) {
             let samples = first..args.num_samples.min(first + group);
             let announce = || {
@@ -103,7 +103,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
                     chosen.announce();
                 }
             };
-            let generator = Generator::new(Arc::clone(&predictor), Arc::clone(&tokenizer));
+            let generator = Generator::new(Arc::clone(&model), Arc::clone(&tokenizer));
             let first_seed = seed.wrapping_add(first as u64);
             let job = Samples { prompt_ids: &prompt_ids, count: samples.len(), first_seed, style };
             for (sample, text) in generate(args, generator, &job, announce)?.iter().enumerate() {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use folio::checkpoint::CheckpointName;
 use folio::memory::check_generation;
-use folio::model::{Gpt2, Predictor, WeightFormat};
+use folio::model::{CpuBackend, InferenceModel, WeightFormat};
 use folio::run_dir::{Found, Pick, Place, RUNS, RunDir, find, locate_or_newest};
 use folio::tokenizer::Tokenizer;
 
@@ -104,20 +104,24 @@ impl CheckpointArgs {
 }
 
 /// Loads a model for evaluation, in the precision it was trained in.
-pub(crate) fn load_model(run: &RunDir, name: CheckpointName, tokenizer: &Tokenizer) -> anyhow::Result<Gpt2> {
+pub(crate) fn load_model(
+    run: &RunDir,
+    name: CheckpointName,
+    tokenizer: &Tokenizer,
+) -> anyhow::Result<CpuBackend> {
     let checkpoint = run.open_checkpoint(name)?;
     checkpoint.check_tokenizer(tokenizer)?;
     let config = checkpoint.state().identity.model;
-    Ok(Gpt2::from_parameters(config, run.settings()?.precision, checkpoint.parameters()?))
+    Ok(CpuBackend::from_parameters(config, run.settings()?.precision, checkpoint.parameters()?))
 }
 
 /// Loads a model for generation, with weights in `format` or else in the precision it was trained in.
-pub(crate) fn load_predictor(
+pub(crate) fn load_inference_model(
     run: &RunDir,
     name: CheckpointName,
     tokenizer: &Tokenizer,
     format: Option<WeightFormat>,
-) -> anyhow::Result<Predictor> {
+) -> anyhow::Result<InferenceModel> {
     let checkpoint = run.open_checkpoint(name)?;
     checkpoint.check_tokenizer(tokenizer)?;
     let config = checkpoint.state().identity.model;
@@ -125,5 +129,5 @@ pub(crate) fn load_predictor(
     let format = format.unwrap_or(WeightFormat::of(trained_in));
     format.check(&config)?;
     check_generation(&config, format)?;
-    Ok(Predictor::new(config, format, &checkpoint.parameters()?))
+    Ok(InferenceModel::new(config, format, &checkpoint.parameters()?))
 }

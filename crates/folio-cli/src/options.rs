@@ -9,7 +9,7 @@ use std::str::FromStr;
 use clap::Args;
 use folio::data::SplitKind;
 use folio::error::Error;
-use folio::model::PrecisionChoice;
+use folio::model::{PrecisionChoice, resolve_precision};
 use folio::schedule::{ScheduleKind, Unit};
 use folio::settings::{Keep, Settings};
 use folio::sweep::{Choice, Number, Plan, Space};
@@ -305,7 +305,7 @@ impl Options {
             seed: self.seed.unwrap_or(default.seed),
             n_emb,
             n_heads,
-            precision: self.precision.unwrap_or_default().resolve(n_emb, n_heads),
+            precision: resolve_precision(self.precision.unwrap_or_default(), n_emb, n_heads),
             n_blocks: self.n_blocks.unwrap_or(default.n_blocks),
             num_epochs: self.num_epochs.unwrap_or(default.num_epochs),
             max_steps: self.max_steps,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use folio::data::{Dataset, Encoding, Part, Texts, TokenStream};
 use folio::error::Error;
 use folio::memory::check_training;
+use folio::model::{precision_reason, resolve_precision};
 use folio::run_dir::{RunDir, RunState};
 use folio::settings::{Keep, Settings};
 use folio::sweep::{Plan, Sweep};
@@ -77,7 +78,7 @@ pub(crate) fn plan(args: &TrainArgs) -> anyhow::Result<Task> {
     }
     let (options, saved) = continuing::inherit(&explicit, &start)?;
     let (mut base, space) = options.settings();
-    let chosen_precision = options.precision.unwrap_or_default().reason(base.n_emb, base.n_heads);
+    let chosen_precision = precision_reason(options.precision.unwrap_or_default(), base.n_emb, base.n_heads);
     if let Start::Checkpoint { run, number, restart_schedule } = &start {
         base.continue_from(run.path(), *number, *restart_schedule);
         base.weights_only = args.weights_only;
@@ -236,7 +237,10 @@ fn finish_plan(
 fn changed(run: &RunDir, old: &Settings, given: &Options) -> anyhow::Result<Settings> {
     let own = Options::of(old);
     let mut given = given.clone();
-    if given.precision.is_some_and(|precision| precision.resolve(old.n_emb, old.n_heads) == old.precision) {
+    if given
+        .precision
+        .is_some_and(|precision| resolve_precision(precision, old.n_emb, old.n_heads) == old.precision)
+    {
         given.precision = own.precision;
     }
     let own_table = toml::Table::try_from(&own)?;

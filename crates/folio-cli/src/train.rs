@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use clap::Args;
 use folio::machine::available_memory;
-use folio::model::Gpt2;
+use folio::model::CpuBackend;
 use folio::records::run_recorded;
 use folio::run_dir::{RunDir, RunLock};
 use folio::settings::Settings;
@@ -204,7 +204,7 @@ fn train_run(
     }
     let is_resumed = matches!(task.start, Start::Resume { .. });
     let trained = if is_resumed { trainer.state().epoch } else { 0 };
-    print_destination(task, trainer.model().parameters().values().len() as u64, trained);
+    print_destination(task, trainer.backend().parameters().values().len() as u64, trained);
     let dashboard = open_dashboard(args, task, signals)?;
     if let Some(dashboard) = &dashboard {
         let losses = &trainer.history().losses;
@@ -334,10 +334,10 @@ fn claim(args: &TrainArgs, task: &Task, lock: Option<RunLock>) -> anyhow::Result
 
 /// So many runs at a time as memory is free for.
 fn affordable_jobs(asked: usize, sweep: &Sweep, vocab_size: usize) -> usize {
-    let bytes = sweep
-        .runs
-        .iter()
-        .map(|run| Gpt2::training_bytes(&run.model_config(vocab_size), run.precision, run.batch_size));
+    let bytes = sweep.runs.iter().map(|run| {
+        let config = run.model_config(vocab_size);
+        CpuBackend::training_bytes(&config, run.precision, run.batch_size, run.gradient_accumulation_steps)
+    });
     let largest = bytes.max().unwrap_or(1);
     let room = available_memory().map_or(usize::MAX, |free| (free / largest) as usize).max(1);
     if asked > room {

@@ -1,4 +1,4 @@
-//! What is written for one instruction set: a folder for each architecture, a file for each set.
+//! The micro-kernels and other code for one instruction set: a folder per architecture, a file per instruction set.
 
 pub(crate) mod generic;
 

@@ -5,101 +5,33 @@
 //! ```
 //! Vaswani et al. 2017, "Attention Is All You Need", equation 1, with dropout on the weights as in GPT-2.
 //!
-//! Neither pass holds a (T, T) matrix: a tile of [`TILE`] queries meets the keys up to its last one, so that
-//! half of the square is never computed. The forward pass keeps, besides Y, the log-sum-exp of every row of S;
-//! the backward pass recomputes P from it (Dao et al. 2022, "FlashAttention", algorithm 4).
+//! Neither pass stores a (T, T) matrix. A tile of 64 queries is multiplied only with the keys up to its last query,
+//! which saves almost half of the work. The forward pass keeps, besides Y, the log-sum-exp of every row of S; the
+//! backward pass recomputes P from it (Dao et al. 2022, "FlashAttention", algorithm 4).
 
-use crate::buffer::Buffer;
 use crate::columns::ColumnsMut;
 use crate::dims::AttentionDims;
 use crate::dropout::Dropout;
 use crate::element::Element;
 use crate::isa::Isa;
-use crate::matmul::{At, Fetch, Lhs, Store, product, product_into};
+use crate::matmul::{Lhs, Prefetch, Store, TileRange, matmul, matmul_into};
 use crate::panels::{PanelDims, Panels, pack_columns, pack_rows};
 use crate::rounding::round;
-use crate::vector::{LANES, exp, max, sum, sum_by};
+use crate::vector::{exp, sum_by};
 
 mod cached;
+mod head;
 
 pub use cached::{KeyValueCache, OnWeights, attention_cached};
+pub use head::AttentionScratch;
 
-/// Queries of one tile: enough rows for a product to run well, few enough that a tile of scores at T = 1,024
-/// (256 KiB) stays in the second-level cache.
-pub const TILE: usize = 64;
-
-/// What the passes write on the side, for one thread.
-#[derive(Debug)]
-pub struct AttentionScratch<E> {
-    dims: AttentionDims,
-    /// (TILE, T): scores, then weights.
-    scores: Buffer<f32>,
-    /// (TILE, T): gradients of the weights, then of the scores.
-    dscores: Buffer<f32>,
-    /// (TILE, T): the weights, or the gradients of the scores, as a left operand.
-    rows: Buffer<E>,
-    /// Panels (depth TILE, T): the weights as a left operand of a sum over queries.
-    weight_panels: Buffer<E>,
-    /// Panels (depth TILE, T): the gradients of the scores as one.
-    dscore_panels: Buffer<E>,
-    /// Panels (depth D, T): Kᵀ.
-    keys_t: Buffer<E>,
-    /// Panels (depth D, T): Vᵀ.
-    values_t: Buffer<E>,
-    /// Panels (depth T, D): K going back, V going forward.
-    rows_panels: Buffer<E>,
-    /// Panels (depth TILE, D): a tile of dY, then of Q.
-    tile_panels: Buffer<E>,
-    /// (T, D): the gradients of one head's keys.
-    dkeys: Buffer<f32>,
-    /// (T, D): the gradients of one head's values.
-    dvalues: Buffer<f32>,
-    /// (TILE): what a tile's rows are divided by.
-    totals: [f32; TILE],
-}
-
-impl<E: Element> AttentionScratch<E> {
-    /// Scratch for sequences of up to `dims.time` tokens.
-    pub fn new(dims: AttentionDims) -> Self {
-        let AttentionDims { time, head_size, .. } = dims;
-        let stride = score_stride(time);
-        let panels = |depth, cols| Buffer::zeroed(PanelDims { depth, cols }.len::<E>());
-        Self {
-            dims,
-            scores: Buffer::zeroed(TILE * stride),
-            dscores: Buffer::zeroed(TILE * stride),
-            rows: Buffer::zeroed(TILE * stride),
-            weight_panels: panels(TILE, time),
-            dscore_panels: panels(TILE, time),
-            keys_t: panels(head_size, time),
-            values_t: panels(head_size, time),
-            rows_panels: panels(time, head_size),
-            tile_panels: panels(TILE, head_size),
-            dkeys: Buffer::zeroed(time * head_size),
-            dvalues: Buffer::zeroed(time * head_size),
-            totals: [0.0; TILE],
-        }
-    }
-}
-
-/// The length that a row's loops run to: what they compute too much is overwritten, and it costs less than the
-/// elements that would not fill a register.
-#[inline(always)]
-fn whole_lanes(len: usize) -> usize {
-    const { assert!(TILE.is_multiple_of(LANES)) };
-    len.next_multiple_of(LANES)
-}
-
-/// From one row of a tile of scores to the next.
-const fn score_stride(time: usize) -> usize {
-    time.next_multiple_of(TILE)
-}
+use self::head::{Head, QueryTile, score_stride, whole_lanes};
 
 /// `y = drop(softmax(q kᵀ / sqrt(D))) v` for every head, causally.
 ///
-/// `y` (B, T, C) and `lse` (B, H, T), the log-sum-exp of the scaled scores, are overwritten; `qkv` (B, T, 3C)
-/// holds q, k and v side by side, each with its heads side by side. The mask's row is `(b H + h) T + i` for query
-/// i, its column is the key.
+/// - `y` (B, T, C), `lse` (B, H, T), the log-sum-exp of the scaled scores: overwritten.
+/// - `qkv` (B, T, 3C): q, k and v side by side, each with its heads side by side.
+/// - `dropout`: query i of head h of sequence b uses row `(b H + h) T + i` of the mask, and key j its column j.
 pub fn attention_forward<E: Element>(
     dims: AttentionDims,
     y: &mut [E],
@@ -121,9 +53,10 @@ pub fn attention_forward<E: Element>(
     }
 }
 
-/// The backward pass, math.md (24) to (29), from `y = drop(p) v`, `p = softmax(s)`, `s = q kᵀ / sqrt(D)`.
+/// The backward pass: math.md (24) to (29). Differentiates `y = drop(p) v`, `p = softmax(s)`, `s = q kᵀ / sqrt(D)`.
 ///
-/// `dqkv` (B, T, 3C) is overwritten; `dy` (B, T, C); `dropout` as in the forward pass.
+/// - `dqkv` (B, T, 3C): overwritten.
+/// - `dy` (B, T, C); `forward` from the forward pass; `dropout` as in the forward pass.
 pub fn attention_backward<E: Element>(
     dims: AttentionDims,
     dqkv: &mut [E],
@@ -133,7 +66,7 @@ pub fn attention_backward<E: Element>(
     scratch: &mut AttentionScratch<E>,
 ) {
     check(dims, forward.y.len(), forward.lse.len(), forward.qkv.len(), scratch);
-    assert_eq!((dqkv.len(), dy.len()), (forward.qkv.len(), forward.y.len()), "{dims:?}");
+    assert_eq!((dqkv.len(), dy.len()), (forward.qkv.len(), forward.y.len()), "argument lengths for {dims:?}");
     let isa = Isa::detected();
     for (head, b) in heads(dims, dropout) {
         let (stream, wide) = (dims.time * dims.channels(), dims.time * 3 * dims.channels());
@@ -151,7 +84,7 @@ pub fn attention_backward<E: Element>(
     }
 }
 
-/// Every head of every sequence, with the sequence.
+/// Every head of every sequence, with the index of the sequence.
 fn heads(dims: AttentionDims, dropout: Dropout) -> impl Iterator<Item = (Head, usize)> {
     (0..dims.batch * dims.heads).map(move |row| {
         let head = Head { dims, h: row % dims.heads, dropout: dropout.skip_rows(row * dims.time) };
@@ -159,7 +92,7 @@ fn heads(dims: AttentionDims, dropout: Dropout) -> impl Iterator<Item = (Head, u
     })
 }
 
-/// What the forward pass read and wrote.
+/// The inputs and outputs of the forward pass.
 #[derive(Clone, Copy, Debug)]
 pub struct Forward<'a, E> {
     /// (B, T, C): the output.
@@ -170,52 +103,7 @@ pub struct Forward<'a, E> {
     pub lse: &'a [f32],
 }
 
-/// One head of one sequence; the arrays that its methods take are that sequence's, lse that head's.
-#[derive(Clone, Copy)]
-struct Head {
-    dims: AttentionDims,
-    h: usize,
-    /// Its mask: row i is query i.
-    dropout: Dropout,
-}
-
-/// The queries `start..end`, which see the keys `0..end`.
-#[derive(Clone, Copy)]
-struct Tile {
-    /// The first query that is computed at all; queries and outputs before it are not in memory.
-    past: usize,
-    start: usize,
-    end: usize,
-}
-
 impl Head {
-    fn scale(self) -> f32 {
-        1.0 / (self.dims.head_size as f32).sqrt()
-    }
-
-    /// Where q, k and v of this head start in a row of qkv.
-    fn columns(self) -> [usize; 3] {
-        let first = self.h * self.dims.head_size;
-        [first, first + self.dims.channels(), first + 2 * self.dims.channels()]
-    }
-
-    /// The sizes of keys or values as a right operand that sums over tokens.
-    fn token_panels(self) -> PanelDims {
-        PanelDims { depth: self.dims.time, cols: self.dims.head_size }
-    }
-
-    /// The sizes of keys or values, transposed.
-    fn channel_panels(self) -> PanelDims {
-        PanelDims { depth: self.dims.head_size, cols: self.dims.time }
-    }
-
-    /// The queries from `past` on, tile by tile.
-    fn tiles(self, past: usize) -> impl Iterator<Item = Tile> {
-        let time = self.dims.time;
-        let tile = move |start| Tile { past, start, end: (start + TILE).min(time) };
-        (past..time).step_by(TILE).map(tile)
-    }
-
     #[inline(always)]
     fn forward<E: Element>(
         self,
@@ -233,77 +121,10 @@ impl Head {
         let keys_t = Panels::new(self.channel_panels(), keys_t);
         let values = Panels::new(self.token_panels(), rows_panels);
         let mut y = ColumnsMut::new(y, channels).split_at(q).1;
-        for tile @ Tile { start, end, .. } in self.tiles(0) {
+        for tile @ QueryTile { start, end, .. } in self.tiles(0) {
             self.scores(isa, tile, scores, qkv, keys_t);
             self.softmax(isa, tile, scores, rows, &mut lse[start..end], totals);
-            self.mix(isa, tile, &mut y, rows, values, totals);
-        }
-    }
-
-    /// The tile's rows of `y`: the values, mixed by weights that are not divided by their sums. The first of `y`'s columns
-    /// are this head's.
-    #[inline(always)]
-    fn mix<E: Element>(
-        self,
-        isa: Isa,
-        Tile { past, start, end }: Tile,
-        y: &mut ColumnsMut<E>,
-        rows: &[E],
-        values: Panels<E>,
-        totals: &[f32; TILE],
-    ) {
-        let lhs = Lhs::Rows { data: rows, stride: score_stride(self.dims.time) };
-        product(
-            isa,
-            0..end - start,
-            lhs,
-            values.corner(end, self.dims.head_size),
-            #[inline(always)]
-            |at, tile| {
-                for (r, sums) in (at.row..).zip(&mut tile[..at.rows]) {
-                    let normaliser = 1.0 / totals[r];
-                    let sums = &mut sums[..at.cols];
-                    sums.iter_mut().for_each(|sum| *sum *= normaliser);
-                    round(isa, &mut y.row(start - past + r)[at.col..][..at.cols], sums);
-                }
-            },
-        );
-    }
-
-    /// Raw scores of a tile to `drop(exp(S - max))` in `rows`, with their sums (before dropout) and log-sum-exp.
-    #[inline(always)]
-    fn softmax<E: Element>(
-        self,
-        isa: Isa,
-        tile: Tile,
-        scores: &mut [f32],
-        rows: &mut [E],
-        lse: &mut [f32],
-        totals: &mut [f32; TILE],
-    ) {
-        let stride = score_stride(self.dims.time);
-        let scale = self.scale();
-        let scores = scores.chunks_exact_mut(stride).zip(rows.chunks_exact_mut(stride));
-        let outputs = lse.iter_mut().zip(totals);
-        for (i, ((scores, weights), (lse, total))) in (tile.start..tile.end).zip(scores.zip(outputs)) {
-            let width = whole_lanes(i + 1);
-            let scores = &mut scores[..width];
-            scores[i + 1..].fill(f32::NEG_INFINITY);
-            let greatest = max(scores) * scale;
-            for score in scores.iter_mut() {
-                *score = exp(score.mul_add(scale, -greatest));
-            }
-            scores[i + 1..].fill(0.0);
-            *total = sum(scores);
-            *lse = greatest + total.ln();
-            let (weights, future) = weights.split_at_mut(width);
-            if !self.dropout.is_identity() {
-                let mask = self.dropout.row(i);
-                (0..).zip(scores.iter_mut()).for_each(|(j, score)| *score *= mask.factor(j));
-            }
-            round(isa, weights, scores);
-            let read = tile.end.next_multiple_of(E::PAIR);
-            future[..read.saturating_sub(width)].fill(E::default());
+            self.apply_weights(isa, tile, &mut y, rows, values, totals);
         }
     }
 
@@ -337,13 +158,13 @@ impl Head {
         }
     }
 
-    /// Overwrites q's gradient in the tile's rows of `dqkv` and adds to the gradients of the keys and values that
-    /// it saw.
+    /// Overwrites the gradient of q in the tile's rows of `dqkv`. Adds to the gradients of the keys and values that the
+    /// tile attended to.
     #[inline(always)]
     fn backward_tile<E: Element>(
         self,
         isa: Isa,
-        tile: Tile,
+        tile: QueryTile,
         dqkv: &mut [E],
         dy: &[E],
         forward: Forward<E>,
@@ -355,14 +176,14 @@ impl Head {
         let head_size = self.dims.head_size;
         let [q, _, _] = self.columns();
         let Forward { qkv, .. } = forward;
-        let Tile { start, end, .. } = tile;
+        let QueryTile { start, end, .. } = tile;
         let (queries, stride) = (end - start, score_stride(self.dims.time));
 
-        // The next head's rows, which stand far apart in memory, come meanwhile.
+        // Prefetch the rows of the next head, which are far apart in memory.
         if self.h + 1 < self.dims.heads {
-            let next = Fetch::to_read_later(qkv, 3 * channels);
+            let next = Prefetch::read_later(qkv, 3 * channels);
             for col in self.columns() {
-                next.tile(At { row: start, col: col + head_size, rows: queries, cols: head_size });
+                next.tile(TileRange { row: start, col: col + head_size, rows: queries, cols: head_size });
             }
         }
 
@@ -371,8 +192,8 @@ impl Head {
         let dy_tile = &dy[start * channels + q..];
         let values_t = Panels::new(self.channel_panels(), values_t).corner(head_size, end);
         let lhs = Lhs::Rows { data: dy_tile, stride: channels };
-        product_into(isa, 0..queries, lhs, values_t, dscores, stride, Store::Over);
-        self.backward_softmax(tile, (scores, dscores), dy, forward);
+        matmul_into(isa, 0..queries, lhs, values_t, dscores, stride, Store::Overwrite);
+        self.backward_softmax(tile, scores, dscores, dy, forward);
 
         // dV += drop(P)ᵀ dY;  dK += dSᵀ Q
         let (over_queries, tile_dims) =
@@ -385,16 +206,24 @@ impl Head {
         ] {
             pack_rows(isa, tile_dims, tile_panels, right, from);
             let lhs = Lhs::Columns(Panels::new(over_queries, left));
-            product_into(isa, 0..end, lhs, Panels::new(tile_dims, tile_panels), out, head_size, Store::Add);
+            matmul_into(
+                isa,
+                0..end,
+                lhs,
+                Panels::new(tile_dims, tile_panels),
+                out,
+                head_size,
+                Store::Accumulate,
+            );
         }
 
         // dQ = dS K
         for (row, dscores) in rows.chunks_exact_mut(stride).zip(dscores.chunks_exact(stride)).take(queries) {
-            let seen = end.next_multiple_of(E::PAIR);
+            let seen = end.next_multiple_of(E::PER_UNIT);
             round(isa, &mut row[..seen], &dscores[..seen]);
         }
         let keys = Panels::new(self.token_panels(), rows_panels).corner(end, head_size);
-        product(
+        matmul(
             isa,
             0..queries,
             Lhs::Rows { data: rows, stride },
@@ -409,7 +238,7 @@ impl Head {
         );
     }
 
-    /// Turns raw scores into `drop(P)` and the gradient of `drop(P)` into that of the raw scores, in place.
+    /// In place: turns scores into `drop(P)`, and the gradient of `drop(P)` into the gradient of the scores.
     ///
     /// ```text
     /// P = exp(S - lse);  dS = P (mask dP - dot(dy_i, y_i)) / sqrt(D)
@@ -417,8 +246,9 @@ impl Head {
     #[inline(always)]
     fn backward_softmax<E: Element>(
         self,
-        tile: Tile,
-        (scores, dscores): (&mut [f32], &mut [f32]),
+        tile: QueryTile,
+        scores: &mut [f32],
+        dscores: &mut [f32],
         dy: &[E],
         forward: Forward<E>,
     ) {
@@ -447,27 +277,10 @@ impl Head {
                     *weight = p * factor;
                 }
             }
-            let read = tile.end.next_multiple_of(E::PAIR).max(width);
+            let read = tile.end.next_multiple_of(E::PER_UNIT).max(width);
             weights[i + 1..read].fill(0.0);
             dscores[i + 1..read].fill(0.0);
         }
-    }
-
-    /// `scores = q kᵀ` for the tile's queries and the keys up to its end: (TILE, T), overwritten.
-    #[inline(always)]
-    fn scores<E: Element>(
-        self,
-        isa: Isa,
-        Tile { past, start, end }: Tile,
-        scores: &mut [f32],
-        qkv: &[E],
-        keys_t: Panels<E>,
-    ) {
-        let [q, _, _] = self.columns();
-        let lhs = Lhs::Rows { data: &qkv[q..], stride: 3 * self.dims.channels() };
-        let keys_t = keys_t.corner(self.dims.head_size, end);
-        let queries = start - past..end - past;
-        product_into(isa, queries, lhs, keys_t, scores, score_stride(self.dims.time), Store::Over);
     }
 }
 
@@ -481,7 +294,11 @@ fn check<E>(
     let AttentionDims { batch, time, heads, head_size } = dims;
     let tokens = batch * time;
     let expected = (tokens * dims.channels(), tokens * heads, tokens * 3 * dims.channels());
-    assert_eq!((y_len, lse_len, qkv_len), expected, "{dims:?}");
+    assert_eq!((y_len, lse_len, qkv_len), expected, "argument lengths for {dims:?}");
     let AttentionDims { time: longest, head_size: widest, .. } = scratch.dims;
-    assert!(time <= longest && head_size <= widest, "{dims:?} in scratch for {:?}", scratch.dims);
+    assert!(
+        time <= longest && head_size <= widest,
+        "{dims:?} does not fit into scratch for {:?}",
+        scratch.dims
+    );
 }

@@ -7,8 +7,8 @@ use std::ptr::NonNull;
 
 use crate::element::Element;
 
-/// A fixed number of elements, zero at first, that starts on a cache line: a register that is loaded from an odd
-/// place touches two lines, which costs products up to a third of their speed.
+/// A fixed number of elements, initially zero, aligned to a cache line. A vector load that straddles two lines makes
+/// matmuls up to a third slower.
 ///
 /// ```
 /// use folio_kernels::buffer::Buffer;
@@ -21,7 +21,7 @@ pub struct Buffer<E> {
     len: usize,
 }
 
-// SAFETY: a buffer owns its elements, as a Vec does.
+// SAFETY: a buffer owns its elements, like a Vec.
 unsafe impl<E: Send> Send for Buffer<E> {}
 // SAFETY: as above.
 unsafe impl<E: Sync> Sync for Buffer<E> {}
@@ -33,7 +33,7 @@ impl<E: Element> Buffer<E> {
             return Self { start: NonNull::dangling(), len };
         }
         let layout = layout::<E>(len);
-        // SAFETY: the layout's size is not zero.
+        // SAFETY: the size of the layout is not zero.
         let start = unsafe { alloc_zeroed(layout) }.cast::<E>();
         let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
         Self { start, len }
@@ -41,14 +41,14 @@ impl<E: Element> Buffer<E> {
 }
 
 fn layout<E>(len: usize) -> Layout {
-    let elements = Layout::array::<E>(len).expect("a size that fits into memory");
-    elements.align_to(64).expect("a size that fits into memory")
+    let elements = Layout::array::<E>(len).expect("the size of a buffer overflows");
+    elements.align_to(64).expect("the size of a buffer overflows")
 }
 
 impl<E> Drop for Buffer<E> {
     fn drop(&mut self) {
         if self.len > 0 {
-            // SAFETY: `zeroed` got the memory with this layout; elements need no drop.
+            // SAFETY: `zeroed` allocated the memory with this layout; elements need no drop.
             unsafe { dealloc(self.start.as_ptr().cast(), layout::<E>(self.len)) };
         }
     }
@@ -72,7 +72,7 @@ impl<E> Deref for Buffer<E> {
     type Target = [E];
 
     fn deref(&self) -> &[E] {
-        // SAFETY: `len` elements, all zero bits or written since, which every `Element` accepts.
+        // SAFETY: `len` elements, zero bits or written since, which are valid for every `Element`.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }
@@ -86,6 +86,10 @@ impl<E> DerefMut for Buffer<E> {
 
 impl<E> fmt::Debug for Buffer<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Buffer of {}", self.len)
+        write!(f, "Buffer of {} elements", self.len)
     }
 }
+
+/// A value aligned to a cache line.
+#[repr(align(64))]
+pub(crate) struct CacheAligned<T>(pub(crate) T);

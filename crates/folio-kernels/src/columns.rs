@@ -1,9 +1,9 @@
-//! Some columns of a matrix, to be written: what lets threads share the rows of one.
+//! Mutable views of columns of a matrix, so that several threads can write different columns of the same rows.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Columns of a row-major matrix that nobody else writes meanwhile.
+/// Exclusive access to a range of columns of a row-major matrix.
 ///
 /// ```
 /// use folio_kernels::columns::ColumnsMut;
@@ -19,25 +19,29 @@ pub struct ColumnsMut<'a, T> {
     /// The first element of the first row.
     start: *mut T,
     rows: usize,
-    /// From one row to the next.
+    /// Elements from one row to the next.
     stride: usize,
-    /// Which columns of the matrix these are.
+    /// The range of columns within the matrix.
     range: Range<usize>,
     matrix: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: it gives access to elements that it alone borrows, as a `&mut [T]` does.
+// SAFETY: it gives access to elements that it borrows exclusively, like a `&mut [T]`.
 unsafe impl<T: Send> Send for ColumnsMut<'_, T> {}
-// SAFETY: through a shared reference nothing can be reached.
+// SAFETY: a shared reference gives no access to the elements.
 unsafe impl<T: Sync> Sync for ColumnsMut<'_, T> {}
 
 impl<'a, T> ColumnsMut<'a, T> {
     /// All columns of a matrix with rows of `cols` elements.
     ///
     /// # Panics
-    /// If `data` is not made of whole rows.
+    /// If `data` does not consist of whole rows.
     pub fn new(data: &'a mut [T], cols: usize) -> Self {
-        assert!(cols > 0 && data.len().is_multiple_of(cols), "{} elements in rows of {cols}", data.len());
+        assert!(
+            cols > 0 && data.len().is_multiple_of(cols),
+            "{} elements are not divisible into rows of {cols}",
+            data.len()
+        );
         let rows = data.len() / cols;
         Self { start: data.as_mut_ptr(), rows, stride: cols, range: 0..cols, matrix: PhantomData }
     }
@@ -52,22 +56,22 @@ impl<'a, T> ColumnsMut<'a, T> {
         self.range.len()
     }
 
-    /// Which columns of the matrix these are.
+    /// The range of columns within the matrix.
     pub fn range(&self) -> Range<usize> {
         self.range.clone()
     }
 
-    /// The first `cols` columns, and the others.
+    /// The first `cols` columns, and the remaining ones.
     ///
     /// # Panics
-    /// If there are fewer.
+    /// If there are fewer than `cols` columns.
     pub fn split_at(self, cols: usize) -> (Self, Self) {
-        assert!(cols <= self.cols(), "column {cols} of {}", self.cols());
+        assert!(cols <= self.cols(), "cannot split {} columns at {cols}", self.cols());
         let middle = self.range.start + cols;
-        // A matrix without rows has no memory to point into.
+        // An empty matrix has no memory to point into.
         let offset = if self.rows == 0 { 0 } else { cols };
         let right = Self {
-            // SAFETY: the first row has that many elements from here on.
+            // SAFETY: the first row has at least `cols` more elements.
             start: unsafe { self.start.add(offset) },
             range: middle..self.range.end,
             ..self
@@ -75,15 +79,19 @@ impl<'a, T> ColumnsMut<'a, T> {
         (Self { range: self.range.start..middle, ..self }, right)
     }
 
-    /// The columns of some of the rows.
+    /// The same columns of a range of the rows.
     ///
     /// # Panics
-    /// If there are not so many rows.
+    /// If the range is outside the matrix.
     pub fn part(&mut self, rows: Range<usize>) -> ColumnsMut<'_, T> {
-        assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
+        assert!(
+            rows.start <= rows.end && rows.end <= self.rows,
+            "rows {rows:?} are outside a matrix of {} rows",
+            self.rows
+        );
         let offset = if rows.is_empty() { 0 } else { rows.start * self.stride };
         ColumnsMut {
-            // SAFETY: that row exists, or none is asked for.
+            // SAFETY: the row exists, or the offset is 0.
             start: unsafe { self.start.add(offset) },
             rows: rows.len(),
             stride: self.stride,
@@ -92,24 +100,24 @@ impl<'a, T> ColumnsMut<'a, T> {
         }
     }
 
-    /// The columns of one row.
+    /// The elements of one row.
     ///
     /// # Panics
     /// If there is no such row.
     #[inline(always)]
     pub fn row(&mut self, row: usize) -> &mut [T] {
-        assert!(row < self.rows, "row {row} of {}", self.rows);
-        // SAFETY: the row exists, its columns lie inside it, and no other `ColumnsMut` has them: one is made of a slice
-        // that is borrowed as long as it lives, and splitting shares its columns out.
+        assert!(row < self.rows, "row {row} is outside a matrix of {} rows", self.rows);
+        // SAFETY: the row exists and contains the columns. No other `ColumnsMut` has access to them, because the matrix
+        // is borrowed mutably and splitting distributes its columns.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.stride), self.range.len()) }
     }
 
-    /// The same columns of the start of the matrix's first row, to know where memory lies.
+    /// The address of the first row, for prefetching.
     pub(crate) fn as_ptr(&self) -> *const T {
         self.start
     }
 
-    /// From one row to the next, in elements.
+    /// Elements from one row to the next.
     pub(crate) fn stride(&self) -> usize {
         self.stride
     }

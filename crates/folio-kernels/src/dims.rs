@@ -1,9 +1,7 @@
-//! The sizes a kernel works on: one small struct for each family of operations, so that no call lists bare
-//! numbers.
+//! The shapes that kernels work on: one small struct per family of operations instead of lists of bare numbers.
 //!
-//! The legend of the whole code: B batch, T time, C channels, H heads, D head size, V vocabulary, L layers.
-//! Every array is row-major, its last dimension contiguous: element (b, t, c) of a (B, T, C) array stands at
-//! `(b * T + t) * C + c`.
+//! Legend, used throughout the code: B batch, T time, C channels, H heads, D head size, V vocabulary, L layers. Every
+//! array is row-major: element (b, t, c) of a (B, T, C) array has the index `(b * T + t) * C + c`.
 //!
 //! ```
 //! use folio_kernels::dims::AttentionDims;
@@ -11,36 +9,36 @@
 //! assert_eq!(dims.channels(), 384);
 //! ```
 
-/// A product of matrices `y (M, N) = x (M, K) w (K, N)`: a linear layer in the Conv1D layout of GPT-2.
+/// A matmul `y (M, N) = x (M, K) w (K, N)`: a linear layer in the Conv1D layout of GPT-2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinearDims {
-    /// M, the rows of `x` and `y`: B * T, one for each token.
+    /// M, the rows of `x` and `y`: B * T, one per token.
     pub rows: usize,
-    /// K, the features that go in: columns of `x`, rows of `w`.
+    /// K, the input features: columns of `x`, rows of `w`.
     pub inputs: usize,
-    /// N, the features that come out: columns of `y` and `w`.
+    /// N, the output features: columns of `y` and `w`.
     pub outputs: usize,
 }
 
-/// An operation that treats the rows of a (rows, cols) matrix alike: LayerNorm, dropout, sums of columns.
+/// An operation on each row of a (rows, cols) matrix: LayerNorm, dropout, column sums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowDims {
-    /// The rows: B * T, one for each token.
+    /// The rows: B * T, one per token.
     pub rows: usize,
     /// The length of a row: C for activations, V for logits.
     pub cols: usize,
 }
 
-/// Causal self-attention over B sequences of T tokens, with H heads of D channels each.
+/// Causal self-attention over B sequences of T tokens, with H heads of D channels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionDims {
-    /// B, the sequences, which do not see each other.
+    /// B, the number of sequences, which are independent of each other.
     pub batch: usize,
-    /// T, the tokens of a sequence.
+    /// T, the tokens per sequence.
     pub time: usize,
-    /// H, the heads.
+    /// H, the number of heads.
     pub heads: usize,
-    /// D, the channels of one head.
+    /// D, the channels per head.
     pub head_size: usize,
 }
 
@@ -51,26 +49,26 @@ impl AttentionDims {
     }
 }
 
-/// The head: M tokens with C channels, each given one logit for each of V tokens.
+/// The language-model head: C channels to V logits for each of M tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeadDims {
-    /// M, the tokens.
+    /// M, the number of tokens.
     pub rows: usize,
-    /// C, the channels of a token.
+    /// C, the channels per token.
     pub channels: usize,
-    /// V, the vocabulary: targets are below this.
+    /// V, the size of the vocabulary; targets are below it.
     pub vocab: usize,
 }
 
 /// The lookup of token and position embeddings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EmbeddingDims {
-    /// B, the sequences.
+    /// B, the number of sequences.
     pub batch: usize,
-    /// T, the tokens of a sequence.
+    /// T, the tokens per sequence.
     pub time: usize,
     /// C, the length of an embedding.
     pub channels: usize,
-    /// V, the vocabulary: tokens are below this.
+    /// V, the size of the vocabulary; tokens are below it.
     pub vocab: usize,
 }

@@ -1,16 +1,15 @@
-//! Dropout whose mask is a function of a key and a position, so that no mask is ever stored.
+//! Dropout. The mask is a pure function of a key and a position, so that it is never stored.
 //!
-//! `y = x * keep / (1 - rate)` with `keep ~ Bernoulli(1 - rate)` (Srivastava et al. 2014, "Dropout", in the
-//! inverted form of PyTorch's `nn.Dropout`). The backward pass draws the same mask again from the same key.
-//! A mask depends on its key, its row and its column alone: never on the number of threads, the order of
-//! the work or the instruction set.
+//! `y = x * keep / (1 - rate)` with `keep ~ Bernoulli(1 - rate)` (Srivastava et al. 2014, "Dropout", in the inverted
+//! form of PyTorch's `nn.Dropout`). The backward pass regenerates the mask from the key. A mask depends only on its
+//! key, row and column; not on the number of threads, the order of the work or the instruction set.
 
 use crate::dims::RowDims;
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::rounding::round;
 
-/// The mask of one tensor in one step: how much to drop, and which draw of the generator says what.
+/// The mask of one tensor in one step: the dropout rate, and the key of the random numbers.
 ///
 /// ```
 /// use folio_kernels::dropout::Dropout;
@@ -23,16 +22,16 @@ use crate::rounding::round;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dropout {
     key: u64,
-    /// The row of the whole tensor that is row 0 here.
+    /// The first row of this part of the tensor.
     first_row: usize,
-    /// An element is dropped when its 32 random bits are below this.
+    /// An element is dropped if its 32 random bits are below this value.
     threshold: u32,
-    /// `1 / (1 - rate)`, the factor on what is kept.
+    /// `1 / (1 - rate)`, the factor on elements that are kept.
     scale: f32,
 }
 
 impl Dropout {
-    /// A mask that drops a share `rate` of the elements.
+    /// A mask that drops each element with probability `rate`.
     ///
     /// # Panics
     /// If `rate` is outside `[0, 1)`.
@@ -51,17 +50,17 @@ impl Dropout {
         Self::new(0.0, 0)
     }
 
-    /// Whether the mask lets everything through unchanged.
+    /// Whether the mask drops nothing.
     pub fn is_identity(self) -> bool {
         self.threshold == 0
     }
 
-    /// The mask of the part of a tensor that starts `rows` further down.
+    /// The mask of the part of the tensor that starts `rows` rows further down.
     pub fn skip_rows(self, rows: usize) -> Self {
         Self { first_row: self.first_row + rows, ..self }
     }
 
-    /// The mask's row `row`: for a (B, T, C) tensor the token's index in B * T.
+    /// Row `row` of the mask. In a (B, T, C) tensor, rows are numbered by token, from 0 to B * T.
     #[inline(always)]
     pub fn row(self, row: usize) -> DropoutRow {
         let mixed = mix64(self.key ^ mix64((self.first_row + row) as u64));
@@ -74,7 +73,7 @@ impl Dropout {
     }
 }
 
-/// One row of a mask; its columns are drawn independently of each other and of every other row.
+/// One row of a mask. Its columns are independent of each other and of every other row.
 #[derive(Clone, Copy, Debug)]
 pub struct DropoutRow {
     low: u32,
@@ -84,16 +83,16 @@ pub struct DropoutRow {
 }
 
 impl DropoutRow {
-    /// What the element in column `col` is multiplied by: 0 or `1 / (1 - rate)`. Loops that count columns in `u32` fill the
-    /// widest registers; 64 bits of an index would fill them with half as many.
+    /// The factor on the element in column `col`: 0 or `1 / (1 - rate)`. The column is a `u32` because vector registers
+    /// hold twice as many of them as of `u64`.
     #[inline(always)]
     pub fn factor(self, col: u32) -> f32 {
         if self.bits(col) < self.threshold { 0.0 } else { self.scale }
     }
 
-    /// Thirty-two random bits for a column: a keyed integer hash with the constants of Wellons' `lowbias32`
-    /// (2018, "Prospecting for Hash Functions"), made of multiplies, shifts and xors only, so that compilers
-    /// turn a loop over columns into vector instructions.
+    /// Thirty-two random bits for a column: a keyed integer hash with the constants of Wellons' `lowbias32` (2018,
+    /// "Prospecting for Hash Functions"). It uses only multiplications, shifts and xors, so that compilers vectorize a
+    /// loop over columns.
     #[inline(always)]
     fn bits(self, col: u32) -> u32 {
         let mut x = col.wrapping_mul(0x9E37_79B9) ^ self.low;
@@ -103,7 +102,8 @@ impl DropoutRow {
     }
 }
 
-/// The finaliser of SplitMix64 (Steele, Lea and Flood 2014): a bijection of 64 bits that spreads any change.
+/// The finalizer of SplitMix64 (Steele, Lea and Flood 2014): a bijection of 64 bits in which every input bit affects
+/// every output bit.
 #[inline(always)]
 fn mix64(x: u64) -> u64 {
     let x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
@@ -112,11 +112,11 @@ fn mix64(x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// `y = drop(y)` in place.
+/// `y = drop(y)`, in place.
 ///
-/// `y` (rows, cols) is overwritten by itself times the mask.
+/// - `y` (rows, cols): multiplied by the mask.
 pub fn dropout_in_place(dims: RowDims, y: &mut [f32], dropout: Dropout) {
-    assert_eq!(y.len(), dims.rows * dims.cols, "dropout of {dims:?}");
+    assert_eq!(y.len(), dims.rows * dims.cols, "length of y for {dims:?}");
     if dropout.is_identity() {
         return;
     }
@@ -133,12 +133,13 @@ pub fn dropout_in_place(dims: RowDims, y: &mut [f32], dropout: Dropout) {
     );
 }
 
-/// `dx = dy * mask`, math.md (18), from `y = drop(x)`, with the mask drawn again.
+/// `dx = dy * mask`: math.md (18). Differentiates `y = drop(x)`, with the same mask.
 ///
-/// `dx` (rows, cols) is overwritten; `dy` (rows, cols).
+/// - `dx` (rows, cols): overwritten.
+/// - `dy` (rows, cols).
 pub fn dropout_backward<E: Element>(dims: RowDims, dx: &mut [E], dy: &[f32], dropout: Dropout) {
     let len = dims.rows * dims.cols;
-    assert_eq!((dx.len(), dy.len()), (len, len), "dropout backward of {dims:?}");
+    assert_eq!((dx.len(), dy.len()), (len, len), "lengths of dx and dy for {dims:?}");
     let isa = Isa::detected();
     isa.run(
         #[inline(always)]

@@ -1,46 +1,47 @@
-//! The number formats of activations and packed weights: f32, and bfloat16, its upper half.
+//! The number formats of activations and packed weights: f32 and bfloat16.
 //!
-//! bfloat16 has f32's sign and 8 exponent bits and the upper 7 of its 23 fraction bits (Kalamkar et al. 2019,
-//! "A Study of BFLOAT16 for Deep Learning Training"): a value is rounded with a relative error of at most 2^-8.
+//! bfloat16 is the upper half of an f32: sign, 8 exponent bits and the upper 7 of 23 fraction bits (Kalamkar et al.
+//! 2019, "A Study of BFLOAT16 for Deep Learning Training"). Rounding to it has a relative error of at most 2^-8.
 //!
-//! Matrix products read their operands in **units** of 32 bits: one f32, or two bfloat16 that stand next to
-//! each other along the sum. AVX512-BF16's dot product multiplies two units' pairs and adds both products.
+//! Matmuls read their operands in **units** of 32 bits: one f32, or two bfloat16 that are adjacent along the summed
+//! dimension. The dot product of AVX512-BF16 multiplies the pairs of two units and adds both products.
 
 use std::fmt;
 
 mod sealed {
-    /// Products read units as raw memory, and buffers begin as zero bits: only formats that are known to bear it.
+    /// Matmuls read units as raw memory, and buffers start as zero bits, so only formats that allow this may implement
+    /// it.
     pub trait Sealed {}
     impl Sealed for f32 {}
     impl Sealed for super::Bf16 {}
 }
 
-/// A number format that products take as operands; sums are always f32. All bits zero are the value zero.
+/// A number format of matmul operands; sums are always f32. All zero bits represent the value zero.
 pub trait Element: sealed::Sealed + Copy + Default + PartialEq + Send + Sync + fmt::Debug + 'static {
-    /// Elements of one 32-bit unit.
-    const PAIR: usize;
-    /// The greatest relative error of rounding a normal number to this format: half the distance of 1 to the
-    /// next greater value, 2^-24 and 2^-8.
+    /// Elements per 32-bit unit.
+    const PER_UNIT: usize;
+    /// The maximum relative error of rounding a normal number to this format: 2^-24 or 2^-8, half the distance from 1
+    /// to the next greater value.
     const UNIT_ROUNDOFF: f32;
 
-    /// The value, exactly.
+    /// The value as f32, exactly.
     fn to_f32(self) -> f32;
 
     /// The nearest value of this format, ties to even.
     fn from_f32(value: f32) -> Self;
 
-    /// The elements as f32, if that is what they are.
-    fn singles(elements: &[Self]) -> Option<&[f32]>;
+    /// The elements as f32, if this format is f32.
+    fn as_f32(elements: &[Self]) -> Option<&[f32]>;
 
-    /// The value's bits, in the lower end of a unit.
+    /// The bits of the value, in the low end of a unit.
     fn to_bits(self) -> u32;
 
-    /// The value whose bits stand in the lower end of a unit.
+    /// The value with these bits, from the low end of a unit.
     fn from_bits(bits: u32) -> Self;
 }
 
 impl Element for f32 {
-    const PAIR: usize = 1;
+    const PER_UNIT: usize = 1;
     const UNIT_ROUNDOFF: f32 = f32::EPSILON / 2.0;
 
     #[inline(always)]
@@ -54,7 +55,7 @@ impl Element for f32 {
     }
 
     #[inline(always)]
-    fn singles(elements: &[Self]) -> Option<&[f32]> {
+    fn as_f32(elements: &[Self]) -> Option<&[f32]> {
         Some(elements)
     }
 
@@ -69,19 +70,19 @@ impl Element for f32 {
     }
 }
 
-/// A bfloat16 number, as its bits: two are equal if their bits are.
+/// A bfloat16 number. Two are equal if their bits are equal.
 ///
 /// ```
 /// use folio_kernels::element::{Bf16, Element};
 /// assert_eq!(Bf16::from_f32(1.0).to_f32(), 1.0);
-/// assert_eq!(Bf16::from_f32(1.0 + 1.0 / 256.0).to_f32(), 1.0); // a tie goes to the even neighbour
+/// assert_eq!(Bf16::from_f32(1.0 + 1.0 / 256.0).to_f32(), 1.0); // ties to even
 /// ```
 #[derive(Clone, Copy, Default, PartialEq, Debug)]
 #[repr(transparent)]
 pub struct Bf16(u16);
 
 impl Element for Bf16 {
-    const PAIR: usize = 2;
+    const PER_UNIT: usize = 2;
     const UNIT_ROUNDOFF: f32 = 1.0 / 256.0;
 
     #[inline(always)]
@@ -92,15 +93,15 @@ impl Element for Bf16 {
     #[inline(always)]
     fn from_f32(value: f32) -> Self {
         let bits = value.to_bits();
-        // Adding 0x7fff, and one more if the last bit kept is odd, carries into it exactly when rounding up.
+        // Adding 0x7fff, plus one if the last remaining bit is odd, carries into that bit exactly when rounding up.
         let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-        // The carry would turn some NaNs into infinities; a NaN keeps its upper bits and is made quiet.
+        // The carry would turn some NaNs into infinities, so a NaN is truncated and made quiet instead.
         let quiet = (bits >> 16) | 0x40;
         Bf16(if value.is_nan() { quiet } else { rounded } as u16)
     }
 
     #[inline(always)]
-    fn singles(_: &[Self]) -> Option<&[f32]> {
+    fn as_f32(_: &[Self]) -> Option<&[f32]> {
         None
     }
 

@@ -1,17 +1,18 @@
 //! Token and position embeddings: `y[b, t] = wte[token[b, t]] + wpe[t]`.
 //!
-//! Radford et al. 2019 learn the positions (GPT-2), unlike the sinusoids of Vaswani et al. 2017.
+//! GPT-2 learns the positions (Radford et al. 2019), instead of using the sinusoids of Vaswani et al. 2017.
 
 use rayon::prelude::*;
 
 use crate::dims::EmbeddingDims;
 
-/// Pieces that the vocabulary is cut into in the backward pass: enough for the threads of a large machine.
+/// Parts of the vocabulary that the backward pass processes in parallel: enough for the threads of a large machine.
 const VOCAB_PIECES: usize = 32;
 
 /// `y[b, t] = wte[token[b, t]] + wpe[t]`.
 ///
-/// `y` (B, T, C) is overwritten; `wte` (V, C); `wpe` (at least T, C); `tokens` (B, T).
+/// - `y` (B, T, C): overwritten.
+/// - `wte` (V, C); `wpe` (at least T, C); `tokens` (B, T).
 ///
 /// # Panics
 /// If a token is not below V.
@@ -29,9 +30,10 @@ pub fn embedding_forward(dims: EmbeddingDims, y: &mut [f32], wte: &[f32], wpe: &
     }
 }
 
-/// The backward pass, math.md (8) and (9), from `y[b, t] = wte[token[b, t]] + wpe[t]`.
+/// The backward pass: math.md (8) and (9). Differentiates `y[b, t] = wte[token[b, t]] + wpe[t]`.
 ///
-/// `dwte` (V, C) and `dwpe` (at least T, C) are accumulated into; `dy` (B, T, C); `tokens` (B, T).
+/// - `dwte` (V, C), `dwpe` (at least T, C): accumulated into.
+/// - `dy` (B, T, C); `tokens` (B, T).
 pub fn embedding_backward(
     dims: EmbeddingDims,
     dwte: &mut [f32],
@@ -41,7 +43,7 @@ pub fn embedding_backward(
 ) {
     let EmbeddingDims { time, channels, vocab, .. } = dims;
     check(dims, dy.len(), dwte.len(), dwpe.len(), tokens.len());
-    // A piece of the vocabulary takes its tokens in the order of the batch, so that every sum has one order.
+    // Each part of the vocabulary processes its tokens in batch order, so that the order of every sum is fixed.
     let piece = vocab.div_ceil(VOCAB_PIECES);
     dwte.par_chunks_mut(piece * channels).enumerate().for_each(|(index, dwte)| {
         let first = index * piece;
@@ -66,7 +68,11 @@ fn add_row(sum: &mut [f32], row: &[f32]) {
 
 fn check(dims: EmbeddingDims, y_len: usize, wte_len: usize, wpe_len: usize, tokens_len: usize) {
     let EmbeddingDims { batch, time, channels, vocab } = dims;
-    assert_eq!((y_len, tokens_len), (batch * time * channels, batch * time), "{dims:?}");
-    assert_eq!(wte_len, vocab * channels, "{dims:?}");
-    assert!(wpe_len >= time * channels, "{time} positions, but only {} embedded", wpe_len / channels);
+    assert_eq!((y_len, tokens_len), (batch * time * channels, batch * time), "argument lengths for {dims:?}");
+    assert_eq!(wte_len, vocab * channels, "argument lengths for {dims:?}");
+    assert!(
+        wpe_len >= time * channels,
+        "{time} positions do not fit into the {} position embeddings",
+        wpe_len / channels
+    );
 }

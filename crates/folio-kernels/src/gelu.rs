@@ -1,11 +1,11 @@
-//! GELU in its tanh form, the nonlinearity of GPT-2's feed-forward layers.
+//! GELU in its tanh form, the activation function of GPT-2's MLP.
 //!
 //! ```text
 //! gelu(x) = x / 2 (1 + tanh(u)),  u = sqrt(2 / pi) (x + 0.044715 x^3)
-//!         = x s,                  s = 1 / (1 + exp(-2 u)),  since (1 + tanh(u)) / 2 is the logistic of 2 u
+//!         = x s,                  s = 1 / (1 + exp(-2 u)),  since (1 + tanh(u)) / 2 is the logistic function of 2 u
 //! ```
-//! Hendrycks and Gimpel 2016, "Gaussian Error Linear Units", section 2. Both functions are applied to the tiles of
-//! a linear layer's result ([`crate::linear`]), so that they cost no pass over memory.
+//! Hendrycks and Gimpel 2016, "Gaussian Error Linear Units", section 2. The epilogues in [`crate::linear`] apply both
+//! functions to the tiles of a matmul, so that GELU needs no pass over memory.
 
 use crate::element::Element;
 use crate::vector::{Lanes, exp2, map_lanes};
@@ -13,14 +13,14 @@ use std::f32::consts::LOG2_E;
 
 /// sqrt(2 / pi).
 const SQRT_2_OVER_PI: f32 = 0.797_884_6;
-/// The paper's fitted coefficient of the cube.
+/// The coefficient of the cube, fitted in the paper.
 const CUBE: f32 = 0.044715;
 
-/// Beyond this on either side nothing changes any more in f32: below, gelu(-10) = -1e-37 stands for zero; above,
-/// gelu(x) = x. Powers of what lies further out would overflow.
+/// Arguments are clamped to this range, beyond which gelu is constant or linear in f32: gelu(-10) = -1e-37, practically
+/// zero, and gelu(x) = x for x > 10. Without clamping the exponential would overflow.
 const REACH: f32 = 10.0;
 
-/// `y = gelu(x)` for a row, of which `y` is overwritten.
+/// `y = gelu(x)` for a row; `y` is overwritten.
 ///
 /// # Panics
 /// If the rows differ in length.
@@ -37,8 +37,8 @@ pub fn gelu_of_row<E: Element>(y: &mut [f32], x: &[E]) {
     );
 }
 
-/// `y = gelu(x)` and `dx *= gelu'(x)` for a row, math.md (16): `y` is overwritten, `dx` holds the gradient of `y`, then
-/// that of `x`.
+/// `y = gelu(x)` and `dx *= gelu'(x)` for a row: math.md (16). `y` is overwritten. `dx` contains the gradient of `y` on
+/// entry and the gradient of `x` on return.
 ///
 /// ```text
 /// gelu'(x) = s + x s (1 - s) 2 u',  u' = sqrt(2 / pi) (1 + 3 * 0.044715 x^2)
@@ -62,18 +62,18 @@ pub fn gelu_backward_of_row<E: Element>(dx: &mut [f32], y: &mut [f32], x: &[E]) 
     );
 }
 
-/// GELU, and what its slope shares with it.
+/// GELU, and the intermediate values that its derivative needs.
 struct Values {
     /// gelu(x).
     value: Lanes,
-    /// x within [`REACH`].
+    /// x clamped to at most [`REACH`].
     near: Lanes,
-    /// Its square.
+    /// The square of `near`.
     square: Lanes,
     s: Lanes,
 }
 
-/// `exp(-2 u) = 2^y` for a y within 126, since x is within [`REACH`]: `y = x (LINEAR + CUBIC x^2)`.
+/// `exp(-2 u) = 2^y` with `y = x (LINEAR + CUBIC x^2)`. |y| stays below 126 because x is within [`REACH`].
 #[inline(always)]
 fn values(x: Lanes) -> Values {
     const LINEAR: f32 = -2.0 * SQRT_2_OVER_PI * LOG2_E;

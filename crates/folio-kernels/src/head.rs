@@ -1,13 +1,13 @@
-//! The head and its loss: logits of the next token, softmax, cross-entropy, forward and backward over the tokens
-//! of one sequence, so that no (B T, V) matrix exists.
+//! The language-model head and its loss: logits, softmax and cross-entropy, forward and backward. They are computed for
+//! the tokens of one sequence at a time, so that no (B T, V) matrix exists.
 //!
 //! ```text
 //! logits = x wteᵀ;  loss = -ln softmax(logits)[target] = m + ln(sum of exp(logits - m)) - logits[target]
 //! ```
-//! The head shares the token embedding (Press and Wolf 2017, "Using the Output Embedding"). The greatest logit m
-//! and the sum are carried along from panel to panel of the vocabulary (Milakov and Gimelshein 2018, "Online
-//! normalizer calculation for softmax"): what is kept of a panel is exp(logits - the greatest so far), which loses
-//! nothing in bfloat16 however large the logits are. PyTorch's `F.cross_entropy`.
+//! The head shares its weights with the token embedding (Press and Wolf 2017, "Using the Output Embedding"). The
+//! maximum logit m and the sum are updated panel by panel of the vocabulary (Milakov and Gimelshein 2018, "Online
+//! normalizer calculation for softmax"). Of each panel, exp(logits - maximum so far) is stored; in bfloat16 this loses
+//! no accuracy, however large the logits are. Cf. PyTorch's `F.cross_entropy`.
 
 use crate::buffer::Buffer;
 use crate::columns::ColumnsMut;
@@ -15,53 +15,54 @@ use crate::dims::HeadDims;
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::linear::for_each_row;
-use crate::matmul::{At, Fetch, Lhs, Rhs, Store, product, product_into};
+use crate::matmul::{Lhs, Prefetch, Rhs, Store, TileRange, matmul, matmul_into};
 use crate::panels::{PANEL_COLS, PanelDims, Panels, pack_rows_panel};
 use crate::rounding::round;
 use crate::vector::{exp, max, sum};
 
-/// Rows of wte that the backward pass takes at once: whole panels, and few enough that the weights of one panel
-/// of channels (256 KiB in bfloat16) stay in the second-level cache.
+/// Rows of wte per matmul of the backward pass: whole panels, and few enough that the weights of one panel of channels
+/// (256 KiB in bfloat16) fit into the second-level cache.
 pub const VOCAB_SEGMENT: usize = 2048;
 
-/// What the head keeps between its forward and its backward pass, for one thread.
+/// What the forward pass of the head stores for its backward pass, for one thread.
 #[derive(Debug)]
 pub struct HeadScratch<E> {
-    /// (rows, V rounded up to panels): exp(logits - the greatest up to their panel), then dlogits. Empty if only
-    /// losses are wanted.
+    /// (rows, V rounded up to panels): exp(logits - maximum up to and including their panel), then dlogits. Empty if
+    /// only losses are computed.
     exps: Buffer<E>,
-    /// (panels of V, rows): the greatest logit of a row up to a panel.
-    peaks: Vec<f32>,
-    /// (rows): the greatest logit so far.
-    greatest: Vec<f32>,
-    /// (rows): the sum of exp(logits - greatest) so far.
-    totals: Vec<f32>,
-    /// (rows): the target's logit.
-    at_target: Vec<f32>,
+    /// (panels of V, rows): the maximum logit of a row up to and including a panel.
+    panel_max: Vec<f32>,
+    /// (rows): the maximum logit so far.
+    row_max: Vec<f32>,
+    /// (rows): the sum of exp(logits - maximum) so far.
+    row_sum: Vec<f32>,
+    /// (rows): the logit of the target.
+    target_logit: Vec<f32>,
 }
 
 impl<E: Element> HeadScratch<E> {
-    /// Scratch for up to `dims.rows` tokens; with room for gradients if `training`.
+    /// Scratch for up to `dims.rows` tokens, with room for the backward pass if `training`.
     pub fn new(dims: HeadDims, training: bool) -> Self {
         let HeadDims { rows, vocab, .. } = dims;
         Self {
             exps: Buffer::zeroed(if training { rows * stride(vocab) } else { 0 }),
-            peaks: vec![0.0; rows * vocab.div_ceil(PANEL_COLS)],
-            greatest: vec![0.0; rows],
-            totals: vec![0.0; rows],
-            at_target: vec![0.0; rows],
+            panel_max: vec![0.0; rows * vocab.div_ceil(PANEL_COLS)],
+            row_max: vec![0.0; rows],
+            row_sum: vec![0.0; rows],
+            target_logit: vec![0.0; rows],
         }
     }
 }
 
-/// From the logits of one row to those of the next.
+/// Elements from the logits of one row to those of the next.
 const fn stride(vocab: usize) -> usize {
     vocab.next_multiple_of(PANEL_COLS)
 }
 
-/// The loss of every token, in nats; keeps in `scratch` what the backward pass needs, if it has room for it.
+/// The loss of every token, in nats. Stores in `scratch` what the backward pass needs, if the scratch is for training.
 ///
-/// `losses` (M) is overwritten; `x` (M, C); `wte_t` is wteᵀ (C, V) in panels; `targets` (M).
+/// - `losses` (M): overwritten.
+/// - `x` (M, C); `wte_t`: wteᵀ (C, V) in panels; `targets` (M).
 ///
 /// # Panics
 /// If a target is not below V.
@@ -74,54 +75,65 @@ pub fn head_forward<E: Element>(
     scratch: &mut HeadScratch<E>,
 ) {
     let HeadDims { rows, channels, vocab } = dims;
-    assert_eq!((losses.len(), x.len(), targets.len()), (rows, rows * channels, rows), "{dims:?}");
+    assert_eq!(
+        (losses.len(), x.len(), targets.len()),
+        (rows, rows * channels, rows),
+        "argument lengths for {dims:?}"
+    );
     if let Some(target) = targets.iter().find(|&&target| target as usize >= vocab) {
         panic!("target {target} is outside the vocabulary of {vocab}");
     }
-    scratch.greatest.fill(f32::NEG_INFINITY);
-    scratch.totals.fill(0.0);
+    scratch.row_max.fill(f32::NEG_INFINITY);
+    scratch.row_sum.fill(0.0);
     let isa = Isa::detected();
     isa.run(
         #[inline(always)]
         || {
-            product(
+            matmul(
                 isa,
                 0..rows,
                 Lhs::Rows { data: x, stride: channels },
                 wte_t,
                 #[inline(always)]
                 |at, tile| {
-                    scratch.take(isa, dims, at, tile, targets);
+                    scratch.process_tile(isa, dims, at, tile, targets);
                 },
             );
         },
     );
     for (row, loss) in losses.iter_mut().enumerate() {
-        *loss = scratch.totals[row].ln() + (scratch.greatest[row] - scratch.at_target[row]);
+        *loss = scratch.row_sum[row].ln() + (scratch.row_max[row] - scratch.target_logit[row]);
     }
 }
 
 impl<E: Element> HeadScratch<E> {
-    /// Takes in one tile of logits.
+    /// Processes one tile of logits.
     #[inline(always)]
-    fn take(&mut self, isa: Isa, dims: HeadDims, at: At, tile: &mut [[f32; PANEL_COLS]], targets: &[u32]) {
+    fn process_tile(
+        &mut self,
+        isa: Isa,
+        dims: HeadDims,
+        at: TileRange,
+        tile: &mut [[f32; PANEL_COLS]],
+        targets: &[u32],
+    ) {
         for (row, logits) in (at.row..).zip(&mut tile[..at.rows]) {
-            // Columns beyond the vocabulary get a weight of exp(-inf) = 0.
+            // Columns beyond the vocabulary get the weight exp(-inf) = 0.
             logits[at.cols..].fill(f32::NEG_INFINITY);
             let target = (targets[row] as usize).wrapping_sub(at.col);
             if target < at.cols {
-                self.at_target[row] = logits[target];
+                self.target_logit[row] = logits[target];
             }
-            let before = self.greatest[row];
-            let peak = max(logits).max(before);
+            let before = self.row_max[row];
+            let max_so_far = max(logits).max(before);
             for logit in logits.iter_mut() {
-                *logit = exp(*logit - peak);
+                *logit = exp(*logit - max_so_far);
             }
             logits[at.cols..].fill(0.0);
-            self.greatest[row] = peak;
-            self.totals[row] = self.totals[row] * exp(before - peak) + sum(logits);
+            self.row_max[row] = max_so_far;
+            self.row_sum[row] = self.row_sum[row] * exp(before - max_so_far) + sum(logits);
             if !self.exps.is_empty() {
-                self.peaks[at.col / PANEL_COLS * dims.rows + row] = peak;
+                self.panel_max[at.col / PANEL_COLS * dims.rows + row] = max_so_far;
                 let exps = &mut self.exps[row * stride(dims.vocab) + at.col..][..PANEL_COLS];
                 round(isa, exps, logits);
             }
@@ -129,11 +141,12 @@ impl<E: Element> HeadScratch<E> {
     }
 }
 
-/// The backward pass from the mean loss, math.md (31) and (33); `scratch` as [`head_forward`] left it.
+/// The backward pass from the mean loss: math.md (31) and (33). `scratch` must come from [`head_forward`].
 ///
-/// `dx` (M, C) and `dlogits` (M, V), in panels of the vocabulary, are overwritten; `wte` (V, C) in panels, one for
-/// every [`VOCAB_SEGMENT`] tokens; `targets` (M); `scale` is what the gradient of every token's loss is multiplied
-/// by, 1 / (B T) for the mean.
+/// - `dx` (M, C), `dlogits` (M, V) in panels: overwritten.
+/// - `wte` (V, C): one matrix in panels for every [`VOCAB_SEGMENT`] rows.
+/// - `targets` (M).
+/// - `scale`: the factor on every token's gradient, 1 / (B T) for the mean loss.
 ///
 /// ```text
 /// dlogits = scale (softmax(logits) - onehot(target));  dx = dlogits wte
@@ -148,7 +161,7 @@ pub fn head_backward<'a, E: Element>(
     scratch: &mut HeadScratch<E>,
 ) {
     let HeadDims { rows, channels, vocab } = dims;
-    assert_eq!((dx.len(), targets.len()), (rows * channels, rows), "{dims:?}");
+    assert_eq!((dx.len(), targets.len()), (rows * channels, rows), "argument lengths for {dims:?}");
     let panel_dims = PanelDims { depth: rows, cols: vocab };
     let isa = Isa::detected();
     isa.run(
@@ -163,52 +176,56 @@ pub fn head_backward<'a, E: Element>(
                     let out = &mut dlogits[panel * len..][..len];
                     pack_rows_panel(isa, panel_dims, panel, out, &scratch.exps, stride);
                 }
-                let store = if first > 0 { Store::Add } else { Store::Over };
-                product_into(isa, 0..rows, Lhs::Rows { data, stride }, wte, dx, channels, store);
+                let store = if first > 0 { Store::Accumulate } else { Store::Overwrite };
+                matmul_into(isa, 0..rows, Lhs::Rows { data, stride }, wte, dx, channels, store);
             }
         },
     );
 }
 
 impl<E: Element> HeadScratch<E> {
-    /// Turns the exponentials of a part of the vocabulary, which starts with a panel, into gradients.
+    /// Turns the exponentials of a range of the vocabulary into gradients. The range must start with a panel.
     #[inline(always)]
     fn scale(&mut self, isa: Isa, dims: HeadDims, part: std::ops::Range<usize>, targets: &[u32], scale: f32) {
         for (row, &target) in targets.iter().enumerate() {
             let exps = &mut self.exps[row * stride(dims.vocab)..][part.start..stride(part.end)];
-            let greatest = self.greatest[row];
-            let normaliser = scale / self.totals[row];
+            let row_max = self.row_max[row];
+            let normalizer = scale / self.row_sum[row];
             for (exps, panel) in exps.chunks_exact_mut(PANEL_COLS).zip(part.start / PANEL_COLS..) {
-                let factor = normaliser * exp(self.peaks[panel * dims.rows + row] - greatest);
+                let factor = normalizer * exp(self.panel_max[panel * dims.rows + row] - row_max);
                 let mut values = [0.0; PANEL_COLS];
                 values.iter_mut().zip(&*exps).for_each(|(value, exp)| *value = exp.to_f32() * factor);
                 round(isa, exps, &values);
             }
             let target = target as usize;
             if part.contains(&target) {
-                // Anew and in f32: next to a probability of one, the rounding of what was kept would drown the
-                // difference.
-                let kept = normaliser * exp(self.at_target[row] - greatest);
+                // Recomputed in f32: for a probability near 1, the rounding of the stored value would be larger than
+                // the difference.
+                let kept = normalizer * exp(self.target_logit[row] - row_max);
                 exps[target - part.start] = E::from_f32(kept - scale);
             }
         }
     }
 }
 
-/// `logits = x wteᵀ`, or some columns of it.
+/// `logits = x wteᵀ`, for the columns that `logits` contains.
 ///
-/// `logits` (M, V) is overwritten; `x` (M, C); `wte_t` is wteᵀ (C, V) in panels, whole; `logits` says which columns are
-/// wanted.
+/// - `logits` (M, V), or a range of its columns: overwritten.
+/// - `x` (M, C); `wte_t`: all of wteᵀ (C, V), in panels.
 pub fn head_logits<E: Element>(dims: HeadDims, mut logits: ColumnsMut<f32>, x: &[E], wte_t: impl Rhs<E>) {
     let HeadDims { rows, channels, vocab } = dims;
-    assert_eq!((logits.rows(), logits.stride(), x.len()), (rows, vocab, rows * channels), "{dims:?}");
+    assert_eq!(
+        (logits.rows(), logits.stride(), x.len()),
+        (rows, vocab, rows * channels),
+        "argument lengths for {dims:?}"
+    );
     let lhs = Lhs::Rows { data: x, stride: channels };
     for_each_row(
         Isa::detected(),
         rows,
         lhs,
         wte_t.columns(logits.range()),
-        [Fetch::columns(&logits)],
+        [Prefetch::columns(&logits)],
         #[inline(always)]
         |row, col, sums| logits.row(row)[col..][..sums.len()].copy_from_slice(sums),
     );

@@ -1,8 +1,7 @@
-//! Which vector instructions this processor has, decided once at run time.
+//! Detects at run time which vector instructions this processor has.
 //!
-//! Every kernel is plain Rust over slices. [`Isa::run`] compiles the closure it is given once for each
-//! instruction set and calls the widest one, so that the compiler's own vectoriser does the work and one
-//! binary serves every machine.
+//! Most kernels are plain Rust over slices. [`Isa::run`] compiles its closure once per instruction set and calls the
+//! selected version. The compiler vectorizes the code, and one binary serves every machine.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -11,8 +10,8 @@ use crate::arch::aarch64::neon;
 #[cfg(target_arch = "x86_64")]
 use crate::arch::x86_64::{amx, avx2, avx512};
 
-/// A set of vector instructions that this processor was found to have: only [`Isa::detected`] and
-/// [`Isa::available`] make one, so holding it is the proof that running its code is sound.
+/// A set of vector instructions that this processor has. Only [`Isa::detected`] and [`Isa::available`] create one, so a
+/// value of this type proves that running code compiled for the set is sound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Isa(Set);
 
@@ -37,8 +36,8 @@ enum Set {
 pub enum Missing {
     /// The processor does not have it.
     Absent,
-    /// The processor has it, but this process may not use it: the operating system or a container's filter refused, or folio
-    /// does not know how to ask there.
+    /// The processor has it, but this process may not use it: the operating system or the seccomp filter of a container
+    /// denies it, or folio does not know how to request it on this operating system.
     Refused,
 }
 
@@ -58,7 +57,7 @@ static FORCED: AtomicU8 = AtomicU8::new(WIDEST);
 const WIDEST: u8 = u8::MAX;
 
 impl Isa {
-    /// The sets that this processor has, narrowest first; never empty.
+    /// The instruction sets of this processor, narrowest first; never empty.
     pub fn available() -> Vec<Isa> {
         let mut sets = vec![Isa(Set::Portable)];
         #[cfg(target_arch = "x86_64")]
@@ -88,7 +87,7 @@ impl Isa {
         sets
     }
 
-    /// The sets of this architecture that cannot be used here, and why.
+    /// The instruction sets of this architecture that cannot be used, and why.
     pub fn missing() -> Vec<(&'static str, Missing)> {
         #[cfg(target_arch = "x86_64")]
         let known = ["avx2", "avx512", "avx512-bf16", "amx-bf16"];
@@ -101,27 +100,29 @@ impl Isa {
         missing.map(|name| (name, Missing::of(name))).collect()
     }
 
-    /// The set that kernels use: the widest available, or the one that [`Isa::force`] chose.
+    /// The instruction set that kernels use: the widest available, or the one selected with [`Isa::force`].
     #[inline]
     pub fn detected() -> Isa {
         static WIDEST_SET: std::sync::OnceLock<Isa> = std::sync::OnceLock::new();
         match FORCED.load(Ordering::Relaxed) {
-            WIDEST => *WIDEST_SET.get_or_init(|| *Isa::available().last().expect("portable is always there")),
+            WIDEST => {
+                *WIDEST_SET.get_or_init(|| *Isa::available().last().expect("portable is always available"))
+            }
             index => Isa::available()[usize::from(index)],
         }
     }
 
-    /// Makes every kernel of this process use `isa` from now on, or the widest set again for `None`.
-    /// For tests and benchmarks, which compare the sets with each other.
+    /// Selects the instruction set for every kernel of this process, or the widest one again with `None`. For tests and
+    /// benchmarks, which compare the sets.
     pub fn force(isa: Option<Isa>) {
         let index = isa.map_or(WIDEST, |isa| {
             let position = Isa::available().iter().position(|&other| other == isa);
-            u8::try_from(position.expect("an Isa exists only if available")).expect("few sets")
+            u8::try_from(position.expect("an Isa is always available")).expect("fewer than 256 sets")
         });
         FORCED.store(index, Ordering::Relaxed);
     }
 
-    /// A short name: `portable`, `avx2`, `avx512`, `avx512-bf16`, `amx-bf16` or `neon`.
+    /// The short name: `portable`, `avx2`, `avx512`, `avx512-bf16`, `amx-bf16` or `neon`.
     pub fn name(self) -> &'static str {
         match self.0 {
             Set::Portable => "portable",
@@ -138,8 +139,7 @@ impl Isa {
         }
     }
 
-    /// Whether the processor has arithmetic of its own for bfloat16: which is the faster, [`crate::peak::bf16_speedup`]
-    /// measures.
+    /// Whether the processor has bfloat16 arithmetic. It may be slower than f32: see [`crate::peak::bf16_speedup`].
     pub fn multiplies_bf16(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         return self.has_avx512_bf16();
@@ -147,8 +147,8 @@ impl Isa {
         false
     }
 
-    /// Whether products multiply and add in one rounding.
-    pub(crate) fn fuses(self) -> bool {
+    /// Whether matmuls use fused multiply-adds.
+    pub(crate) fn fuses_multiply_add(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         return self.has_avx2();
         #[cfg(not(target_arch = "x86_64"))]
@@ -179,13 +179,13 @@ impl Isa {
         self.0 == Set::AmxBf16
     }
 
-    /// Runs `body` compiled for this set. For that the closure, and every function it calls in its loops,
-    /// must be `#[inline(always)]`: `isa.run(#[inline(always)] || ...)`.
+    /// Runs `body` compiled for this instruction set. The closure, and every function that it calls in its loops, must
+    /// be `#[inline(always)]`: `isa.run(#[inline(always)] || ...)`.
     #[inline(always)]
     pub fn run<R>(self, body: impl FnOnce() -> R) -> R {
         match self.0 {
             Set::Portable => body(),
-            // SAFETY: this value exists, so detection found every feature that the function enables.
+            // SAFETY: this value proves that the processor has every feature that the function enables.
             #[cfg(target_arch = "x86_64")]
             Set::Avx2 => unsafe { avx2::run(body) },
             // SAFETY: as above.

@@ -1,4 +1,4 @@
-//! Layer normalisation over the channels of each token.
+//! Layer normalization over the channels of each token.
 //!
 //! ```text
 //! y = (x - mean) rstd * weight + bias,  rstd = 1 / sqrt(var + eps),  var = mean of (x - mean)^2
@@ -10,12 +10,13 @@ use crate::element::Element;
 use crate::isa::Isa;
 use crate::vector::{sum, sum_by};
 
-/// Added to the variance, so that a constant row does not divide by zero.
+/// Added to the variance, to avoid division by zero for constant rows.
 pub const EPS: f32 = 1e-5;
 
 /// `y = (x - mean) rstd * weight + bias`, row by row.
 ///
-/// `y` (rows, cols), `mean` (rows) and `rstd` (rows) are overwritten; `x` (rows, cols); `weight`, `bias` (cols).
+/// - `y` (rows, cols), `mean` (rows), `rstd` (rows): overwritten.
+/// - `x` (rows, cols); `weight`, `bias` (cols).
 pub fn layernorm_forward<E: Element>(
     dims: RowDims,
     y: &mut [E],
@@ -24,26 +25,27 @@ pub fn layernorm_forward<E: Element>(
     (weight, bias): (&[f32], &[f32]),
 ) {
     let RowDims { rows, cols } = dims;
-    assert_eq!((y.len(), x.len()), (rows * cols, rows * cols), "LayerNorm of {dims:?}");
-    assert_eq!((mean.len(), rstd.len()), (rows, rows), "LayerNorm of {dims:?}");
-    assert_eq!((weight.len(), bias.len()), (cols, cols), "LayerNorm of {dims:?}");
+    assert_eq!((y.len(), x.len()), (rows * cols, rows * cols), "argument lengths for {dims:?}");
+    assert_eq!((mean.len(), rstd.len()), (rows, rows), "argument lengths for {dims:?}");
+    assert_eq!((weight.len(), bias.len()), (cols, cols), "argument lengths for {dims:?}");
     Isa::detected().run(
         #[inline(always)]
         || {
             let rows = y.chunks_exact_mut(cols).zip(x.chunks_exact(cols));
             for ((y, x), (mean, rstd)) in rows.zip(mean.iter_mut().zip(rstd)) {
                 (*mean, *rstd) = statistics_of(x);
-                normalise(y, x, *mean, *rstd, weight, bias);
+                normalize(y, x, *mean, *rstd, weight, bias);
             }
         },
     );
 }
 
-/// The output of [`layernorm_forward`] once more, from the statistics that it found: computing it again in the
-/// backward pass costs less than keeping it.
+/// Recomputes the output of [`layernorm_forward`] from its statistics. In the backward pass this costs less than
+/// storing the output.
 ///
-/// `y` (rows, cols) is overwritten; `x` (rows, cols); `weight`, `bias` (cols).
-pub fn layernorm_again<E: Element>(
+/// - `y` (rows, cols): overwritten.
+/// - `x` (rows, cols); `weight`, `bias` (cols).
+pub fn layernorm_recompute<E: Element>(
     dims: RowDims,
     y: &mut [E],
     x: &[f32],
@@ -51,15 +53,15 @@ pub fn layernorm_again<E: Element>(
     (weight, bias): (&[f32], &[f32]),
 ) {
     let RowDims { rows, cols } = dims;
-    assert_eq!((y.len(), x.len()), (rows * cols, rows * cols), "LayerNorm of {dims:?}");
-    assert_eq!((statistics.mean.len(), statistics.rstd.len()), (rows, rows), "LayerNorm of {dims:?}");
-    assert_eq!((weight.len(), bias.len()), (cols, cols), "LayerNorm of {dims:?}");
+    assert_eq!((y.len(), x.len()), (rows * cols, rows * cols), "argument lengths for {dims:?}");
+    assert_eq!((statistics.mean.len(), statistics.rstd.len()), (rows, rows), "argument lengths for {dims:?}");
+    assert_eq!((weight.len(), bias.len()), (cols, cols), "argument lengths for {dims:?}");
     Isa::detected().run(
         #[inline(always)]
         || {
             let rows = y.chunks_exact_mut(cols).zip(x.chunks_exact(cols));
             for ((y, x), (&mean, &rstd)) in rows.zip(statistics.mean.iter().zip(statistics.rstd)) {
-                normalise(y, x, mean, rstd, weight, bias);
+                normalize(y, x, mean, rstd, weight, bias);
             }
         },
     );
@@ -75,15 +77,16 @@ fn statistics_of(x: &[f32]) -> (f32, f32) {
 }
 
 #[inline(always)]
-fn normalise<E: Element>(y: &mut [E], x: &[f32], mean: f32, rstd: f32, weight: &[f32], bias: &[f32]) {
+fn normalize<E: Element>(y: &mut [E], x: &[f32], mean: f32, rstd: f32, weight: &[f32], bias: &[f32]) {
     for (((y, &x), &weight), &bias) in y.iter_mut().zip(x).zip(weight).zip(bias) {
         *y = E::from_f32(((x - mean) * rstd).mul_add(weight, bias));
     }
 }
 
-/// The backward pass, math.md (11), (12) and (14), from `y = n * weight + bias` with `n = (x - mean) rstd`.
+/// The backward pass: math.md (11), (12) and (14). Differentiates `y = n * weight + bias` with `n = (x - mean) rstd`.
 ///
-/// `gradients` as they say; `dy`, `x` (rows, cols); `statistics` from the forward pass; `weight` (cols).
+/// - `gradients`: see [`LayerNormGradients`].
+/// - `dy`, `x` (rows, cols); `statistics` from the forward pass; `weight` (cols).
 ///
 /// ```text
 /// g = dy * weight;  dx += rstd (g - mean(g) - n mean(g n));  dweight = sum of dy n;  dbias = sum of dy
@@ -98,9 +101,17 @@ pub fn layernorm_backward(
 ) {
     let RowDims { rows, cols } = dims;
     let LayerNormGradients { dx, dweight, dbias } = gradients;
-    assert_eq!((dx.len(), dy.len(), x.len()), (rows * cols, rows * cols, rows * cols), "{dims:?}");
-    assert_eq!((statistics.mean.len(), statistics.rstd.len()), (rows, rows), "{dims:?}");
-    assert_eq!((dweight.len(), dbias.len(), weight.len()), (cols, cols, cols), "{dims:?}");
+    assert_eq!(
+        (dx.len(), dy.len(), x.len()),
+        (rows * cols, rows * cols, rows * cols),
+        "argument lengths for {dims:?}"
+    );
+    assert_eq!((statistics.mean.len(), statistics.rstd.len()), (rows, rows), "argument lengths for {dims:?}");
+    assert_eq!(
+        (dweight.len(), dbias.len(), weight.len()),
+        (cols, cols, cols),
+        "argument lengths for {dims:?}"
+    );
     Isa::detected().run(
         #[inline(always)]
         || {
@@ -114,7 +125,7 @@ pub fn layernorm_backward(
     );
 }
 
-/// Where the backward pass leaves its results.
+/// The outputs of [`layernorm_backward`].
 #[derive(Debug)]
 pub struct LayerNormGradients<'a> {
     /// (rows, cols), accumulated into.
@@ -125,7 +136,7 @@ pub struct LayerNormGradients<'a> {
     pub dbias: &'a mut [f32],
 }
 
-/// What the forward pass found of each row.
+/// The mean and the reciprocal standard deviation of each row, from the forward pass.
 #[derive(Clone, Copy, Debug)]
 pub struct Statistics<'a> {
     /// (rows)
@@ -134,7 +145,7 @@ pub struct Statistics<'a> {
     pub rstd: &'a [f32],
 }
 
-#[allow(clippy::too_many_arguments)] // One row of each array of the caller.
+#[expect(clippy::too_many_arguments, reason = "one row of each array of the caller")]
 #[inline(always)]
 fn backward_row(
     dx: &mut [f32],

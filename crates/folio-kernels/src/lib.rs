@@ -1,16 +1,16 @@
 //! The ten operations of a GPT-2, forward and backward, over plain slices.
 //!
-//! Each operation is a pair of free functions, `op_forward` and `op_backward`, that share a file; what follows a
-//! product (a bias, GELU, dropout, the loss) is part of it. `dx` is the gradient of the loss by `x`. Every output
-//! says whether it is overwritten or accumulated into. Nothing here allocates: the caller owns all buffers, scratch
-//! included.
+//! - Each operation is a pair of free functions, `op_forward` and `op_backward`, in one file. Operations that follow a
+//!   matmul (bias, GELU, dropout, loss) are fused into it as epilogues.
+//! - `dx` is the gradient of the loss with respect to `x`. The documentation of every output says whether it is
+//!   overwritten or accumulated into.
+//! - No kernel allocates: the caller owns all buffers, including scratch.
+//! - Kernels run on the calling thread, over the tokens of one sequence; the caller parallelizes. Only the embedding's
+//!   backward pass and the optimizer, which process whole parameters, use the current rayon thread pool.
+//! - Every sum has a fixed order, so results do not depend on the number of threads.
 //!
-//! Legend of dimensions, used everywhere: B batch, T time, C channels, H heads, D head size, V vocabulary,
-//! L layers. The backward passes are derived and numbered in `docs/math.md`.
-//!
-//! Kernels run on the thread that calls them, over the tokens of one sequence; threads are the caller's matter.
-//! Only the embedding's backward pass and the optimizer, which go over whole parameters, use rayon's current thread
-//! pool. Every sum has a fixed order, so that results do not depend on the number of threads.
+//! Legend of dimensions: B batch, T time, C channels, H heads, D head size, V vocabulary, L layers. The backward passes
+//! are derived in `docs/math.md`, whose equation numbers the code cites.
 //!
 //! ```
 //! use folio_kernels::columns::ColumnsMut;
@@ -33,15 +33,23 @@ pub mod dims;
 pub mod isa;
 pub mod vector;
 
-mod arch;
 pub mod buffer;
 pub mod columns;
 pub mod element;
+
+mod arch;
+mod operand;
+mod prefetch;
+mod tile;
+
+mod microkernel;
+mod non_temporal;
+pub mod rounding;
+mod transpose;
+
 pub mod matmul;
 pub mod panels;
 pub mod quantized;
-mod tile;
-mod transpose;
 
 pub mod adamw;
 pub mod attention;
@@ -54,4 +62,3 @@ pub mod linear;
 
 pub mod peak;
 pub mod reference;
-pub mod rounding;

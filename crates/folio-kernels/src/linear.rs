@@ -1,8 +1,8 @@
-//! Linear layers, forward and backward, with what comes next done while a tile of the result is in cache.
+//! Linear layers, forward and backward. Epilogues apply the next operation to each tile while it is in the cache.
 //!
-//! `y = x w + b` with `w` of shape (inputs, outputs), the Conv1D layout of the published GPT-2 weights
-//! (Radford et al. 2019). Rows are the tokens of one sequence; the weights are packed once a step, `w` in panels
-//! of outputs for the forward pass and `wᵀ` in panels of inputs for the backward pass.
+//! `y = x w + b` with `w` of shape (inputs, outputs), the Conv1D layout of the published GPT-2 weights (Radford et al.
+//! 2019). Rows are the tokens of one sequence. The weights are packed once per step: `w` for the forward pass, `wᵀ` for
+//! the backward pass.
 
 use std::ops::Range;
 
@@ -12,15 +12,15 @@ use crate::dropout::Dropout;
 use crate::element::Element;
 use crate::gelu::{gelu_backward_of_row, gelu_of_row};
 use crate::isa::Isa;
-use crate::matmul::{At, Fetch, Lhs, Rhs, Store, product_into};
+use crate::matmul::{Lhs, Prefetch, Rhs, Store, TileRange, matmul_into};
+use crate::non_temporal::store_fence;
 use crate::panels::{PANEL_COLS, PanelDims, Panels, Reuse, store_unit};
 use crate::rounding::round;
-use crate::tile::wait_for_stores;
 
-/// `y = x w + bias`, or some columns of it.
+/// `y = x w + bias`, for the columns that `y` contains.
 ///
-/// `y` (M, N) is overwritten; `x` (M, K); `w` (K, N) in panels; `bias` (N). `dims` are those of the whole layer, and so
-/// are `w` and `bias`; `y` says which columns are wanted.
+/// - `y` (M, N), or a range of its columns: overwritten.
+/// - `x` (M, K); `w` (K, N) in panels; `bias` (N). These three and `dims` are those of the whole layer.
 pub fn linear_forward<E: Element>(
     dims: LinearDims,
     mut y: ColumnsMut<E>,
@@ -36,7 +36,7 @@ pub fn linear_forward<E: Element>(
         dims.rows,
         rows_of(x, dims.inputs),
         w,
-        [Fetch::columns(&y)],
+        [Prefetch::columns(&y)],
         #[inline(always)]
         |row, col, sums| {
             sums.iter_mut().zip(&bias[col..]).for_each(|(sum, bias)| *sum += bias);
@@ -45,10 +45,10 @@ pub fn linear_forward<E: Element>(
     );
 }
 
-/// `y = residual + drop(x w + bias)`, or some columns of it: the end of both halves of a block.
+/// `y = residual + drop(x w + bias)`, for the columns that `y` contains: the end of both halves of a block.
 ///
-/// `y` (M, N) is overwritten; `residual` (M, N); `x` (M, K); `w` (K, N) in panels; `bias` (N); columns as in
-/// [`linear_forward`].
+/// - `y` (M, N), or a range of its columns: overwritten.
+/// - `residual` (M, N); `x` (M, K); `w` (K, N) in panels; `bias` (N).
 pub fn linear_residual_forward<E: Element>(
     dims: LinearDims,
     mut y: ColumnsMut<f32>,
@@ -58,7 +58,7 @@ pub fn linear_residual_forward<E: Element>(
     dropout: Dropout,
 ) {
     check_columns(dims, &y, x, bias);
-    assert_eq!(residual.len(), dims.rows * dims.outputs, "residual of {dims:?}");
+    assert_eq!(residual.len(), dims.rows * dims.outputs, "length of the residual for {dims:?}");
     let first = y.range().start;
     let (w, bias, residual) = (w.columns(y.range()), &bias[y.range()], &residual[first..]);
     for_each_row(
@@ -66,7 +66,7 @@ pub fn linear_residual_forward<E: Element>(
         dims.rows,
         rows_of(x, dims.inputs),
         w,
-        [Fetch::to_read(residual, dims.outputs), Fetch::columns(&y)],
+        [Prefetch::read(residual, dims.outputs), Prefetch::columns(&y)],
         #[inline(always)]
         |row, col, sums| {
             let y = &mut y.row(row)[col..][..sums.len()];
@@ -84,10 +84,10 @@ pub fn linear_residual_forward<E: Element>(
     );
 }
 
-/// `fc = x w + bias` and `y = gelu(fc)`, or some columns of both.
+/// `fc = x w + bias` and `y = gelu(fc)`, for the columns that both contain.
 ///
-/// `fc` and `y` (M, N) are overwritten; `x` (M, K); `w` (K, N) in panels; `bias` (N); columns as in
-/// [`linear_forward`], the same of both.
+/// - `fc`, `y` (M, N), or the same range of columns of both: overwritten.
+/// - `x` (M, K); `w` (K, N) in panels; `bias` (N).
 pub fn linear_gelu_forward<E: Element>(
     dims: LinearDims,
     (mut fc, mut y): (ColumnsMut<E>, ColumnsMut<E>),
@@ -96,7 +96,7 @@ pub fn linear_gelu_forward<E: Element>(
 ) {
     check_columns(dims, &y, x, bias);
     check_columns(dims, &fc, x, bias);
-    assert_eq!(fc.range(), y.range(), "GELU's input and output");
+    assert_eq!(fc.range(), y.range(), "columns of GELU's input and output");
     let (w, bias) = (w.columns(y.range()), &bias[y.range()]);
     let isa = Isa::detected();
     for_each_row(
@@ -104,22 +104,23 @@ pub fn linear_gelu_forward<E: Element>(
         dims.rows,
         rows_of(x, dims.inputs),
         w,
-        [Fetch::columns(&fc)],
+        [Prefetch::columns(&fc)],
         #[inline(always)]
         |row, col, sums| {
             let fc = &mut fc.row(row)[col..][..sums.len()];
             sums.iter_mut().zip(&bias[col..]).for_each(|(sum, bias)| *sum += bias);
             round(isa, fc, sums);
-            // The backward pass sees the rounded value, so the forward pass takes it as well.
+            // GELU of the rounded value, because the backward pass reads the rounded value too.
             gelu_of_row(sums, fc);
             round(isa, &mut y.row(row)[col..][..sums.len()], sums);
         },
     );
 }
 
-/// `dx = dy wᵀ`, math.md (4), from `y = x w + b`.
+/// `dx = dy wᵀ`: math.md (4). Differentiates `y = x w + b`.
 ///
-/// `dx` (M, K) is overwritten; `dy` (M, N); `w_t` is wᵀ (N, K) in panels.
+/// - `dx` (M, K): overwritten.
+/// - `dy` (M, N); `w_t`: wᵀ (N, K) in panels.
 pub fn linear_backward_input<E: Element, O: Element>(
     dims: LinearDims,
     dx: &mut [O],
@@ -127,7 +128,7 @@ pub fn linear_backward_input<E: Element, O: Element>(
     w_t: Panels<E>,
 ) {
     let inputs = dims.inputs;
-    check(dims, dy.len(), dx.len(), dims.outputs);
+    check(dims, dy.len(), dx.len());
     let isa = Isa::detected();
     for_each_row(
         isa,
@@ -140,28 +141,28 @@ pub fn linear_backward_input<E: Element, O: Element>(
     );
 }
 
-/// Calls `finish(row, column, sums)` with every row of every tile of `lhs rhs`.
+/// Calls `epilogue(row, column, sums)` for every row of every tile of `lhs rhs`.
 #[inline(always)]
 pub(crate) fn for_each_row<E: Element, const N: usize>(
     isa: Isa,
     rows: usize,
     lhs: Lhs<E>,
     rhs: impl Rhs<E>,
-    fetches: [Fetch; N],
-    mut finish: impl FnMut(usize, usize, &mut [f32]),
+    prefetches: [Prefetch; N],
+    mut epilogue: impl FnMut(usize, usize, &mut [f32]),
 ) {
     isa.run(
         #[inline(always)]
         || {
-            rhs.product_ahead(
+            rhs.matmul_with_prefetch(
                 isa,
                 0..rows,
                 lhs,
-                fetches,
+                prefetches,
                 #[inline(always)]
                 |at, tile| {
                     for (row, sums) in (at.row..).zip(&mut tile[..at.rows]) {
-                        finish(row, at.col, &mut sums[..at.cols]);
+                        epilogue(row, at.col, &mut sums[..at.cols]);
                     }
                 },
             );
@@ -169,23 +170,23 @@ pub(crate) fn for_each_row<E: Element, const N: usize>(
     );
 }
 
-/// Where [`linear_gelu_backward`] writes.
+/// The outputs of [`linear_gelu_backward`].
 #[derive(Debug)]
 pub struct GeluGradients<'a, E> {
     /// (M, K): the gradient of GELU's input.
     pub dfc: &'a mut [E],
-    /// The same in panels (depth M, K).
+    /// The same gradient in panels (depth M, K).
     pub dfc_panels: &'a mut [E],
-    /// GELU's output once more, in panels (depth M, K).
+    /// GELU's output, recomputed, in panels (depth M, K).
     pub gelu_panels: &'a mut [E],
     /// When the panels will be read.
     pub reuse: Reuse,
 }
 
-/// `dfc = (dy wᵀ) gelu'(fc)`, math.md (4) and (16), from `y = gelu(fc) w + b`.
+/// `dfc = (dy wᵀ) gelu'(fc)`: math.md (4) and (16). Differentiates `y = gelu(fc) w + b`.
 ///
-/// `gradients` are overwritten; `fc` (M, K) as the forward pass left it; `dy` (M, N); `w_t` is wᵀ (N, K) in
-/// panels.
+/// - `gradients`: overwritten.
+/// - `fc` (M, K) from the forward pass; `dy` (M, N); `w_t`: wᵀ (N, K) in panels.
 pub fn linear_gelu_backward<E: Element>(
     dims: LinearDims,
     gradients: GeluGradients<E>,
@@ -195,23 +196,23 @@ pub fn linear_gelu_backward<E: Element>(
 ) {
     let LinearDims { rows, inputs, outputs } = dims;
     let GeluGradients { dfc, dfc_panels, gelu_panels, reuse } = gradients;
-    check(dims, dy.len(), fc.len(), outputs);
-    assert_eq!(dfc.len(), fc.len(), "{dims:?}");
+    check(dims, dy.len(), fc.len());
+    assert_eq!(dfc.len(), fc.len(), "lengths of dfc and fc for {dims:?}");
     let panels = PanelDims { depth: rows, cols: inputs };
     let isa = Isa::detected();
     isa.run(
         #[inline(always)]
         || {
-            w_t.product_ahead(
+            w_t.matmul_with_prefetch(
                 isa,
                 0..rows,
                 rows_of(dy, outputs),
-                [Fetch::to_read(fc, inputs), Fetch::to_write(dfc, inputs)],
+                [Prefetch::read(fc, inputs), Prefetch::write(dfc, inputs)],
                 #[inline(always)]
                 |at, tile| {
-                    // As many rows at a time as make a unit of the panels.
-                    for (unit, sums) in tile[..at.rows].chunks_mut(E::PAIR).enumerate() {
-                        let row = at.row + unit * E::PAIR;
+                    // One unit of the panels at a time: one row, or a pair of rows.
+                    for (unit, sums) in tile[..at.rows].chunks_mut(E::PER_UNIT).enumerate() {
+                        let row = at.row + unit * E::PER_UNIT;
                         let mut values = [[0.0f32; PANEL_COLS]; 2];
                         for (r, (sums, values)) in sums.iter_mut().zip(&mut values).enumerate() {
                             let place = (row + r) * inputs + at.col;
@@ -219,7 +220,7 @@ pub fn linear_gelu_backward<E: Element>(
                             gelu_backward_of_row(sums, &mut values[..at.cols], &fc[place..][..at.cols]);
                             round(isa, &mut dfc[place..][..at.cols], sums);
                         }
-                        let at = At { row, rows: sums.len(), ..at };
+                        let at = TileRange { row, rows: sums.len(), ..at };
                         store_rows(isa, panels, dfc_panels, at, sums, reuse);
                         store_rows(isa, panels, gelu_panels, at, &values, reuse);
                     }
@@ -227,30 +228,32 @@ pub fn linear_gelu_backward<E: Element>(
             );
         },
     );
-    wait_for_stores();
+    store_fence();
 }
 
-/// Writes one unit's rows of a tile into panels whose depth is the tile's rows.
+/// Stores the rows of one unit of a tile into panels of shape `dims`.
 #[inline(always)]
 fn store_rows<E: Element>(
     isa: Isa,
     dims: PanelDims,
     out: &mut [E],
-    at: At,
+    at: TileRange,
     rows: &[[f32; PANEL_COLS]],
     reuse: Reuse,
 ) {
     let zeros = [0.0; PANEL_COLS];
-    let place = at.col / PANEL_COLS * dims.panel_len::<E>() + at.row / E::PAIR * PANEL_COLS * E::PAIR;
-    let high = if at.rows == E::PAIR { &rows[E::PAIR - 1] } else { &zeros };
-    let unit = &mut out[place..][..PANEL_COLS * E::PAIR];
+    let place = at.col / PANEL_COLS * dims.panel_len::<E>() + at.row / E::PER_UNIT * PANEL_COLS * E::PER_UNIT;
+    let high = if at.rows == E::PER_UNIT { &rows[E::PER_UNIT - 1] } else { &zeros };
+    let unit = &mut out[place..][..PANEL_COLS * E::PER_UNIT];
     store_unit(isa, unit, &rows[0][..at.cols], &high[..at.cols], reuse);
 }
 
-/// Rows `rows` of `dw = xᵀ dy`, or `dw += xᵀ dy` if `add`, math.md (5), from `y = x w + b`.
+/// Rows `rows` of `dw = xᵀ dy`, or of `dw += xᵀ dy` if `add`: math.md (5). Differentiates `y = x w + b`.
 ///
-/// `dw` holds these rows of (K, N); `x` (depth M, K) and `dy` (depth M, N) in panels. The sum runs over the tokens
-/// in their order, whatever the rows of one call.
+/// - `dw`: these rows of (K, N).
+/// - `x` (depth M, K), `dy` (depth M, N), both in panels.
+///
+/// The sum runs over the tokens in order, however the rows are divided among calls.
 pub fn linear_backward_weight<E: Element>(
     rows: Range<usize>,
     dw: &mut [f32],
@@ -258,41 +261,46 @@ pub fn linear_backward_weight<E: Element>(
     dy: Panels<E>,
     add: bool,
 ) {
-    /// Units of depth that are taken at once: enough to make the coming and going of the sums cheap, few
-    /// enough that the operands' panels stay in the second-level cache. Measured on Zen 5: docs/log.md.
+    /// Units of depth per pass over the result: enough to make loading and storing the sums cheap, few enough that the
+    /// operands' panels fit into the second-level cache. Measured on Zen 5: docs/experiments.md.
     const UNITS: usize = 256;
-    /// Bytes of a piece of the result that no second-level cache would hold until the optimizer comes to it.
+    /// Bytes of the result from which on it would be evicted from the second-level cache before the optimizer reads it.
     const LARGE: usize = 512 * 1024;
-    assert_eq!(dw.len(), rows.len() * dy.cols, "rows {rows:?} of {}", dy.cols);
+    assert_eq!(dw.len(), rows.len() * dy.cols, "length of dw for rows {rows:?} of {} columns", dy.cols);
     let isa = Isa::detected();
     let group = (UNITS / x.units.max(1)).max(1);
     let is_large = size_of_val(dw) >= LARGE;
-    let over = if group >= x.segments && is_large { Store::PastCaches } else { Store::Over };
+    let over = if group >= x.segments && is_large { Store::NonTemporal } else { Store::Overwrite };
     isa.run(
         #[inline(always)]
         || {
             for first in (0..x.segments).step_by(group) {
                 let count = group.min(x.segments - first);
                 let (x, dy) = (x.part(first, count), dy.part(first, count));
-                let store = if add || first > 0 { Store::Add } else { over };
-                product_into(isa, rows.clone(), Lhs::Columns(x), dy, dw, dy.cols, store);
+                let store = if add || first > 0 { Store::Accumulate } else { over };
+                matmul_into(isa, rows.clone(), Lhs::Columns(x), dy, dw, dy.cols, store);
             }
         },
     );
 }
 
-/// Rows of a weight (K, N) that one call of [`linear_backward_weight`] should take in so many threads: many enough
-/// that the reading of `dy` does not count, few enough that every thread has some and the sums stay in the
-/// second-level cache; whole tiles.
+/// The number of rows of a weight (K, N) to compute per call of [`linear_backward_weight`], given the number of
+/// threads: enough rows to make reading `dy` cheap, and few enough that every thread gets some and the sums fit into
+/// the second-level cache. A whole number of tiles.
 pub fn weight_piece(inputs: usize, threads: usize) -> usize {
     inputs.div_ceil(threads).next_multiple_of(6).clamp(24, 192)
 }
 
-/// `sums = the sum of each column of x`, math.md (6): the gradient of a bias, given `dy` as `x`.
+/// The sum of each column of `x`: math.md (6). With `dy` as `x`, the gradient of a bias.
 ///
-/// `sums` (cols) is overwritten; `x` (rows, cols).
+/// - `sums` (cols): overwritten.
+/// - `x` (rows, cols).
 pub fn column_sums<E: Element>(dims: RowDims, sums: &mut [f32], x: &[E]) {
-    assert_eq!((x.len(), sums.len()), (dims.rows * dims.cols, dims.cols), "column sums of {dims:?}");
+    assert_eq!(
+        (x.len(), sums.len()),
+        (dims.rows * dims.cols, dims.cols),
+        "lengths of input and column sums for {dims:?}"
+    );
     Isa::detected().run(
         #[inline(always)]
         || {
@@ -312,11 +320,14 @@ fn rows_of<E>(data: &[E], stride: usize) -> Lhs<'_, E> {
 
 fn check_columns<E, O>(dims: LinearDims, y: &ColumnsMut<O>, x: &[E], bias: &[f32]) {
     let LinearDims { rows, inputs, outputs } = dims;
-    let found = (y.rows(), y.stride(), x.len(), bias.len());
-    assert_eq!(found, (rows, outputs, rows * inputs, outputs), "{dims:?}");
+    assert_eq!(
+        (y.rows(), y.stride(), x.len(), bias.len()),
+        (rows, outputs, rows * inputs, outputs),
+        "rows and stride of y, lengths of x and bias, for {dims:?}"
+    );
 }
 
-fn check(dims: LinearDims, y_len: usize, x_len: usize, bias_len: usize) {
+fn check(dims: LinearDims, dy_len: usize, dx_len: usize) {
     let LinearDims { rows, inputs, outputs } = dims;
-    assert_eq!((y_len, x_len, bias_len), (rows * outputs, rows * inputs, outputs), "{dims:?}");
+    assert_eq!((dy_len, dx_len), (rows * outputs, rows * inputs), "lengths of dy and dx for {dims:?}");
 }

@@ -1,4 +1,4 @@
-//! What the machine itself can do: arithmetic in registers and copying in memory, to measure the kernels by.
+//! The peak arithmetic throughput of this machine, measured in registers, as a reference for the kernels.
 
 use std::sync::OnceLock;
 use std::time::Instant;
@@ -8,9 +8,9 @@ use crate::arch::x86_64::{amx, avx512};
 use crate::element::{Bf16, Element};
 use crate::isa::Isa;
 
-/// The throughput of bfloat16 multiply-adds in registers over that of f32: about 15 with AMX, 2 on Zen 5, 0.5 on a Xeon without
-/// AMX, whose `VDPBF16PS` is slow, 1 where bfloat16 has no arithmetic of its own. Measured at the first call, in a few
-/// milliseconds, for the instruction set in use then.
+/// The ratio of bfloat16 to f32 multiply-add throughput in registers: about 15 with AMX; 2 on Zen 5; 0.5 on a Xeon
+/// without AMX, whose `VDPBF16PS` is slow; 1 without bfloat16 arithmetic. The first call measures it for the current
+/// instruction set, in a few milliseconds.
 pub fn bf16_speedup() -> f64 {
     static SPEEDUP: OnceLock<f64> = OnceLock::new();
     fn speed<E: Element>(rounds: usize) -> f64 {
@@ -23,7 +23,7 @@ pub fn bf16_speedup() -> f64 {
         if !Isa::detected().multiplies_bf16() {
             return 1.0;
         }
-        // In turn, so that a processor that is busy for a while is so for both, and the best of each.
+        // Alternate, so that other load on the processor affects both, and take the best of each.
         let (mut single, mut half) = (0.0f64, 0.0f64);
         for _ in 0..8 {
             single = single.max(speed::<f32>(10_000));
@@ -33,20 +33,20 @@ pub fn bf16_speedup() -> f64 {
     })
 }
 
-/// Multiply-adds of one register of units into one of sums, `rounds` times over independent registers. Returns the
-/// floating-point operations done, and a value that keeps the compiler from dropping them.
+/// Multiply-adds of registers, `rounds` times over independent registers of sums. Returns the number of floating-point
+/// operations, and a value that keeps the compiler from removing them.
 ///
-/// With `Bf16` this is the matmul of tiles or the dot product of pairs where the processor has it; elsewhere bfloat16
-/// has no arithmetic of its own and the f32 one is measured.
+/// With `Bf16` this measures the tile matmul of AMX or the dot product of pairs. Without bfloat16 arithmetic, it
+/// measures f32.
 pub fn multiply_add<E: Element>(rounds: usize) -> (f64, f32) {
     let isa = Isa::detected();
     #[cfg(target_arch = "x86_64")]
     {
-        if isa.has_amx_bf16() && E::PAIR == 2 {
-            // SAFETY: an `Isa` exists only if the process may use it.
+        if isa.has_amx_bf16() && E::PER_UNIT == 2 {
+            // SAFETY: an `Isa` proves that the process may use AMX.
             return unsafe { amx::peak(rounds) };
         }
-        if isa.has_avx512_bf16() && E::PAIR == 2 {
+        if isa.has_avx512_bf16() && E::PER_UNIT == 2 {
             // SAFETY: the set has AVX512-BF16.
             return unsafe { avx512::peak_bf16(rounds) };
         }
@@ -61,7 +61,7 @@ pub fn multiply_add<E: Element>(rounds: usize) -> (f64, f32) {
     )
 }
 
-/// Twelve chains of eight lanes, which fill two 256-bit units; in one rounding where that is one instruction.
+/// Twelve chains of eight lanes, enough for two 256-bit units; fused if the target has an instruction for it.
 #[inline(always)]
 fn portable(rounds: usize) -> (f64, f32) {
     const CHAINS: usize = 12;

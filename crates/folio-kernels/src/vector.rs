@@ -1,30 +1,30 @@
-//! The scalar and row functions that the kernels' loops are made of, written so that compilers turn them into
-//! vector instructions: no branches, no calls, sums in a fixed number of lanes.
+//! The scalar and row functions that the kernels' loops consist of. They are written so that compilers vectorize them:
+//! no branches, no calls, and sums in a fixed number of lanes.
 
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
 use crate::element::Element;
 
-/// Lanes of a sum: enough independent chains to keep two 512-bit units busy. Sums run in this many lanes on
-/// every instruction set, so that all give the same bits.
+/// Lanes of a sum: enough independent chains to keep two 512-bit units busy. Every instruction set uses the same number
+/// of lanes, so that all give the same bits.
 pub const LANES: usize = 32;
 
-/// 1.5 * 2^23: added to a number, it leaves the nearest integer in the low bits of the sum's mantissa.
+/// 1.5 * 2^23. Adding it to a number leaves the nearest integer in the low bits of the sum's mantissa.
 const ROUND: f32 = 12_582_912.0;
 
-/// `exp(x)` in f32, to a relative error below 2 eps (eps = 2^-23) for x in [-87, 88].
+/// `exp(x)` in f32, with a relative error below 2 eps (eps = 2^-23) for x in [-87, 88].
 ///
-/// exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2) / 2 (Cody and Waite 1980, "Software Manual for the
-/// Elementary Functions", chapter 6). exp(r) is its Taylor polynomial of degree 7, whose remainder
-/// r^8 / 8! is below 6e-9. Arguments below -87 give exp(-87) = 1.6e-38, those above 88 exp(88); NaN stays NaN.
+/// exp(x) = 2^n exp(r) with n = round(x / ln 2) and |r| <= ln(2) / 2 (Cody and Waite 1980, "Software Manual for the
+/// Elementary Functions", chapter 6). exp(r) is its Taylor polynomial of degree 7, whose remainder r^8 / 8! is below
+/// 6e-9. Arguments are clamped: below -87 the result is exp(-87) = 1.6e-38, above 88 it is exp(88). NaN stays NaN.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     const LOWEST: f32 = -87.0;
     const HIGHEST: f32 = 88.0;
-    // ln 2 in two parts; the first has 9 bits, so that n * LN2_HIGH is exact.
+    // ln 2 as a sum of two numbers. The first has 9 bits, so that n * LN2_HIGH is exact.
     const LN2_HIGH: f32 = 355.0 / 512.0;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    // Comparisons rather than `clamp`: they let NaN through and vectorise to one instruction each.
+    // Comparisons instead of `clamp`: they preserve NaN and vectorize to one instruction each.
     let x = if x < LOWEST { LOWEST } else { x };
     let x = if x > HIGHEST { HIGHEST } else { x };
     let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
@@ -41,10 +41,10 @@ pub fn exp(x: f32) -> f32 {
     p * f32::from_bits(exponent << 23)
 }
 
-/// Numbers that a function computes side by side, operation by operation.
+/// Numbers that a function computes in parallel, one operation at a time.
 ///
-/// A long function of one vector is a chain in which every operation waits for the one before; two vectors' chains, one
-/// operation of each after the other, fill the units. Compilers keep the order in which they find the operations.
+/// In a long function of a single vector, every operation waits for the previous one. Interleaving the operations of
+/// two vectors keeps the execution units busy; compilers preserve the order of the operations.
 ///
 /// ```
 /// use folio_kernels::vector::Lanes;
@@ -55,19 +55,19 @@ pub fn exp(x: f32) -> f32 {
 pub struct Lanes([f32; LANES]);
 
 impl Lanes {
-    /// The numbers of an array.
+    /// Lanes with the elements of an array.
     #[inline(always)]
     pub fn from_array(array: [f32; LANES]) -> Self {
         Self(array)
     }
 
-    /// The array of the numbers.
+    /// The lanes as an array.
     #[inline(always)]
     pub fn to_array(self) -> [f32; LANES] {
         self.0
     }
 
-    /// `self a + b`, rounded once.
+    /// `self * a + b`, rounded once.
     #[inline(always)]
     pub fn mul_add(self, a: impl Into<Self>, b: impl Into<Self>) -> Self {
         let (a, b) = (a.into(), b.into());
@@ -78,17 +78,17 @@ impl Lanes {
         sum
     }
 
-    /// The numbers, but not below `bound`; NaN stays NaN.
+    /// The maximum of each lane and `bound`; NaN stays NaN.
     #[inline(always)]
     pub fn not_below(self, bound: f32) -> Self {
-        // A comparison rather than `max` lets NaN through.
+        // A comparison instead of `max` preserves NaN.
         self.map(
             #[inline(always)]
             |x| if x < bound { bound } else { x },
         )
     }
 
-    /// The numbers, but not above `bound`; NaN stays NaN.
+    /// The minimum of each lane and `bound`; NaN stays NaN.
     #[inline(always)]
     pub fn not_above(self, bound: f32) -> Self {
         self.map(
@@ -162,7 +162,7 @@ impl Neg for Lanes {
     }
 }
 
-/// `rows = f(rows, x)` in pieces of 32 columns, of which the last are filled up with zeros.
+/// `rows = f(rows, x)`, 32 columns at a time; the last ones are padded with zeros.
 ///
 /// ```
 /// use folio_kernels::vector::map_lanes;
@@ -172,14 +172,14 @@ impl Neg for Lanes {
 /// ```
 ///
 /// # Panics
-/// If the rows are not as long as `x`.
+/// If a row differs in length from `x`.
 #[inline(always)]
 pub fn map_lanes<E: Element, const N: usize>(
     mut rows: [&mut [f32]; N],
     x: &[E],
     f: impl Copy + Fn([Lanes; N], Lanes) -> [Lanes; N],
 ) {
-    rows.iter().for_each(|row| assert_eq!(row.len(), x.len(), "rows of one map"));
+    rows.iter().for_each(|row| assert_eq!(row.len(), x.len(), "a row and `x` differ in length"));
     let rest = x.len() % LANES;
     for place in (0..x.len() - rest).step_by(LANES) {
         map_piece(&mut rows, x, place, LANES, f);
@@ -189,7 +189,7 @@ pub fn map_lanes<E: Element, const N: usize>(
     }
 }
 
-/// The `len` columns from `place` on, of [`map_lanes`].
+/// [`map_lanes`] for `len` columns, starting at `place`.
 #[inline(always)]
 fn map_piece<E: Element, const N: usize>(
     rows: &mut [&mut [f32]; N],
@@ -211,10 +211,12 @@ fn map_piece<E: Element, const N: usize>(
     }
 }
 
-/// `2^x` in f32, to a relative error below 2 eps (eps = 2^-23) for x in [-126, 126]; beyond, and of NaN, it means nothing.
+/// `2^x` in f32, with a relative error below 2 eps (eps = 2^-23) for x in [-126, 126]. For other arguments the result
+/// is meaningless.
 ///
-/// 2^x = 2^n 2^f, n = round(x), |f| <= 1/2, and both are exact. 2^f is the polynomial of degree 6 that meets it in the
-/// Chebyshev nodes of [-1/2, 1/2] (Press et al. 2007, "Numerical Recipes", section 5.8), to a relative error below 2e-8.
+/// 2^x = 2^n 2^f with n = round(x) and |f| <= 1/2, both exact. 2^f is the polynomial of degree 6 that interpolates it
+/// at the Chebyshev nodes of [-1/2, 1/2] (Press et al. 2007, "Numerical Recipes", section 5.8), with a relative error
+/// below 2e-8.
 #[inline(always)]
 pub fn exp2(x: Lanes) -> Lanes {
     let shifted = x + ROUND;
@@ -225,11 +227,11 @@ pub fn exp2(x: Lanes) -> Lanes {
     p = p.mul_add(f, 0.240_226_5);
     p = p.mul_add(f, std::f32::consts::LN_2);
     p = p.mul_add(f, 1.0);
-    // n, in the low bits, becomes a multiple of the exponent's unit; what stands above it is shifted out.
+    // Shifts n from the low bits into the exponent; the higher bits are shifted out.
     p.zip(shifted, |p, shifted| f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23)))
 }
 
-/// The sum of `f` over the columns of some rows of one length, in 32 lanes added up pairwise at the end.
+/// The sum of `f` over the columns of rows of equal length, in 32 lanes that are added pairwise at the end.
 ///
 /// ```
 /// use folio_kernels::vector::sum_by;
@@ -244,10 +246,10 @@ pub fn sum_by<T: Copy, const N: usize>(rows: [&[T]; N], f: impl Fn([T; N]) -> f3
     let mut wholes = [&[][..]; N];
     let mut rests = [&[][..]; N];
     for (row, (whole, rest)) in rows.into_iter().zip(wholes.iter_mut().zip(&mut rests)) {
-        assert_eq!(row.len(), rows[0].len(), "rows of one sum");
+        assert_eq!(row.len(), rows[0].len(), "rows differ in length");
         (*whole, *rest) = row.as_chunks::<LANES>();
     }
-    // Chunks are arrays, so that no column is checked: a check would keep the compiler from vectorising.
+    // Chunks are arrays, so that there are no bounds checks, which would prevent vectorization.
     for chunk in 0..wholes[0].len() {
         let mut arrays = [&wholes[0][chunk]; N];
         for (array, whole) in arrays.iter_mut().zip(wholes) {
@@ -263,7 +265,8 @@ pub fn sum_by<T: Copy, const N: usize>(rows: [&[T]; N], f: impl Fn([T; N]) -> f3
     folded(lanes, |a, b| a + b)
 }
 
-/// All lanes in one, the upper half to the lower half each time. Loops over arrays of fixed length stay in registers.
+/// Reduces the lanes to one, folding the upper half into the lower half each time. Loops over arrays of fixed length
+/// stay in registers.
 #[inline(always)]
 fn folded(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
     const { assert!(LANES == 32) };
@@ -285,7 +288,7 @@ pub fn sum(x: &[f32]) -> f32 {
     sum_by([x], |[x]| x)
 }
 
-/// The greatest element of a row; negative infinity for an empty one. NaN is passed over.
+/// The maximum of a row; negative infinity if it is empty. NaN is ignored.
 #[inline(always)]
 pub fn max(x: &[f32]) -> f32 {
     let greater = |a: f32, b: f32| if b > a { b } else { a };

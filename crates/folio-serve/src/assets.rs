@@ -1,4 +1,4 @@
-//! The pages and what they load: part of the program, so that they work without any network.
+//! The web pages and their assets. They are embedded in the binary, so that they work without a network.
 
 use std::sync::LazyLock;
 
@@ -14,23 +14,23 @@ struct Asset {
     name: &'static str,
     kind: &'static str,
     content: &'static str,
-    /// Its SHA-256, by which a browser knows it again.
-    tag: String,
+    /// The start of its SHA-256.
+    etag: String,
 }
 
 impl Asset {
     fn new(name: &'static str, kind: &'static str, content: &'static str) -> Self {
-        Self { name, kind, content, tag: format!("\"{}\"", &digest(content.as_bytes())[..32]) }
+        Self { name, kind, content, etag: format!("\"{}\"", &digest(content.as_bytes())[..32]) }
     }
 
-    fn answer(&self, headers: &HeaderMap) -> Response {
-        let tag = HeaderValue::from_str(&self.tag).expect("hexadecimal digits");
+    fn response(&self, headers: &HeaderMap) -> Response {
+        let etag = HeaderValue::from_str(&self.etag).expect("hexadecimal digits");
         let caching = [
-            (header::ETAG, tag.clone()),
-            // Another version of the program may answer next time.
+            (header::ETAG, etag.clone()),
+            // Always revalidate: the next response may come from another version of the program.
             (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
         ];
-        if headers.get_all(header::IF_NONE_MATCH).iter().any(|known| known == tag) {
+        if headers.get_all(header::IF_NONE_MATCH).iter().any(|known| known == etag) {
             return (StatusCode::NOT_MODIFIED, caching).into_response();
         }
         let kind = [(header::CONTENT_TYPE, HeaderValue::from_static(self.kind))];
@@ -41,8 +41,8 @@ impl Asset {
 const HTML: &str = "text/html; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 
-/// What the training page may load and do: as any page, and the one style element that Plotly.js makes, which is empty
-/// (the hash is that of no bytes) until the program fills it with rules.
+/// The policy of the training page. Beyond that of other pages it allows the style element that Plotly.js creates: it is
+/// empty at first (the hash is the SHA-256 of the empty string), and its rules are added by script.
 const TRAINING_POLICY: &str = concat!(
     "default-src 'none'; script-src 'self'; ",
     "style-src 'self' 'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='; ",
@@ -75,20 +75,20 @@ static ASSETS: LazyLock<Vec<Asset>> = LazyLock::new(|| {
 
 /// `GET /`
 pub(crate) async fn playground(headers: HeaderMap) -> Response {
-    PLAYGROUND.answer(&headers)
+    PLAYGROUND.response(&headers)
 }
 
 /// `GET /training`
 pub(crate) async fn training(headers: HeaderMap) -> Response {
     let policy = HeaderValue::from_static(TRAINING_POLICY);
-    ([(header::CONTENT_SECURITY_POLICY, policy)], TRAINING.answer(&headers)).into_response()
+    ([(header::CONTENT_SECURITY_POLICY, policy)], TRAINING.response(&headers)).into_response()
 }
 
 /// `GET /assets/{name}`
 pub(crate) async fn asset(uri: Uri, name: Result<Path<String>, impl Sized>, headers: HeaderMap) -> Response {
     let known = |name: &str| ASSETS.iter().find(|asset| asset.name == name);
     match name.ok().and_then(|Path(name)| known(&name)) {
-        Some(asset) => asset.answer(&headers),
+        Some(asset) => asset.response(&headers),
         None => ApiError::unknown_path(uri.path()).into_response(),
     }
 }

@@ -1,4 +1,4 @@
-//! `POST /v1/completions` and `/v1/chat/completions`: OpenAI's, streamed or whole.
+//! `POST /v1/completions` and `POST /v1/chat/completions`, as in OpenAI's API, streamed or not.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,128 +12,135 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use serde::Serialize;
 
-use crate::Shared;
 use crate::errors::{ApiError, ApiResult};
 use crate::guard::json_body;
 use crate::json::parse;
 use crate::limits::Limits;
-use crate::models::Model;
-use crate::queue::{Failure, Job, Listener, Ticket, Told, Work};
+use crate::models::LoadedModel;
+use crate::queue::{EventReceiver, EventSender, Failure, GenerationJob, PendingSequence, Task, TokenEvent};
+use crate::responses::{blocking, json_text};
+use crate::state::Shared;
 use folio::generate::{self, PastContext};
 
 mod chat;
 mod choice;
+mod logprobs;
 mod request;
 
-pub use chat::ChatTemplate;
-pub(crate) use choice::spelling;
-use choice::{Choice, CompletionChoice, Piece, Score};
-use request::{Kind, Prompts, Raw, Wanted, seed_of_sample};
+use chat::{ChatChoice, ChatDelta};
+use choice::{ChoiceBuilder, ChoiceChunk, CompletionChoice, PromptScore};
+use logprobs::Logprobs;
+pub(crate) use logprobs::token_text;
+use request::{CompletionParams, Endpoint, Prompts, RequestBody, seed_of_sample};
 
 /// `POST /v1/completions`
 pub(crate) async fn post(State(shared): State<Arc<Shared>>, request: Request) -> ApiResult<Response> {
-    let begun = Instant::now();
-    let raw = read(&shared, request).await?;
-    let wanted = raw.completion(&shared.limits)?;
-    answer(shared, wanted, begun).await
+    let start = Instant::now();
+    let params = read(&shared, request).await?.into_completion(&shared.limits)?;
+    respond(shared, params, start).await
 }
 
 /// `POST /v1/chat/completions`
 pub(crate) async fn post_chat(State(shared): State<Arc<Shared>>, request: Request) -> ApiResult<Response> {
-    let begun = Instant::now();
-    let raw = read(&shared, request).await?;
-    let wanted = raw.chat(&shared.limits, shared.chat_template.as_ref())?;
-    answer(shared, wanted, begun).await
+    let start = Instant::now();
+    let body = read(&shared, request).await?;
+    let params = body.into_chat(&shared.limits, shared.chat_template.as_ref())?;
+    respond(shared, params, start).await
 }
 
-async fn read(shared: &Shared, request: Request) -> ApiResult<Raw> {
+async fn read(shared: &Shared, request: Request) -> ApiResult<RequestBody> {
     parse(&json_body(request, &shared.limits).await?)
 }
 
-async fn answer(shared: Arc<Shared>, wanted: Wanted, begun: Instant) -> ApiResult<Response> {
-    let name = wanted.model.clone();
-    let (model, (wanted, prompts)) = {
+async fn respond(shared: Arc<Shared>, params: CompletionParams, start: Instant) -> ApiResult<Response> {
+    let prepared = {
         let shared = Arc::clone(&shared);
-        // Files are read and texts cut into tokens on threads that may take their time.
-        crate::apart(move || {
-            let model = shared.model(&name)?;
-            let prompts = prompts_of(&wanted, &model, &shared.limits)?;
-            Ok((model, (wanted, prompts)))
+        blocking(move || {
+            let model = shared.model(&params.model)?;
+            let prompts = encode_prompts(&params, &model, &shared.limits)?;
+            Ok(PreparedRequest { params, model, prompts, start })
         })
         .await?
     };
-    let deadline = begun + shared.limits.request_time;
     let mut scores = Vec::new();
-    if let (true, Some(alternatives)) = (wanted.echo, wanted.logprobs) {
-        scores = scores_of(&shared, &model, &prompts, alternatives, deadline).await?;
+    if let (true, Some(alternatives)) = (prepared.params.echo, prepared.params.logprobs) {
+        scores = prompt_scores(&shared, &prepared, alternatives).await?;
     }
-    Answer::begin(shared, model, wanted, &prompts, &scores, begun)?.respond().await
+    RunningCompletion::start(shared, prepared, &scores)?.respond().await
 }
 
-/// A prompt as text and as tokens.
+/// A request with its model and its encoded prompts.
+struct PreparedRequest {
+    params: CompletionParams,
+    model: Arc<LoadedModel>,
+    prompts: Vec<Prompt>,
+    /// When the request arrived.
+    start: Instant,
+}
+
+/// A prompt, as text and as tokens.
 struct Prompt {
     text: String,
     tokens: Vec<u32>,
 }
 
-/// The prompts in both forms.
-fn prompts_of(wanted: &Wanted, model: &Model, limits: &Limits) -> ApiResult<Vec<Prompt>> {
+/// Encodes prompts given as text and decodes prompts given as tokens, and checks their number of tokens.
+fn encode_prompts(params: &CompletionParams, model: &LoadedModel, limits: &Limits) -> ApiResult<Vec<Prompt>> {
     let tokenizer = &model.tokenizer;
-    let field = match wanted.kind {
-        Kind::Completion => "prompt",
-        Kind::Chat => "messages",
+    let field = match params.endpoint {
+        Endpoint::Completion => "prompt",
+        Endpoint::Chat => "messages",
     };
-    let prompts: Vec<Prompt> = match &wanted.prompts {
+    let prompts: Vec<Prompt> = match &params.prompts {
         Prompts::Texts(texts) => {
-            let prompt = |text: &String| {
-                let tokens = match wanted.special_tokens {
+            let encode = |text: &String| {
+                let tokens = match params.special_tokens {
                     true => tokenizer.encode_special(text),
                     false => tokenizer.encode(text),
                 };
                 let tokens = tokens.map_err(|error| ApiError::field(field, error.to_string()))?;
                 Ok(Prompt { text: text.clone(), tokens })
             };
-            texts.iter().map(prompt).collect::<ApiResult<_>>()?
+            texts.iter().map(encode).collect::<ApiResult<_>>()?
         }
         Prompts::Tokens(lists) => {
             let vocab_size = tokenizer.vocab_size();
-            let prompt = |tokens: &Vec<u32>| {
+            let decode = |tokens: &Vec<u32>| {
                 if let Some(unknown) = tokens.iter().find(|&&token| token as usize >= vocab_size) {
                     let message = format!("token {unknown} is outside the vocabulary of {vocab_size}");
                     return Err(ApiError::field("prompt", message));
                 }
                 Ok(Prompt { text: tokenizer.decode(tokens), tokens: tokens.clone() })
             };
-            lists.iter().map(prompt).collect::<ApiResult<_>>()?
+            lists.iter().map(decode).collect::<ApiResult<_>>()?
         }
     };
     let tokens: usize = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
-    let most = limits.prompt_tokens;
-    if tokens > most {
-        let message = format!("{tokens} tokens are more than the {most} that a request may have");
+    let max = limits.prompt_tokens;
+    if tokens > max {
+        let message = format!("{tokens} tokens exceed the limit of {max} prompt tokens per request");
         return Err(ApiError::field(field, message));
     }
-    // Each text of the answer repeats its prompt.
-    let (echoed, most) = (tokens.saturating_mul(wanted.samples), limits.request_tokens);
-    if wanted.echo && echoed > most {
+    // Each choice repeats its prompt.
+    let (echoed, max) = (tokens.saturating_mul(params.n), limits.request_tokens);
+    if params.echo && echoed > max {
         let message = format!(
-            "{echoed} tokens of prompts, n times each, are more than the {most} that a request may ask for; use a \
-             smaller n or shorter prompts"
+            "{echoed} tokens (prompts times n) exceed the limit of {max} tokens per request; use a smaller n or shorter \
+             prompts"
         );
         return Err(ApiError::field("echo", message));
     }
     Ok(prompts)
 }
 
-/// How likely the tokens of each prompt were, but for its first.
-async fn scores_of(
+/// The log probabilities of the tokens of each prompt, except its first.
+async fn prompt_scores(
     shared: &Shared,
-    model: &Arc<Model>,
-    prompts: &[Prompt],
+    prepared: &PreparedRequest,
     alternatives: usize,
-    deadline: Instant,
-) -> ApiResult<Vec<Vec<Score>>> {
-    let request = |(place, prompt): (usize, &Prompt)| {
+) -> ApiResult<Vec<Vec<PromptScore>>> {
+    let PreparedRequest { model, prompts, start, .. } = prepared;
+    let sequence = |(choice, prompt): (usize, &Prompt)| {
         let (first, rest) = prompt.tokens.split_first()?;
         let request = generate::Request {
             prompt: vec![*first],
@@ -143,55 +150,56 @@ async fn scores_of(
             logprobs: Some(alternatives),
             ..generate::Request::default()
         };
-        (!rest.is_empty()).then_some((place, request))
+        (!rest.is_empty()).then_some(PendingSequence { choice, request })
     };
-    let texts: VecDeque<_> = prompts.iter().enumerate().filter_map(request).collect();
-    let mut left = texts.len();
-    let (ticket, mut listener) = Ticket::new(left, shared.limits.unread_tokens, deadline);
-    let mut scores: Vec<Vec<Score>> = prompts.iter().map(|_| Vec::new()).collect();
-    if left > 0 {
-        shared.put(Work::Write(Job { model: Arc::clone(model), texts, ticket }))?;
+    let pending: VecDeque<_> = prompts.iter().enumerate().filter_map(sequence).collect();
+    let mut remaining = pending.len();
+    let deadline = *start + shared.limits.request_time;
+    let (events, mut receiver) = EventSender::new(remaining, shared.limits.unread_tokens, deadline);
+    let mut scores: Vec<Vec<PromptScore>> = prompts.iter().map(|_| Vec::new()).collect();
+    if remaining > 0 {
+        shared.push(Task::Generate(GenerationJob { model: Arc::clone(model), pending, events }))?;
     }
-    while left > 0 {
-        let told = listener.next().await.map_err(|failure| error_of(&failure, shared))?;
-        let Told { choice, logprob, alternatives, finish, .. } = told;
-        scores[choice].push(Score { logprob: logprob.unwrap_or_default(), alternatives });
-        left -= usize::from(finish.is_some());
+    while remaining > 0 {
+        let event = receiver.next().await.map_err(|failure| error_of(&failure, shared))?;
+        let TokenEvent { choice, logprob, alternatives, finish, .. } = event;
+        scores[choice].push(PromptScore { logprob: logprob.unwrap_or_default(), alternatives });
+        remaining -= usize::from(finish.is_some());
     }
     Ok(scores)
 }
 
-/// The answer to a request whose texts ended before their time.
+/// The error response for a request whose sequences ended early.
 fn error_of(failure: &Failure, shared: &Shared) -> ApiError {
     match failure {
-        Failure::Closing => ApiError::closing(),
+        Failure::ShuttingDown => ApiError::shutting_down(),
         Failure::TimeLimit => ApiError::time_limit(shared.limits.request_time.as_secs()),
         Failure::Stalled => ApiError::stalled(),
-        Failure::Refused(error) => error.clone(),
-        Failure::Broken => ApiError::internal("the model failed at this request"),
+        Failure::Rejected(error) => error.clone(),
+        Failure::Panicked => ApiError::internal("the model failed on this request"),
     }
 }
 
-/// An answer under way.
-struct Answer {
+/// A completion that is being generated.
+struct RunningCompletion {
     shared: Arc<Shared>,
-    model: Arc<Model>,
-    wanted: Wanted,
-    head: Head,
-    listener: Listener,
-    choices: Vec<Choice>,
-    /// Whether a piece of each text was sent.
-    begun_choices: Vec<bool>,
-    /// Texts that have not ended.
-    left: usize,
-    /// Pieces that are there before any token.
-    ready: VecDeque<Piece>,
+    model: Arc<LoadedModel>,
+    params: CompletionParams,
+    head: ResponseHead,
+    events: EventReceiver,
+    choices: Vec<ChoiceBuilder>,
+    /// Per choice, whether a chunk was sent.
+    has_sent: Vec<bool>,
+    /// Choices that have not finished.
+    remaining: usize,
+    /// Chunks that do not need a token: echoes, and the ends of empty choices.
+    ready: VecDeque<ChoiceChunk>,
     usage: Usage,
-    begun: Instant,
+    start: Instant,
 }
 
-/// What is the same in all chunks of an answer.
-struct Head {
+/// The fields that all chunks of a response share.
+struct ResponseHead {
     id: String,
     created: u64,
 }
@@ -203,177 +211,160 @@ struct Usage {
     total_tokens: usize,
 }
 
-/// A whole answer, or a chunk of one.
+/// A response, or a chunk of one.
 #[derive(Serialize)]
-struct Completion<'a, C> {
+struct CompletionBody<'a, C> {
     id: &'a str,
     object: &'static str,
     created: u64,
     model: &'a str,
     choices: &'a [C],
-    /// Left out, null, or there.
+    /// Left out, null, or a value.
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Option<Usage>>,
 }
 
-impl Answer {
-    /// Puts the request in the queue.
-    fn begin(
-        shared: Arc<Shared>,
-        model: Arc<Model>,
-        wanted: Wanted,
-        prompts: &[Prompt],
-        scores: &[Vec<Score>],
-        begun: Instant,
-    ) -> ApiResult<Self> {
-        let Wanted { samples, echo, logprobs, max_tokens, .. } = wanted;
-        let count = prompts.len() * samples;
+impl RunningCompletion {
+    /// Queues the request.
+    fn start(shared: Arc<Shared>, prepared: PreparedRequest, scores: &[Vec<PromptScore>]) -> ApiResult<Self> {
+        let PreparedRequest { params, model, prompts, start } = prepared;
+        let CompletionParams { n, echo, logprobs, max_tokens, .. } = params;
+        let count = prompts.len() * n;
         let Limits { unread_tokens, request_time, .. } = shared.limits;
-        let (ticket, listener) = Ticket::new(count, unread_tokens, begun + request_time);
-        let mut choices: Vec<Choice> =
-            (0..count).map(|index| Choice::new(index, logprobs.is_some())).collect();
+        let (sender, events) = EventSender::new(count, unread_tokens, start + request_time);
+        let mut choices: Vec<ChoiceBuilder> =
+            (0..count).map(|index| ChoiceBuilder::new(index, logprobs.is_some())).collect();
         let mut ready = VecDeque::new();
         if echo {
-            for (choice, place) in choices.iter_mut().zip(0..) {
-                let Prompt { text, tokens } = &prompts[place / samples];
-                let scores = scores.get(place / samples).map_or(&[][..], Vec::as_slice);
+            for (choice, index) in choices.iter_mut().zip(0..) {
+                let Prompt { text, tokens } = &prompts[index / n];
+                let scores = scores.get(index / n).map_or(&[][..], Vec::as_slice);
                 ready.push_back(choice.echo(text, tokens, scores, &model.tokenizer));
             }
         }
         let prompt_tokens: usize = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
-        let mut left = count;
+        let mut remaining = count;
         if max_tokens == 0 {
-            left = 0;
-            let end = |index| Piece { index, finish_reason: Some("length"), ..Piece::default() };
+            remaining = 0;
+            let end = |index| ChoiceChunk { index, finish_reason: Some("length"), ..ChoiceChunk::default() };
             ready.extend((0..count).map(end));
         } else {
-            let texts = prompts.iter().flat_map(|prompt| (0..samples).map(move |sample| (prompt, sample)));
-            let request = |(prompt, sample): (&Prompt, usize)| generate::Request {
-                prompt: prompt.tokens.clone(),
-                max_new_tokens: max_tokens,
-                sampling: wanted.sampling,
-                seed: seed_of_sample(wanted.seed, sample),
-                stop: wanted.stop.clone(),
-                past_context: wanted.past_context,
-                logprobs,
-                given: Vec::new(),
-            };
-            let texts = texts.map(request).enumerate().collect();
-            let job = Job { model: Arc::clone(&model), texts, ticket };
-            shared.put(Work::Write(job))?;
-            shared.metrics.prompt.inc_by(prompt_tokens as u64);
+            let pending = pending_sequences(&params, &prompts);
+            let job = GenerationJob { model: Arc::clone(&model), pending, events: sender };
+            shared.push(Task::Generate(job))?;
+            shared.metrics.prompt_tokens.inc_by(prompt_tokens as u64);
         }
         let usage = Usage { prompt_tokens, completion_tokens: 0, total_tokens: prompt_tokens };
-        let head = Head { id: new_id(wanted.kind), created: seconds_since_1970(SystemTime::now()) };
-        let begun_choices = vec![false; count];
-        Ok(Self { shared, model, wanted, head, listener, choices, begun_choices, left, ready, usage, begun })
+        let created = seconds_since_1970(SystemTime::now());
+        let head = ResponseHead { id: new_id(params.endpoint), created };
+        let has_sent = vec![false; count];
+        Ok(Self { shared, model, params, head, events, choices, has_sent, remaining, ready, usage, start })
     }
 
-    /// The answer, once its first piece is there: until then an error is an answer of its own.
+    /// The response. A stream starts with its first chunk, so that an error before it has a status of its own.
     async fn respond(mut self) -> ApiResult<Response> {
-        if self.wanted.stream {
+        if self.params.stream {
             if let Some(first) = self.next().await? {
                 self.ready.push_front(first);
             }
             return Ok(self.into_stream());
         }
-        let empty = |index| Piece { index, ..Piece::default() };
-        let mut pieces: Vec<Piece> = (0..self.choices.len()).map(empty).collect();
-        while let Some(piece) = self.next().await? {
-            let whole = &mut pieces[piece.index];
-            if whole.logprobs.is_none() && self.wanted.logprobs.is_some() {
-                whole.logprobs = Some(choice::Logprobs::default());
+        let empty = |index| ChoiceChunk { index, ..ChoiceChunk::default() };
+        let mut choices: Vec<ChoiceChunk> = (0..self.choices.len()).map(empty).collect();
+        while let Some(chunk) = self.next().await? {
+            let choice = &mut choices[chunk.index];
+            if choice.logprobs.is_none() && self.params.logprobs.is_some() {
+                choice.logprobs = Some(Logprobs::default());
             }
-            whole.append(piece);
+            choice.append(chunk);
         }
-        let json = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        Ok(([json], self.whole(&pieces)).into_response())
+        Ok(json_text(self.whole_body(&choices)))
     }
 
-    /// The next piece that has something to tell; none after the last.
-    async fn next(&mut self) -> ApiResult<Option<Piece>> {
+    /// The next chunk that is not empty; none after the last.
+    async fn next(&mut self) -> ApiResult<Option<ChoiceChunk>> {
         loop {
-            if let Some(piece) = self.ready.pop_front() {
-                return Ok(Some(piece));
+            if let Some(chunk) = self.ready.pop_front() {
+                return Ok(Some(chunk));
             }
-            if self.left == 0 {
+            if self.remaining == 0 {
                 return Ok(None);
             }
-            let told = self.listener.next().await.map_err(|failure| error_of(&failure, &self.shared))?;
-            let piece = self.take(told);
-            if !piece.is_empty() {
-                return Ok(Some(piece));
+            let event = self.events.next().await.map_err(|failure| error_of(&failure, &self.shared))?;
+            let chunk = self.add(event);
+            if !chunk.is_empty() {
+                return Ok(Some(chunk));
             }
         }
     }
 
-    fn take(&mut self, told: Told) -> Piece {
+    fn add(&mut self, event: TokenEvent) -> ChoiceChunk {
         if self.usage.completion_tokens == 0 {
-            self.shared.metrics.first_token.observe(self.begun.elapsed().as_secs_f64());
+            self.shared.metrics.first_token.observe(self.start.elapsed().as_secs_f64());
         }
         self.usage.completion_tokens += 1;
         self.usage.total_tokens += 1;
-        self.left -= usize::from(told.finish.is_some());
-        self.choices[told.choice].push(told, &self.model.tokenizer)
+        self.remaining -= usize::from(event.finish.is_some());
+        self.choices[event.choice].push(event, &self.model.tokenizer)
     }
 
-    /// The whole answer.
-    fn whole(&self, pieces: &[Piece]) -> String {
+    /// The body of a response that is not streamed.
+    fn whole_body(&self, choices: &[ChoiceChunk]) -> String {
         let usage = Some(Some(self.usage));
         let tokenizer = &*self.model.tokenizer;
-        match self.wanted.kind {
-            Kind::Completion => {
-                let choices = pieces.iter().map(|piece| CompletionChoice::new(piece, tokenizer));
-                self.json("text_completion", &choices.collect::<Vec<_>>(), usage)
+        match self.params.endpoint {
+            Endpoint::Completion => {
+                let choices = choices.iter().map(|choice| CompletionChoice::new(choice, tokenizer));
+                self.body("text_completion", &choices.collect::<Vec<_>>(), usage)
             }
-            Kind::Chat => {
-                let replies = pieces.iter().map(|piece| chat::Reply::new(piece, tokenizer));
-                self.json("chat.completion", &replies.collect::<Vec<_>>(), usage)
+            Endpoint::Chat => {
+                let choices = choices.iter().map(|choice| ChatChoice::new(choice, tokenizer));
+                self.body("chat.completion", &choices.collect::<Vec<_>>(), usage)
             }
         }
     }
 
-    /// A chunk of a stream, without a piece where only the usage is left to tell.
-    fn chunk(&mut self, piece: Option<&Piece>, usage: Option<Option<Usage>>) -> String {
-        match self.wanted.kind {
-            Kind::Completion => {
-                let choice = piece.map(|piece| CompletionChoice::new(piece, &self.model.tokenizer));
-                self.json("text_completion", choice.as_slice(), usage)
+    /// The body of an event of a stream. The last event has only the usage and no chunk.
+    fn event_body(&mut self, chunk: Option<&ChoiceChunk>, usage: Option<Option<Usage>>) -> String {
+        match self.params.endpoint {
+            Endpoint::Completion => {
+                let choice = chunk.map(|chunk| CompletionChoice::new(chunk, &self.model.tokenizer));
+                self.body("text_completion", choice.as_slice(), usage)
             }
-            Kind::Chat => {
-                let delta = piece.map(|piece| {
-                    let begun = std::mem::replace(&mut self.begun_choices[piece.index], true);
-                    chat::Delta::new(piece, !begun, &self.model.tokenizer)
+            Endpoint::Chat => {
+                let delta = chunk.map(|chunk| {
+                    let has_sent = std::mem::replace(&mut self.has_sent[chunk.index], true);
+                    ChatDelta::new(chunk, !has_sent, &self.model.tokenizer)
                 });
-                self.json("chat.completion.chunk", delta.as_slice(), usage)
+                self.body("chat.completion.chunk", delta.as_slice(), usage)
             }
         }
     }
 
-    fn json<C: Serialize>(
+    fn body<C: Serialize>(
         &self,
         object: &'static str,
         choices: &[C],
         usage: Option<Option<Usage>>,
     ) -> String {
-        let Head { id, created } = &self.head;
-        let model = &self.wanted.model;
-        let body = Completion { id, object, created: *created, model, choices, usage };
-        serde_json::to_string(&body).expect("texts and finite numbers are JSON")
+        let ResponseHead { id, created } = &self.head;
+        let model = &self.params.model;
+        let body = CompletionBody { id, object, created: *created, model, choices, usage };
+        serde_json::to_string(&body).expect("strings and finite numbers are valid JSON")
     }
 
-    /// Events as they come. Dropping the stream, as happens when its client goes away, drops the work.
+    /// A stream of events. When the client disconnects the stream is dropped, which cancels the sequences.
     fn into_stream(self) -> Response {
-        let events = stream::unfold(Some(self), |answer| async {
-            let mut answer = answer?;
-            let with_usage = answer.wanted.include_usage;
-            match answer.next().await {
-                Ok(Some(piece)) => {
-                    let event = event(&answer.chunk(Some(&piece), with_usage.then_some(None)));
-                    Some((event, Some(answer)))
+        let events = stream::unfold(Some(self), |completion| async {
+            let mut completion = completion?;
+            let with_usage = completion.params.include_usage;
+            match completion.next().await {
+                Ok(Some(chunk)) => {
+                    let event = event(&completion.event_body(Some(&chunk), with_usage.then_some(None)));
+                    Some((event, Some(completion)))
                 }
                 Ok(None) => {
-                    let usage = answer.chunk(None, Some(Some(answer.usage)));
+                    let usage = completion.event_body(None, Some(Some(completion.usage)));
                     let usage = if with_usage { event(&usage) } else { String::new() };
                     Some((usage + &event("[DONE]"), None))
                 }
@@ -388,24 +379,43 @@ impl Answer {
     }
 }
 
-/// An event of a stream. JSON has no line breaks of its own.
+/// One sequence per choice.
+fn pending_sequences(params: &CompletionParams, prompts: &[Prompt]) -> VecDeque<PendingSequence> {
+    let samples = prompts.iter().flat_map(|prompt| (0..params.n).map(move |sample| (prompt, sample)));
+    let sequence = |(choice, (prompt, sample)): (usize, (&Prompt, usize))| PendingSequence {
+        choice,
+        request: generate::Request {
+            prompt: prompt.tokens.clone(),
+            max_new_tokens: params.max_tokens,
+            sampling: params.sampling,
+            seed: seed_of_sample(params.seed, sample),
+            stop: params.stop.clone(),
+            past_context: params.past_context,
+            logprobs: params.logprobs,
+            given: Vec::new(),
+        },
+    };
+    samples.enumerate().map(sequence).collect()
+}
+
+/// An event of a stream. serde_json writes no line breaks.
 fn event(data: &str) -> String {
     format!("data: {data}\n\n")
 }
 
-/// A name that no other answer of this server has.
-fn new_id(kind: Kind) -> String {
+/// A unique id.
+fn new_id(endpoint: Endpoint) -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
-    let begun = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
-    let kind = match kind {
-        Kind::Completion => "cmpl",
-        Kind::Chat => "chatcmpl",
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+    let prefix = match endpoint {
+        Endpoint::Completion => "cmpl",
+        Endpoint::Chat => "chatcmpl",
     };
-    format!("{kind}-{begun:x}-{number:x}")
+    format!("{prefix}-{time:x}-{number:x}")
 }
 
-/// Seconds since 1970, of which clocks before it know nothing.
+/// Seconds since 1970; 0 if the clock is set to an earlier time.
 pub(crate) fn seconds_since_1970(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

@@ -1,8 +1,8 @@
-//! The thread that owns the models' generators and writes all texts.
+//! The thread that owns the generators of all models and generates all sequences.
 //!
-//! Between two steps it takes requests from the queue as long as there are places (continuous batching), drops texts
-//! whose client went away or whose time is over, and sets those aside whose client does not keep up. It never waits for
-//! a client.
+//! Between two steps it admits requests from the queue while slots are free (continuous batching), cancels sequences
+//! whose client disconnected or whose time is up, and pauses those whose client is not reading. It never blocks on a
+//! client.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,118 +12,131 @@ use std::time::{Duration, Instant};
 use crate::errors::ApiError;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
-use crate::models::Model;
-use crate::queue::{Attend, Failure, Job, Queue, Ticket, Told, Work};
+use crate::models::LoadedModel;
+use crate::queue::{
+    AttentionJob, EventSender, Failure, GenerationJob, PendingSequence, Queue, Task, TokenEvent,
+};
 use folio::generate::{Generator, TextId};
 
-/// How often a paused text is looked at when nothing else is to be done.
-const GLANCE: Duration = Duration::from_millis(5);
+/// How often paused sequences are checked while no other sequence runs.
+const PAUSED_POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Texts that may be held in memory for each that may run: the others wait for their clients. Fewer if they are large.
-const HELD_PER_STREAM: usize = 4;
+/// Sequences held in memory per slot. All beyond the first are paused, waiting for their clients. Fewer are held if
+/// their caches are large ([`Limits::text_bytes`]).
+const HELD_PER_SLOT: usize = 4;
 
-/// All that the thread works with.
+/// The state of the engine thread.
 pub(crate) struct Engine {
     queue: Arc<Queue>,
     limits: Limits,
     metrics: Arc<Metrics>,
-    lanes: Vec<Lane>,
+    batches: Vec<ModelBatch>,
 }
 
-/// The texts of one model.
-struct Lane {
-    model: Arc<Model>,
+/// The active sequences of one model.
+struct ModelBatch {
+    model: Arc<LoadedModel>,
     generator: Generator,
-    texts: HashMap<TextId, Text>,
+    sequences: HashMap<TextId, ActiveSequence>,
 }
 
-/// A text under way.
-struct Text {
-    ticket: Arc<Ticket>,
-    /// Its place in the answer.
+/// A sequence that has started.
+struct ActiveSequence {
+    events: Arc<EventSender>,
+    /// The index of its choice in the response.
     choice: usize,
-    /// Since when it waits for its client.
+    /// Since when it has been paused.
     paused: Option<Instant>,
+}
+
+/// How many sequences there are.
+#[derive(Clone, Copy)]
+struct Counts {
+    /// Those that are not paused.
+    running: usize,
+    /// All that have a cache in memory.
+    held: usize,
 }
 
 impl Engine {
     pub(crate) fn new(queue: Arc<Queue>, limits: Limits, metrics: Arc<Metrics>) -> Self {
-        Self { queue, limits, metrics, lanes: Vec::new() }
+        Self { queue, limits, metrics, batches: Vec::new() }
     }
 
-    /// Works until the queue is closed and what was under way has ended, or may no longer go on.
+    /// Runs until the queue is shut down and the active sequences have finished or the shutdown deadline has passed.
     pub(crate) fn run(mut self) {
-        // Should anything break but a step, which is looked after where it is taken, texts under way end and others
-        // are served.
-        while catch_unwind(AssertUnwindSafe(|| self.work())).is_err() {
-            self.lanes.clear();
+        // Panics inside a step are caught in `ModelBatch::step`. After any other panic the active sequences end and the
+        // engine continues with new ones.
+        while catch_unwind(AssertUnwindSafe(|| self.run_loop())).is_err() {
+            self.batches.clear();
         }
     }
 
-    fn work(&mut self) {
+    fn run_loop(&mut self) {
         loop {
             let now = Instant::now();
-            let closing = self.queue.closing();
-            if closing.is_some_and(|until| now >= until) {
-                self.end_all();
+            let shutdown = self.queue.shutdown_deadline();
+            if shutdown.is_some_and(|deadline| now >= deadline) {
+                self.fail_all();
             }
-            self.sort_out(now);
-            self.take_in();
-            let (running, held) = self.count();
+            self.cancel_and_pause(now);
+            self.admit();
+            let Counts { running, held } = self.count();
             self.metrics.streams.set(held as i64);
             self.metrics.paused.set((held - running) as i64);
             if running > 0 {
-                // Each model in turn has one step.
-                self.lanes.iter_mut().for_each(|lane| lane.step(&self.metrics, &self.queue));
+                // One step of each model in turn.
+                self.batches.iter_mut().for_each(|batch| batch.step(&self.metrics, &self.queue));
                 continue;
             }
-            match (held, closing) {
+            match (held, shutdown) {
                 (0, Some(_)) => return,
                 (0, None) => self.queue.wait(None),
-                _ => self.queue.wait(Some(GLANCE)),
+                _ => self.queue.wait(Some(PAUSED_POLL_INTERVAL)),
             }
         }
     }
 
-    /// Texts that run, and texts that are held in memory.
-    fn count(&self) -> (usize, usize) {
-        let texts = || self.lanes.iter().flat_map(|lane| lane.texts.values());
-        (texts().filter(|text| text.paused.is_none()).count(), texts().count())
+    fn count(&self) -> Counts {
+        let all = || self.batches.iter().flat_map(|batch| batch.sequences.values());
+        Counts { running: all().filter(|sequence| sequence.paused.is_none()).count(), held: all().count() }
     }
 
-    /// Bytes of the texts that are held.
-    fn text_bytes(&self) -> u64 {
-        self.lanes.iter().map(|lane| (lane.generator.text_bytes() * lane.texts.len()) as u64).sum()
+    /// Bytes of the caches of all held sequences.
+    fn cache_bytes(&self) -> u64 {
+        let bytes = |batch: &ModelBatch| (batch.generator.text_bytes() * batch.sequences.len()) as u64;
+        self.batches.iter().map(bytes).sum()
     }
 
-    /// Drops what nobody wants or what may not go on, and pauses and resumes texts as their clients read.
-    fn sort_out(&mut self, now: Instant) {
-        let (mut running, _) = self.count();
-        for lane in &mut self.lanes {
-            let Lane { generator, texts, .. } = lane;
-            texts.retain(|&id, text| {
-                let Text { ticket, paused, .. } = text;
-                if now >= ticket.deadline {
-                    ticket.fail(Failure::TimeLimit);
+    /// Cancels sequences that nobody reads or that ran out of time, and pauses and resumes the others as their clients
+    /// read.
+    fn cancel_and_pause(&mut self, now: Instant) {
+        let Counts { mut running, .. } = self.count();
+        for batch in &mut self.batches {
+            let ModelBatch { generator, sequences, .. } = batch;
+            sequences.retain(|&id, sequence| {
+                let ActiveSequence { events, paused, .. } = sequence;
+                if now >= events.deadline {
+                    events.fail(Failure::TimeLimit);
                 } else if paused.is_some_and(|since| now - since >= self.limits.stall_time) {
-                    ticket.fail(Failure::Stalled);
+                    events.fail(Failure::Stalled);
                 }
-                let stays = !ticket.is_gone() && !ticket.has_failed();
+                let stays = !events.is_canceled() && !events.has_failed();
                 if !stays {
                     generator.cancel(id);
                     running -= usize::from(paused.is_none());
                 }
                 stays
             });
-            for (&id, text) in texts.iter_mut() {
-                match (text.paused, text.ticket.has_room()) {
+            for (&id, sequence) in sequences.iter_mut() {
+                match (sequence.paused, sequence.events.has_room()) {
                     (None, false) => {
-                        text.paused = Some(now);
+                        sequence.paused = Some(now);
                         generator.pause(id);
                         running -= 1;
                     }
                     (Some(_), true) if running < self.limits.streams => {
-                        text.paused = None;
+                        sequence.paused = None;
                         generator.resume(id);
                         running += 1;
                     }
@@ -131,117 +144,116 @@ impl Engine {
                 }
             }
         }
-        // With the last text go the buffers and the caches of those before.
-        self.lanes.retain(|lane| !lane.texts.is_empty());
+        // Dropping an empty batch frees its buffers and caches.
+        self.batches.retain(|batch| !batch.sequences.is_empty());
     }
 
-    /// Begins what waits as long as there are places.
-    fn take_in(&mut self) {
-        let (mut running, mut held) = self.count();
-        let streams = self.limits.streams;
-        // Of attention one at a time, so that no text waits long.
-        let mut attended = false;
-        while !attended
-            && let Some(work) = {
-                let fits = held < streams || self.text_bytes() < self.limits.text_bytes;
-                self.queue.next(running < streams && held < streams * HELD_PER_STREAM && fits)
-            }
-        {
-            match work {
-                Work::Write(job) => {
-                    let begun = self.begin(job);
-                    running += begun;
-                    held += begun;
+    /// Starts waiting tasks while slots are free.
+    fn admit(&mut self) {
+        let Counts { mut running, mut held } = self.count();
+        let slots = self.limits.streams;
+        // At most one attention job per step, so that sequences are not delayed for long.
+        let mut did_attention = false;
+        while !did_attention {
+            let fits = held < slots || self.cache_bytes() < self.limits.text_bytes;
+            let can_generate = running < slots && held < slots * HELD_PER_SLOT && fits;
+            match self.queue.pop(can_generate) {
+                Some(Task::Generate(job)) => {
+                    let started = self.start(job);
+                    running += started;
+                    held += started;
                 }
-                Work::Attend(attend) => {
-                    self.attend(attend);
-                    attended = true;
+                Some(Task::Attention(job)) => {
+                    self.attend(job);
+                    did_attention = true;
                 }
+                None => break,
             }
         }
     }
 
-    /// Begins the texts of a job. Returns how many.
-    fn begin(&mut self, job: Job) -> usize {
-        let Job { model, texts, ticket } = job;
-        let lane = self.lane(&model);
-        let mut begun = 0;
-        for (choice, request) in texts {
-            match lane.generator.begin(request) {
+    /// Starts the sequences of a job and returns how many were started.
+    fn start(&mut self, job: GenerationJob) -> usize {
+        let GenerationJob { model, pending, events } = job;
+        let batch = self.batch(&model);
+        let mut started = 0;
+        for PendingSequence { choice, request } in pending {
+            match batch.generator.begin(request) {
                 Ok(id) => {
-                    lane.texts.insert(id, Text { ticket: Arc::clone(&ticket), choice, paused: None });
-                    begun += 1;
+                    let sequence = ActiveSequence { events: Arc::clone(&events), choice, paused: None };
+                    batch.sequences.insert(id, sequence);
+                    started += 1;
                 }
-                Err(error) => ticket.fail(Failure::Refused(ApiError::refused(&error))),
+                Err(error) => events.fail(Failure::Rejected(ApiError::rejected(&error))),
             }
         }
-        begun
+        started
     }
 
-    fn attend(&mut self, attend: Attend) {
-        let Attend { model, tokens, block, answer } = attend;
-        let lane = self.lane(&model);
-        let look = AssertUnwindSafe(|| lane.generator.attention(&tokens, block));
-        // Without an answer the handler says that something broke; a client that went away does not hear it.
-        if let Ok(weights) = catch_unwind(look) {
-            let _ = answer.send(weights);
+    fn attend(&mut self, job: AttentionJob) {
+        let AttentionJob { model, tokens, block, reply } = job;
+        let batch = self.batch(&model);
+        let attention = AssertUnwindSafe(|| batch.generator.attention(&tokens, block));
+        // After a panic the reply is dropped, and the handler reports an internal error.
+        if let Ok(weights) = catch_unwind(attention) {
+            let _ = reply.send(weights);
         }
     }
 
-    /// The lane of a model, a new one if it has none.
-    fn lane(&mut self, model: &Arc<Model>) -> &mut Lane {
-        let place = self.lanes.iter().position(|lane| Arc::ptr_eq(&lane.model, model));
-        let place = place.unwrap_or_else(|| {
-            self.lanes.push(Lane::new(Arc::clone(model)));
-            self.lanes.len() - 1
+    /// The batch of a model; created if the model has none.
+    fn batch(&mut self, model: &Arc<LoadedModel>) -> &mut ModelBatch {
+        let index = self.batches.iter().position(|batch| Arc::ptr_eq(&batch.model, model));
+        let index = index.unwrap_or_else(|| {
+            self.batches.push(ModelBatch::new(Arc::clone(model)));
+            self.batches.len() - 1
         });
-        &mut self.lanes[place]
+        &mut self.batches[index]
     }
 
-    fn end_all(&mut self) {
-        for lane in &mut self.lanes {
-            lane.fail(&Failure::Closing);
+    fn fail_all(&mut self) {
+        for batch in &mut self.batches {
+            batch.fail(&Failure::ShuttingDown);
         }
     }
 }
 
-impl Lane {
-    fn new(model: Arc<Model>) -> Self {
+impl ModelBatch {
+    fn new(model: Arc<LoadedModel>) -> Self {
         let generator = Generator::new(Arc::clone(&model.predictor), Arc::clone(&model.tokenizer));
-        Self { model, generator, texts: HashMap::new() }
+        Self { model, generator, sequences: HashMap::new() }
     }
 
-    /// One token more for each text that runs.
+    /// Samples one token for each running sequence.
     fn step(&mut self, metrics: &Metrics, queue: &Queue) {
-        let Self { generator, texts, .. } = self;
+        let Self { generator, sequences, .. } = self;
         let step = AssertUnwindSafe(|| {
-            generator.step(|id, drawn| {
-                let Some(text) = texts.get(&id) else { return };
-                metrics.drawn.inc();
-                text.ticket.tell(Told {
-                    choice: text.choice,
-                    token: drawn.token,
-                    logprob: drawn.logprob,
-                    alternatives: drawn.alternatives.to_vec(),
-                    text: drawn.text.to_owned(),
-                    finish: drawn.finish,
+            generator.step(|id, sampled| {
+                let Some(sequence) = sequences.get(&id) else { return };
+                metrics.generated_tokens.inc();
+                sequence.events.send(TokenEvent {
+                    choice: sequence.choice,
+                    token: sampled.token,
+                    logprob: sampled.logprob,
+                    alternatives: sampled.alternatives.to_vec(),
+                    text: sampled.text.to_owned(),
+                    finish: sampled.finish,
                 });
-                if drawn.finish.is_some() {
-                    queue.learn(text.ticket.age());
-                    texts.remove(&id);
+                if sampled.finish.is_some() {
+                    queue.record_duration(sequence.events.age());
+                    sequences.remove(&id);
                 }
             });
         });
         if catch_unwind(step).is_err() {
-            // What it left behind cannot be trusted; the weights, which nothing changes, can.
-            self.fail(&Failure::Broken);
+            // The generator may be in an inconsistent state, so it is replaced. The weights are never written to.
+            self.fail(&Failure::Panicked);
             *self = Self::new(Arc::clone(&self.model));
         }
     }
 
     fn fail(&mut self, failure: &Failure) {
-        for (id, text) in self.texts.drain() {
-            text.ticket.fail(failure.clone());
+        for (id, sequence) in self.sequences.drain() {
+            sequence.events.fail(failure.clone());
             self.generator.cancel(id);
         }
     }

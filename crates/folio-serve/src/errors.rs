@@ -1,4 +1,4 @@
-//! What can go wrong: errors of the server itself, and answers to requests that cannot be met.
+//! Errors of the server itself, and error responses to clients.
 
 use std::io;
 
@@ -6,71 +6,71 @@ use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
-/// Why the server cannot start, or ended. Every message is one line that names the culprit and the way out.
+/// Why the server cannot start. Every message is one line that says what is wrong and how to fix it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The address cannot be listened on.
+    /// The address cannot be bound.
     #[error("cannot listen on {address}: {advice}")]
     Address {
         /// The host and the port as given.
         address: String,
-        /// What to do.
+        /// What is wrong and how to fix it.
         advice: String,
-        /// What the system said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// Two directories whose runs would have one name.
-    #[error("{first} and {second} are both called '{name}': rename one of them, or serve them apart")]
+    /// Two runs have the same name.
+    #[error("{first} and {second} are both called '{name}': rename one of them, or use two servers")]
     SameName {
         /// The name.
         name: String,
-        /// The run that has it.
+        /// The first run's directory.
         first: String,
-        /// The run that would have it too.
+        /// The second run's directory.
         second: String,
     },
-    /// A template of chats that cannot be used.
+    /// An invalid chat template.
     #[error("the chat template: {reason}")]
     ChatTemplate {
-        /// What is wrong and what to do.
+        /// What is wrong and how to fix it.
         reason: String,
     },
-    /// An invalid origin of web pages.
+    /// An invalid origin.
     #[error("--cors_origin {origin}: {reason}")]
     Origin {
         /// The origin as given.
         origin: String,
-        /// What is wrong and what to do.
+        /// What is wrong and how to fix it.
         reason: &'static str,
     },
-    /// A directory in which there is no run.
+    /// A directory has nothing to serve.
     #[error("{path}: {reason}")]
     NoRuns {
         /// The directory.
         path: String,
-        /// What is wrong and what to do.
+        /// What is wrong and how to fix it.
         reason: String,
     },
-    /// A run or a model cannot be read.
+    /// A run or a model cannot be loaded.
     #[error(transparent)]
     Library(#[from] folio::error::Error),
     /// A thread cannot be started.
-    #[error("starting threads: {0}")]
+    #[error("cannot start a thread: {0}")]
     Thread(#[source] io::Error),
 }
 
-/// An answer that is OpenAI's error object.
+/// An error response, in OpenAI's format.
 #[derive(Clone, Debug)]
 pub(crate) struct ApiError {
     pub(crate) status: StatusCode,
     /// OpenAI's `type`.
     kind: &'static str,
     message: String,
-    /// The field of the request that is at fault.
+    /// The invalid field of the request.
     param: Option<String>,
     code: Option<&'static str>,
-    /// Seconds after which to try again.
+    /// Seconds after which to retry.
     retry_after: Option<u64>,
 }
 
@@ -87,126 +87,124 @@ impl ApiError {
         Self { code: Some(code), ..self }
     }
 
-    /// A field of a request that cannot be used.
+    /// An invalid field of a request.
     pub(crate) fn field(param: &str, message: impl Into<String>) -> Self {
-        Self::place(param, param, message)
+        Self::field_at(param, param, message)
     }
 
-    /// A place in a field, such as `messages[0].role`.
-    pub(crate) fn place(param: &str, place: &str, message: impl Into<String>) -> Self {
-        let message = format!("{place}: {}", message.into());
+    /// An invalid value inside a field; `path` is for instance `messages[0].role`.
+    pub(crate) fn field_at(param: &str, path: &str, message: impl Into<String>) -> Self {
+        let message = format!("{path}: {}", message.into());
         let param = Some(param.to_owned());
         Self { param, ..Self::new(StatusCode::BAD_REQUEST, INVALID, message).with_code("invalid_value") }
     }
 
-    /// A request that cannot be understood at all.
+    /// A request that cannot be parsed.
     pub(crate) fn malformed(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, INVALID, message)
     }
 
-    /// A model or a run that is not there.
+    /// A model that does not exist.
     pub(crate) fn unknown_model(name: &str) -> Self {
-        // What a client sends may be long.
-        let short: String = name.chars().take(100).collect();
-        let message = format!("the model '{short}' does not exist: GET /v1/models lists those there are");
+        let message =
+            format!("the model '{}' does not exist: GET /v1/models lists the models", shortened(name, 100));
         let error = Self::new(StatusCode::NOT_FOUND, INVALID, message).with_code("model_not_found");
         Self { param: Some("model".to_owned()), ..error }
     }
 
-    /// A run that is not there.
+    /// A run that does not exist.
     pub(crate) fn unknown_run(name: &str) -> Self {
-        let short: String = name.chars().take(100).collect();
-        let message = format!("the run '{short}' does not exist: GET /api/runs lists those there are");
+        let message =
+            format!("the run '{}' does not exist: GET /api/runs lists the runs", shortened(name, 100));
         Self::new(StatusCode::NOT_FOUND, INVALID, message).with_code("run_not_found")
     }
 
-    /// No run has saved anything yet.
+    /// No run has saved a checkpoint yet.
     pub(crate) fn no_models() -> Self {
         Self::new(StatusCode::NOT_FOUND, INVALID, "there is no model yet: train one with folio train")
             .with_code("model_not_found")
     }
 
-    /// A path without anything.
+    /// A path that has no route.
     pub(crate) fn unknown_path(path: &str) -> Self {
-        let short: String = path.chars().take(100).collect();
         let message = format!(
-            "there is nothing at {short}; this server has GET /v1/models, POST /v1/completions, \
-             POST /v1/chat/completions, POST /tokenize, POST /detokenize, GET /health and GET /metrics"
+            "{} does not exist; this server has GET /v1/models, POST /v1/completions, POST /v1/chat/completions, \
+             POST /tokenize, POST /detokenize, GET /health and GET /metrics",
+            shortened(path, 100)
         );
         Self::new(StatusCode::NOT_FOUND, INVALID, message).with_code("unknown_url")
     }
 
-    /// A path that knows another method.
-    pub(crate) fn wrong_method(method: &Method, other: &str) -> Self {
-        // A client may make methods up.
-        let short: String = method.as_str().chars().take(20).collect();
-        let message = format!("{short} is not supported here: use {other}");
+    /// A path that only supports another method.
+    pub(crate) fn wrong_method(method: &Method, supported: &str) -> Self {
+        let message = format!("{} is not supported here: use {supported}", shortened(method.as_str(), 20));
         Self::new(StatusCode::METHOD_NOT_ALLOWED, INVALID, message).with_code("method_not_allowed")
     }
 
-    /// A body that is no JSON by its own words.
+    /// A Content-Type other than JSON.
     pub(crate) fn not_json() -> Self {
         let message = "the body must be JSON, with Content-Type: application/json";
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, message).with_code("unsupported_media_type")
     }
 
-    /// A body beyond the limit.
+    /// A body that exceeds the limit.
     pub(crate) fn too_large(limit: usize) -> Self {
         let message = format!("the body has more than {limit} bytes");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, INVALID, message).with_code("body_too_large")
     }
 
-    /// A body that does not come.
+    /// A body that did not arrive in time.
     pub(crate) fn too_slow() -> Self {
         Self::new(StatusCode::REQUEST_TIMEOUT, INVALID, "the body did not arrive in time")
             .with_code("body_timeout")
     }
 
-    /// A key is wanted and none, or another, was given.
-    pub(crate) fn unauthorized(given: bool) -> Self {
-        let message = match given {
-            true => "the API key is not the one this server was started with",
-            false => "an API key is needed, as Authorization: Bearer KEY",
+    /// The API key is wrong or missing.
+    pub(crate) fn unauthorized(has_key: bool) -> Self {
+        let message = match has_key {
+            true => "the API key is wrong",
+            false => "this server needs an API key: send Authorization: Bearer KEY",
         };
         Self::new(StatusCode::UNAUTHORIZED, INVALID, message).with_code("invalid_api_key")
     }
 
-    /// A request that a page of another origin may have caused.
+    /// A request from another host or origin.
     pub(crate) fn forbidden(message: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, INVALID, message).with_code("forbidden")
     }
 
-    /// More requests wait than may.
-    pub(crate) fn busy(retry_after: u64) -> Self {
-        let message = format!("the queue is full; retry in {retry_after} s");
+    /// The queue is full.
+    pub(crate) fn queue_full(retry_after: u64) -> Self {
+        let message = format!("the request queue is full; retry in {retry_after} s");
         let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
         Self { retry_after: Some(retry_after), ..error }.with_code("queue_full")
     }
 
-    /// The server is about to end.
-    pub(crate) fn closing() -> Self {
+    /// The server is shutting down.
+    pub(crate) fn shutting_down() -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", "the server is shutting down")
             .with_code("shutting_down")
     }
 
-    /// The request took longer than it may.
+    /// The request exceeded its time limit.
     pub(crate) fn time_limit(seconds: u64) -> Self {
-        let message = format!("the request took longer than the {seconds} s it may: ask for fewer tokens");
+        let message = format!("the request exceeded the time limit of {seconds} s: request fewer tokens");
         Self::new(StatusCode::GATEWAY_TIMEOUT, "server_error", message).with_code("time_limit")
     }
 
     /// The client read too slowly.
     pub(crate) fn stalled() -> Self {
-        Self::new(StatusCode::REQUEST_TIMEOUT, INVALID, "the text was not read in time").with_code("stalled")
+        let message = "the client did not read the response in time";
+        Self::new(StatusCode::REQUEST_TIMEOUT, INVALID, message).with_code("stalled")
     }
 
-    /// A fault of ours, or of the files.
+    /// An error on the server's side.
     pub(crate) fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
     }
 
-    /// What the library refuses: a setting that is named like the field of the request.
-    pub(crate) fn refused(error: &folio::error::Error) -> Self {
+    /// An error of the library. Its settings are named like the fields of a request, but for `max_new_tokens`.
+    pub(crate) fn rejected(error: &folio::error::Error) -> Self {
         match error {
             folio::error::Error::Setting { setting, reason } => {
                 let field = match setting.trim_start_matches('-') {
@@ -219,7 +217,7 @@ impl ApiError {
         }
     }
 
-    /// OpenAI's object.
+    /// OpenAI's error object.
     pub(crate) fn body(&self) -> serde_json::Value {
         let Self { kind, message, param, code, .. } = self;
         json!({ "error": { "message": message, "type": kind, "param": param, "code": code } })
@@ -238,4 +236,9 @@ impl IntoResponse for ApiError {
         }
         response
     }
+}
+
+/// The first characters of a text from a client, which may be of any length.
+fn shortened(text: &str, max_chars: usize) -> String {
+    text.chars().take(max_chars).collect()
 }

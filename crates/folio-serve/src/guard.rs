@@ -1,4 +1,4 @@
-//! Who may ask, and what every answer says to browsers.
+//! Access control: the Host and Origin headers, the API key, and the security headers of every response.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,27 +16,28 @@ use http_body::Body as _;
 use subtle::ConstantTimeEq;
 use tower_http::cors::{AllowHeaders, CorsLayer};
 
-use crate::Shared;
 use crate::errors::{ApiError, ApiResult, Error};
 use crate::limits::Limits;
 
-/// What a page may load and do: nothing but what this server sends.
+/// Pages may load nothing but what this server sends.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data: \
                       blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// Origins of other sites whose pages may ask.
+/// The other origins whose pages may use the API.
 pub(crate) struct Origins(Vec<HeaderValue>);
 
 impl Origins {
-    /// Reads what was given for `--cors_origin`.
+    /// Parses the values of `--cors_origin`.
     ///
     /// # Errors
-    /// If one is not an origin.
+    /// If a value is not an origin.
     pub(crate) fn new(given: &[String]) -> Result<Self, Error> {
-        let read = |given: &String| {
+        let parse = |given: &String| {
             let refuse = |reason| Error::Origin { origin: given.clone(), reason };
             if given == "*" {
-                return Err(refuse("every page of every site could ask: list the origins that may"));
+                return Err(refuse(
+                    "would let every page on the web use this API: list the origins to allow",
+                ));
             }
             if given.eq_ignore_ascii_case("null") {
                 return Err(refuse(
@@ -54,7 +55,7 @@ impl Origins {
             if !is_scheme || authority.host().is_empty() || host.contains('@') || host.ends_with(':') {
                 return Err(invalid());
             }
-            // Browsers leave out the default port.
+            // Browsers omit the default port.
             let default = match scheme {
                 "http" => ":80",
                 "https" => ":443",
@@ -63,18 +64,18 @@ impl Origins {
             let host = host.strip_suffix(default).unwrap_or(host);
             HeaderValue::from_str(&format!("{scheme}://{host}")).map_err(|_| invalid())
         };
-        given.iter().map(read).collect::<Result<_, _>>().map(Self)
+        given.iter().map(parse).collect::<Result<_, _>>().map(Self)
     }
 }
 
-/// What wants the key, if there is one.
-const CLOSED: [&str; 5] = ["/v1", "/api", "/metrics", "/tokenize", "/detokenize"];
+/// Path prefixes that need the API key, if the server has one.
+const KEY_REQUIRED: [&str; 5] = ["/v1", "/api", "/metrics", "/tokenize", "/detokenize"];
 
-/// Which requests are let in.
+/// Decides which requests are allowed.
 pub(crate) struct Guard {
-    /// The SHA-256 of the key; comparing digests tells nothing of the key's length either.
+    /// The SHA-256 of the key. Comparing digests does not reveal the key's length.
     key: Option<String>,
-    /// Names under which requests may come; any if the server listens to more than its own machine.
+    /// The accepted values of the Host header; any value if the server listens on more than the loopback interface.
     hosts: Option<Vec<String>>,
     origins: Origins,
 }
@@ -87,7 +88,7 @@ impl Guard {
         Self { key: key.map(|key| digest(key.as_bytes())), hosts, origins }
     }
 
-    /// Tells browsers which pages may ask and read the answers; none if no origins were given.
+    /// CORS headers for the given origins; none if there are none.
     pub(crate) fn cors(&self) -> Option<CorsLayer> {
         let Origins(origins) = &self.origins;
         let layer = || {
@@ -109,27 +110,27 @@ impl Guard {
             self.check_origin(headers, &host)?;
         }
         let path = request.uri().path();
-        let open = path == "/v1/health" || !CLOSED.iter().any(|prefix| path.starts_with(prefix));
-        if open { Ok(()) } else { self.check_key(headers) }
+        let is_open = path == "/v1/health" || !KEY_REQUIRED.iter().any(|prefix| path.starts_with(prefix));
+        if is_open { Ok(()) } else { self.check_key(headers) }
     }
 
-    /// A page of another site can have its own name lead to this machine (DNS rebinding), but cannot hide that name.
+    /// Prevents DNS rebinding: a page of another site whose name resolves to this machine still sends that name.
     fn check_host(&self, request: &Request) -> ApiResult<String> {
         let mut given = request.headers().get_all(header::HOST).iter();
         let (host, second) = (given.next(), given.next());
         let host = host.and_then(|host| host.to_str().ok()).filter(|_| second.is_none());
-        // A name and a port, without a user.
+        // A name and a port; a user is not allowed.
         let host = host.filter(|host| !host.contains('@'));
         let Some(authority) = host.and_then(|host| host.parse::<Authority>().ok()) else {
-            return Err(ApiError::malformed("the request must name one Host"));
+            return Err(ApiError::malformed("the request must have one valid Host header"));
         };
         let named = [Some(&authority), request.uri().authority()];
         let known = |host: &str| {
             self.hosts.as_ref().is_none_or(|hosts| hosts.iter().any(|own| own.eq_ignore_ascii_case(host)))
         };
         if named.into_iter().flatten().any(|authority| !known(authority.host())) {
-            let message = "this server answers under localhost, 127.0.0.1 and [::1] alone; listen on another --host to \
-                           be known by other names";
+            let message = "this server only accepts requests to localhost, 127.0.0.1 and [::1]; to use another name, \
+                           start it with --host";
             return Err(ApiError::forbidden(message));
         }
         Ok(authority.as_str().to_owned())
@@ -146,7 +147,7 @@ impl Guard {
         if same { Ok(()) } else { Err(ApiError::unauthorized(given.is_some())) }
     }
 
-    /// A page of another site may send a request here, but not without its browser telling where it comes from.
+    /// Prevents cross-site requests: browsers send the Origin of the page that made a request.
     fn check_origin(&self, headers: &HeaderMap, host: &str) -> ApiResult<()> {
         let ours = |origin: &HeaderValue| {
             let origin = origin.as_bytes();
@@ -159,14 +160,14 @@ impl Guard {
             return Ok(());
         }
         Err(ApiError::forbidden(
-            "requests from other origins are refused; allow this one with --cors_origin ORIGIN",
+            "requests from this origin are not allowed; allow it with --cors_origin ORIGIN",
         ))
     }
 }
 
-/// Lets a request in or not, and says to browsers what they may do with the answer.
-pub(crate) async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
-    let mut response = match shared.guard.check(&request) {
+/// Middleware that rejects requests that are not allowed and adds security headers to every response.
+pub(crate) async fn guard(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+    let mut response = match guard.check(&request) {
         Ok(()) => next.run(request).await,
         Err(error) => error.into_response(),
     };
@@ -178,13 +179,13 @@ pub(crate) async fn guard(State(shared): State<Arc<Shared>>, request: Request, n
         (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
         (header::CACHE_CONTROL, "no-store"),
     ] {
-        // What an answer says itself stays.
+        // Headers set by the handler take precedence.
         headers.entry(name).or_insert(HeaderValue::from_static(value));
     }
     response
 }
 
-/// The body of a request, which must be JSON by its own words.
+/// Reads the body of a request, whose Content-Type must be JSON.
 pub(crate) async fn json_body(request: Request, limits: &Limits) -> ApiResult<Bytes> {
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     let essence = kind.and_then(|kind| kind.split(';').next()).unwrap_or_default().trim();
@@ -201,7 +202,7 @@ pub(crate) async fn json_body(request: Request, limits: &Limits) -> ApiResult<By
 async fn read(body: Body, limit: usize, time: Duration) -> ApiResult<Bytes> {
     match tokio::time::timeout(time, axum::body::to_bytes(body, limit)).await {
         Ok(Ok(bytes)) => Ok(bytes),
-        // A body that breaks off has nobody left to be told.
+        // A body that breaks off ends here too, but then the client is gone.
         Ok(Err(_)) => Err(ApiError::too_large(limit)),
         Err(_) => Err(ApiError::too_slow()),
     }

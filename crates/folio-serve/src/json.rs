@@ -1,4 +1,4 @@
-//! JSON bodies, read into types whose errors name the field and say what it may be.
+//! Parses JSON bodies. Errors name the field and the values it accepts.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -9,9 +9,9 @@ use serde_json::error::Category;
 
 use crate::errors::{ApiError, ApiResult};
 
-/// Reads a JSON object into a type. The error names the field.
+/// Parses a JSON object.
 pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> ApiResult<T> {
-    // A struct would be read from a list, too.
+    // serde would also accept a list for a struct.
     if bytes.trim_ascii_start().first() != Some(&b'{') {
         return Err(ApiError::malformed("the body must be a JSON object"));
     }
@@ -22,21 +22,21 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> ApiResult<T> {
     })?;
     json.end().map_err(|error| {
         let (line, column) = (error.line(), error.column());
-        ApiError::malformed(format!("the body has more text after its JSON, at line {line}, column {column}"))
+        ApiError::malformed(format!("the body has text after its JSON, at line {line}, column {column}"))
     })?;
     Ok(value)
 }
 
-/// An error of the parser in our words.
+/// Rewords an error of the parser.
 fn explain(path: &str, error: &serde_json::Error) -> ApiError {
     let place = format!("line {}, column {}", error.line(), error.column());
     let field: String = path.chars().take_while(|c| !matches!(c, '[' | '.')).collect();
-    // A place of any length can be made up.
+    // A client can make the path as long as it likes.
     let path: String = path.chars().take(100).collect();
     match error.classify() {
-        // The parser calls it a mistake of syntax.
+        // The parser classifies this as a syntax error.
         Category::Syntax if error.to_string().starts_with("number out of range") && !field.is_empty() => {
-            ApiError::place(&field, &path, "the number is too large")
+            ApiError::field_at(&field, &path, "the number is too large")
         }
         Category::Eof => ApiError::malformed(format!("the body ends before its JSON does, at {place}")),
         Category::Syntax | Category::Io => {
@@ -44,7 +44,7 @@ fn explain(path: &str, error: &serde_json::Error) -> ApiError {
         }
         Category::Data => {
             let message = error.to_string();
-            // The parser adds its own words for the place.
+            // The parser appends the place in its own format.
             let end = format!(" at line {} column {}", error.line(), error.column());
             let message = message.strip_suffix(&end).unwrap_or(&message);
             if let Some(name) = message.strip_prefix("duplicate field `") {
@@ -53,13 +53,13 @@ fn explain(path: &str, error: &serde_json::Error) -> ApiError {
             if field.is_empty() {
                 ApiError::malformed(message)
             } else {
-                ApiError::place(&field, &path, message)
+                ApiError::field_at(&field, &path, message)
             }
         }
     }
 }
 
-/// A field of a request. One that is null was left out.
+/// A field of a request. `null` is the same as leaving the field out.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Field<T>(pub(crate) Option<T>);
 
@@ -69,16 +69,16 @@ impl<T> Default for Field<T> {
     }
 }
 
-/// What a field, or an element of a list, may be. A value of another kind is refused with these words.
-pub(crate) trait Accepted: Sized {
-    /// As in `must be a whole number`.
-    const WHAT: &'static str;
+/// A type that a field, or an element of a list, can be parsed into. By default values of every kind are rejected.
+pub(crate) trait FromJson: Sized {
+    /// Describes the accepted values in errors: "must be {EXPECTED}".
+    const EXPECTED: &'static str;
 
     fn from_bool(_: bool) -> Option<Self> {
         None
     }
 
-    fn from_whole(_: i128) -> Option<Self> {
+    fn from_integer(_: i128) -> Option<Self> {
         None
     }
 
@@ -86,36 +86,36 @@ pub(crate) trait Accepted: Sized {
         None
     }
 
-    fn from_text(_: &str) -> Option<Self> {
+    fn from_string(_: &str) -> Option<Self> {
         None
     }
 
     fn from_list<'de, A: SeqAccess<'de>>(_: A) -> Result<Self, A::Error> {
-        Err(refused::<Self, _>("a list"))
+        Err(rejected::<Self, _>("a list"))
     }
 
     fn from_object<'de, A: MapAccess<'de>>(_: A) -> Result<Self, A::Error> {
-        Err(refused::<Self, _>("an object"))
+        Err(rejected::<Self, _>("an object"))
     }
 }
 
-fn refused<T: Accepted, E: de::Error>(given: impl fmt::Display) -> E {
-    E::custom(format!("must be {}, not {given}", T::WHAT))
+fn rejected<T: FromJson, E: de::Error>(given: impl fmt::Display) -> E {
+    E::custom(format!("must be {}, not {given}", T::EXPECTED))
 }
 
-impl<'de, T: Accepted> Deserialize<'de> for Field<T> {
+impl<'de, T: FromJson> Deserialize<'de> for Field<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Kinds(PhantomData))
+        deserializer.deserialize_any(FieldVisitor(PhantomData))
     }
 }
 
-struct Kinds<T>(PhantomData<T>);
+struct FieldVisitor<T>(PhantomData<T>);
 
-impl<'de, T: Accepted> Visitor<'de> for Kinds<T> {
+impl<'de, T: FromJson> Visitor<'de> for FieldVisitor<T> {
     type Value = Field<T>;
 
     fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
-        formatter.write_str(T::WHAT)
+        formatter.write_str(T::EXPECTED)
     }
 
     fn visit_unit<E: de::Error>(self) -> Result<Field<T>, E> {
@@ -123,26 +123,26 @@ impl<'de, T: Accepted> Visitor<'de> for Kinds<T> {
     }
 
     fn visit_bool<E: de::Error>(self, value: bool) -> Result<Field<T>, E> {
-        found(T::from_bool(value), value)
+        accept(T::from_bool(value), value)
     }
 
     fn visit_u64<E: de::Error>(self, value: u64) -> Result<Field<T>, E> {
-        found(T::from_whole(value.into()), value)
+        accept(T::from_integer(value.into()), value)
     }
 
     fn visit_i64<E: de::Error>(self, value: i64) -> Result<Field<T>, E> {
-        found(T::from_whole(value.into()), value)
+        accept(T::from_integer(value.into()), value)
     }
 
     fn visit_f64<E: de::Error>(self, value: f64) -> Result<Field<T>, E> {
-        // 16.0 is a whole number; from 2^53 on such numbers are no longer exact.
-        let whole = (value.fract() == 0.0 && value.abs() < 2f64.powi(53)).then_some(value as i128);
-        found(whole.and_then(T::from_whole).or_else(|| T::from_number(value)), value)
+        // 16.0 is accepted as an integer. From 2^53 on, f64 does not represent every integer.
+        let integer = (value.fract() == 0.0 && value.abs() < 2f64.powi(53)).then_some(value as i128);
+        accept(integer.and_then(T::from_integer).or_else(|| T::from_number(value)), value)
     }
 
     fn visit_str<E: de::Error>(self, value: &str) -> Result<Field<T>, E> {
         let is_short = value.chars().nth(40).is_none();
-        found(T::from_text(value), if is_short { format!("{value:?}") } else { "this string".to_owned() })
+        accept(T::from_string(value), if is_short { format!("{value:?}") } else { "this string".to_owned() })
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Field<T>, A::Error> {
@@ -154,47 +154,47 @@ impl<'de, T: Accepted> Visitor<'de> for Kinds<T> {
     }
 }
 
-fn found<T: Accepted, E: de::Error>(value: Option<T>, given: impl fmt::Display) -> Result<Field<T>, E> {
-    value.map(|value| Field(Some(value))).ok_or_else(|| refused::<T, E>(given))
+fn accept<T: FromJson, E: de::Error>(value: Option<T>, given: impl fmt::Display) -> Result<Field<T>, E> {
+    value.map(|value| Field(Some(value))).ok_or_else(|| rejected::<T, E>(given))
 }
 
 /// The elements of a list, none of which is null.
-pub(crate) fn elements<'de, T: Accepted, A: SeqAccess<'de>>(mut list: A) -> Result<Vec<T>, A::Error> {
+pub(crate) fn elements<'de, T: FromJson, A: SeqAccess<'de>>(mut list: A) -> Result<Vec<T>, A::Error> {
     let mut all = Vec::new();
     while let Some(Field(element)) = list.next_element()? {
-        all.push(element.ok_or_else(|| refused::<T, A::Error>("null"))?);
+        all.push(element.ok_or_else(|| rejected::<T, A::Error>("null"))?);
     }
     Ok(all)
 }
 
-impl Accepted for String {
-    const WHAT: &'static str = "a string";
+impl FromJson for String {
+    const EXPECTED: &'static str = "a string";
 
-    fn from_text(text: &str) -> Option<Self> {
+    fn from_string(text: &str) -> Option<Self> {
         Some(text.to_owned())
     }
 }
 
-impl Accepted for bool {
-    const WHAT: &'static str = "true or false";
+impl FromJson for bool {
+    const EXPECTED: &'static str = "true or false";
 
     fn from_bool(value: bool) -> Option<Self> {
         Some(value)
     }
 }
 
-impl Accepted for u64 {
-    const WHAT: &'static str = "a whole number, 0 or more";
+impl FromJson for u64 {
+    const EXPECTED: &'static str = "a whole number, 0 or more";
 
-    fn from_whole(value: i128) -> Option<Self> {
+    fn from_integer(value: i128) -> Option<Self> {
         value.try_into().ok()
     }
 }
 
-impl Accepted for f64 {
-    const WHAT: &'static str = "a number";
+impl FromJson for f64 {
+    const EXPECTED: &'static str = "a number";
 
-    fn from_whole(value: i128) -> Option<Self> {
+    fn from_integer(value: i128) -> Option<Self> {
         Some(value as f64)
     }
 
@@ -203,32 +203,31 @@ impl Accepted for f64 {
     }
 }
 
-/// A token. Whether the vocabulary has it is for the model to say.
-impl Accepted for u32 {
-    const WHAT: &'static str = "a token, a whole number below 2^32";
+/// A token. Whether it is in the vocabulary is checked with the model.
+impl FromJson for u32 {
+    const EXPECTED: &'static str = "a token, a whole number below 2^32";
 
-    fn from_whole(value: i128) -> Option<Self> {
+    fn from_integer(value: i128) -> Option<Self> {
         value.try_into().ok()
     }
 }
 
-/// Tokens.
-impl Accepted for Vec<u32> {
-    const WHAT: &'static str = "a list of tokens";
+impl FromJson for Vec<u32> {
+    const EXPECTED: &'static str = "a list of tokens";
 
     fn from_list<'de, A: SeqAccess<'de>>(list: A) -> Result<Self, A::Error> {
         elements(list)
     }
 }
 
-/// A string or several.
+/// A string or a list of strings.
 #[derive(Clone, Debug)]
 pub(crate) struct Strings(pub(crate) Vec<String>);
 
-impl Accepted for Strings {
-    const WHAT: &'static str = "a string or a list of strings";
+impl FromJson for Strings {
+    const EXPECTED: &'static str = "a string or a list of strings";
 
-    fn from_text(text: &str) -> Option<Self> {
+    fn from_string(text: &str) -> Option<Self> {
         Some(Self(vec![text.to_owned()]))
     }
 
@@ -237,20 +236,20 @@ impl Accepted for Strings {
     }
 }
 
-/// A value of any kind that is not supported here. Clients send `{}`, `[]` and the like where they want nothing.
+/// A value of an unsupported field. Clients send `{}`, `[]` and the like when they do not use it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Unsupported {
     pub(crate) is_empty: bool,
 }
 
-impl Accepted for Unsupported {
-    const WHAT: &'static str = "any value";
+impl FromJson for Unsupported {
+    const EXPECTED: &'static str = "any value";
 
     fn from_bool(value: bool) -> Option<Self> {
         Some(Self { is_empty: !value })
     }
 
-    fn from_whole(value: i128) -> Option<Self> {
+    fn from_integer(value: i128) -> Option<Self> {
         Some(Self { is_empty: value == 0 })
     }
 
@@ -258,7 +257,7 @@ impl Accepted for Unsupported {
         Some(Self { is_empty: value == 0.0 })
     }
 
-    fn from_text(text: &str) -> Option<Self> {
+    fn from_string(text: &str) -> Option<Self> {
         Some(Self { is_empty: text.is_empty() })
     }
 

@@ -1,53 +1,52 @@
-//! How much is served at once, and for how long.
+//! The limits on memory and time.
 
 use std::time::Duration;
 
-/// How much is served at once, and for how long. All of it is bounded.
+/// The limits on memory and time. Everything that a client can make the server hold is bounded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Texts that are written at once. Each has a key-value cache.
+    /// Sequences generated at the same time. Each has a KV cache.
     pub streams: usize,
-    /// Requests that wait for their turn; more are refused with 429.
+    /// Requests in the queue; more are rejected with 429.
     pub queue: usize,
-    /// Tokens that one text may be asked to have.
+    /// `max_tokens` of one choice.
     pub tokens: usize,
-    /// Tokens that all texts of one request may be asked to have together.
+    /// `max_tokens` of all choices of one request together.
     pub request_tokens: usize,
-    /// Tokens of a request that wait for a client to read them, beside what the system holds; then its texts pause, and their
-    /// places are others'.
+    /// Unread tokens of one request, beside the system's socket buffers. Beyond it its sequences pause and give up their
+    /// slots.
     pub unread_tokens: usize,
-    /// Tokens that all prompts of one request have together.
+    /// Tokens of all prompts of one request together.
     pub prompt_tokens: usize,
     /// Tokens of one request to `/tokenize` or `/detokenize`.
     pub tokenized_tokens: usize,
-    /// Texts that one request may ask for.
+    /// Choices of one request: its prompts times `n`.
     pub choices: usize,
     /// Bytes of a request's body.
     pub body_bytes: usize,
-    /// Connections at once; more wait to be accepted.
+    /// Open connections; more wait to be accepted.
     pub connections: usize,
-    /// Models that are kept in memory.
+    /// Models kept in memory.
     pub models: usize,
-    /// Bytes of weights that are kept in memory; the model in use may take more.
+    /// Bytes of weights kept in memory. The model in use may take more.
     pub model_bytes: u64,
-    /// Bytes of key-value caches from which on no text is begun beyond `streams`, in the place of those that wait for
-    /// their clients.
+    /// Bytes of KV caches. Beyond it no sequence starts in the slot of a paused one.
     pub text_bytes: u64,
-    /// From the request to its last token, waiting included.
+    /// From the arrival of a request to its last token, including its time in the queue.
     pub request_time: Duration,
-    /// Until the head of a request is there, and between requests.
+    /// Until the head of a request has arrived, and between requests.
     pub head_time: Duration,
-    /// Until the body of a request is there.
+    /// Until the body of a request has arrived.
     pub body_time: Duration,
-    /// How long the rest of a body is read and discarded that the answer did not need.
+    /// How long the unread rest of a body is drained.
     pub drain_time: Duration,
-    /// How long a text waits for a client that does not read it, and a connection for one that takes no bytes.
+    /// How long a sequence stays paused, and how long a connection waits for a client that reads nothing.
     pub stall_time: Duration,
-    /// The age from which a connection gets no further request.
+    /// The age at which a connection stops accepting requests.
     pub connection_time: Duration,
-    /// How long texts that are being written may go on when the server is asked to end.
+    /// How long running sequences may continue after shutdown begins.
     pub grace_time: Duration,
-    /// How old the list of runs may be.
+    /// The maximum age of the list of runs.
     pub refresh_time: Duration,
 }
 

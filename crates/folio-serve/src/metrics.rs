@@ -1,4 +1,4 @@
-//! What Prometheus is told.
+//! Metrics for Prometheus.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,39 +17,35 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-use crate::Shared;
-
-/// The server's counters. Each is known to the registry, which writes them down.
+/// The server's metrics. Each is registered in `registry`, which renders them.
 pub(crate) struct Metrics {
     registry: Registry,
-    requests: Family<Answered, Counter>,
-    duration: Family<Route, Histogram>,
-    /// From a request for a completion to its first token.
+    requests: Family<RequestLabels, Counter>,
+    duration: Family<RouteLabels, Histogram>,
+    /// Seconds from the arrival of a request to its first token.
     pub(crate) first_token: Histogram,
-    /// Tokens that were drawn.
-    pub(crate) drawn: Counter,
-    /// Tokens of prompts that were taken up.
-    pub(crate) prompt: Counter,
-    /// Requests that wait.
-    pub(crate) waiting: Gauge,
-    /// Texts that are being written, those that wait for their client included.
+    pub(crate) generated_tokens: Counter,
+    /// Prompt tokens of accepted requests.
+    pub(crate) prompt_tokens: Counter,
+    pub(crate) queue_length: Gauge,
+    /// Active sequences, paused ones included.
     pub(crate) streams: Gauge,
-    /// Of these, the ones that wait for their client.
+    /// Paused sequences.
     pub(crate) paused: Gauge,
     /// Models in memory.
     pub(crate) models: Gauge,
-    /// Connections that are open.
+    /// Open connections.
     pub(crate) connections: Gauge,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Answered {
+struct RequestLabels {
     route: String,
     status: u16,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Route {
+struct RouteLabels {
     route: String,
 }
 
@@ -65,77 +61,78 @@ impl Metrics {
             requests: Family::default(),
             duration: Family::new_with_constructor(seconds),
             first_token: seconds(),
-            drawn: Counter::default(),
-            prompt: Counter::default(),
-            waiting: Gauge::default(),
+            generated_tokens: Counter::default(),
+            prompt_tokens: Counter::default(),
+            queue_length: Gauge::default(),
             streams: Gauge::default(),
             paused: Gauge::default(),
             models: Gauge::default(),
             connections: Gauge::default(),
         };
-        metrics.registered()
+        metrics.register()
     }
 
-    fn registered(mut self) -> Self {
+    fn register(mut self) -> Self {
         let registry = &mut self.registry;
         registry.register("requests", "Requests by route and status", self.requests.clone());
-        let told = "Seconds from a request to the end of its answer";
-        registry.register("request_seconds", told, self.duration.clone());
-        let told = "Seconds from a request for a completion to its first token";
-        registry.register("first_token_seconds", told, self.first_token.clone());
-        registry.register("drawn_tokens", "Tokens drawn", self.drawn.clone());
-        registry.register("prompt_tokens", "Tokens of prompts", self.prompt.clone());
-        registry.register("queue_length", "Requests that wait", self.waiting.clone());
-        registry.register("streams_active", "Texts that are being written", self.streams.clone());
-        registry.register("streams_paused", "Texts that wait for their client", self.paused.clone());
+        let help = "Seconds from the arrival of a request to the end of its response";
+        registry.register("request_seconds", help, self.duration.clone());
+        let help = "Seconds from the arrival of a completion request to its first token";
+        registry.register("first_token_seconds", help, self.first_token.clone());
+        registry.register("generated_tokens", "Generated tokens", self.generated_tokens.clone());
+        registry.register("prompt_tokens", "Prompt tokens", self.prompt_tokens.clone());
+        registry.register("queue_length", "Requests in the queue", self.queue_length.clone());
+        registry.register("streams_active", "Sequences being generated or paused", self.streams.clone());
+        let help = "Sequences paused because their client is not reading";
+        registry.register("streams_paused", help, self.paused.clone());
         registry.register("models_loaded", "Models in memory", self.models.clone());
-        registry.register("connections", "Connections that are open", self.connections.clone());
+        registry.register("connections", "Open connections", self.connections.clone());
         self
+    }
+
+    /// All metrics in OpenMetrics text format.
+    pub(crate) fn response(&self) -> Response {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("writing to a string does not fail");
+        let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+        ([(header::CONTENT_TYPE, kind)], text).into_response()
     }
 }
 
-/// `GET /metrics`
-pub(crate) async fn get(State(shared): State<Arc<Shared>>) -> Response {
-    let mut text = String::new();
-    encode(&mut text, &shared.metrics.registry).expect("a string takes any text");
-    let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
-    ([(header::CONTENT_TYPE, kind)], text).into_response()
-}
-
-/// Counts a request, and watches its answer to the end.
-pub(crate) async fn watch(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
-    let begun = Instant::now();
-    // A path that a client made up must not become a series of its own.
+/// Middleware that counts requests and measures the time to the end of each response.
+pub(crate) async fn observe(State(metrics): State<Arc<Metrics>>, request: Request, next: Next) -> Response {
+    let start = Instant::now();
+    // Unknown paths share one label, so that clients cannot create new time series.
     let matched = request.extensions().get::<MatchedPath>();
     let route = matched.map_or("other", |path| path.as_str()).to_owned();
     let response = next.run(request).await;
-    let answered = Answered { route: route.clone(), status: response.status().as_u16() };
-    shared.metrics.requests.get_or_create(&answered).inc();
-    let timer = Timer { shared, route: Route { route }, begun };
-    response.map(|body| Body::new(Watched { body, _timer: timer }))
+    let labels = RequestLabels { route: route.clone(), status: response.status().as_u16() };
+    metrics.requests.get_or_create(&labels).inc();
+    let timer = Timer { metrics, labels: RouteLabels { route }, start };
+    response.map(|body| Body::new(TimedBody { body, _timer: timer }))
 }
 
-/// Tells, when it is dropped, how long it lived.
+/// Records the time since `start` when it is dropped.
 struct Timer {
-    shared: Arc<Shared>,
-    route: Route,
-    begun: Instant,
+    metrics: Arc<Metrics>,
+    labels: RouteLabels,
+    start: Instant,
 }
 
 impl Drop for Timer {
     fn drop(&mut self) {
-        let seconds = self.begun.elapsed().as_secs_f64();
-        self.shared.metrics.duration.get_or_create(&self.route).observe(seconds);
+        let seconds = self.start.elapsed().as_secs_f64();
+        self.metrics.duration.get_or_create(&self.labels).observe(seconds);
     }
 }
 
-/// A body that is dropped together with a timer.
-struct Watched {
+/// A body with a timer that ends when the body is dropped.
+struct TimedBody {
     body: Body,
     _timer: Timer,
 }
 
-impl http_body::Body for Watched {
+impl http_body::Body for TimedBody {
     type Data = Bytes;
     type Error = axum::Error;
 

@@ -1,102 +1,107 @@
-//! Models in memory: read when they are first asked for, let go when others need their place.
+//! The models in memory: loaded on first use, evicted least recently used first.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use folio::error::Error;
-use folio::model::{Predictor, WeightFormat};
+use folio::model::{InferenceModel, WeightFormat};
 use folio::run_dir::Saved;
 use folio::tokenizer::Tokenizer;
 
-use crate::catalogue::{Listing, Run};
+use crate::catalog::{Listing, Run};
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 
-/// A model that can be asked.
-pub(crate) struct Model {
-    pub(crate) predictor: Arc<Predictor>,
+/// A model that is ready for inference.
+pub(crate) struct LoadedModel {
+    pub(crate) predictor: Arc<InferenceModel>,
     pub(crate) tokenizer: Arc<Tokenizer>,
 }
 
-/// A checkpoint as it was at some time: one that is written anew is another.
+/// Identifies a checkpoint at the time it was saved. A checkpoint that is overwritten gets another key.
 #[derive(Clone, PartialEq, Eq)]
-struct Key {
+struct CheckpointKey {
     path: PathBuf,
     modified: SystemTime,
 }
 
-/// The models in memory.
-pub(crate) struct Models {
-    /// Of the weights; if none is given, that in which a model was trained.
-    format: Option<WeightFormat>,
-    most: usize,
-    most_bytes: u64,
-    /// The one used last comes last.
-    loaded: Mutex<Vec<(Key, Arc<Model>)>>,
-    /// Held while one is read, so that many who ask for the same have it read once.
-    reading: Mutex<()>,
+struct CacheEntry {
+    key: CheckpointKey,
+    model: Arc<LoadedModel>,
 }
 
-impl Models {
+/// The models in memory.
+pub(crate) struct ModelCache {
+    /// The format of the weights; by default the precision that each model was trained in.
+    format: Option<WeightFormat>,
+    max_models: usize,
+    max_bytes: u64,
+    /// The most recently used entry is last.
+    entries: Mutex<Vec<CacheEntry>>,
+    /// Held while a model is loaded, so that concurrent requests for the same model load it once.
+    loading: Mutex<()>,
+}
+
+impl ModelCache {
     pub(crate) fn new(format: Option<WeightFormat>, limits: &Limits) -> Self {
         let Limits { models, model_bytes, .. } = *limits;
-        let (loaded, reading) = (Mutex::default(), Mutex::default());
-        Self { format, most: models.max(1), most_bytes: model_bytes, loaded, reading }
+        let (entries, loading) = (Mutex::default(), Mutex::default());
+        Self { format, max_models: models.max(1), max_bytes: model_bytes, entries, loading }
     }
 
-    /// The model of a checkpoint. Reads files, unless it is in memory.
+    /// The model of a checkpoint. Loads it if it is not in memory.
     ///
     /// # Errors
-    /// If the checkpoint, or the run's tokenizer, is damaged or gone.
+    /// If the checkpoint or the run's tokenizer is damaged or missing.
     pub(crate) fn get(
         &self,
         run: &Run,
         saved: &Saved,
         metrics: &Metrics,
-    ) -> folio::error::Result<Arc<Model>> {
-        let key = Key { path: saved.path.clone(), modified: saved.modified };
-        if let Some(model) = self.use_loaded(&key) {
+    ) -> folio::error::Result<Arc<LoadedModel>> {
+        let key = CheckpointKey { path: saved.path.clone(), modified: saved.modified };
+        if let Some(model) = self.cached(&key) {
             return Ok(model);
         }
-        let _turn = lock(&self.reading);
-        if let Some(model) = self.use_loaded(&key) {
+        let _guard = lock(&self.loading);
+        if let Some(model) = self.cached(&key) {
             return Ok(model);
         }
-        let model = Arc::new(self.read(run, saved)?);
-        let mut loaded = lock(&self.loaded);
-        // An older state of the same checkpoint has nobody left to ask for it.
-        loaded.retain(|(other, _)| other.path != key.path);
-        loaded.push((key, Arc::clone(&model)));
-        let bytes = |loaded: &[(Key, Arc<Model>)]| -> u64 {
-            loaded.iter().map(|(_, model)| model.predictor.weight_bytes() as u64).sum()
+        let model = Arc::new(self.load(run, saved)?);
+        let mut entries = lock(&self.entries);
+        // An overwritten checkpoint can no longer be requested.
+        entries.retain(|entry| entry.key.path != key.path);
+        entries.push(CacheEntry { key, model: Arc::clone(&model) });
+        let bytes = |entries: &[CacheEntry]| -> u64 {
+            entries.iter().map(|entry| entry.model.predictor.weight_bytes() as u64).sum()
         };
-        while loaded.len() > 1 && (loaded.len() > self.most || bytes(&loaded) > self.most_bytes) {
-            loaded.remove(0);
+        while entries.len() > 1 && (entries.len() > self.max_models || bytes(&entries) > self.max_bytes) {
+            entries.remove(0);
         }
-        metrics.models.set(loaded.len() as i64);
+        metrics.models.set(entries.len() as i64);
         Ok(model)
     }
 
-    /// Reads the models that a client is likely to ask for first, so that damage is told when the server starts.
+    /// Loads the default model and opens the default checkpoints of the other runs, so that damage is reported at the
+    /// start.
     ///
     /// # Errors
-    /// If the first of them cannot be read; of the others `on_warning` is told.
-    pub(crate) fn get_first(
+    /// If the first model cannot be loaded. Problems with the others are passed to `on_warning`.
+    pub(crate) fn preload(
         &self,
         listing: &Listing,
         metrics: &Metrics,
         on_warning: &dyn Fn(&str),
     ) -> folio::error::Result<()> {
-        let best = listing.runs.iter().filter_map(|run| Some((run, run.checkpoints.get(run.default)?)));
-        for (place, (run, saved)) in best.enumerate() {
-            let read = match place {
+        let defaults = listing.runs.iter().filter_map(|run| Some((run, run.checkpoints.get(run.default)?)));
+        for (index, (run, saved)) in defaults.enumerate() {
+            let result = match index {
                 0 => self.get(run, saved, metrics).map(drop),
-                // Of the others what costs little.
                 _ => run.directory.open_checkpoint(saved.name).map(drop),
             };
-            match read {
-                Err(error) if place == 0 => return Err(error),
+            match result {
+                Err(error) if index == 0 => return Err(error),
                 Err(error) => on_warning(&error.to_string()),
                 Ok(()) => {}
             }
@@ -104,16 +109,17 @@ impl Models {
         Ok(())
     }
 
-    fn use_loaded(&self, key: &Key) -> Option<Arc<Model>> {
-        let mut loaded = lock(&self.loaded);
-        let place = loaded.iter().position(|(other, _)| other == key)?;
-        let used = loaded.remove(place);
-        let model = Arc::clone(&used.1);
-        loaded.push(used);
+    /// The cached model with this key, which becomes the most recently used one.
+    fn cached(&self, key: &CheckpointKey) -> Option<Arc<LoadedModel>> {
+        let mut entries = lock(&self.entries);
+        let index = entries.iter().position(|entry| entry.key == *key)?;
+        let entry = entries.remove(index);
+        let model = Arc::clone(&entry.model);
+        entries.push(entry);
         Some(model)
     }
 
-    fn read(&self, run: &Run, saved: &Saved) -> folio::error::Result<Model> {
+    fn load(&self, run: &Run, saved: &Saved) -> folio::error::Result<LoadedModel> {
         let tokenizer = run.directory.tokenizer()?;
         let checkpoint = run.directory.open_checkpoint(saved.name)?;
         checkpoint.check_tokenizer(&tokenizer)?;
@@ -121,7 +127,7 @@ impl Models {
         if config.vocab_size != tokenizer.vocab_size() {
             let [model, tokens] = [config.vocab_size, tokenizer.vocab_size()];
             let reason = format!(
-                "is damaged: it knows {model} tokens, its tokenizer {tokens}; take another checkpoint"
+                "is damaged: its vocabulary has {model} tokens, its tokenizer {tokens}; use another checkpoint"
             );
             return Err(Error::Checkpoint { path: saved.path.clone(), reason });
         }
@@ -130,12 +136,12 @@ impl Models {
             None => WeightFormat::of(run.directory.settings()?.precision),
         };
         format.check(&config)?;
-        let predictor = Predictor::new(config, format, &checkpoint.parameters()?);
-        Ok(Model { predictor: Arc::new(predictor), tokenizer: Arc::new(tokenizer) })
+        let predictor = InferenceModel::new(config, format, &checkpoint.parameters()?);
+        Ok(LoadedModel { predictor: Arc::new(predictor), tokenizer: Arc::new(tokenizer) })
     }
 }
 
-/// Locks; what another left behind when it panicked is as good as before.
+/// Locks a mutex, also after another thread panicked while holding it: the data is consistent at all times.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

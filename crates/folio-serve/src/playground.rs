@@ -1,10 +1,10 @@
-//! What models there are, and what their heads attend to.
+//! The list of models, and the attention weights of a text.
 
 use std::sync::Arc;
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use folio::checkpoint::CheckpointName;
@@ -13,74 +13,77 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use crate::catalogue::Run;
-use crate::completions::{seconds_since_1970, spelling};
+use crate::catalog::Run;
+use crate::completions::{seconds_since_1970, token_text};
 use crate::errors::{ApiError, ApiResult};
 use crate::guard::json_body;
 use crate::json::{Field, parse};
-use crate::queue::{Attend, Work};
-use crate::{Shared, answer_json, apart};
+use crate::models::LoadedModel;
+use crate::queue::{AttentionJob, Task};
+use crate::responses::{blocking, json_value};
+use crate::state::Shared;
 
-/// Tokens whose attention is told at most: a picture of more could not be read.
-const ATTENTION_TOKENS: usize = 256;
+/// Maximum number of tokens in an attention map: a larger map could not be read.
+const MAX_ATTENTION_TOKENS: usize = 256;
 
 /// `GET /v1/models`
-pub(crate) async fn list(State(shared): State<Arc<Shared>>) -> ApiResult<Response> {
-    let list = apart(move || {
-        let listing = shared.catalogue.listing();
+pub(crate) async fn list_models(State(shared): State<Arc<Shared>>) -> ApiResult<Response> {
+    let list = blocking(move || {
+        let listing = shared.catalog.listing();
         let runs = listing.runs.iter();
         let all = runs.flat_map(|run| {
-            let own = run.checkpoints.get(run.default).map(|saved| openai(&run.id, saved));
+            let default = run.checkpoints.get(run.default).map(|saved| model_object(&run.id, saved));
             let checkpoints = run.checkpoints.iter();
-            own.into_iter().chain(checkpoints.map(|saved| openai(&full_name(run, saved), saved)))
+            let checkpoints = checkpoints.map(|saved| model_object(&full_name(run, saved), saved));
+            default.into_iter().chain(checkpoints)
         });
         Ok(json!({ "object": "list", "data": all.collect::<Vec<Value>>() }))
     });
-    Ok(answer_json(&list.await?))
+    Ok(json_value(&list.await?))
 }
 
 /// `GET /v1/models/{id}`
-pub(crate) async fn one(
+pub(crate) async fn get_model(
     State(shared): State<Arc<Shared>>,
     id: Result<Path<String>, PathRejection>,
 ) -> ApiResult<Response> {
     let Path(id) = id.map_err(|_| ApiError::malformed("the address is not UTF-8"))?;
     let find = move || {
-        let listing = shared.catalogue.listing();
-        let found = listing.find(&id).map(|(_, saved)| openai(&id, saved));
+        let listing = shared.catalog.listing();
+        let found = listing.find(&id).map(|(_, saved)| model_object(&id, saved));
         found.ok_or_else(|| ApiError::unknown_model(&id))
     };
-    Ok(answer_json(&apart(find).await?))
+    Ok(json_value(&blocking(find).await?))
 }
 
 fn full_name(run: &Run, saved: &Saved) -> String {
     format!("{}:{}", run.id, saved.name)
 }
 
-/// OpenAI's object.
-fn openai(id: &str, saved: &Saved) -> Value {
+/// OpenAI's model object.
+fn model_object(id: &str, saved: &Saved) -> Value {
     json!({ "id": id, "object": "model", "created": seconds_since_1970(saved.modified), "owned_by": "folio" })
 }
 
 /// `GET /api/models`
-pub(crate) async fn details(State(shared): State<Arc<Shared>>) -> ApiResult<Response> {
-    let list = apart(move || {
-        let listing = shared.catalogue.listing();
-        Ok(json!({ "models": listing.runs.iter().flat_map(of_run).collect::<Vec<Value>>() }))
+pub(crate) async fn model_details(State(shared): State<Arc<Shared>>) -> ApiResult<Response> {
+    let list = blocking(move || {
+        let listing = shared.catalog.listing();
+        Ok(json!({ "models": listing.runs.iter().flat_map(checkpoint_details).collect::<Vec<Value>>() }))
     });
-    Ok(answer_json(&list.await?))
+    Ok(json_value(&list.await?))
 }
 
-/// The checkpoints of a run, the one that its name alone means first. A run that cannot be read has none.
-fn of_run(run: &Run) -> Vec<Value> {
+/// The checkpoints of a run, the default one first; none if the run cannot be read.
+fn checkpoint_details(run: &Run) -> Vec<Value> {
     let (Ok(settings), Ok(config)) = (run.directory.settings(), run.directory.model_config()) else {
         return Vec::new();
     };
-    let mut places: Vec<usize> = (0..run.checkpoints.len()).collect();
-    places.sort_by_key(|&place| place != run.default);
-    let model = |place: usize| {
-        let saved = &run.checkpoints[place];
-        let is_default = place == run.default;
+    let mut indices: Vec<usize> = (0..run.checkpoints.len()).collect();
+    indices.sort_by_key(|&index| index != run.default);
+    let details = |index: usize| {
+        let saved = &run.checkpoints[index];
+        let is_default = index == run.default;
         let (epoch, step) = match saved.name {
             CheckpointName::Epoch(epoch) => (Some(epoch), None),
             CheckpointName::Step(step) => (None, Some(step)),
@@ -100,7 +103,7 @@ fn of_run(run: &Run) -> Vec<Value> {
             },
         })
     };
-    places.into_iter().map(model).collect()
+    indices.into_iter().map(details).collect()
 }
 
 #[derive(Default, Deserialize)]
@@ -112,58 +115,65 @@ struct AttentionRequest {
     block: Field<u64>,
 }
 
+/// The model and the tokens whose attention weights to compute.
+struct AttentionInput {
+    model: Arc<LoadedModel>,
+    tokens: Vec<u32>,
+    block: usize,
+}
+
 /// `POST /api/attention`
 pub(crate) async fn attention(State(shared): State<Arc<Shared>>, request: Request) -> ApiResult<Response> {
-    let body = json_body(request, &shared.limits).await?;
-    let AttentionRequest { model, text, tokens, block } = parse(&body)?;
-    let missing = || ApiError::field("model", "is missing: GET /v1/models lists the models");
-    let model = model.0.ok_or_else(missing)?;
-    let block = block.0.unwrap_or(0);
-    let (model, tokens) = {
+    let request: AttentionRequest = parse(&json_body(request, &shared.limits).await?)?;
+    let input = {
         let shared = Arc::clone(&shared);
-        apart(move || {
-            let model = shared.model(&model)?;
-            let tokens = match (text.0, tokens.0) {
-                (Some(text), None) => {
-                    let encoded = model.tokenizer.encode(&text);
-                    encoded.map_err(|error| ApiError::field("text", error.to_string()))?
-                }
-                (None, Some(tokens)) => tokens,
-                _ => return Err(ApiError::field("text", "give either a text or tokens")),
-            };
-            let config = model.predictor.config();
-            if tokens.is_empty() || tokens.iter().any(|&token| token as usize >= config.vocab_size) {
-                let message = format!("one token at least, and of the vocabulary of {}", config.vocab_size);
-                return Err(ApiError::field("tokens", message));
-            }
-            if block >= config.n_blocks as u64 {
-                let message = format!("the model's blocks are 0 to {}", config.n_blocks - 1);
-                return Err(ApiError::field("block", message));
-            }
-            let most = config.block_size.min(ATTENTION_TOKENS);
-            let from = tokens.len().saturating_sub(most);
-            Ok((model, tokens[from..].to_vec()))
-        })
-        .await?
+        blocking(move || attention_input(&shared, request)).await?
     };
-    let (answer, answered) = oneshot::channel();
-    let block = block as usize;
-    let work = Attend { model: Arc::clone(&model), tokens: tokens.clone(), block, answer };
-    shared.put(Work::Attend(work))?;
-    let weights = match tokio::time::timeout(shared.limits.request_time, answered).await {
+    let AttentionInput { model, tokens, block } = input;
+    let (reply, received) = oneshot::channel();
+    let job = AttentionJob { model: Arc::clone(&model), tokens: tokens.clone(), block, reply };
+    shared.push(Task::Attention(job))?;
+    let weights = match tokio::time::timeout(shared.limits.request_time, received).await {
         Ok(Ok(weights)) => weights,
-        Ok(Err(_)) if shared.queue.closing().is_some() => return Err(ApiError::closing()),
-        Ok(Err(_)) => return Err(ApiError::internal("the model failed at this request")),
+        Ok(Err(_)) if shared.queue.shutdown_deadline().is_some() => return Err(ApiError::shutting_down()),
+        Ok(Err(_)) => return Err(ApiError::internal("the model failed on this request")),
         Err(_) => return Err(ApiError::time_limit(shared.limits.request_time.as_secs())),
     };
     let bytes: Vec<u8> = weights.iter().map(|weight| (weight * 255.0).round() as u8).collect();
-    let texts: Vec<String> = tokens.iter().map(|&token| spelling(token, &model.tokenizer)).collect();
-    Ok(answer_json(&json!({
+    let texts: Vec<String> = tokens.iter().map(|&token| token_text(token, &model.tokenizer)).collect();
+    Ok(json_value(&json!({
         "tokens": texts,
         "token_ids": tokens,
         "block": block,
         "heads": model.predictor.config().n_heads,
         "weights": STANDARD.encode(bytes),
-    }))
-    .into_response())
+    })))
+}
+
+/// Loads the model, encodes the text and validates the request. Of a long text the last tokens are kept.
+fn attention_input(shared: &Shared, request: AttentionRequest) -> ApiResult<AttentionInput> {
+    let AttentionRequest { model, text, tokens, block } = request;
+    let missing = || ApiError::field("model", "is missing: GET /v1/models lists the models");
+    let model = shared.model(&model.0.ok_or_else(missing)?)?;
+    let block = block.0.unwrap_or(0);
+    let tokens = match (text.0, tokens.0) {
+        (Some(text), None) => {
+            let encoded = model.tokenizer.encode(&text);
+            encoded.map_err(|error| ApiError::field("text", error.to_string()))?
+        }
+        (None, Some(tokens)) => tokens,
+        _ => return Err(ApiError::field("text", "give either text or tokens")),
+    };
+    let config = model.predictor.config();
+    if tokens.is_empty() || tokens.iter().any(|&token| token as usize >= config.vocab_size) {
+        let message = format!("must be at least one token of the vocabulary of {}", config.vocab_size);
+        return Err(ApiError::field("tokens", message));
+    }
+    if block >= config.n_blocks as u64 {
+        let message = format!("must be from 0 to {}, the model's last block", config.n_blocks - 1);
+        return Err(ApiError::field("block", message));
+    }
+    let max = config.block_size.min(MAX_ATTENTION_TOKENS);
+    let tokens = tokens[tokens.len().saturating_sub(max)..].to_vec();
+    Ok(AttentionInput { model, tokens, block: block as usize })
 }

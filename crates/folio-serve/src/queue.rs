@@ -1,4 +1,4 @@
-//! What waits for the engine: handlers put requests in, the engine takes them out between two steps.
+//! The bounded queue between the HTTP handlers, which push tasks, and the engine, which pops them between two steps.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -8,106 +8,111 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::errors::ApiError;
 use crate::metrics::Metrics;
-use crate::models::Model;
+use crate::models::LoadedModel;
 use folio::generate::{Finish, Request};
 
-/// What the engine does.
-pub(crate) enum Work {
-    /// It writes texts.
-    Write(Job),
-    /// It looks at what heads attend to.
-    Attend(Attend),
+/// A unit of work for the engine.
+pub(crate) enum Task {
+    Generate(GenerationJob),
+    Attention(AttentionJob),
 }
 
-/// A request for texts. They are begun one by one, as places come free.
-pub(crate) struct Job {
-    pub(crate) model: Arc<Model>,
-    /// Those that have not begun, each with its place in the answer.
-    pub(crate) texts: VecDeque<(usize, Request)>,
-    pub(crate) ticket: Arc<Ticket>,
+/// A request for one or more sequences. The engine starts them one by one as slots become free.
+pub(crate) struct GenerationJob {
+    pub(crate) model: Arc<LoadedModel>,
+    /// The sequences that have not started.
+    pub(crate) pending: VecDeque<PendingSequence>,
+    pub(crate) events: Arc<EventSender>,
+}
+
+/// A sequence that has not started.
+pub(crate) struct PendingSequence {
+    /// The index of its choice in the response.
+    pub(crate) choice: usize,
+    pub(crate) request: Request,
 }
 
 /// A request for attention weights.
-pub(crate) struct Attend {
-    pub(crate) model: Arc<Model>,
+pub(crate) struct AttentionJob {
+    pub(crate) model: Arc<LoadedModel>,
     pub(crate) tokens: Vec<u32>,
     pub(crate) block: usize,
-    pub(crate) answer: oneshot::Sender<Vec<f32>>,
+    pub(crate) reply: oneshot::Sender<Vec<f32>>,
 }
 
-/// What the texts of one request share: the way back to its client. When the last of them is dropped the client's end
-/// closes.
-pub(crate) struct Ticket {
-    events: mpsc::Sender<Told>,
-    /// Why there are no more events, if texts did not end by themselves.
+/// The channel from the engine to the client, shared by all sequences of one request. It closes when the last of them
+/// drops it.
+pub(crate) struct EventSender {
+    events: mpsc::Sender<TokenEvent>,
+    /// Why the sequences ended early, if they did.
     failure: Arc<OnceLock<Failure>>,
     pub(crate) deadline: Instant,
-    begun: Instant,
-    /// How many texts send here.
-    texts: usize,
+    started: Instant,
+    /// How many sequences share this channel.
+    sequences: usize,
 }
 
-/// The client's end of a [`Ticket`].
-pub(crate) struct Listener {
-    events: mpsc::Receiver<Told>,
+/// The handler's end of an [`EventSender`].
+pub(crate) struct EventReceiver {
+    events: mpsc::Receiver<TokenEvent>,
     failure: Arc<OnceLock<Failure>>,
 }
 
-/// A token of one of a request's texts.
+/// A sampled token of one of a request's sequences.
 #[derive(Debug)]
-pub(crate) struct Told {
-    /// The place of the text in the answer.
+pub(crate) struct TokenEvent {
+    /// The index of the choice in the response.
     pub(crate) choice: usize,
     pub(crate) token: u32,
     pub(crate) logprob: Option<f32>,
     pub(crate) alternatives: Vec<(u32, f32)>,
-    /// What became certain of the text.
+    /// The text that became final with this token. Text that may still turn into a stop string is held back.
     pub(crate) text: String,
     pub(crate) finish: Option<Finish>,
 }
 
-/// Why texts end that were not finished.
+/// Why a sequence ended early.
 #[derive(Clone, Debug)]
 pub(crate) enum Failure {
-    /// The server is about to end.
-    Closing,
-    /// The request took longer than it may.
+    /// The server is shutting down.
+    ShuttingDown,
+    /// The request exceeded its time limit.
     TimeLimit,
     /// The client did not read.
     Stalled,
-    /// The library refused the request, with its reason.
-    Refused(ApiError),
-    /// Something broke.
-    Broken,
+    /// The library rejected the request.
+    Rejected(ApiError),
+    /// The engine panicked.
+    Panicked,
 }
 
-impl Ticket {
-    /// A ticket for so many texts, of which so many tokens may wait for the client, and the end that listens.
-    pub(crate) fn new(texts: usize, unread: usize, deadline: Instant) -> (Arc<Self>, Listener) {
-        let (sender, receiver) = mpsc::channel(unread + texts);
+impl EventSender {
+    /// A channel for this many sequences that holds `unread` tokens the client has not read.
+    pub(crate) fn new(sequences: usize, unread: usize, deadline: Instant) -> (Arc<Self>, EventReceiver) {
+        let (sender, receiver) = mpsc::channel(unread + sequences);
         let failure = Arc::new(OnceLock::new());
-        let listener = Listener { events: receiver, failure: Arc::clone(&failure) };
-        (Arc::new(Self { events: sender, failure, deadline, begun: Instant::now(), texts }), listener)
+        let events = EventReceiver { events: receiver, failure: Arc::clone(&failure) };
+        (Arc::new(Self { events: sender, failure, deadline, started: Instant::now(), sequences }), events)
     }
 
-    /// Whether nobody listens any more.
-    pub(crate) fn is_gone(&self) -> bool {
+    /// Whether the client has disconnected.
+    pub(crate) fn is_canceled(&self) -> bool {
         self.events.is_closed()
     }
 
-    /// Whether each text may send once more.
+    /// Whether each sequence can send one more event.
     pub(crate) fn has_room(&self) -> bool {
-        self.events.capacity() >= self.texts
+        self.events.capacity() >= self.sequences
     }
 
-    /// Tells of a token, which nobody may want any more.
-    pub(crate) fn tell(&self, told: Told) {
-        if let Err(mpsc::error::TrySendError::Full(_)) = self.events.try_send(told) {
-            unreachable!("room was looked for before the step");
+    /// Sends an event, unless the client has disconnected. The caller has checked [`Self::has_room`].
+    pub(crate) fn send(&self, event: TokenEvent) {
+        if let Err(mpsc::error::TrySendError::Full(_)) = self.events.try_send(event) {
+            unreachable!("room was checked before the step");
         }
     }
 
-    /// Notes why the texts end; the first reason counts.
+    /// Records why the sequences ended early. The first reason is kept.
     pub(crate) fn fail(&self, failure: Failure) {
         let _ = self.failure.set(failure);
     }
@@ -116,32 +121,35 @@ impl Ticket {
         self.failure.get().is_some()
     }
 
-    /// How long ago the request came.
+    /// Time since the request arrived.
     pub(crate) fn age(&self) -> Duration {
-        self.begun.elapsed()
+        self.started.elapsed()
     }
 }
 
-impl Listener {
-    /// The next token of any of the texts; an error if they ended before their time.
-    pub(crate) async fn next(&mut self) -> Result<Told, Failure> {
+impl EventReceiver {
+    /// The next token of any of the sequences, or why they ended early.
+    pub(crate) async fn next(&mut self) -> Result<TokenEvent, Failure> {
         match self.events.recv().await {
-            Some(told) => Ok(told),
-            None => Err(self.failure.get().cloned().unwrap_or(Failure::Broken)),
+            Some(event) => Ok(event),
+            None => Err(self.failure.get().cloned().unwrap_or(Failure::Panicked)),
         }
     }
 }
 
-/// Why something cannot be put in the queue.
+/// Why a task was not queued.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Refused {
-    /// As much waits as may: try again in so many seconds.
-    Full(u64),
-    /// The server is about to end.
-    Closing,
+pub(crate) enum PushError {
+    /// The queue is full.
+    Full {
+        /// Seconds after which to retry.
+        retry_after: u64,
+    },
+    /// The server is shutting down.
+    ShuttingDown,
 }
 
-/// A bounded queue. The engine alone takes out of it.
+/// A bounded queue. Only the engine pops from it.
 pub(crate) struct Queue {
     capacity: usize,
     streams: usize,
@@ -152,18 +160,18 @@ pub(crate) struct Queue {
 
 #[derive(Default)]
 struct State {
-    waiting: VecDeque<Work>,
-    /// Until when texts under way may go on, once the server is asked to end.
-    closing: Option<Instant>,
-    /// How long a request took of late, from its arrival to its end.
-    seconds: f64,
+    waiting: VecDeque<Task>,
+    /// Set when the server is shutting down: when running sequences are cut off.
+    shutdown_deadline: Option<Instant>,
+    /// Moving average of the duration of a request, from its arrival to its last token.
+    average_seconds: f64,
 }
 
-impl Work {
-    fn is_gone(&self) -> bool {
+impl Task {
+    fn is_canceled(&self) -> bool {
         match self {
-            Self::Write(job) => job.ticket.is_gone() || job.ticket.has_failed(),
-            Self::Attend(attend) => attend.answer.is_closed(),
+            Self::Generate(job) => job.events.is_canceled() || job.events.has_failed(),
+            Self::Attention(job) => job.reply.is_closed(),
         }
     }
 }
@@ -178,80 +186,81 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts work at the end.
-    pub(crate) fn push(&self, work: Work) -> Result<(), Refused> {
+    /// Appends a task.
+    pub(crate) fn push(&self, task: Task) -> Result<(), PushError> {
         let mut state = self.lock();
-        if state.closing.is_some() {
-            return Err(Refused::Closing);
+        if state.shutdown_deadline.is_some() {
+            return Err(PushError::ShuttingDown);
         }
         if state.waiting.len() >= self.capacity {
-            state.waiting.retain(|work| !work.is_gone());
+            state.waiting.retain(|task| !task.is_canceled());
         }
         if state.waiting.len() >= self.capacity {
-            // As long as it takes until those that wait have had their turn.
-            let turns = self.capacity.div_ceil(self.streams) as f64;
-            return Err(Refused::Full((state.seconds * turns).ceil().clamp(1.0, 60.0) as u64));
+            // An estimate of how long it takes to serve everything in the queue.
+            let rounds = self.capacity.div_ceil(self.streams) as f64;
+            let retry_after = (state.average_seconds * rounds).ceil().clamp(1.0, 60.0) as u64;
+            return Err(PushError::Full { retry_after });
         }
-        state.waiting.push_back(work);
-        self.note(&state);
+        state.waiting.push_back(task);
+        self.update_metrics(&state);
         self.wake.notify_one();
         Ok(())
     }
 
-    /// The next that somebody still wants: one text of a job, or a whole other work. `writes` says whether a text could be
-    /// begun now.
-    pub(crate) fn next(&self, writes: bool) -> Option<Work> {
+    /// Pops the next task whose client is still connected: one sequence of a generation job, or an attention job.
+    /// `can_generate` says whether a sequence can be started now.
+    pub(crate) fn pop(&self, can_generate: bool) -> Option<Task> {
         let mut state = self.lock();
-        state.waiting.retain(|work| !work.is_gone());
+        state.waiting.retain(|task| !task.is_canceled());
         let next = match state.waiting.front_mut() {
-            Some(Work::Write(_)) if !writes => None,
-            Some(Work::Write(job)) if job.texts.len() > 1 => {
-                let texts = job.texts.pop_front().into_iter().collect();
-                let (model, ticket) = (Arc::clone(&job.model), Arc::clone(&job.ticket));
-                Some(Work::Write(Job { model, texts, ticket }))
+            Some(Task::Generate(_)) if !can_generate => None,
+            Some(Task::Generate(job)) if job.pending.len() > 1 => {
+                let pending = job.pending.pop_front().into_iter().collect();
+                let (model, events) = (Arc::clone(&job.model), Arc::clone(&job.events));
+                Some(Task::Generate(GenerationJob { model, pending, events }))
             }
             _ => state.waiting.pop_front(),
         };
-        self.note(&state);
+        self.update_metrics(&state);
         next
     }
 
-    /// Waits until something is put in, the server is asked to end, or `time` is over.
-    pub(crate) fn wait(&self, time: Option<Duration>) {
+    /// Waits until a task is pushed, the server shuts down, or the timeout expires.
+    pub(crate) fn wait(&self, timeout: Option<Duration>) {
         let state = self.lock();
-        let idle = |state: &mut State| state.waiting.is_empty() && state.closing.is_none();
-        // A poisoned lock is as good as another, and whoever waits looks for themselves.
-        match time {
-            Some(time) => drop(self.wake.wait_timeout(state, time)),
+        let idle = |state: &mut State| state.waiting.is_empty() && state.shutdown_deadline.is_none();
+        // The result is ignored, a poisoned lock included: the caller checks the queue again.
+        match timeout {
+            Some(timeout) => drop(self.wake.wait_timeout(state, timeout)),
             None => drop(self.wake.wait_while(state, idle)),
         }
     }
 
-    /// Takes in nothing more, drops what waits, and lets texts under way go on until a moment.
-    pub(crate) fn close(&self, until: Instant) {
+    /// Rejects new tasks, drops waiting ones, and lets running sequences continue until the deadline.
+    pub(crate) fn shut_down(&self, deadline: Instant) {
         let mut state = self.lock();
-        state.closing = Some(until);
-        for work in state.waiting.drain(..) {
-            if let Work::Write(job) = work {
-                job.ticket.fail(Failure::Closing);
+        state.shutdown_deadline = Some(deadline);
+        for task in state.waiting.drain(..) {
+            if let Task::Generate(job) = task {
+                job.events.fail(Failure::ShuttingDown);
             }
         }
-        self.note(&state);
+        self.update_metrics(&state);
         self.wake.notify_one();
     }
 
-    /// Until when texts may go on, if the server is asked to end.
-    pub(crate) fn closing(&self) -> Option<Instant> {
-        self.lock().closing
+    /// When running sequences are cut off, if the server is shutting down.
+    pub(crate) fn shutdown_deadline(&self) -> Option<Instant> {
+        self.lock().shutdown_deadline
     }
 
-    /// Takes note of how long a request took.
-    pub(crate) fn learn(&self, time: Duration) {
+    /// Adds the duration of a request to the moving average.
+    pub(crate) fn record_duration(&self, duration: Duration) {
         let mut state = self.lock();
-        state.seconds += (time.as_secs_f64() - state.seconds) / 8.0;
+        state.average_seconds += (duration.as_secs_f64() - state.average_seconds) / 8.0;
     }
 
-    fn note(&self, state: &State) {
-        self.metrics.waiting.set(state.waiting.len() as i64);
+    fn update_metrics(&self, state: &State) {
+        self.metrics.queue_length.set(state.waiting.len() as i64);
     }
 }

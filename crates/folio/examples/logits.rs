@@ -6,7 +6,7 @@
 //! ```
 
 use folio::checkpoint::CheckpointName;
-use folio::model::{Gpt2, Precision};
+use folio::model::{CpuBackend, Precision};
 use folio::run_dir::RunDir;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let run = RunDir::new(run_dir);
     let checkpoint = run.open_checkpoint(CheckpointName::Epoch(number.parse()?))?;
     let config = checkpoint.state().identity.model;
-    let mut model = Gpt2::from_parameters(config, Precision::F32, checkpoint.parameters()?);
+    let mut model = CpuBackend::from_parameters(config, Precision::F32, checkpoint.parameters()?);
     // Any sequence will do; this one wanders through the vocabulary.
     let tokens: Vec<u32> =
         (0..config.block_size.min(48)).map(|t| ((t * t * 7 + t) % config.vocab_size) as u32).collect();

@@ -1,14 +1,15 @@
-//! Checkpoints: directories that hold what a run is at one moment.
+//! Checkpoints: directories with the complete state of a run.
 //!
 //! - `model.safetensors`: the weights under Hugging Face's GPT-2 names;
 //! - `config.json`, `generation_config.json`, `tokenizer.json`, `tokenizer_config.json`: what transformers needs to load
 //!   the directory as it is, with `AutoTokenizer`, `AutoModelForCausalLM` or `pipeline` (transformers.rs). Checkpoints of
 //!   earlier versions have only the first of them;
-//! - `optimizer.safetensors`: AdamW's two means, as `mean.NAME` and `square.NAME`; not in one that keeps weights alone;
-//! - `state.json`: the place in the run, random streams and histories;
-//! - `manifest.json`: length and SHA-256 of each of these, checked whenever one is read.
+//! - `optimizer.safetensors`: AdamW's moments, `mean.NAME` (exp_avg) and `square.NAME` (exp_avg_sq); absent if only the weights
+//!   are kept;
+//! - `state.json`: the position in the run, random streams and losses;
+//! - `manifest.json`: length and SHA-256 of each file, verified whenever one is read.
 //!
-//! A checkpoint is filled under a temporary name and renamed, so that one that exists is whole.
+//! A checkpoint is written under a temporary name and then renamed, so an existing checkpoint is complete.
 
 use std::fmt::{self, Display};
 use std::fs;
@@ -22,8 +23,7 @@ use crate::data::SplitKind;
 use crate::error::{Error, Result};
 use crate::files::{remove_rubbish, write_directory_atomic, write_json};
 use crate::history::{EpochSums, History};
-use crate::model::{ModelConfig, ParameterSpec, Parameters};
-use crate::optim::{AdamW, AdamWConfig};
+use crate::model::{ModelConfig, Moments, ParameterSpec, Parameters};
 use crate::rng::Rng;
 use crate::settings::Settings;
 use crate::tokenizer::Tokenizer;
@@ -34,19 +34,23 @@ mod transformers;
 
 use manifest::{MANIFEST_FILE, Manifest};
 
-/// The versions of these files that are read; the last is written.
+/// The versions that can be read. The last one is written.
 const FORMATS: RangeInclusive<u32> = 2..=3;
 
 const MODEL_FILE: &str = "model.safetensors";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 const STATE_FILE: &str = "state.json";
 
-/// What a checkpoint is called in its run's directory.
+/// Prefixes of the tensor names in [`OPTIMIZER_FILE`].
+const EXP_AVG: &str = "mean.";
+const EXP_AVG_SQ: &str = "square.";
+
+/// The name of a checkpoint in its run's directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CheckpointName {
     /// `checkpoint_N`: after epoch N, with its evaluation.
     Epoch(u64),
-    /// `step_N`: after step N, in the midst of an epoch or of a run that keeps no other. There is one at most.
+    /// `step_N`: after step N, inside an epoch. There is at most one.
     Step(u64),
 }
 
@@ -60,53 +64,54 @@ impl Display for CheckpointName {
 }
 
 impl CheckpointName {
-    /// The name as a directory's, if it is one.
+    /// Parses a directory's name.
     pub fn parse(name: &str) -> Option<Self> {
         let number = |prefix| name.strip_prefix(prefix)?.parse().ok();
         let found = number("checkpoint_").map(Self::Epoch).or_else(|| number("step_").map(Self::Step))?;
-        // `checkpoint_007` is not ours.
+        // Rejects names such as `checkpoint_007`.
         (found.to_string() == name).then_some(found)
     }
 }
 
-/// What a run is made of besides weights and optimizer.
+/// The state of a run besides weights and moments.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainingState {
-    /// What must be the same for a run to go on from here.
+    /// What must be equal for a run to resume from here.
     pub identity: Identity,
-    /// [`Settings::decisive`]; none in checkpoints of format 2.
+    /// [`Settings::decisive`]; `None` in checkpoints of format 2.
     #[serde(default)]
     pub settings: Option<Map<String, Value>>,
-    /// Epochs ended.
+    /// Completed epochs.
     pub epoch: u64,
-    /// Steps taken, those that were skipped included.
+    /// Steps taken, including skipped ones.
     pub global_step: u64,
-    /// Steps that the optimizer took.
+    /// Updates by the optimizer.
     pub optimizer_steps: u64,
-    /// How many of the last steps were skipped.
+    /// The number of successive steps skipped up to now.
     pub skipped_in_a_row: u64,
-    /// The epoch and the step at which the schedule began to count: 0 unless it was restarted.
+    /// Where the schedule starts: at 0 unless it was restarted.
     pub schedule_start: ScheduleStart,
-    /// The stream that orders the blocks, before it ordered those of the epoch under way.
+    /// The random stream that shuffles the blocks, before it shuffled those of the current epoch.
     pub order: Rng,
-    /// The stream that keys the dropout of the next step.
+    /// The random stream of dropout keys, before the next step.
     pub dropout: Rng,
-    /// The epoch under way.
-    pub under_way: EpochSums,
-    /// If the last epoch was ended early by a limit to the steps: how to take it up again.
+    /// The current epoch.
+    #[serde(rename = "under_way")]
+    pub epoch_progress: EpochSums,
+    /// If `max_steps` cut the last epoch short: how to complete it.
     pub cut_short: Option<CutShort>,
-    /// The losses and rates so far.
+    /// Losses and learning rates so far.
     pub history: History,
 }
 
 impl TrainingState {
-    /// Checks that the numbers can have been written by a run, so that nothing that uses them need doubt it.
+    /// Validates the numbers, so that code that uses them need not.
     fn check(&self) -> std::result::Result<(), String> {
         self.identity.model.validate().map_err(|error| error.to_string())?;
-        let Self { under_way, schedule_start, history, .. } = self;
-        let began = self.global_step.checked_sub(under_way.batches);
-        let learned = under_way.batches.checked_sub(under_way.skipped);
+        let Self { epoch_progress, schedule_start, history, .. } = self;
+        let began = self.global_step.checked_sub(epoch_progress.batches);
+        let learned = epoch_progress.batches.checked_sub(epoch_progress.skipped);
         let cut_short = self.cut_short.as_ref();
         let cut = cut_short.is_none_or(|cut| {
             cut.sums.batches <= self.global_step && cut.sums.skipped <= cut.sums.batches && self.epoch > 0
@@ -126,7 +131,7 @@ impl TrainingState {
     }
 }
 
-/// What a run is about, and may not change when it goes on.
+/// What identifies a run, and must not change when it resumes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Identity {
@@ -134,22 +139,22 @@ pub struct Identity {
     pub model: ModelConfig,
     /// The tokenizer's [`Tokenizer::digest`].
     pub tokenizer_sha256: String,
-    /// The text's.
+    /// The SHA-256 of the text.
     pub data_sha256: String,
-    /// The evaluation text's, if it is one of its own.
+    /// The SHA-256 of the evaluation text, if there is a separate one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eval_data_sha256: Option<String>,
-    /// Whether special tokens that are written in the text count as such.
+    /// Whether special tokens written in the text are encoded as such.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub special_tokens: bool,
-    /// How the text is divided.
+    /// How the text is split.
     pub split: SplitKind,
-    /// The seed, by which it is divided too.
+    /// The seed, which also determines the split.
     pub seed: u64,
 }
 
 impl Identity {
-    /// What a run with these settings is about.
+    /// The identity of a run with these settings.
     pub fn of(settings: &Settings, tokenizer: &Tokenizer) -> Self {
         Self {
             model: settings.model_config(tokenizer.vocab_size()),
@@ -163,41 +168,41 @@ impl Identity {
     }
 }
 
-/// Where a schedule begins to count.
+/// Where a schedule starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ScheduleStart {
-    /// Epochs ended by then.
+    /// Epochs completed before.
     pub epoch: u64,
-    /// Steps taken by then.
+    /// Steps taken before.
     pub step: u64,
 }
 
-/// An epoch that ended before all its blocks were drawn.
+/// An epoch that ended before all its blocks were used.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CutShort {
-    /// The stream that ordered its blocks, before it did.
+    /// The random stream before it shuffled the epoch's blocks.
     pub order: Rng,
-    /// What its steps had told.
+    /// The sums of its steps.
     pub sums: EpochSums,
 }
 
-/// Writes the checkpoint `directory`, in place of one that stood there.
+/// Writes a checkpoint, replacing an existing one.
 ///
 /// # Errors
-/// [`Error::File`] if it cannot be written; what stood there still does.
+/// [`Error::File`] if it cannot be written. An existing checkpoint is then unchanged.
 pub fn save(
     directory: &Path,
     parameters: &Parameters,
-    optimizer: &AdamW,
+    moments: &Moments,
     state: &TrainingState,
     tokenizer: &Tokenizer,
 ) -> Result<()> {
     write_directory_atomic(directory, |inside| {
         tensors::write(&inside.join(MODEL_FILE), &[("", parameters.values())], parameters.specs())?;
-        let means = [("mean.", optimizer.mean()), ("square.", optimizer.square())];
-        tensors::write(&inside.join(OPTIMIZER_FILE), &means, parameters.specs())?;
+        let moments = [(EXP_AVG, &moments.exp_avg[..]), (EXP_AVG_SQ, &moments.exp_avg_sq[..])];
+        tensors::write(&inside.join(OPTIMIZER_FILE), &moments, parameters.specs())?;
         write_json(&inside.join(STATE_FILE), state)?;
         transformers::write(inside, &state.identity.model, tokenizer)?;
         let own = [MODEL_FILE, OPTIMIZER_FILE, STATE_FILE];
@@ -205,7 +210,7 @@ pub fn save(
     })
 }
 
-/// The files that a checkpoint consists of, by its manifest. Those are listed too that [`strip`] removes.
+/// The files of a checkpoint according to its manifest, including those that [`strip`] removes.
 ///
 /// # Errors
 /// If the manifest cannot be read.
@@ -214,14 +219,14 @@ pub(crate) fn listed_files(directory: &Path) -> Result<Vec<String>> {
     Ok(manifest.names().chain([MANIFEST_FILE, OPTIMIZER_FILE]).map(str::to_owned).collect())
 }
 
-/// Checks that the files of a checkpoint have the lengths that its manifest lists; the first that has not, or the manifest if
-/// it cannot be read, is returned as the error. Quick, unlike [`Checkpoint::verify`].
+/// Checks the lengths of a checkpoint's files against its manifest. The error is the first file of another length, or the
+/// manifest if it cannot be read. Fast, unlike [`Checkpoint::verify`].
 pub(crate) fn check_lengths(directory: &Path) -> std::result::Result<(), PathBuf> {
     let manifest = Manifest::read(directory).map_err(|_| directory.join(MANIFEST_FILE))?;
     manifest.check_lengths(directory).map_err(|name| directory.join(name))
 }
 
-/// Reduces a checkpoint to its weights.
+/// Removes the optimizer's state from a checkpoint.
 ///
 /// # Errors
 /// If it is damaged, or cannot be written.
@@ -230,7 +235,7 @@ pub fn strip(directory: &Path) -> Result<()> {
     if manifest.remove(OPTIMIZER_FILE) {
         manifest.write(directory)?;
     }
-    // Also what a stop in the midst of this has left.
+    // Also completes an interrupted call.
     remove_rubbish(directory)?;
     let optimizer = directory.join(OPTIMIZER_FILE);
     if optimizer.exists() {
@@ -239,7 +244,7 @@ pub fn strip(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A checkpoint whose manifest and state have been read and are sound.
+/// A checkpoint with a valid manifest and state.
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
     directory: PathBuf,
@@ -248,21 +253,20 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a checkpoint. Its tensors are read, and checked, when they are asked for.
+    /// Opens a checkpoint. Tensors are read and verified on demand.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] if something is missing, damaged, or of another version.
     pub fn open(directory: &Path) -> Result<Self> {
         let manifest = Manifest::read(directory)?;
         let bytes = manifest.read_file(directory, STATE_FILE)?;
-        let state: TrainingState = serde_json::from_slice(&bytes).map_err(|error| {
-            damaged(directory, format!("{STATE_FILE} is not as this folio writes it, {error}"))
-        })?;
+        let state: TrainingState = serde_json::from_slice(&bytes)
+            .map_err(|error| damaged(directory, format!("{STATE_FILE} is not valid: {error}")))?;
         state.check().map_err(|what| damaged(directory, format!("{STATE_FILE}: {what}")))?;
         Ok(Self { directory: directory.to_path_buf(), manifest, state })
     }
 
-    /// Where it is.
+    /// Its directory.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
@@ -272,12 +276,12 @@ impl Checkpoint {
         &self.state
     }
 
-    /// Whether training can go on from here: whether the optimizer was kept.
+    /// Whether training can resume from here with the optimizer's state.
     pub fn is_resumable(&self) -> bool {
         self.manifest.holds(OPTIMIZER_FILE)
     }
 
-    /// Checks every file, those too that would not be read.
+    /// Verifies every file, including those that folio does not read.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] if one is missing or damaged.
@@ -285,16 +289,16 @@ impl Checkpoint {
         self.manifest.verify(&self.directory)
     }
 
-    /// Checks that this tokenizer is the one that the model was trained with.
+    /// Checks that the model was trained with this tokenizer.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] if it is another.
+    /// [`Error::Checkpoint`] if it was not.
     pub fn check_tokenizer(&self, tokenizer: &Tokenizer) -> Result<()> {
         if tokenizer.digest() == self.state.identity.tokenizer_sha256 {
             return Ok(());
         }
-        let reason = "was trained with another tokenizer than the run's tokenizer.json, which has been changed: put \
-                      the old one back";
+        let reason =
+            "was trained with another tokenizer; tokenizer.json of the run has been changed: restore it";
         Err(self.error(reason.to_owned()))
     }
 
@@ -316,24 +320,24 @@ impl Checkpoint {
         Ok(parameters)
     }
 
-    /// The optimizer of a model with these parameters.
+    /// AdamW's moments of a model with these parameters.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] if it was not kept, is damaged, or not of the model's shapes.
-    pub fn optimizer(&self, specs: &[ParameterSpec], config: AdamWConfig) -> Result<AdamW> {
+    pub fn moments(&self, specs: &[ParameterSpec]) -> Result<Moments> {
         if !self.is_resumable() {
             let reason = "keeps the weights alone, without the optimizer's state";
             return Err(self.error(reason.to_owned()));
         }
         let bytes = self.manifest.read_file(&self.directory, OPTIMIZER_FILE)?;
         let count = specs.last().map_or(0, |spec| spec.range.end);
-        let (mut mean, mut square) = (vec![0.0; count], vec![0.0; count]);
-        let means = &mut [("mean.", &mut mean[..]), ("square.", &mut square[..])];
-        tensors::read(&self.directory.join(OPTIMIZER_FILE), &bytes, specs, means)?;
-        Ok(AdamW::from_state(config, self.state.optimizer_steps, mean, square))
+        let mut moments = Moments::zeros(count);
+        let arrays = &mut [(EXP_AVG, &mut moments.exp_avg[..]), (EXP_AVG_SQ, &mut moments.exp_avg_sq[..])];
+        tensors::read(&self.directory.join(OPTIMIZER_FILE), &bytes, specs, arrays)?;
+        Ok(moments)
     }
 
-    /// Checks that a file is large enough for the model, before memory is taken for it.
+    /// Checks that a file is large enough for the model before memory is allocated for it.
     fn check_room(&self, bytes: &[u8]) -> Result<()> {
         let least = 4 * self.state.identity.model.matrix_elements();
         if bytes.len() as u128 >= least {
@@ -347,7 +351,7 @@ impl Checkpoint {
     }
 }
 
-/// What to say of a checkpoint that is not as it was written.
+/// The error for a damaged checkpoint.
 fn damaged(directory: &Path, what: String) -> Error {
     let reason = format!("is damaged: {what}; take another checkpoint of the run");
     Error::Checkpoint { path: directory.to_path_buf(), reason }
@@ -358,7 +362,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_those_of_directories_and_nothing_else() {
+    fn checkpoint_names_are_parsed_strictly() {
         for name in [CheckpointName::Epoch(1), CheckpointName::Epoch(u64::MAX), CheckpointName::Step(120)] {
             assert_eq!(CheckpointName::parse(&name.to_string()), Some(name));
         }

@@ -1,8 +1,7 @@
-//! From a text to batches: the token stream, its split, and the order of an epoch.
+//! From text to batches: the token stream, the split, and the order of an epoch.
 //!
-//! The stream is cut into blocks of `block_size` tokens; the targets of a block are the same tokens one later.
-//! A block belongs to one part for good: evaluation never sees a training block, not even after a resumption,
-//! since the split is a function of the run's seed alone.
+//! The stream is cut into blocks of `block_size` tokens. The target of each token is the one that follows it.
+//! The split depends only on the run's seed, so evaluation never sees a training block, not even after a resume.
 
 use std::ops::Range;
 use std::str::FromStr;
@@ -19,14 +18,14 @@ mod encoding;
 
 pub use encoding::{Encoding, Texts};
 
-/// How a text is divided into training and evaluation.
+/// How a text is split into training and evaluation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", try_from = "String")]
 pub enum SplitKind {
-    /// All blocks, shuffled once: 80 % train, 10 % eval, 10 % test. The ancestor's.
+    /// Shuffled blocks: 80 % train, 10 % eval, 10 % test, as in the original project.
     #[default]
     Blocks,
-    /// The first 90 % of the characters train, the last 10 % evaluate, as in nanoGPT and most published
+    /// The first 90 % of the characters are for training, the last 10 % for evaluation, as in nanoGPT and most published
     /// results. There is no test part.
     Contiguous,
 }
@@ -54,11 +53,11 @@ impl FromStr for SplitKind {
 /// A part of the data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// What the model learns from.
+    /// Text to train on.
     Train,
-    /// What its settings are chosen by.
+    /// Text to choose settings by.
     Eval,
-    /// What is looked at last.
+    /// Text for the final result.
     Test,
 }
 
@@ -75,16 +74,16 @@ impl FromStr for Part {
     }
 }
 
-/// A text in tokens, ready to be cut for a kind of split.
+/// An encoded text.
 #[derive(Clone, Debug)]
 pub struct TokenStream {
     tokens: Tokens,
     split: SplitKind,
-    /// Where the evaluation tokens begin; the stream's end if the split is by blocks.
+    /// Where the evaluation tokens start; the end of the stream if the split is by blocks.
     eval_start: usize,
 }
 
-/// Ids, two bytes each if that is enough: the tokens of a long text are most of what is in memory before training.
+/// Token ids. They take two bytes each where possible, because those of a long text take most of the memory before training.
 #[derive(Clone, Debug)]
 enum Tokens {
     Narrow(Vec<u16>),
@@ -120,7 +119,7 @@ impl Tokens {
     }
 }
 
-/// Where a text's evaluation part begins, in bytes, if that is known before it is cut into tokens and blocks.
+/// Where a text's evaluation part starts, in bytes; `None` if the split is by blocks.
 fn border(text: &str, split: SplitKind) -> Option<usize> {
     match split {
         SplitKind::Blocks => None,
@@ -131,22 +130,20 @@ fn border(text: &str, split: SplitKind) -> Option<usize> {
     }
 }
 
-/// The part of a text that a run trains on, for whatever is learned of it before training.
+/// The training part of a text, for a tokenizer that is trained on it.
 ///
 /// # Errors
-/// If the split is by blocks: those are cut from tokens, so no text is known to be training text before there is a
-/// tokenizer.
+/// If the split is by blocks: blocks are cut from tokens, so the training text is not known before there is a tokenizer.
 pub fn training_text(text: &str, split: SplitKind) -> Result<&str> {
     border(text, split).map(|border| &text[..border]).ok_or_else(|| {
-        let reason = "blocks are cut from tokens, so before the tokenizer is learned no text is known to be training \
-                      text, and it must not learn from evaluation text: give contiguous";
+        let reason = "a tokenizer is trained on the training text alone, which blocks does not determine before there \
+                      are tokens; use contiguous";
         Error::setting("--split", reason)
     })
 }
 
 impl TokenStream {
-    /// Encodes a text. For a contiguous split the two parts are encoded apart, so that no token spans the
-    /// border.
+    /// Encodes a text. For a contiguous split the two parts are encoded separately, so that no token spans the boundary.
     ///
     /// # Errors
     /// If the tokenizer lacks a character of the text.
@@ -158,28 +155,28 @@ impl TokenStream {
             eval_start = tokens.len();
             tokenizer.encode_pieces(part, |_, ids| tokens.extend(ids))?;
         }
-        // A split by blocks has but one part, and evaluation tokens in any of its blocks.
+        // With a split by blocks, any block may be for evaluation.
         let eval_start = if split == SplitKind::Blocks { tokens.len() } else { eval_start };
         Ok(Self { tokens, split, eval_start })
     }
 
-    /// How many tokens there are.
+    /// The number of tokens.
     pub fn len(&self) -> usize {
         self.tokens.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no tokens.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// A token stream cut into blocks, each in its part.
+/// A token stream cut into blocks, each of which belongs to one part.
 #[derive(Clone, Debug)]
 pub struct Dataset {
     stream: Arc<TokenStream>,
     block_size: usize,
-    /// Where each block starts in the stream, in the order of the stream or of the split.
+    /// The start of each block in the stream. Shuffled if the split is by blocks.
     train: Vec<usize>,
     eval: Vec<usize>,
     test: Vec<usize>,
@@ -203,7 +200,7 @@ impl Dataset {
                 let mut blocks = cut(0, stream.len());
                 Rng::new(seed, Stream::Split).shuffle(&mut blocks);
                 let tenth = blocks.len() / 10;
-                // A short text has one block to evaluate on before it has one to test on.
+                // A short text has an evaluation block but no test block.
                 let eval = tenth.max(1).min(blocks.len());
                 let test = blocks.split_off(blocks.len() - tenth);
                 let eval = blocks.split_off(blocks.len() - eval);
@@ -225,7 +222,7 @@ impl Dataset {
         }
     }
 
-    /// How much text a token of a part stands for, on average over all that its blocks predict.
+    /// The mean length of a token of a part, over all targets of its blocks.
     pub fn text_per_token(&self, part: Part, tokenizer: &Tokenizer) -> TextPerToken {
         let mut sizes = TextSize::default();
         let (lengths, mut targets) = (tokenizer.text_sizes(), Vec::new());
@@ -237,23 +234,23 @@ impl Dataset {
         TextPerToken::new(sizes, (self.blocks(part).len() * self.block_size) as u64)
     }
 
-    /// Tokens of a block.
+    /// Tokens per block.
     pub fn block_size(&self) -> usize {
         self.block_size
     }
 
-    /// Optimizer steps of an epoch: every training block once, the last batch may be short.
+    /// Optimizer steps per epoch. An epoch uses every training block once; its last batch may be short.
     pub fn steps_per_epoch(&self, batch_size: usize) -> u64 {
         self.train.len().div_ceil(batch_size) as u64
     }
 
-    /// A text all of which is evaluated on; see [`TokenStream::for_evaluation`].
+    /// A text for evaluation only; see [`TokenStream::for_evaluation`].
     ///
     /// # Errors
-    /// If it has fewer than two tokens, of which the first predicts the second.
+    /// If it has fewer than two tokens.
     pub fn for_evaluation(stream: Arc<TokenStream>, block_size: usize) -> Result<Self> {
         if stream.len() < 2 {
-            let reason = "one token is too short a text to be evaluated on: give a longer one";
+            let reason = "the text has fewer than two tokens; evaluation needs at least two";
             return Err(Error::setting("--data", reason));
         }
         let blocks = (stream.len() - 1) / block_size;
@@ -261,7 +258,7 @@ impl Dataset {
         Ok(Self { stream, block_size, train: Vec::new(), eval, test: Vec::new() })
     }
 
-    /// The evaluation tokens behind the last whole block of a contiguous split: start and number of targets.
+    /// The evaluation tokens after the last whole block of a contiguous split: start and number of targets.
     pub fn eval_tail(&self) -> Option<(usize, usize)> {
         if self.stream.split == SplitKind::Blocks {
             return None;
@@ -272,7 +269,7 @@ impl Dataset {
     }
 }
 
-/// The inputs and targets of one batch; its buffers serve all batches of a run.
+/// The inputs and targets of a batch, in buffers that are reused.
 #[derive(Clone, Debug, Default)]
 pub struct BatchBuffer {
     inputs: Vec<u32>,
@@ -280,7 +277,7 @@ pub struct BatchBuffer {
 }
 
 impl BatchBuffer {
-    /// Copies `time` tokens from each start, and their targets.
+    /// Copies `time` tokens and their targets from each start.
     pub fn fill(&mut self, dataset: &Dataset, starts: &[usize], time: usize) -> crate::model::Batch<'_> {
         let tokens = &dataset.stream.tokens;
         self.inputs.clear();
@@ -293,19 +290,18 @@ impl BatchBuffer {
     }
 }
 
-/// Says how large a block may be: each part needs one, and one more token for the last target.
+/// The error for a text that is too short. Each part needs one block, and one more token for the last target.
 fn too_short(stream: &TokenStream, block_size: usize) -> Error {
     let largest = match stream.split {
         SplitKind::Blocks => stream.len().saturating_sub(1) / 2,
         SplitKind::Contiguous => stream.eval_start.min(stream.len() - stream.eval_start).saturating_sub(1),
     };
     let way_out = match largest {
-        0 => "give a longer text".to_owned(),
+        0 => "use a longer text".to_owned(),
         largest => format!("the largest that fits is --block_sizes {largest}"),
     };
     let reason = format!(
-        "{block_size} tokens a block are too many for a text of {} tokens, of which a training and an evaluation \
-         block must be cut: {way_out}",
+        "{block_size} is too large for a text of {} tokens, which needs a training and an evaluation block; {way_out}",
         stream.len()
     );
     Error::setting("--block_sizes", reason)

@@ -95,6 +95,16 @@ pub enum Error {
         /// The last attempt.
         source: Box<Error>,
     },
+    /// The ranks of a run cannot train together.
+    #[error(
+        "rank {rank} has another {what} than rank 0: start all ranks with the same program, arguments and files"
+    )]
+    Ranks {
+        /// The rank.
+        rank: usize,
+        /// What differs.
+        what: String,
+    },
     /// A figure could not be drawn.
     #[error("cannot draw the figure: {reason}")]
     Plot {

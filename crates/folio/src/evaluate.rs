@@ -1,30 +1,57 @@
-//! How good a model is on text that it never trained on.
+//! The loss of a model on text that it was not trained on.
 
 use serde::Serialize;
 
 use crate::data::{BatchBuffer, Dataset, Part};
+use crate::distributed::{Communicator, Division, any};
 use crate::error::{Error, Result};
-use crate::model::Gpt2;
+use crate::model::Backend;
 use crate::text::{Bits, TextPerToken, TextSize};
 use crate::tokenizer::Tokenizer;
 
-/// The mean loss over batches of `batch_size` blocks, nats a token, without dropout: the eval loss of the
-/// training reports. As in the ancestor every batch counts alike, even a short last one. None if `goes_on`, which is
-/// asked before each batch, says no.
+/// The batches of an evaluation.
+#[derive(Clone, Copy, Debug)]
+pub struct EvaluationBatches<'a> {
+    /// The text.
+    pub dataset: &'a Dataset,
+    /// The starts of the blocks to evaluate on.
+    pub blocks: &'a [usize],
+    /// Blocks per batch.
+    pub batch_size: usize,
+    /// Micro-batches per batch and rank: they bound the memory.
+    pub micro_batches: usize,
+}
+
+/// The mean loss over batches in nats per token, without dropout: the eval loss of the training reports. As in the original
+/// project, every batch has equal weight, even a short last one. `None` if `goes_on`, which is called before each batch,
+/// returns false on any rank.
 pub fn mean_batch_loss(
-    model: &mut Gpt2,
-    dataset: &Dataset,
-    blocks: &[usize],
-    batch_size: usize,
+    backend: &mut dyn Backend,
+    communicator: &dyn Communicator,
+    batches: EvaluationBatches<'_>,
     buffer: &mut BatchBuffer,
     goes_on: impl Fn() -> bool,
 ) -> Option<f64> {
+    let EvaluationBatches { dataset, blocks, batch_size, micro_batches } = batches;
+    let time = dataset.block_size();
     let mut sum = 0.0;
+    let mut losses = Vec::new();
     for starts in blocks.chunks(batch_size) {
-        if !goes_on() {
+        let [stop] = any(communicator, [!goes_on()]);
+        if stop {
             return None;
         }
-        let losses = model.losses(buffer.fill(dataset, starts, dataset.block_size()));
+        // Each rank fills in the losses of its sequences, so that the sum over ranks is exact.
+        losses.clear();
+        losses.resize(starts.len() * time, 0.0);
+        let division = Division::of(communicator, starts.len(), micro_batches);
+        for sequences in (0..micro_batches).map(|index| division.micro_batch(index)) {
+            if !sequences.is_empty() {
+                let own = &mut losses[sequences.start * time..sequences.end * time];
+                own.copy_from_slice(backend.losses(buffer.fill(dataset, &starts[sequences], time)));
+            }
+        }
+        communicator.all_reduce(&mut losses);
         sum += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / losses.len() as f64;
     }
     Some(sum / blocks.len().div_ceil(batch_size) as f64)
@@ -33,34 +60,34 @@ pub fn mean_batch_loss(
 /// The loss over a whole part of the data.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Evaluation {
-    /// Tokens predicted.
+    /// Number of predicted tokens.
     pub tokens: u64,
-    /// Characters that they stand for.
+    /// Their length in characters.
     pub characters: u64,
-    /// Bytes that they stand for.
+    /// Their length in bytes.
     pub bytes: u64,
-    /// Mean over all tokens, nats a token.
+    /// Mean over all tokens, in nats per token.
     pub loss: f64,
     /// exp(loss).
     pub perplexity: f64,
-    /// Bits a character: comparable across tokenizers.
+    /// Bits per character: comparable across tokenizers.
     pub bits_per_character: f64,
-    /// Bits a byte of UTF-8: comparable across languages too.
+    /// Bits per byte of UTF-8: comparable across languages too.
     pub bits_per_byte: f64,
 }
 
-/// Evaluates a model on every token of a part, each counting alike, the tail behind the last whole block of a
-/// contiguous split included. The same figures at every call.
+/// Evaluates a model on every token of a part with equal weight, including the tail after the last whole block of a contiguous
+/// split. Deterministic.
 ///
 /// # Errors
 /// If the split has no such part.
 pub fn evaluate(
-    model: &mut Gpt2,
+    model: &mut dyn Backend,
     dataset: &Dataset,
     tokenizer: &Tokenizer,
     part: Part,
 ) -> Result<Evaluation> {
-    /// Blocks a pass: enough to fill the cores, few enough for a small machine.
+    /// Blocks per pass: enough to occupy all cores, few enough for a machine with little memory.
     const BATCH: usize = 16;
     let blocks = dataset.blocks(part);
     let tail = dataset.eval_tail().filter(|_| part == Part::Eval);

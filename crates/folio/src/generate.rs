@@ -3,7 +3,7 @@
 //! ```
 //! use std::sync::Arc;
 //! use folio::generate::{Generator, Request};
-//! use folio::model::{ModelConfig, Parameters, Predictor, WeightFormat};
+//! use folio::model::{ModelConfig, Parameters, InferenceModel, WeightFormat};
 //! use folio::rng::{Rng, Stream};
 //! use folio::tokenizer::Tokenizer;
 //!
@@ -11,7 +11,7 @@
 //! let vocab_size = tokenizer.vocab_size();
 //! let config = ModelConfig { vocab_size, n_blocks: 1, n_emb: 8, n_heads: 2, block_size: 4, dropout: 0.0 };
 //! let parameters = Parameters::random(&config, &mut Rng::new(1, Stream::Init));
-//! let predictor = Arc::new(Predictor::new(config, WeightFormat::F32, &parameters));
+//! let predictor = Arc::new(InferenceModel::new(config, WeightFormat::F32, &parameters));
 //!
 //! let prompt = tokenizer.encode("to be")?;
 //! let mut generator = Generator::new(predictor, tokenizer);
@@ -30,7 +30,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::model::{Cache, ModelConfig, PASS_TOKENS, Predictor, Workspace};
+use crate::model::{Cache, InferenceModel, ModelConfig, PASS_TOKENS, Workspace};
 use crate::tokenizer::Tokenizer;
 
 mod sampling;
@@ -157,7 +157,7 @@ impl TextId {
 ///
 /// What is drawn for a text does not depend on the others.
 pub struct Generator {
-    predictor: Arc<Predictor>,
+    predictor: Arc<InferenceModel>,
     tokenizer: Arc<Tokenizer>,
     workspace: Workspace,
     /// Texts that the workspace has room for.
@@ -176,7 +176,7 @@ impl Generator {
     ///
     /// # Panics
     /// If the tokenizer has another vocabulary than the model.
-    pub fn new(predictor: Arc<Predictor>, tokenizer: Arc<Tokenizer>) -> Self {
+    pub fn new(predictor: Arc<InferenceModel>, tokenizer: Arc<Tokenizer>) -> Self {
         let sizes = (predictor.config().vocab_size, tokenizer.vocab_size());
         assert_eq!(sizes.0, sizes.1, "tokens of the model and of the tokenizer");
         Self {

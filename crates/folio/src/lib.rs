@@ -32,6 +32,7 @@ pub mod text;
 pub mod tokenizer;
 
 pub mod data;
+pub mod distributed;
 pub mod model;
 pub mod optim;
 pub mod schedule;

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::machine::available_memory;
-use crate::model::{Gpt2, ModelConfig, WeightFormat};
+use crate::model::{CpuBackend, ModelConfig, WeightFormat};
 use crate::settings::Settings;
 
 /// Checks that training with these settings fits in the memory that is free.
@@ -23,7 +23,8 @@ fn check_training_in(free: u64, settings: &Settings, vocab_size: usize, blocks: 
         // Samples are generated with weights laid out once more.
         let sampling =
             config.parameters().saturating_mul(WeightFormat::of(settings.precision).bytes_per_weight());
-        Gpt2::training_bytes(&config, settings.precision, batch).saturating_add(sampling)
+        let micro_batches = settings.gradient_accumulation_steps;
+        CpuBackend::training_bytes(&config, settings.precision, batch, micro_batches).saturating_add(sampling)
     };
     let needed = bytes(settings);
     if needed <= free {

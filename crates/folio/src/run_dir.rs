@@ -20,8 +20,7 @@ use crate::checkpoint::{self, Checkpoint, CheckpointName, TrainingState};
 use crate::error::{Error, Result};
 use crate::files::{create_directory, point, read_json, remove_directory, remove_rubbish, write_json};
 use crate::history::{History, Losses};
-use crate::model::{ModelConfig, Parameters};
-use crate::optim::AdamW;
+use crate::model::{ModelConfig, Moments, Parameters};
 use crate::settings::{Keep, Settings};
 use crate::tokenizer::Tokenizer;
 
@@ -199,12 +198,12 @@ impl RunDir {
         name: CheckpointName,
         keep: Keep,
         parameters: &Parameters,
-        optimizer: &AdamW,
+        moments: &Moments,
         state: &TrainingState,
         tokenizer: &Tokenizer,
     ) -> Result<PathBuf> {
         let path = self.checkpoint(name);
-        checkpoint::save(&path, parameters, optimizer, state, tokenizer)?;
+        checkpoint::save(&path, parameters, moments, state, tokenizer)?;
         self.settle(name, keep, &state.history.losses)?;
         Ok(path)
     }

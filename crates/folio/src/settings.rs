@@ -53,6 +53,8 @@ pub struct Settings {
     pub block_size: usize,
     /// Sequences per step.
     pub batch_size: usize,
+    /// Micro-batches per step and process, which are computed one after the other.
+    pub gradient_accumulation_steps: usize,
     /// The share that dropout drops.
     pub dropout: f64,
     /// In what numbers the model computes.
@@ -188,6 +190,7 @@ impl Default for Settings {
             n_blocks: 6,
             block_size: 256,
             batch_size: 64,
+            gradient_accumulation_steps: 1,
             dropout: 0.2,
             precision: Precision::F32,
             num_epochs: 10,
@@ -226,8 +229,9 @@ impl Default for Settings {
 impl Settings {
     /// The settings that may change when a run is resumed: how long it trains and what it saves, nothing that decides how
     /// it learns. The text is compared by its hash, so that its path may change; so is the evaluation text.
-    pub const MAY_CHANGE: [&str; 11] = [
+    pub const MAY_CHANGE: [&str; 12] = [
         "num_epochs",
+        "gradient_accumulation_steps",
         "max_steps",
         "save_every",
         "keep",

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use folio::generate::{Generator, PastContext, Request, Sampling};
-use folio::model::{Batch, Gpt2, ModelConfig, Parameters, Precision, Predictor, WeightFormat};
+use folio::model::{
+    Backend, Batch, CpuBackend, InferenceModel, ModelConfig, Parameters, Precision, WeightFormat,
+};
 use folio::optim::{AdamW, AdamWConfig};
 use folio::rng::{Rng, Stream};
 use folio::tokenizer::Tokenizer;
@@ -31,19 +33,18 @@ fn a_training_step_and_a_token_allocate_nothing() {
     // Each thread allocates scratch of its own for its first matmul, which may be late on a busy machine.
     pool.broadcast(|_| {
         for precision in [Precision::F32, Precision::Bf16] {
-            Gpt2::new(config, precision, &mut Rng::new(1, Stream::Init)).train_step(batch, 0);
+            CpuBackend::new(config, precision, &mut Rng::new(1, Stream::Init)).loss_and_gradients(batch, 0);
         }
     });
     let profiler = dhat::Profiler::builder().testing().build();
     for precision in [Precision::F32, Precision::Bf16] {
         pool.install(|| {
-            let mut model = Gpt2::new(config, precision, &mut Rng::new(1, Stream::Init));
-            let mut optimizer = AdamW::new(adamw, model.parameters().values().len());
+            let mut model = CpuBackend::new(config, precision, &mut Rng::new(1, Stream::Init));
+            let mut optimizer = AdamW::new(adamw);
             let mut step = |number| {
                 let before = dhat::HeapStats::get().total_blocks;
-                model.train_step(batch, number);
-                let (parameters, gradients) = model.parameters_and_gradients();
-                optimizer.step(parameters, gradients, 1e-3);
+                model.loss_and_gradients(batch, number);
+                optimizer.step(&mut model, 1e-3);
                 dhat::HeapStats::get().total_blocks - before
             };
             assert!(step(0) > 0, "the first step allocates its buffers");
@@ -85,7 +86,7 @@ fn check_writing(pool: &ThreadPool, config: ModelConfig) {
         (WeightFormat::Int8, PastContext::Rolling),
     ] {
         pool.install(|| {
-            let predictor = Arc::new(Predictor::new(config, format, &parameters));
+            let predictor = Arc::new(InferenceModel::new(config, format, &parameters));
             let mut generator = Generator::new(predictor, Arc::new(Tokenizer::chars(&vocabulary)));
             for seed in 0..5 {
                 generator.begin(Request { seed, past_context, ..request.clone() }).expect("can be met");
@@ -118,15 +119,14 @@ fn check_memory(pool: &ThreadPool, adamw: AdamWConfig) {
         for precision in [Precision::F32, Precision::Bf16] {
             let profiler = dhat::Profiler::builder().testing().build();
             pool.install(|| {
-                let mut model = Gpt2::new(config, precision, &mut Rng::new(1, Stream::Init));
-                let mut optimizer = AdamW::new(adamw, model.parameters().values().len());
-                model.train_step(batch, 0);
-                let (parameters, gradients) = model.parameters_and_gradients();
-                optimizer.step(parameters, gradients, 1e-3);
+                let mut model = CpuBackend::new(config, precision, &mut Rng::new(1, Stream::Init));
+                let mut optimizer = AdamW::new(adamw);
+                model.loss_and_gradients(batch, 0);
+                optimizer.step(&mut model, 1e-3);
             });
             let taken = dhat::HeapStats::get().max_bytes as f64;
             drop(profiler);
-            let estimate = Gpt2::training_bytes(&config, precision, batch_size) as f64;
+            let estimate = CpuBackend::training_bytes(&config, precision, batch_size, 1) as f64;
             // What it leaves out, the scratch of threads and of the head, takes up to 4 % here.
             let ratio = estimate / taken;
             assert!((0.9..1.1).contains(&ratio), "{precision:?}, {config:?}: {estimate} for {taken}");

@@ -1,11 +1,11 @@
-//! `folio bench generate`: how fast this machine writes.
+//! `folio bench generate`: measures generation speed.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
 use folio::generate::{Generator, PastContext, Request};
-use folio::model::{Parameters, PrecisionChoice, Predictor, WeightFormat};
+use folio::model::{InferenceModel, Parameters, PrecisionChoice, WeightFormat, resolve_precision};
 use folio::rng::{Rng, Stream};
 use folio::tokenizer::Tokenizer;
 use folio_kernels::isa::Isa;
@@ -20,43 +20,43 @@ use crate::usage::Usage;
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
 #[command(after_help = "\
-A text's tokens each read all weights and the keys and values of those before: GB/s counts both, and the share is of what
-the machine reads from memory; above 100 % they came from the processor's cache.
+Every step reads all weights, and for each sequence the keys and values of all previous tokens. gb_per_s counts both.
+share_of_memory is its percentage of the memory read bandwidth; above 100, the data came from a cache.
 
 Example:
   folio bench generate --block 256 --vocab 65 --emb 384 --blocks 6 --heads 6 \\
       --tokens 256 --streams 16")]
-pub(super) struct GenerateArgs {
+pub(super) struct BenchGenerateArgs {
     #[command(flatten)]
     sizes: ModelArgs,
-    /// Tokens to write, from nothing
+    /// Tokens to generate, from an empty prompt
     #[arg(long, default_value_t = 200, value_parser = whole::<usize>)]
     tokens: usize,
-    /// Texts that are written at the same time
+    /// Sequences to generate in parallel
     #[arg(long, default_value_t = 1, value_parser = whole::<usize>)]
     streams: usize,
-    /// Numbers that the weights are in: f32, bf16, int8, or auto for the faster of the first two
+    /// Number format of the weights: f32, bf16, int8, or auto for the faster of f32 and bf16
     #[arg(long, default_value = "auto")]
-    precision: Format,
-    /// What to do when the context is full: exact, rolling or stop
+    precision: FormatChoice,
+    /// How to continue beyond the context: exact, rolling or stop
     #[arg(long, default_value = "exact")]
     past_context: PastContext,
-    /// Times to write them, after one that does not count; the median is told
+    /// Repetitions, after one warm-up; the median is reported
     #[arg(long, default_value_t = 5, value_parser = whole::<usize>)]
     rounds: usize,
-    /// Threads to compute with [default: all cores]
+    /// Number of threads [default: all cores]
     #[arg(long, value_parser = whole::<usize>)]
     threads: Option<usize>,
 }
 
-/// A format of weights, or the faster of those that are trained with.
+/// A format of weights, or the faster of the training formats.
 #[derive(Clone, Copy, Debug)]
-enum Format {
+enum FormatChoice {
     Auto,
     Given(WeightFormat),
 }
 
-impl std::str::FromStr for Format {
+impl std::str::FromStr for FormatChoice {
     type Err = folio::error::Error;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
@@ -64,20 +64,22 @@ impl std::str::FromStr for Format {
     }
 }
 
-pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
+pub(super) fn run(args: &BenchGenerateArgs) -> anyhow::Result<()> {
     let sizes = &args.sizes;
     let config = sizes.config(0.0)?;
     if args.tokens == 0 || args.streams == 0 || args.rounds == 0 {
         return Err(Usage("--tokens, --streams and --rounds must be at least 1".into()).into());
     }
     let format = match args.precision {
-        Format::Given(format) => format,
-        Format::Auto => WeightFormat::of(PrecisionChoice::Auto.resolve(sizes.emb, sizes.heads)),
+        FormatChoice::Given(format) => format,
+        FormatChoice::Auto => {
+            WeightFormat::of(resolve_precision(PrecisionChoice::Auto, sizes.emb, sizes.heads))
+        }
     };
     format.check(&config).map_err(in_own_flags)?;
     join_threads(args.threads)?;
     let parameters = Parameters::random(&config, &mut Rng::new(0, Stream::Init));
-    let predictor = Arc::new(Predictor::new(config, format, &parameters));
+    let predictor = Arc::new(InferenceModel::new(config, format, &parameters));
     drop(parameters);
     let mut generator = Generator::new(Arc::clone(&predictor), Arc::new(vocabulary(sizes.vocab)?));
     let mut times = Vec::new();
@@ -100,7 +102,7 @@ pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     }
     let fastest = times.iter().copied().fold(f64::INFINITY, f64::min);
     let seconds = median(times);
-    // Within the context: the weights once a step, and of each text the keys and values so far.
+    // Within the context, a step reads the weights once, and all previous keys and values of each sequence.
     let steps = args.tokens as f64;
     let seen = (args.tokens.min(sizes.block) + 1) as f64 / 2.0;
     let cached = predictor.cache_bytes() as f64 / sizes.block as f64 * seen * args.streams as f64;
@@ -120,11 +122,11 @@ pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A vocabulary of so many tokens: as many characters, whichever they are.
+/// A vocabulary of `size` arbitrary characters.
 fn vocabulary(size: usize) -> anyhow::Result<Tokenizer> {
     let text: String = ('\u{21}'..=char::MAX).take(size).collect();
     if text.chars().count() < size {
-        return Err(Usage(format!("--vocab {size}: there are not so many characters")).into());
+        return Err(Usage(format!("--vocab {size} exceeds the number of Unicode characters")).into());
     }
     Ok(Tokenizer::chars(&text))
 }

@@ -1,4 +1,4 @@
-//! `folio bench kernels`: every operation of a step by itself, beside what the machine can do.
+//! `folio bench kernels`: times every kernel of a training step, relative to the peak of this machine.
 
 use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
@@ -36,21 +36,21 @@ pub(super) struct Sizes {
     pub(super) dropout: f32,
 }
 
-/// One operation's figures.
+/// The measurements of one kernel.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Row {
-    /// What was run.
+    /// The name of the kernel.
     pub(super) kernel: &'static str,
-    /// On what sizes.
+    /// The shapes of its operands.
     pub(super) shape: String,
     /// Milliseconds for a whole batch.
     pub(super) ms: f64,
-    /// Arithmetic of products, where there is any.
+    /// Arithmetic throughput of matmuls; `None` for other kernels.
     pub(super) gflop_per_s: Option<f64>,
-    /// Bytes that have to come from or go to memory, where there are any.
+    /// Throughput of the data that must be read from or written to memory; `None` if there is none.
     pub(super) gb_per_s: Option<f64>,
-    /// The greater share of the two limits, arithmetic and memory, in percent; each limit measured beside the operation,
-    /// in turn with it.
+    /// The larger of the percentages of peak arithmetic and of peak copy bandwidth. Each peak is measured in
+    /// alternation with the kernel.
     pub(super) share_of_peak: f64,
 }
 
@@ -66,11 +66,11 @@ struct Bench<E> {
     sizes: Sizes,
     copies: Copies,
     rows: Vec<Row>,
-    /// What buffers are filled with, over and over.
+    /// The values that buffers are filled with, repeatedly.
     values: Vec<E>,
 }
 
-/// What the operations of a step hand each other inside a thread.
+/// Intermediate results of a step that stay within one thread.
 struct Workspace<E> {
     /// (T, C)
     narrow: Buffer<E>,
@@ -85,14 +85,14 @@ struct Workspace<E> {
 struct Workspaces<E>(Vec<Mutex<Workspace<E>>>);
 
 impl<E> Workspaces<E> {
-    /// That of the thread that asks.
+    /// The workspace of the current thread.
     fn mine(&self) -> MutexGuard<'_, Workspace<E>> {
         let thread = rayon::current_thread_index().unwrap_or(0);
-        self.0[thread].lock().expect("a thread that panicked takes the process with it")
+        self.0[thread].lock().expect("no other thread has panicked")
     }
 }
 
-/// What a kernel costs at least, over the whole batch.
+/// The minimum work of a kernel, for the whole batch.
 struct Cost {
     flop: usize,
     bytes: usize,
@@ -116,7 +116,7 @@ impl<E: Element> Bench<E> {
         self.rows
     }
 
-    /// `len` elements of no particular values.
+    /// `len` elements with arbitrary values.
     fn elements(&self, len: usize) -> Buffer<E> {
         let mut buffer = Buffer::zeroed(len);
         buffer.iter_mut().zip(self.values.iter().cycle()).for_each(|(to, from)| *to = *from);
@@ -129,11 +129,12 @@ impl<E: Element> Bench<E> {
         buffer
     }
 
-    /// Times `work` on all `states`, the threads taking one after the other: medians of several runs, each right after
-    /// one of the limits, so that a machine which others slow down for a while is slow for both.
+    /// Times `work` on all `states`, distributed over the threads: medians of several runs. Before each run the peaks
+    /// are measured, so that other load on the machine affects both.
     fn time<S: Send>(
         &mut self,
-        (kernel, shape): (&'static str, String),
+        kernel: &'static str,
+        shape: String,
         cost: Cost,
         states: &mut [S],
         work: impl Fn(usize, &mut S) + Sync,
@@ -167,9 +168,9 @@ impl<E: Element> Bench<E> {
         });
     }
 
-    /// The operations of one linear layer, which differ from layer to layer. What a step finds in a thread's caches,
-    /// because the operation before has just written it, is in the thread's workspace; what it keeps for the backward pass
-    /// or for the gradients of the weights is in memory.
+    /// The kernels of one linear layer, which differ from layer to layer. Data that the previous kernel of a training
+    /// step has just written, and which is therefore in the cache, is in the thread's workspace. Data that is stored
+    /// for the backward pass or for the gradients of the weights is in memory.
     fn linear(&mut self, inputs: usize, outputs: usize) {
         let Sizes { batch, time, channels: c, dropout, .. } = self.sizes;
         let (tokens, element) = (batch * time, size_of::<E>());
@@ -195,28 +196,28 @@ impl<E: Element> Bench<E> {
 
         if outputs == c {
             let cost = Cost { flop, bytes: 4 * tokens * outputs };
-            let name = ("linear_residual_forward", forward_shape);
-            self.time(name, cost, &mut streams, |_, y| {
+            let name = "linear_residual_forward";
+            self.time(name, forward_shape, cost, &mut streams, |_, y| {
                 let Workspace { narrow, wide, stream, .. } = &*workspaces.mine();
                 let x = if inputs == c { narrow } else { wide };
                 linear_residual_forward(dims, ColumnsMut::new(y, c), stream, x, (w, &bias), dropout);
             });
         } else if outputs == 3 * c {
             let cost = Cost { flop, bytes: element * tokens * outputs };
-            self.time(("linear_forward", forward_shape), cost, &mut kept, |_, y| {
+            self.time("linear_forward", forward_shape, cost, &mut kept, |_, y| {
                 linear_forward(dims, ColumnsMut::new(y, outputs), &workspaces.mine().narrow, w, &bias);
             });
         } else {
             let cost = Cost { flop, bytes: element * tokens * outputs };
-            self.time(("linear_gelu_forward", forward_shape), cost, &mut kept, |_, fc| {
+            self.time("linear_gelu_forward", forward_shape, cost, &mut kept, |_, fc| {
                 let Workspace { narrow, wide, .. } = &mut *workspaces.mine();
                 let outputs = (ColumnsMut::new(fc, outputs), ColumnsMut::new(wide, outputs));
                 linear_gelu_forward(dims, outputs, narrow, (w, &bias));
             });
         }
         if inputs == c {
-            let name = ("linear_backward_input", backward_shape);
-            self.time(name, Cost { flop, bytes: 0 }, &mut streams, |_, _| {
+            let name = "linear_backward_input";
+            self.time(name, backward_shape, Cost { flop, bytes: 0 }, &mut streams, |_, _| {
                 let Workspace { narrow, wide, branch, stream } = &mut *workspaces.mine();
                 if outputs == c {
                     linear_backward_input(dims, narrow, branch, w_t);
@@ -226,15 +227,21 @@ impl<E: Element> Bench<E> {
             });
         } else {
             let bytes = 3 * element * tokens * inputs;
-            let reuse = Reuse::Late;
+            let reuse = Reuse::NonTemporal;
             let panels = x.chunks_mut(x_panels.len::<E>()).zip(dy.chunks_mut(x_panels.len::<E>()));
             let mut states: Vec<_> = kept.iter().zip(panels).collect();
-            let name = ("linear_gelu_backward", backward_shape);
-            self.time(name, Cost { flop, bytes }, &mut states, |_, (fc, (dfc_panels, gelu_panels))| {
-                let Workspace { branch, wide: dfc, .. } = &mut *workspaces.mine();
-                let gradients = GeluGradients { dfc, dfc_panels, gelu_panels, reuse };
-                linear_gelu_backward(dims, gradients, fc, branch, w_t);
-            });
+            let name = "linear_gelu_backward";
+            self.time(
+                name,
+                backward_shape,
+                Cost { flop, bytes },
+                &mut states,
+                |_, (fc, (dfc_panels, gelu_panels))| {
+                    let Workspace { branch, wide: dfc, .. } = &mut *workspaces.mine();
+                    let gradients = GeluGradients { dfc, dfc_panels, gelu_panels, reuse };
+                    linear_gelu_backward(dims, gradients, fc, branch, w_t);
+                },
+            );
         }
 
         let x = Panels::segmented(x_panels, &x, batch, x_panels.len::<E>());
@@ -243,14 +250,14 @@ impl<E: Element> Bench<E> {
         let mut dw = self.floats(inputs * outputs);
         let mut states: Vec<&mut [f32]> = dw.chunks_mut(rows * outputs).collect();
         let cost = Cost { flop, bytes: element * tokens * (inputs + outputs) };
-        let name = ("linear_backward_weight", shape(inputs, tokens, outputs));
-        self.time(name, cost, &mut states, |piece, dw| {
+        let weight_shape = shape(inputs, tokens, outputs);
+        self.time("linear_backward_weight", weight_shape, cost, &mut states, |piece, dw| {
             let first = piece * rows;
             linear_backward_weight(first..first + dw.len() / outputs, dw, x, dy, false);
         });
     }
 
-    /// One for each thread.
+    /// One workspace per thread.
     fn workspaces(&self) -> Workspaces<E> {
         let Sizes { time, channels: c, .. } = self.sizes;
         let workspace = |_| Workspace {
@@ -279,14 +286,14 @@ impl<E: Element> Bench<E> {
             })
             .collect();
         let shape = format!("{batch} x {heads} heads x {time} x {}", c / heads);
-        // Half of the square of scores, twice going forward and five times going back.
-        let (product, bytes) = (batch * time * time * c, size_of::<E>() * batch * time * c);
-        let cost = Cost { flop: 2 * product, bytes: 4 * bytes };
-        self.time(("attention_forward", shape.clone()), cost, &mut states, |_, (y, lse, qkv, _, scratch)| {
+        // Half of the square of scores; two matmuls in the forward pass and five in the backward pass.
+        let (matmul, bytes) = (batch * time * time * c, size_of::<E>() * batch * time * c);
+        let cost = Cost { flop: 2 * matmul, bytes: 4 * bytes };
+        self.time("attention_forward", shape.clone(), cost, &mut states, |_, (y, lse, qkv, _, scratch)| {
             attention_forward(dims, y, lse, qkv, dropout, scratch);
         });
-        let cost = Cost { flop: 5 * product, bytes: 8 * bytes };
-        self.time(("attention_backward", shape), cost, &mut states, |_, (y, lse, qkv, dqkv, scratch)| {
+        let cost = Cost { flop: 5 * matmul, bytes: 8 * bytes };
+        self.time("attention_backward", shape, cost, &mut states, |_, (y, lse, qkv, dqkv, scratch)| {
             let forward = Forward { y, qkv, lse };
             attention_backward(dims, dqkv, y, forward, dropout, scratch);
         });
@@ -301,7 +308,7 @@ impl<E: Element> Bench<E> {
         let wte = self.elements(segment.len::<E>());
         let targets: Vec<u32> = (0..time).map(|t| (t % vocab) as u32).collect();
         let panels = PanelDims { depth: time, cols: vocab };
-        // Every sequence has scratch of its own here, which with a large vocabulary is too much for a whole batch.
+        // Every sequence has its own scratch here. With a large vocabulary, a whole batch would need too much memory.
         let batch = batch.min(8 * rayon::current_num_threads());
         let mut states: Vec<_> = (0..batch)
             .map(|_| {
@@ -319,11 +326,11 @@ impl<E: Element> Bench<E> {
         let bytes = size_of::<E>() * batch * time * (channels + vocab);
         let shape = format!("{} x {channels} x {vocab}", batch * time);
         let cost = Cost { flop, bytes };
-        self.time(("head_forward", shape.clone()), cost, &mut states, |_, (x, losses, _, _, scratch)| {
+        self.time("head_forward", shape.clone(), cost, &mut states, |_, (x, losses, _, _, scratch)| {
             head_forward(dims, losses, x, Panels::new(forward, &wte_t), &targets, scratch);
         });
         let cost = Cost { flop, bytes: 2 * bytes };
-        self.time(("head_backward", shape), cost, &mut states, |_, (_, _, dx, dlogits, scratch)| {
+        self.time("head_backward", shape, cost, &mut states, |_, (_, _, dx, dlogits, scratch)| {
             let segments = (0..vocab).step_by(VOCAB_SEGMENT).map(|first| {
                 let dims = PanelDims { depth: (vocab - first).min(VOCAB_SEGMENT), cols: channels };
                 Panels::new(dims, &wte)
@@ -346,12 +353,13 @@ impl<E: Element> Bench<E> {
             .collect();
         let stream = batch * time * c;
         let cost = Cost { flop: 0, bytes: (4 + element) * stream };
-        self.time(("layernorm_forward", shape.clone()), cost, &mut states, |_, (x, _, _, mean, rstd, y)| {
+        self.time("layernorm_forward", shape.clone(), cost, &mut states, |_, (x, _, _, mean, rstd, y)| {
             layernorm_forward(dims, y, (mean, rstd), x, (&weight, &bias));
         });
         let cost = Cost { flop: 0, bytes: 16 * stream };
         self.time(
-            ("layernorm_backward", shape.clone()),
+            "layernorm_backward",
+            shape.clone(),
             cost,
             &mut states,
             |_, (x, dx, sums, mean, rstd, _)| {
@@ -362,18 +370,18 @@ impl<E: Element> Bench<E> {
         );
         let dropout = Dropout::new(dropout, 1);
         let cost = Cost { flop: 0, bytes: (4 + element) * stream };
-        self.time(("dropout_backward", shape.clone()), cost, &mut states, |_, (x, .., y)| {
+        self.time("dropout_backward", shape.clone(), cost, &mut states, |_, (x, .., y)| {
             dropout_backward(dims, y, x, dropout);
         });
         let panels = PanelDims { depth: time, cols: c };
         let mut states: Vec<_> =
             states.iter().map(|state| (&state.5, self.elements(panels.len::<E>()))).collect();
         let cost = Cost { flop: 0, bytes: 2 * element * stream };
-        self.time(("pack_rows", shape), cost, &mut states, |_, (x, out)| {
+        self.time("pack_rows", shape, cost, &mut states, |_, (x, out)| {
             let isa = Isa::detected();
             isa.run(
                 #[inline(always)]
-                || pack_both_ways::<E, E>(isa, (time, c), Some(out), None, x, Reuse::Late),
+                || pack_both_ways::<E, E>(isa, (time, c), Some(out), None, x, Reuse::NonTemporal),
             );
         });
     }
@@ -393,6 +401,6 @@ impl<E: Element> Bench<E> {
         };
         let mut states = [(self.floats(len), self.floats(len), self.floats(len), vec![1.0f32; len])];
         let cost = Cost { flop: 0, bytes: 28 * len };
-        self.time(("adamw", format!("{len}")), cost, &mut states, |_, (p, g, m, v)| adamw(p, g, m, v, step));
+        self.time("adamw", format!("{len}"), cost, &mut states, |_, (p, g, m, v)| adamw(p, g, m, v, step));
     }
 }

@@ -1,4 +1,4 @@
-//! `folio bench peak`: what this machine can do at best.
+//! `folio bench peak`: the peak throughput of this machine.
 
 use std::time::Instant;
 
@@ -8,16 +8,16 @@ use folio_kernels::peak::multiply_add;
 use rayon::prelude::*;
 use serde::Serialize;
 
-/// The machine's limits, over all threads.
+/// The peak throughput of all threads together.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Peak {
     /// Multiply-adds in registers, f32.
     pub(super) f32_gflop_per_s: f64,
-    /// The same with bfloat16 operands, where the processor multiplies them.
+    /// Multiply-adds in registers with bfloat16 operands, or f32 if the processor has no bfloat16 arithmetic.
     pub(super) bf16_gflop_per_s: f64,
-    /// Copying from memory to memory, read and written bytes together.
+    /// Memory copy; counts bytes read and bytes written.
     pub(super) copy_gb_per_s: f64,
-    /// Reading from memory.
+    /// Memory read.
     pub(super) read_gb_per_s: f64,
 }
 
@@ -37,7 +37,7 @@ fn arithmetic<E: Element>() -> f64 {
     (0..8).map(|_| multiplying::<E>(4_000_000)).fold(0.0, f64::max)
 }
 
-/// GFLOP/s of every thread at once, in registers, for so many rounds.
+/// GFLOP/s of `rounds` multiply-adds in registers, on all threads.
 pub(super) fn multiplying<E: Element>(rounds: usize) -> f64 {
     let threads = rayon::current_num_threads();
     let start = Instant::now();
@@ -49,7 +49,7 @@ pub(super) fn multiplying<E: Element>(rounds: usize) -> f64 {
     done.sum::<f64>() / start.elapsed().as_secs_f64() / 1e9
 }
 
-/// Arrays to copy: 64 MiB a thread, which no cache holds.
+/// Arrays to copy: 64 MiB per thread, larger than any cache.
 pub(super) struct Copies {
     arrays: Vec<(Vec<u8>, Vec<u8>)>,
 }
@@ -62,7 +62,7 @@ impl Copies {
         Self { arrays: (0..rayon::current_num_threads()).map(|_| (array(1), array(2))).collect() }
     }
 
-    /// GB/s of every thread at once, read and written bytes together.
+    /// GB/s of all threads; counts bytes read and bytes written.
     pub(super) fn run(&mut self) -> f64 {
         let start = Instant::now();
         self.arrays.par_iter_mut().with_max_len(1).for_each(|(from, to)| {
@@ -79,7 +79,7 @@ fn copying() -> f64 {
     (0..8).map(|_| copies.run()).fold(0.0, f64::max)
 }
 
-/// Reads 128 MiB a thread, which no cache holds: adds up whole numbers, which compilers turn into vector instructions.
+/// Reads 128 MiB per thread, larger than any cache. Sums integers, which compilers vectorize.
 pub(super) fn reading() -> f64 {
     const NUMBERS: usize = 16 << 20;
     let arrays: Vec<Vec<u64>> = (0..rayon::current_num_threads()).map(|_| vec![1; NUMBERS]).collect();

@@ -1,4 +1,4 @@
-//! `folio bench tokenizer`: learning and encoding, without what comes before and after.
+//! `folio bench tokenizer`: times tokenizer training and encoding, without input and output.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -18,24 +18,24 @@ use crate::usage::Usage;
 #[command(after_help = "\
 Example:
   folio bench tokenizer --vocab_size 10000 --threads 1")]
-pub(super) struct TokenizerArgs {
+pub(super) struct BenchTokenizerArgs {
     /// UTF-8 text [default: the embedded tiny Shakespeare]
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
-    /// Tokens to learn
+    /// Vocabulary size to train
     #[arg(long, default_value_t = 1024, value_parser = whole::<usize>)]
     vocab_size: usize,
-    /// Times to measure, of which the median is told
+    /// Repetitions; the median is reported
     #[arg(long, default_value_t = 5, value_parser = whole::<usize>)]
     repeat: usize,
-    /// Threads to compute with [default: all cores]
+    /// Number of threads [default: all cores]
     #[arg(long, value_parser = whole::<usize>)]
     threads: Option<usize>,
 }
 
-pub(super) fn run(args: &TokenizerArgs) -> anyhow::Result<()> {
+pub(super) fn run(args: &BenchTokenizerArgs) -> anyhow::Result<()> {
     if args.repeat == 0 {
-        return Err(Usage("--repeat: 0 is too few: give at least 1".to_owned()).into());
+        return Err(Usage("--repeat must be at least 1".to_owned()).into());
     }
     set_threads(args.threads)?;
     let corpus = match &args.data {
@@ -44,7 +44,7 @@ pub(super) fn run(args: &TokenizerArgs) -> anyhow::Result<()> {
     };
     let text = &*corpus.text;
     let gpt2 = Tokenizer::gpt2();
-    // A text of few words may not give so many tokens: then there is nothing to time but GPT-2's.
+    // A short text may not contain enough distinct pairs for this vocabulary; then only GPT-2's tokenizer is timed.
     let own = Tokenizer::train_bpe(text, args.vocab_size, &[]).ok();
     let train_s =
         own.as_ref().map(|_| time(args.repeat, || Tokenizer::train_bpe(text, args.vocab_size, &[])));
@@ -59,13 +59,13 @@ pub(super) fn run(args: &TokenizerArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The median of the seconds that some work takes.
+/// The median time of `work`, in seconds.
 fn time<T>(repeat: usize, mut work: impl FnMut() -> T) -> f64 {
     let seconds = (0..repeat)
         .map(|_| {
-            let begun = Instant::now();
+            let start = Instant::now();
             let result = std::hint::black_box(work());
-            let seconds = begun.elapsed().as_secs_f64();
+            let seconds = start.elapsed().as_secs_f64();
             drop(result);
             seconds
         })

@@ -72,7 +72,9 @@ fn generated_text_is_streamed_to_the_page() {
     assert!(seen >= 5.0, "the text came in {seen} parts");
     assert_eq!(browser.text("document.querySelector('.sample .prompt').textContent"), "First Citizen:");
     assert!(
-        browser.text("document.querySelector('.sample header').textContent").contains("as long as asked")
+        browser
+            .text("document.querySelector('.sample header').textContent")
+            .contains("stopped at the token limit")
     );
 
     // The page and the API give the same text for the same settings and seed, and another text for another seed.
@@ -99,9 +101,7 @@ fn generated_text_is_streamed_to_the_page() {
     browser.fill("#stop", &stop.replace('\n', "\\n"));
     let (before, _) = text.split_once(&stop).expect("a part of it");
     assert_eq!(generate(&browser), before);
-    assert!(
-        browser.text("document.querySelector('.sample header').textContent").contains("stopped by itself")
-    );
+    assert!(browser.text("document.querySelector('.sample header').textContent").contains(", finished"));
     browser.finish(&[]);
 }
 
@@ -275,7 +275,7 @@ fn generation_can_be_stopped_and_several_samples_generated() {
     browser.fill("#max_tokens", "4001");
     browser.click("#generate");
     browser.until("document.getElementById('announcer').textContent.startsWith('Failed')");
-    let refusal = "max_tokens: 16 texts of 4001 tokens are more than the 64000 that a request may ask for";
+    let refusal = "max_tokens: 16 choices of 4001 tokens exceed the limit of 64000 tokens per request";
     assert_eq!(browser.text("document.getElementById('error').textContent"), refusal);
     assert_eq!(browser.number("document.querySelectorAll('.sample').length"), 0.0);
 
@@ -410,13 +410,13 @@ fn curves_grow_while_a_run_is_in_progress() {
     let asked = browser.value(asked);
     let asked: Vec<f64> = asked.as_array().expect("a list").iter().filter_map(Value::as_f64).collect();
     assert!(asked[0] == 0.0 && asked[1..].iter().all(|after| *after > 0.0) && asked.is_sorted(), "{asked:?}");
-    browser.until("document.querySelector('#story pre')?.textContent.length > 0");
+    browser.until("document.querySelector('#run-samples pre')?.textContent.length > 0");
 
     // Compare it with another run.
     let names = browser.number("document.getElementById('plot-loss').data.length");
     browser.click("#run-rows input:not(:checked)");
     browser.until(&format!("document.getElementById('plot-loss').data.length === 2 * {names}"));
-    browser.until("document.querySelectorAll('#story pre').length === 2");
+    browser.until("document.querySelectorAll('#run-samples pre').length === 2");
 
     training.signal(Signal::INT);
     training.end();

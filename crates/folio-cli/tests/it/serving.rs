@@ -231,7 +231,7 @@ fn wrong_arguments_are_rejected() {
         ("serve bare", FAILURE, &["bare: holds no checkpoint", "they were removed"]),
         ("serve damaged", FAILURE, &["damaged/checkpoint_", "is damaged"]),
         ("serve run run", USAGE, &["both called 'run'", "rename"]),
-        ("serve run --host 203.0.113.7", FAILURE, &["203.0.113.7", "no such address", "--host"]),
+        ("serve run --host 203.0.113.7", FAILURE, &["203.0.113.7", "does not have this address", "--host"]),
         ("serve run --port 70000", USAGE, &["--port", "70000"]),
         ("serve run --port -1", USAGE, &["--port", "-1"]),
         ("serve run --max_streams 0", USAGE, &["--max_streams", "at least 1"]),
@@ -247,7 +247,11 @@ fn wrong_arguments_are_rejected() {
             &["--cors_origin", "example.org", "https://example.org"],
         ),
         ("serve run --chat_template '{role}'", USAGE, &["--chat_template", "{content} once"]),
-        ("serve run --chat_template '{content}{name}'", USAGE, &["--chat_template", "{name} is not known"]),
+        (
+            "serve run --chat_template '{content}{name}'",
+            USAGE,
+            &["--chat_template", "{name} is not a placeholder"],
+        ),
         ("serve run --precision f16", USAGE, &["precision", "'f16'", "int8"]),
     ];
     check_all(&place, mistakes);

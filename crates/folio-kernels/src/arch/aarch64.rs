@@ -1,3 +1,3 @@
-//! ARM.
+//! ARM, 64 bits.
 
 pub(crate) mod neon;

@@ -1,12 +1,12 @@
-//! Plain Rust, compiled for whatever set the caller is compiled for.
+//! Plain Rust, compiled for the instruction set of the caller.
 
 use crate::element::Element;
 use crate::tile::{COLS, GROUP, ROWS, Sums, Walk};
 
-/// The tile in plain Rust, [`GROUP`] columns at a time; compiled for the caller's instruction set.
+/// The micro-kernel in plain Rust, [`GROUP`] columns at a time.
 ///
 /// # Safety
-/// As [`crate::tile::multiply`].
+/// The contract of [`Walk`] must hold.
 #[inline(always)]
 pub(crate) unsafe fn multiply<E: Element, const R: usize>(
     sums: Sums,
@@ -15,7 +15,7 @@ pub(crate) unsafe fn multiply<E: Element, const R: usize>(
     walk: &Walk,
 ) {
     for first in (0..walk.cols).step_by(GROUP) {
-        // SAFETY: the caller vouches for the rows and for whole groups of columns.
+        // SAFETY: the caller guarantees the rows and whole groups of columns.
         let places: [*mut [f32; GROUP]; R] = std::array::from_fn(|r| unsafe { sums.at(r, first).cast() });
         let mut group = [[0.0f32; GROUP]; R];
         if sums.add {
@@ -24,18 +24,18 @@ pub(crate) unsafe fn multiply<E: Element, const R: usize>(
         }
         for segment in 0..walk.segments {
             for unit in 0..walk.units {
-                // SAFETY: the caller vouches for every unit of the walk; a unit is `E::PAIR` elements.
+                // SAFETY: the caller guarantees every unit of the walk; a unit is `E::PER_UNIT` elements.
                 let rhs = unsafe {
                     let start = segment * walk.rhs_segment + unit * COLS + first;
-                    std::slice::from_raw_parts(rhs.add(start * E::PAIR), GROUP * E::PAIR)
+                    std::slice::from_raw_parts(rhs.add(start * E::PER_UNIT), GROUP * E::PER_UNIT)
                 };
                 for (r, sums) in group.iter_mut().enumerate() {
-                    let start = (segment * walk.lhs_segment + unit * walk.lhs_step) * E::PAIR;
-                    for half in 0..E::PAIR {
+                    let start = (segment * walk.lhs_segment + unit * walk.lhs_step) * E::PER_UNIT;
+                    for half in 0..E::PER_UNIT {
                         // SAFETY: as above.
                         let a = unsafe { *lhs[r].add(start + half) }.to_f32();
                         for (c, sum) in sums.iter_mut().enumerate() {
-                            *sum = multiply_add(a, rhs[c * E::PAIR + half].to_f32(), *sum);
+                            *sum = multiply_add(a, rhs[c * E::PER_UNIT + half].to_f32(), *sum);
                         }
                     }
                 }
@@ -48,7 +48,7 @@ pub(crate) unsafe fn multiply<E: Element, const R: usize>(
     }
 }
 
-/// `a b + c`, in one rounding where that is one instruction.
+/// `a b + c`, fused if the target has an instruction for it.
 #[inline(always)]
 fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
     if cfg!(any(target_feature = "fma", target_arch = "aarch64")) { a.mul_add(b, c) } else { a * b + c }

@@ -1,4 +1,4 @@
-//! Intel and AMD.
+//! Intel and AMD, 64 bits.
 
 pub(crate) mod amx;
 pub(crate) mod avx2;

@@ -1,23 +1,23 @@
-//! What AMX-BF16's matmul of two tiles rounds.
+//! The rounding of AMX-BF16's matmul of two tiles.
 //!
 //! ```text
 //! even = sum over k of a[2 k] b[2 k];  odd = sum over k of a[2 k + 1] b[2 k + 1];  sum += even + odd
 //! ```
-//! where k runs over the 16 units of one step and both sums start at zero. Every multiplication and addition of `even` and
-//! `odd` is one fused operation; subnormal numbers, given or found, are taken for zero; rounding is to nearest, ties to
+//! where k runs over the 16 units of one step and both sums start at zero. Every multiplication and addition of `even`
+//! and `odd` is one fused operation. Subnormal inputs and results are flushed to zero. Rounding is to nearest, ties to
 //! even (Intel 2024, "Intel 64 and IA-32 Architectures Software Developer's Manual", volume 2, TDPBF16PS).
 
 use crate::element::{Bf16, Element};
 
-/// Elements of one step.
+/// Elements per step.
 const STEP: usize = 32;
 
-/// `sum + a b` in steps of 32 elements, of which the last may be shorter.
+/// `sum + a b` in steps of 32 elements; the last may be shorter.
 ///
 /// # Panics
 /// If `a` and `b` differ in length.
 pub fn amx_dot(mut sum: f32, a: &[Bf16], b: &[Bf16]) -> f32 {
-    assert_eq!(a.len(), b.len(), "a dot product");
+    assert_eq!(a.len(), b.len(), "vectors of a dot product differ in length");
     for (a, b) in a.chunks(STEP).zip(b.chunks(STEP)) {
         let mut halves = [0.0f32; 2];
         for (i, (a, b)) in a.iter().zip(b).enumerate() {
@@ -29,7 +29,7 @@ pub fn amx_dot(mut sum: f32, a: &[Bf16], b: &[Bf16]) -> f32 {
     sum
 }
 
-/// Subnormal numbers as zeros of their sign.
+/// Flushes subnormal numbers to zero, with their sign.
 fn flush(x: f32) -> f32 {
     if x.is_subnormal() { 0.0f32.copysign(x) } else { x }
 }

@@ -1,26 +1,30 @@
 //! Causal self-attention of H heads, with dropout on the weights.
 
 use super::dropout::factor;
-use super::{dot, expect_len, real};
+use super::numeric::{dot, expect_len, real};
 use crate::dims::AttentionDims;
 use crate::dropout::Dropout;
 use num_traits::{Float, NumAssign};
 
-/// The places of queries, keys and values among the three blocks of C channels of a row of `qkv`.
+/// The indices of queries, keys and values among the three blocks of C channels of a row of `qkv`.
 const Q: usize = 0;
 const K: usize = 1;
 const V: usize = 2;
 
-/// For each sequence and head, over the positions `j <= i` that position `i` may look at: `s_ij = q_i . k_j /
-/// sqrt(D)`, `P_ij = exp(s_ij) / sum_j exp(s_ij)`, `y_i = sum_j f_ij P_ij v_j`. `f` is the dropout mask's
-/// factor, its row `(b * H + h) * T + i` and its column `j`. The maximum is taken off the scores before the
-/// exponential, which leaves `P` as it is and never overflows.
+/// For each sequence and head, over the positions `j <= i` that position `i` attends to:
+///
+/// ```text
+/// s_ij = q_i . k_j / sqrt(D),  P_ij = exp(s_ij) / sum_j exp(s_ij),  y_i = sum_j f_ij P_ij v_j
+/// ```
+///
+/// `f` is the factor of the dropout mask in row `(b * H + h) * T + i` and column `j`. The maximum of the scores is
+/// subtracted before the exponential, which does not change `P` and prevents overflow.
 ///
 /// Source: Vaswani et al. 2017, "Attention Is All You Need"; PyTorch,
 /// `torch.nn.functional.scaled_dot_product_attention` with `is_causal`.
 /// - `y` (B, T, C), the heads side by side: overwritten.
 /// - `lse` (B, H, T), `log(sum_j exp(s_ij))`: overwritten.
-/// - `qkv` (B, T, 3C): queries, keys and values side by side, the heads side by side within each.
+/// - `qkv` (B, T, 3C): queries, keys and values side by side, each with its heads side by side.
 pub fn attention_forward<F: Float + NumAssign>(
     dims: AttentionDims,
     y: &mut [F],
@@ -64,18 +68,21 @@ pub fn attention_forward<F: Float + NumAssign>(
     }
 }
 
-/// With `P_ij = exp(s_ij - lse_i)` computed anew instead of stored, over `j <= i`:
-/// `dv_j = sum_i f_ij P_ij dy_i`, `dP_ij = f_ij dy_i . v_j`, `ds_ij = P_ij (dP_ij - D_i)`,
-/// `dq_i = sum_j ds_ij k_j / sqrt(D)` and `dk_j = sum_i ds_ij q_i / sqrt(D)`: math.md (24) to (29).
+/// With `P_ij = exp(s_ij - lse_i)` recomputed, over `j <= i`: math.md (24) to (29).
 ///
-/// `D_i = sum_j P_ij dP_ij` comes from the softmax's normaliser. The mask is already inside `dP`, therefore
-/// `D_i = sum_j P_ij f_ij dy_i . v_j = dy_i . sum_j f_ij P_ij v_j = dy_i . y_i`: one product of two rows,
-/// dropout or not, which is how it is computed here (Dao et al. 2022, "FlashAttention").
+/// ```text
+/// dv_j = sum_i f_ij P_ij dy_i,  dP_ij = f_ij dy_i . v_j,  ds_ij = P_ij (dP_ij - D_i)
+/// dq_i = sum_j ds_ij k_j / sqrt(D),  dk_j = sum_i ds_ij q_i / sqrt(D)
+/// ```
+///
+/// `D_i = sum_j P_ij dP_ij` comes from the normalizer of the softmax. Because `dP` includes the mask,
+/// `D_i = sum_j P_ij f_ij dy_i . v_j = dy_i . sum_j f_ij P_ij v_j = dy_i . y_i`: one dot product, with or without
+/// dropout (Dao et al. 2022, "FlashAttention").
 ///
 /// Differentiates `y_i[d] += weight * part(V, j)[d]`, `weight = factor(mask, j) * weights[j] / sum`,
 /// `weights[j] = (weights[j] - max).exp()` and `weights[j] = scale * dot(part(Q, i), part(K, j))`.
 /// - `dqkv` (B, T, 3C): overwritten.
-/// - `dy` (B, T, C); `y` (B, T, C) and `lse` (B, H, T) as the forward left them; `qkv` (B, T, 3C).
+/// - `dy` (B, T, C); `y` (B, T, C) and `lse` (B, H, T) from the forward pass; `qkv` (B, T, 3C).
 pub fn attention_backward<F: Float + NumAssign>(
     dims: AttentionDims,
     dqkv: &mut [F],
@@ -123,13 +130,13 @@ fn score_scale<F: Float>(dims: AttentionDims) -> F {
     real::<F>(dims.head_size as f64).sqrt().recip()
 }
 
-/// Where the D channels of head `h` of token (b, t) begin among the queries, keys or values of `qkv` (B, T,
+/// The index of the first of the D channels of head `h` of token (b, t) in the queries, keys or values of `qkv` (B, T,
 /// 3C).
 fn qkv_start(dims: AttentionDims, which: usize, b: usize, t: usize, h: usize) -> usize {
     ((b * dims.time + t) * 3 + which) * dims.channels() + h * dims.head_size
 }
 
-/// Where the D channels of head `h` of token (b, t) begin in `y` (B, T, C).
+/// The index of the first of the D channels of head `h` of token (b, t) in `y` (B, T, C).
 fn y_start(dims: AttentionDims, b: usize, t: usize, h: usize) -> usize {
     (b * dims.time + t) * dims.channels() + h * dims.head_size
 }

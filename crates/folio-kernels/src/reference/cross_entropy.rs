@@ -1,14 +1,15 @@
 //! The loss: cross-entropy of the softmax of the logits against the next token, in nats.
 
-use super::expect_len;
+use super::numeric::expect_len;
 use crate::dims::RowDims;
 use num_traits::{Float, NumAssign};
 
-/// `loss_m = log(sum_v exp(z_mv)) - z_mu` with `u = targets_m`, and in place of the logits `z` their
-/// gradient.
+/// `loss_m = log(sum_v exp(z_mv)) - z_mu` with `u = targets_m`. Overwrites the logits `z` with their gradient.
 ///
-/// Source: PyTorch, `torch.nn.CrossEntropyLoss` with `reduction="none"`; with `scale = 1 / M` the gradient is
-/// that of its mean. The gradient is `dz_mv = scale (softmax(z_m)_v - [v = u])`: math.md (31).
+/// The gradient is `dz_mv = scale (softmax(z_m)_v - [v = u])`: math.md (31).
+///
+/// Source: PyTorch, `torch.nn.CrossEntropyLoss` with `reduction="none"`; with `scale = 1 / M` the gradient is that of
+/// the mean.
 /// - `logits` (M, V): read, then overwritten with `dz`.
 /// - `losses` (M): overwritten.
 /// - `targets` (M), each below V.
@@ -32,7 +33,7 @@ pub fn cross_entropy<F: Float + NumAssign>(
     }
 }
 
-/// `loss_m = log(sum_v exp(z_mv)) - z_mu` with `u = targets_m`: the loss of [`cross_entropy`] alone.
+/// `loss_m = log(sum_v exp(z_mv)) - z_mu` with `u = targets_m`: [`cross_entropy`] without the gradient.
 ///
 /// - `losses` (M): overwritten.
 /// - `logits` (M, V), `targets` (M), each below V.
@@ -55,7 +56,7 @@ pub fn cross_entropy_loss<F: Float + NumAssign>(
     }
 }
 
-/// The maximum of a row, and `sum_v exp(z_v - max)`: with the maximum taken off, no exponential overflows.
+/// The maximum of a row, and `sum_v exp(z_v - max)`. Subtracting the maximum prevents overflow.
 fn max_and_sum<F: Float + NumAssign>(row: &[F]) -> (F, F) {
     let max = row.iter().fold(F::neg_infinity(), |max, &z| max.max(z));
     let mut sum = F::zero();

@@ -1,7 +1,7 @@
-//! Dropout, alone and where a branch joins the residual stream. The mask is `Dropout`'s: row by row, with the
-//! row of the matrix as the mask's row and the column of the matrix as its column.
+//! Dropout, alone and where a branch joins the residual stream. Element (r, c) of a matrix uses row r and column c of
+//! the mask.
 
-use super::{expect_len, real};
+use super::numeric::{expect_len, real};
 use crate::dims::RowDims;
 use crate::dropout::{Dropout, DropoutRow};
 use num_traits::{Float, NumAssign};
@@ -25,7 +25,7 @@ pub fn dropout_forward<F: Float + NumAssign>(dims: RowDims, y: &mut [F], x: &[F]
 
 /// `dx_rc = f_rc dy_rc`: math.md (18).
 ///
-/// Differentiates `y[r * cols + c] = factor(mask, c) * x[r * cols + c]`, the factors drawn anew from the key.
+/// Differentiates `y[r * cols + c] = factor(mask, c) * x[r * cols + c]`. The factors are regenerated from the key.
 /// - `dx` (rows, cols): overwritten.
 /// - `dy` (rows, cols).
 pub fn dropout_backward<F: Float + NumAssign>(dims: RowDims, dx: &mut [F], dy: &[F], dropout: Dropout) {
@@ -40,10 +40,10 @@ pub fn dropout_backward<F: Float + NumAssign>(dims: RowDims, dx: &mut [F], dy: &
     }
 }
 
-/// `y_rc = residual_rc + f_rc branch_rc`. Its backward is math.md (20): `dy` itself for the residual, and
-/// [`dropout_backward`] of it for the branch.
+/// `y_rc = residual_rc + f_rc branch_rc`. Its backward is math.md (20): `dy` for the residual, and [`dropout_backward`]
+/// of `dy` for the branch.
 ///
-/// Source: He et al. 2016, "Deep Residual Learning"; Radford et al. 2019 for the dropout before the sum.
+/// Source: He et al. 2016, "Deep Residual Learning"; Radford et al. 2019 for the dropout before the addition.
 /// - `y` (rows, cols): overwritten.
 /// - `residual` (rows, cols), `branch` (rows, cols).
 pub fn dropout_residual_forward<F: Float + NumAssign>(
@@ -65,7 +65,7 @@ pub fn dropout_residual_forward<F: Float + NumAssign>(
     }
 }
 
-/// The mask's factor on column `col`, in the precision at hand.
+/// The factor of the mask in column `col`.
 pub(super) fn factor<F: Float>(mask: DropoutRow, col: usize) -> F {
     real(f64::from(mask.factor(col as u32)))
 }

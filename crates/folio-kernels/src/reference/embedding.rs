@@ -1,6 +1,6 @@
-//! The lookup of a token's embedding and of its position's.
+//! Token and position embeddings.
 
-use super::expect_len;
+use super::numeric::expect_len;
 use crate::dims::EmbeddingDims;
 use num_traits::{Float, NumAssign};
 
@@ -9,7 +9,7 @@ use num_traits::{Float, NumAssign};
 /// Source: PyTorch, `torch.nn.Embedding`; Radford et al. 2019, "Language Models are Unsupervised Multitask
 /// Learners", for the learned positions.
 /// - `y` (B, T, C): overwritten.
-/// - `wte` (V, C), `wpe` (T or more, C), `tokens` (B, T), each below V.
+/// - `wte` (V, C), `wpe` (at least T, C), `tokens` (B, T), each below V.
 pub fn embedding_forward<F: Float + NumAssign>(
     dims: EmbeddingDims,
     y: &mut [F],
@@ -32,7 +32,7 @@ pub fn embedding_forward<F: Float + NumAssign>(
 /// `dwte_uc += dy_btc` wherever `tokens_bt = u`, and `dwpe_tc += sum_b dy_btc`: math.md (8) and (9).
 ///
 /// Differentiates `y[..] = wte[token * channels + c] + wpe[t * channels + c]`.
-/// - `dwte` (V, C), `dwpe` (T or more, C): accumulated into.
+/// - `dwte` (V, C), `dwpe` (at least T, C): accumulated into.
 /// - `dy` (B, T, C), `tokens` (B, T), each below V.
 pub fn embedding_backward<F: Float + NumAssign>(
     dims: EmbeddingDims,
@@ -54,7 +54,7 @@ pub fn embedding_backward<F: Float + NumAssign>(
     }
 }
 
-/// The token at (b, t), checked against the vocabulary.
+/// The token at (b, t). Panics if it is outside the vocabulary.
 fn token_at(dims: EmbeddingDims, tokens: &[u32], b: usize, t: usize) -> usize {
     let token = tokens[b * dims.time + t] as usize;
     assert!(token < dims.vocab, "token {token} at ({b}, {t}) is outside the vocabulary of {}", dims.vocab);
@@ -67,5 +67,8 @@ fn expect_embedding_shapes<F>(dims: EmbeddingDims, y: &[F], wte: &[F], wpe: &[F]
     expect_len("wte", wte, &[vocab, channels]);
     expect_len("tokens", tokens, &[batch, time]);
     let (got, least) = (wpe.len(), time * channels);
-    assert!(got >= least, "`wpe` has {got} elements, and {time} positions of {channels} need {least}");
+    assert!(
+        got >= least,
+        "`wpe` has {got} elements, but {time} positions of {channels} channels need {least}"
+    );
 }

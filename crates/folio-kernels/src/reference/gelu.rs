@@ -1,12 +1,12 @@
-//! The activation of the MLP: GELU in the tanh form that GPT-2 was trained with.
+//! The activation function of the MLP: GELU in its tanh form, as in GPT-2.
 
-use super::{expect_len, real};
+use super::numeric::{expect_len, real};
 use num_traits::{Float, NumAssign};
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
 /// `sqrt(2 / pi)`.
 const SQRT_2_OVER_PI: f64 = FRAC_2_SQRT_PI * FRAC_1_SQRT_2;
-/// The weight of the cube, from the paper's fit of the tanh to the error function.
+/// The coefficient of the cube, fitted in the paper.
 const CUBIC: f64 = 0.044715;
 
 /// `y = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`.
@@ -41,7 +41,7 @@ pub fn gelu_backward<F: Float + NumAssign>(dx: &mut [F], dy: &[F], x: &[F]) {
     }
 }
 
-/// What the tanh is taken of.
+/// The argument of the tanh.
 fn inner<F: Float>(x: F) -> F {
     real::<F>(SQRT_2_OVER_PI) * (x + real::<F>(CUBIC) * x * x * x)
 }

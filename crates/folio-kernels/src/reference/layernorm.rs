@@ -1,13 +1,13 @@
-//! Layer normalisation over the channels of a token.
+//! Layer normalization over the channels of a token.
 
-use super::{dot, expect_len, real};
+use super::numeric::{dot, expect_len, real};
 use crate::dims::RowDims;
 use num_traits::{Float, NumAssign};
 
-/// What is added to the variance before its root is taken, the default of `torch.nn.LayerNorm`.
+/// Added to the variance: the default of `torch.nn.LayerNorm`.
 pub const EPS: f64 = 1e-5;
 
-/// `y_c = (x_c - mean) rstd weight_c + bias_c` for each row, with the row's mean and
+/// `y_c = (x_c - mean) rstd weight_c + bias_c` for each row, with the mean of the row and
 /// `rstd = 1 / sqrt(mean_c((x_c - mean)^2) + EPS)`.
 ///
 /// Source: Ba, Kiros and Hinton 2016, "Layer Normalization"; PyTorch, `torch.nn.LayerNorm`.
@@ -48,16 +48,17 @@ pub fn layernorm_forward<F: Float + NumAssign>(
     }
 }
 
-/// With `x̂_c = (x_c - mean) rstd` and `g_c = dy_c weight_c`:
-/// `dx_c += rstd (g_c - mean_c(g) - x̂_c mean_c(g x̂))`, `dweight_c += dy_c x̂_c` and `dbias_c += dy_c`:
-/// math.md (11), (12) and (14).
+/// With `x̂_c = (x_c - mean) rstd` and `g_c = dy_c weight_c`: math.md (11), (12) and (14).
 ///
-/// Differentiates `y[..] = (x[c] - mean[row]) * rstd[row] * weight[c] + bias[c]`, where `mean` and `rstd` are
-/// functions of `x` too. `dx` is added to because the residual stream passes its own gradient around this
-/// layer.
+/// ```text
+/// dx_c += rstd (g_c - mean_c(g) - x̂_c mean_c(g x̂)),  dweight_c += dy_c x̂_c,  dbias_c += dy_c
+/// ```
+///
+/// Differentiates `y[..] = (x[c] - mean[row]) * rstd[row] * weight[c] + bias[c]`, where `mean` and `rstd` depend on `x`
+/// too. `dx` is accumulated into because the residual stream contributes its own gradient.
 /// - `dx` (rows, cols), `dweight` (cols), `dbias` (cols): accumulated into.
 /// - `dy` (rows, cols), `x` (rows, cols), `mean` (rows), `rstd` (rows), `weight` (cols).
-#[expect(clippy::too_many_arguments, reason = "the three gradients and all that they are functions of")]
+#[expect(clippy::too_many_arguments, reason = "three gradients and all that they depend on")]
 pub fn layernorm_backward<F: Float + NumAssign>(
     dims: RowDims,
     dx: &mut [F],

@@ -1,14 +1,14 @@
-//! The linear layer, its weights in the (inputs, outputs) layout of GPT-2's Conv1D.
+//! The linear layer, with weights in the (inputs, outputs) layout of GPT-2's Conv1D.
 
-use super::expect_len;
+use super::numeric::expect_len;
 use crate::dims::LinearDims;
 use num_traits::{Float, NumAssign};
 
-/// `y_mn = bias_n + sum_k x_mk w_kn`, that is `y <- x w + bias`.
+/// `y_mn = bias_n + sum_k x_mk w_kn`, or `y <- x w + bias`.
 ///
 /// Source: PyTorch, `torch.nn.Linear`, with the weight transposed.
 /// - `y` (M, N): overwritten.
-/// - `x` (M, K), `w` (K, N), `bias` (N) if there is one.
+/// - `x` (M, K), `w` (K, N), `bias` (N), optional.
 pub fn linear_forward<F: Float + NumAssign>(
     dims: LinearDims,
     y: &mut [F],
@@ -34,7 +34,7 @@ pub fn linear_forward<F: Float + NumAssign>(
     }
 }
 
-/// `dx_mk = sum_n dy_mn w_kn`, that is `dx <- dy wᵀ`: math.md (4).
+/// `dx_mk = sum_n dy_mn w_kn`, or `dx <- dy wᵀ`: math.md (4).
 ///
 /// Differentiates `sum += x[m * inputs + k] * w[k * outputs + n]` with respect to `x`.
 /// - `dx` (M, K): overwritten.
@@ -55,11 +55,11 @@ pub fn linear_backward_input<F: Float + NumAssign>(dims: LinearDims, dx: &mut [F
     }
 }
 
-/// `dw_kn += sum_m x_mk dy_mn` and `dbias_n += sum_m dy_mn`, that is `dw <- xᵀ dy + dw`: math.md (5) and (6).
+/// `dw_kn += sum_m x_mk dy_mn` and `dbias_n += sum_m dy_mn`, or `dw <- xᵀ dy + dw`: math.md (5) and (6).
 ///
 /// Differentiates `sum += x[m * inputs + k] * w[k * outputs + n]` with respect to `w`, and
 /// `sum = bias[n]` with respect to `bias`.
-/// - `dw` (K, N), `dbias` (N) if there is a bias: accumulated into.
+/// - `dw` (K, N), `dbias` (N), optional: accumulated into.
 /// - `dy` (M, N), `x` (M, K).
 pub fn linear_backward_parameters<F: Float + NumAssign>(
     dims: LinearDims,

@@ -1,11 +1,11 @@
-//! The optimizer's step, and the norm of the gradient.
+//! AdamW and the gradient norm.
 
 use folio_kernels::adamw::{self, AdamwStep};
 use folio_kernels::reference;
 
 use crate::support::{Expected, Random, U, check, wide};
 
-/// Pieces are 16,384 long.
+/// Parallel tasks process 16,384 elements each.
 const SIZES: [usize; 9] = [0, 1, 7, 15, 16, 33, 1000, 16_384, 16_387];
 
 /// Step 10, with decay and clipping.
@@ -33,26 +33,25 @@ fn adamw_equals_its_twin() {
 }
 
 #[test]
-fn the_first_step_starts_from_empty_means() {
+fn the_first_step_starts_with_zero_moments() {
     let step = AdamwStep { bias_correction1: 0.1, bias_correction2: 0.01, ..LATER_STEP };
     for len in [1, 37, 16_387] {
         let mut tensor = Tensor::random(len);
-        tensor.mean.fill(0.0);
-        tensor.square.fill(0.0);
-        // A parameter without any gradient decays and no more.
+        tensor.exp_avg.fill(0.0);
+        tensor.exp_avg_sq.fill(0.0);
+        // A parameter with a gradient of zero only decays.
         tensor.gradient[len / 2] = 0.0;
         compare(tensor, step);
     }
 }
 
 #[test]
-fn the_sum_of_squares_is_that_of_f64() {
-    // Chunks are 1,024 long, pieces 64 at most and a multiple of a chunk.
+fn the_sum_of_squares_equals_that_of_f64() {
+    // Chunks have 1,024 elements. There are at most 64 blocks, each a whole number of chunks.
     for len in [0, 1, 2, 31, 33, 1023, 1024, 1025, 65_536, 65_537, 131_073, 200_001] {
-        let x = Random(73).singles(len, 10.0);
+        let x = Random(73).as_f32(len, 10.0);
         let want = wide(&x).iter().map(|x| x * x).sum::<f64>();
-        // In f32 a square and the additions of 1,024 terms: 1024 / 32 + 5. The sums of f64 add nothing to
-        // speak of.
+        // In f32: one square and the additions of 1,024 terms, 1024 / 32 + 5. The error of the f64 sums is negligible.
         let tolerance = 1.01 * 38.0 * U * want;
         crate::support::on_every_isa(|isa| {
             let got = adamw::sum_of_squares(&x);
@@ -63,9 +62,9 @@ fn the_sum_of_squares_is_that_of_f64() {
 }
 
 #[test]
-fn chunks_are_added_up_in_f64() {
-    // One square of 2^24, beyond which f32 has even numbers only, and one of 1 in every other chunk; in pieces of
-    // one chunk and of several.
+fn chunks_are_added_in_f64() {
+    // One square of 2^24, above which f32 represents only even numbers, and a 1 in each of the other chunks; with one
+    // and with several chunks per block.
     for chunks in [2, 5, 64, 65, 200, 1000] {
         let mut x = vec![0.0; chunks * 1024];
         x.iter_mut().step_by(1024).for_each(|x| *x = 1.0);
@@ -85,68 +84,68 @@ fn compare(tensor: Tensor, step: AdamwStep) {
 pub(crate) struct Tensor {
     parameter: Vec<f32>,
     gradient: Vec<f32>,
-    mean: Vec<f32>,
-    square: Vec<f32>,
+    exp_avg: Vec<f32>,
+    exp_avg_sq: Vec<f32>,
 }
 
 impl Tensor {
     pub(crate) fn random(len: usize) -> Self {
         let mut random = Random(71);
         Self {
-            parameter: random.singles(len, 1.0),
-            gradient: random.singles(len, 0.1),
-            mean: random.singles(len, 0.05),
-            square: random.singles(len, 0.01).iter().map(|square| square.abs()).collect(),
+            parameter: random.as_f32(len, 1.0),
+            gradient: random.as_f32(len, 0.1),
+            exp_avg: random.as_f32(len, 0.05),
+            exp_avg_sq: random.as_f32(len, 0.01).iter().map(|square| square.abs()).collect(),
         }
     }
 
-    /// `parameter`, `mean` and `square` after the step.
+    /// `parameter`, `exp_avg` and `exp_avg_sq` after the step.
     pub(crate) fn run(&self, step: AdamwStep) -> Vec<Vec<f32>> {
-        let (mut parameter, mut mean, mut square) =
-            (self.parameter.clone(), self.mean.clone(), self.square.clone());
-        adamw::adamw(&mut parameter, &self.gradient, &mut mean, &mut square, step);
-        vec![parameter, mean, square]
+        let (mut parameter, mut exp_avg, mut exp_avg_sq) =
+            (self.parameter.clone(), self.exp_avg.clone(), self.exp_avg_sq.clone());
+        adamw::adamw(&mut parameter, &self.gradient, &mut exp_avg, &mut exp_avg_sq, step);
+        vec![parameter, exp_avg, exp_avg_sq]
     }
 
     /// In units of U, with g the scaled gradient, d the denominator and s the step `rate m / d`:
     ///
-    /// - mean, `m + (1 - beta1) (g - m)`: g one, the difference, `1 - beta1`, the product one each, on a size
-    ///   of `(1 - beta1) (|g| + |m|)`; the sum one of the result.
-    /// - square, `v + (1 - beta2) (g^2 - v)`: g^2 three; the difference, `1 - beta2` and the product one each, on a
-    ///   size of `(1 - beta2) (g^2 + v)`; the sum one of the result. For a beta2 below 1/2, `beta2 v + (1 - beta2) g^2`:
-    ///   beta2 and its product one each; g^2 three, `1 - beta2` and its product; the sum.
-    /// - d, relative: half of what the square is off; a root, the correction, a product and a sum: 4.
-    /// - parameter, `p - (decay p + s)`: of s what the mean is off, and of its size what d is off, the rate, its product
-    ///   and the quotient: 3; of `decay p` the factor and a product: 2; their sum one of both; one of the result.
+    /// - exp_avg, `m + (1 - beta1) (g - m)`: one for g, one each for the difference, `1 - beta1` and the product,
+    ///   relative to `(1 - beta1) (|g| + |m|)`; one for the sum.
+    /// - exp_avg_sq, `v + (1 - beta2) (g^2 - v)`: three for g^2, one each for the difference, `1 - beta2` and the
+    ///   product, relative to `(1 - beta2) (g^2 + v)`; one for the sum. If beta2 < 1/2, `beta2 v + (1 - beta2) g^2`:
+    ///   one each for beta2 and its product; three for g^2, one each for `1 - beta2` and its product; one for the sum.
+    /// - d, relative: half the error of exp_avg_sq; 4 for the root, the correction, a product and a sum.
+    /// - parameter, `p - (decay p + s)`: for s the errors of exp_avg and of d, and 3 for the rate, its product and the
+    ///   quotient; for `decay p` 2 for the factor and a product; one for their sum; one for the result.
     fn expected(&self, step: AdamwStep) -> [Expected; 3] {
         let of = |value: f32| f64::from(value);
         let gradient = wide(&self.gradient);
-        let (mut parameter, mut mean, mut square) =
-            (wide(&self.parameter), wide(&self.mean), wide(&self.square));
-        reference::adamw(&mut parameter, &gradient, &mut mean, &mut square, step);
-        let (mut parameter_off, mut mean_off, mut square_off) = (vec![], vec![], vec![]);
+        let (mut parameter, mut exp_avg, mut exp_avg_sq) =
+            (wide(&self.parameter), wide(&self.exp_avg), wide(&self.exp_avg_sq));
+        reference::adamw(&mut parameter, &gradient, &mut exp_avg, &mut exp_avg_sq, step);
+        let (mut parameter_off, mut exp_avg_off, mut exp_avg_sq_off) = (vec![], vec![], vec![]);
         for i in 0..gradient.len() {
             let g = step.gradient_scale * gradient[i].abs();
-            let change = (1.0 - step.beta1) * (g + of(self.mean[i]).abs());
-            mean_off.push(U * (4.0 * change + mean[i].abs()));
+            let change = (1.0 - step.beta1) * (g + of(self.exp_avg[i]).abs());
+            exp_avg_off.push(U * (4.0 * change + exp_avg[i].abs()));
             let of_square = if step.beta2 < 0.5 { 2.0 * step.beta2 } else { 3.0 * (1.0 - step.beta2) };
-            let old = of_square * of(self.square[i]);
-            square_off.push(U * (6.0 * (1.0 - step.beta2) * g * g + old + square[i]));
-            let denominator = (square[i] / step.bias_correction2).sqrt() + step.eps;
+            let old = of_square * of(self.exp_avg_sq[i]);
+            exp_avg_sq_off.push(U * (6.0 * (1.0 - step.beta2) * g * g + old + exp_avg_sq[i]));
+            let denominator = (exp_avg_sq[i] / step.bias_correction2).sqrt() + step.eps;
             // A square of 0 is exact.
-            let relative = (square_off[i] / (2.0 * square[i])).max(0.0) + 4.0 * U;
+            let relative = (exp_avg_sq_off[i] / (2.0 * exp_avg_sq[i])).max(0.0) + 4.0 * U;
             let rate = step.learning_rate / step.bias_correction1 / denominator;
-            let size = rate * mean[i].abs();
+            let size = rate * exp_avg[i].abs();
             let decayed = step.learning_rate * step.weight_decay * of(self.parameter[i]).abs();
-            let step_off = rate * mean_off[i] + size * (relative + 3.0 * U);
+            let step_off = rate * exp_avg_off[i] + size * (relative + 3.0 * U);
             let sum_off = U * (2.0 * decayed + (decayed + size) + parameter[i].abs());
             parameter_off.push(step_off + sum_off);
         }
         let expected = |name, want, tolerance| Expected { name, want, tolerance };
         [
             expected("parameter", parameter, parameter_off),
-            expected("mean", mean, mean_off),
-            expected("square", square, square_off),
+            expected("exp_avg", exp_avg, exp_avg_off),
+            expected("exp_avg_sq", exp_avg_sq, exp_avg_sq_off),
         ]
     }
 }

@@ -1,4 +1,4 @@
-//! AMX's rounding, its registers among threads and signals, and an operating system that refuses them.
+//! AMX: its rounding, its registers with several threads and with signals, and denied permission.
 
 use std::arch::asm;
 use std::process::Command;
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use folio_kernels::buffer::Buffer;
 use folio_kernels::element::{Bf16, Element};
 use folio_kernels::isa::{Isa, Missing};
-use folio_kernels::matmul::{Lhs, Store, product, product_into};
+use folio_kernels::matmul::{Lhs, Store, matmul, matmul_into};
 use folio_kernels::panels::{PanelDims, Panels};
 use folio_kernels::reference::amx_dot;
 
@@ -23,7 +23,7 @@ fn amx() -> Option<Isa> {
     found
 }
 
-/// Two operands and their matmul by the twin.
+/// Two operands and the twin's matmul of them.
 struct Case {
     rows: usize,
     depth: usize,
@@ -37,7 +37,7 @@ impl Case {
     fn new(rows: usize, depth: usize, cols: usize, value: impl FnMut(f32) -> f32 + Copy) -> Self {
         let mut random = Random(7);
         let mut values = |len: usize| -> Vec<Bf16> {
-            random.singles(len, 1.0).into_iter().map(value).map(Bf16::from_f32).collect()
+            random.as_f32(len, 1.0).into_iter().map(value).map(Bf16::from_f32).collect()
         };
         let (lhs, rhs) = (values(rows * depth), values(depth * cols));
         let columns = transposed(&rhs, depth, cols);
@@ -58,7 +58,7 @@ impl Case {
             #[inline(always)]
             || {
                 let rhs = Panels::new(dims, &panels);
-                product_into(isa, 0..self.rows, lhs, rhs, &mut out, self.cols, Store::Over);
+                matmul_into(isa, 0..self.rows, lhs, rhs, &mut out, self.cols, Store::Overwrite);
             },
         );
         out
@@ -71,19 +71,19 @@ impl Case {
 }
 
 #[test]
-fn sums_are_those_of_the_twin_to_the_bit() {
+fn sums_have_the_same_bits_as_the_twin() {
     let Some(isa) = amx() else { return };
     for (rows, depth, cols) in [(1, 2, 1), (5, 32, 64), (33, 34, 70), (32, 384, 64), (48, 160, 96)] {
         Case::new(rows, depth, cols, |x| x).check(isa);
-        // Of sizes so unlike that every addition rounds.
+        // Sizes so different that every addition rounds.
         Case::new(rows, depth, cols, |x| x * (x * 40.0).exp2()).check(isa);
-        // Terms below the least normal number, and numbers that are.
+        // Subnormal products, and subnormal operands.
         Case::new(rows, depth, cols, |x| x * 1e-19).check(isa);
         Case::new(rows, depth, cols, |x| if x < 0.0 { x } else { x * 1e-38 }).check(isa);
     }
 }
 
-/// Products on `threads` threads that begin at once.
+/// Matmuls on `threads` threads that start simultaneously.
 fn on_threads(isa: Isa, case: &Case, threads: usize) {
     let barrier = Barrier::new(threads);
     std::thread::scope(|scope| {
@@ -99,11 +99,11 @@ fn on_threads(isa: Isa, case: &Case, threads: usize) {
 }
 
 #[test]
-fn any_thread_may_multiply() {
+fn every_thread_can_use_the_registers() {
     let Some(isa) = amx() else { return };
     let case = Case::new(64, 384, 64, |x| x);
     on_threads(isa, &case, 64);
-    // Threads of a pool, twice, so that each has released its registers in between.
+    // A pool, twice, so that each thread has released its registers in between.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().expect("three threads");
     for _ in 0..2 {
         pool.broadcast(|_| case.check(isa));
@@ -111,7 +111,7 @@ fn any_thread_may_multiply() {
     case.check(isa);
 }
 
-/// A configuration that is not this crate's: one tile of 3 rows of 8 bytes.
+/// A configuration of another library: one tile of 3 rows of 8 bytes.
 fn foreign() -> [u8; 64] {
     let mut bytes = [0; 64];
     (bytes[0], bytes[16], bytes[48]) = (1, 8, 3);
@@ -134,7 +134,7 @@ fn configure(bytes: &[u8; 64]) {
 }
 
 #[test]
-fn what_the_callers_thread_had_configured_is_there_afterwards() {
+fn the_configuration_of_the_calling_thread_is_restored() {
     let Some(isa) = amx() else { return };
     let case = Case::new(40, 96, 64, |x| x);
     case.check(isa);
@@ -142,14 +142,14 @@ fn what_the_callers_thread_had_configured_is_there_afterwards() {
     configure(&foreign());
     case.check(isa);
     let after = configuration();
-    // A closure that panics in the midst of a matmul.
+    // A closure that panics during a matmul.
     let panicking = std::panic::catch_unwind(|| {
         let dims = PanelDims { depth: 32, cols: 64 };
         let panels = vec![Bf16::default(); dims.len::<Bf16>()];
         let lhs = Lhs::Rows { data: &[Bf16::default(); 32], stride: 32 };
         isa.run(
             #[inline(always)]
-            || product(isa, 0..1, lhs, Panels::new(dims, &panels), |_, _| panic!("on purpose")),
+            || matmul(isa, 0..1, lhs, Panels::new(dims, &panels), |_, _| panic!("on purpose")),
         );
     });
     let after_panic = configuration();
@@ -159,36 +159,37 @@ fn what_the_callers_thread_had_configured_is_there_afterwards() {
 }
 
 #[test]
-fn a_signal_handler_may_use_the_registers() {
+fn a_signal_handler_can_use_the_registers() {
     static HANDLED: AtomicUsize = AtomicUsize::new(0);
-    /// Leaves other shapes and other numbers in the registers.
+    /// Leaves a different configuration and different contents in the registers.
     extern "C" fn handler(_: libc::c_int) {
         configure(&foreign());
-        // SAFETY: that configuration has this tile.
+        // SAFETY: the configuration includes this tile.
         unsafe { asm!("tilezero tmm0", out("tmm0") _) };
         HANDLED.fetch_add(1, Ordering::Relaxed);
     }
     let Some(isa) = amx() else { return };
     let case = Case::new(64, 384, 64, |x| x);
     let handler: extern "C" fn(libc::c_int) = handler;
-    // SAFETY: the handler only touches registers, which the kernel restores, and an atomic number.
+    // SAFETY: the handler only accesses registers, which the kernel of the operating system restores, and an atomic
+    // number.
     unsafe { libc::signal(libc::SIGUSR1, handler as libc::sighandler_t) };
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        /// Ends the sender even if a check fails, which the scope would otherwise wait for.
+        /// Stops the sending thread even if a check fails; the scope waits for it.
         struct Done<'a>(&'a AtomicBool);
         impl Drop for Done<'_> {
             fn drop(&mut self) {
                 self.0.store(true, Ordering::Relaxed);
             }
         }
-        // SAFETY: a number that is valid as long as the thread.
+        // SAFETY: the identifier is valid during the lifetime of the thread.
         let this = unsafe { libc::pthread_self() };
         let done = &done;
         let _done = Done(done);
         scope.spawn(move || {
             while !done.load(Ordering::Relaxed) {
-                // SAFETY: the thread waits for this one at the end of the scope.
+                // SAFETY: the target thread is alive: it waits for this one at the end of the scope.
                 unsafe { libc::pthread_kill(this, libc::SIGUSR1) };
                 std::thread::yield_now();
             }
@@ -199,14 +200,15 @@ fn a_signal_handler_may_use_the_registers() {
     });
 }
 
-/// Makes the kernel refuse `arch_prctl(ARCH_REQ_XCOMP_PERM)` to this process, as a container's filter may.
-fn refuse_permission() {
+/// Makes the operating system deny `arch_prctl(ARCH_REQ_XCOMP_PERM)` to this process, like the seccomp filter of a
+/// container.
+fn deny_permission() {
     const ARCH_REQ_XCOMP_PERM: u32 = 0x1023;
     let statement = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt, jf, k };
     let load = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
     let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
     let answer = libc::BPF_RET | libc::BPF_K;
-    // `struct seccomp_data`: the number of the call at 0, its first argument at 16.
+    // `struct seccomp_data`: the system call number at offset 0, its first argument at 16.
     let mut program = [
         statement(load, 0, 0, 0),
         statement(equal, 0, 3, libc::SYS_arch_prctl as u32),
@@ -216,7 +218,8 @@ fn refuse_permission() {
         statement(answer, 0, 0, libc::SECCOMP_RET_ALLOW),
     ];
     let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
-    // SAFETY: the filter is valid while it is read; it allows all other calls. It holds for this thread and its children.
+    // SAFETY: the filter is valid while it is read. It allows all other calls, and applies to this thread and its
+    // children.
     unsafe {
         assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
         assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter), 0);
@@ -224,10 +227,10 @@ fn refuse_permission() {
 }
 
 #[test]
-fn a_refusal_leaves_the_next_set() {
-    const CHILD: &str = "FOLIO_TEST_REFUSED";
+fn without_permission_the_next_set_is_used() {
+    const CHILD: &str = "FOLIO_TEST_AMX_DENIED";
     if std::env::var_os(CHILD).is_some() {
-        refuse_permission();
+        deny_permission();
         let sets: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
         println!("{sets:?} {:?}", Isa::missing());
         assert_eq!(Isa::detected().name(), "avx512-bf16");
@@ -242,16 +245,16 @@ fn a_refusal_leaves_the_next_set() {
     if amx().is_none() {
         return;
     }
-    let name = "amx::a_refusal_leaves_the_next_set";
+    let name = "amx::without_permission_the_next_set_is_used";
     let test = Command::new(std::env::current_exe().expect("a path"))
         .args([name, "--exact", "--nocapture"])
         .env(CHILD, "1")
         .output()
         .expect("the test runs itself");
-    let said = String::from_utf8_lossy(&test.stdout);
+    let stdout = String::from_utf8_lossy(&test.stdout);
     assert!(
-        test.status.success() && said.contains("1 passed"),
-        "{said}{}",
+        test.status.success() && stdout.contains("1 passed"),
+        "{stdout}{}",
         String::from_utf8_lossy(&test.stderr)
     );
 }

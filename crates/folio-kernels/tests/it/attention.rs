@@ -1,4 +1,4 @@
-//! Causal attention, with and without dropout. Tiles are 64 queries long.
+//! Causal attention, with and without dropout. Tiles have 64 queries.
 
 use folio_kernels::attention::{self, AttentionScratch, Forward, KeyValueCache, attention_cached};
 use folio_kernels::columns::ColumnsMut;
@@ -8,8 +8,8 @@ use folio_kernels::element::{Bf16, Element};
 use folio_kernels::reference;
 
 use crate::support::{
-    EXP_ROUNDINGS, Expected, LN_ROUNDINGS, Random, TINY, U, assert_same_bits, check, format, nans,
-    on_every_isa, rounded, singles, stored, sum_depth, wide,
+    EXP_ROUNDINGS, Expected, LN_ROUNDINGS, Random, TINY, U, as_f32, assert_same_bits, check, format, nans,
+    on_every_isa, rounded, stored, sum_depth, wide,
 };
 
 /// Batch, time, heads, head size.
@@ -33,9 +33,9 @@ const SIZES: [(usize, usize, usize, usize); 17] = [
     (1, 31, 2, 3),
 ];
 
-/// The heads of a size that the format can multiply: bfloat16 in pairs.
+/// In bfloat16, which is multiplied in pairs, only even head sizes are possible.
 fn even<E: Element>((batch, time, heads, head_size): (usize, usize, usize, usize)) -> AttentionDims {
-    AttentionDims { batch, time, heads, head_size: head_size.next_multiple_of(E::PAIR) }
+    AttentionDims { batch, time, heads, head_size: head_size.next_multiple_of(E::PER_UNIT) }
 }
 
 fn compare_all<E: Element>(dropout: Dropout) {
@@ -60,8 +60,8 @@ fn compare_large<E: Element>() {
     let dims = AttentionDims { batch: 1, time: 70, heads: 2, head_size: 16 };
     for sign in [1.0, -1.0] {
         let attention = Attention::<E>::random(dims, Dropout::none());
-        let mut qkv = singles(&attention.qkv);
-        // Adds 40 * 40 / sqrt(16) = 400 to each score, plus or minus at most 40.
+        let mut qkv = as_f32(&attention.qkv);
+        // Adds 40 * 40 / sqrt(16) = 400 to each score, whose own size is at most 40.
         for row in qkv.chunks_exact_mut(3 * dims.channels()) {
             for head in 0..dims.heads {
                 row[head * dims.head_size] += 40.0;
@@ -73,7 +73,7 @@ fn compare_large<E: Element>() {
 }
 
 #[test]
-fn scores_whose_exponentials_overflow_do_no_harm() {
+fn scores_whose_exponentials_would_overflow_are_handled() {
     compare_large::<f32>();
     compare_large::<Bf16>();
 }
@@ -98,13 +98,13 @@ fn hide_the_future<E: Element>() {
 }
 
 #[test]
-fn the_future_has_no_influence() {
+fn future_tokens_have_no_influence() {
     hide_the_future::<f32>();
     hide_the_future::<Bf16>();
 }
 
 fn compare_one_by_one<E: Element>() {
-    // The model's calls: one sequence each, with the mask of its rows.
+    // As the model does: one sequence per call, with the rows of its mask.
     let dims = AttentionDims { batch: 3, time: 67, heads: 2, head_size: 10 };
     let one = AttentionDims { batch: 1, ..dims };
     let all = Attention::<E>::random(dims, Dropout::new(0.25, 54));
@@ -131,12 +131,12 @@ fn compare_one_by_one<E: Element>() {
 }
 
 #[test]
-fn sequences_give_the_same_bits_alone_and_together() {
+fn sequences_give_the_same_bits_alone_and_in_a_batch() {
     compare_one_by_one::<f32>();
     compare_one_by_one::<Bf16>();
 }
 
-/// What a cache gives, token by token as `cuts` has them, beside what one pass gives.
+/// Compares cached attention, with the tokens divided by `cuts`, with attention over the whole sequence.
 fn compare_cached<E: Element>(cuts: impl Fn(usize) -> usize) {
     for sizes in SIZES {
         let dims = AttentionDims { batch: 1, ..even::<E>(sizes) };
@@ -159,7 +159,7 @@ fn compare_cached<E: Element>(cuts: impl Fn(usize) -> usize) {
                     attention_cached((dims, h), y, qkv, cache, &mut scratch, Some(&mut on_weights));
                     seen
                 };
-                // An older text, that must leave nothing behind.
+                // Fill the cache with another sequence first, which must not affect the result.
                 run(&mut nans::<E>(room.time * width), &other, &mut cache);
                 cache.clear();
                 let mut first = 0;
@@ -169,8 +169,8 @@ fn compare_cached<E: Element>(cuts: impl Fn(usize) -> usize) {
                     let seen = run(&mut got[first * width..next * width], qkv, &mut cache);
                     assert_eq!(seen.len(), next - first);
                     for (i, (place, keys, sum)) in (first..next).zip(seen) {
-                        assert_eq!((place, keys), (i, i + 1), "whose weights these are");
-                        // Each quotient is off by 1.5 U, the total by U a term; the sum here by as much.
+                        assert_eq!((place, keys), (i, i + 1), "position, and number of weights");
+                        // Each quotient is off by 1.5 U; the total, and the sum computed here, by U per term.
                         assert!(f64::from((sum - 1.0).abs()) <= (2 * keys + 2) as f64 * U, "{sum} of {keys}");
                     }
                     first = next;
@@ -182,20 +182,20 @@ fn compare_cached<E: Element>(cuts: impl Fn(usize) -> usize) {
 }
 
 #[test]
-fn tokens_that_come_one_by_one_have_the_same_bits_as_together() {
+fn cached_attention_token_by_token_gives_the_same_bits() {
     compare_cached::<f32>(|_| 1);
     compare_cached::<Bf16>(|_| 1);
 }
 
 #[test]
-fn tokens_that_come_in_pieces_have_the_same_bits_as_together() {
+fn cached_attention_in_chunks_gives_the_same_bits() {
     compare_cached::<f32>(|first| [3, 70, 1, 64][first % 4]);
     compare_cached::<Bf16>(|first| [3, 70, 1, 64][first % 4]);
 }
 
 #[test]
-#[should_panic(expected = "2 tokens after 1 in a cache for 2")]
-fn a_cache_that_is_full_is_refused() {
+#[should_panic(expected = "2 tokens after 1 do not fit into a cache of 2")]
+fn a_full_cache_panics() {
     let dims = AttentionDims { batch: 1, time: 2, heads: 1, head_size: 2 };
     let (mut cache, mut scratch) = (KeyValueCache::<f32>::new(dims), AttentionScratch::new(dims));
     for tokens in [1, 2] {
@@ -206,15 +206,17 @@ fn a_cache_that_is_full_is_refused() {
 }
 
 #[test]
-#[should_panic(expected = "in scratch for AttentionDims { batch: 1, time: 3, heads: 1, head_size: 2 }")]
-fn a_sequence_that_is_longer_than_the_scratch_is_refused() {
+#[should_panic(
+    expected = "does not fit into scratch for AttentionDims { batch: 1, time: 3, heads: 1, head_size: 2 }"
+)]
+fn a_sequence_longer_than_the_scratch_panics() {
     let dims = AttentionDims { batch: 1, time: 4, heads: 1, head_size: 2 };
     let mut scratch = AttentionScratch::<f32>::new(AttentionDims { time: 3, ..dims });
     let (mut y, mut lse) = ([0.0; 8], [0.0; 4]);
     attention::attention_forward(dims, &mut y, &mut lse, &[0.0; 24], Dropout::none(), &mut scratch);
 }
 
-/// Scratch for longer sequences and wider heads, full of NaN.
+/// Scratch for longer sequences and wider heads, filled with NaN.
 fn used_scratch<E: Element>(dims: AttentionDims) -> AttentionScratch<E> {
     let (time, head_size) = (dims.time + 67, dims.head_size + 2);
     let dims = AttentionDims { batch: 1, time, heads: 1, head_size };
@@ -228,7 +230,7 @@ fn used_scratch<E: Element>(dims: AttentionDims) -> AttentionScratch<E> {
     scratch
 }
 
-/// Inputs, and the twin's outputs rounded for the backward.
+/// Inputs, and the outputs of the twin's forward pass, rounded, for the backward pass.
 struct Attention<E> {
     dims: AttentionDims,
     dropout: Dropout,
@@ -254,7 +256,7 @@ impl<E: Element> Attention<E> {
         self
     }
 
-    /// Panics unless all outputs are what the twin's are.
+    /// Panics unless all outputs equal those of the twin.
     fn compare(&self) {
         let (y, lse) = self.twin_forward();
         let (y_off, lse_off) = self.forward_tolerances(&y, &lse);
@@ -268,7 +270,7 @@ impl<E: Element> Attention<E> {
         check("attention", &(format::<E>(), self.dims, self.dropout), &expected, || {
             let mut scratch = used_scratch(self.dims);
             let (y, lse) = self.forward(&mut scratch);
-            vec![singles(&y), lse, singles(&self.backward(&mut scratch))]
+            vec![as_f32(&y), lse, as_f32(&self.backward(&mut scratch))]
         });
     }
 
@@ -307,17 +309,16 @@ impl<E: Element> Attention<E> {
 
     /// For query i with its n = i + 1 keys, in units of U:
     ///
-    /// - A score is off by `s = (D + 4) sum|q k| / sqrt(D)`: D + 1 roundings of the product, 2 of the factor, one of
-    ///   the greatest score's product with it.
-    /// - An exponential has s twice, from score and maximum, the rounding of their difference, at most
-    ///   `range`, and its own.
-    /// - lse moves by at most s with its scores; the sum adds the rest of an exponential and its additions;
-    ///   then come the logarithm of at most n and the last sum.
-    /// - A weight has the error of an exponential, and the product with the mask's factor; then it is stored. Its
-    ///   product with v has n + 1, their sum is divided by that of the exponentials, with its additions, a
+    /// - A score: `s = (D + 4) sum|q k| / sqrt(D)`. The dot product has D + 1 roundings, the scale factor 2, and the
+    ///   product of the maximum score with it one.
+    /// - An exponential: s twice (score and maximum), the rounding of their difference, at most `range`, and its own.
+    /// - lse: s, plus the error of an exponential without its score, and the additions of the sum; then the logarithm,
+    ///   of at most n, and the last addition.
+    /// - A weight: the error of an exponential, and the product with the factor of the mask; then it is stored. Its
+    ///   product with v has n + 1 roundings. The sum is divided by the sum of exponentials, with its additions, a
     ///   reciprocal and a product; then it is stored.
     ///
-    /// `exp` ends at e^-87, and what is below the least normal number may be taken for zero.
+    /// `exp` is constant below e^-87, and subnormal numbers may be flushed to zero.
     fn forward_tolerances(&self, y: &[f64], lse: &[f64]) -> (Vec<f64>, Vec<f64>) {
         let AttentionDims { batch, time, heads, head_size } = self.dims;
         let mut y_off = vec![0.0; self.y.len()];
@@ -350,10 +351,10 @@ impl<E: Element> Attention<E> {
 
     /// `y` and `lse` are given. In units of U:
     ///
-    /// - `P = exp(s - lse)` has the error of the score, the rounding of the difference, and its own.
-    /// - `ds = P (f dy.v - dy.y) / sqrt(D)` has those of P, D + 1 of the products and 6 more: f, the
-    ///   difference, two factors, the second with 2 of its own.
-    /// - `f P` and `ds` are stored; the sums for dq, dk and dv add at most T + 1, and f one. Then they are stored.
+    /// - `P = exp(s - lse)`: the errors of the score, of the difference, and its own.
+    /// - `ds = P (f dy.v - dy.y) / sqrt(D)`: the error of P, D + 1 roundings of the dot products, and 6 more: f, the
+    ///   difference, and two factors, the second with 2 of its own.
+    /// - `f P` and `ds` are stored. The sums for dq, dk and dv add at most T + 1, and f adds one. Then they are stored.
     fn backward_tolerances(&self, dqkv: &[f64]) -> Vec<f64> {
         let AttentionDims { batch, time, heads, head_size } = self.dims;
         let scale = 1.0 / (head_size as f64).sqrt();
@@ -416,7 +417,7 @@ impl<E: Element> Attention<E> {
     }
 }
 
-/// A scaled score and its error in units of U.
+/// A scaled score, and its error in units of U.
 struct Score {
     value: f64,
     off: f64,

@@ -1,4 +1,4 @@
-//! Buffers: zero at first, on a cache line, of any length.
+//! Buffers: initially zero, aligned to cache lines, of any length.
 
 use folio_kernels::buffer::Buffer;
 use folio_kernels::element::{Bf16, Element};
@@ -10,10 +10,10 @@ fn hold_what_is_written<E: Element>() {
         let mut buffers: Vec<Buffer<E>> = (0..4).map(|_| Buffer::zeroed(len)).collect();
         for (seed, buffer) in buffers.iter_mut().enumerate() {
             assert!(buffer.as_ptr().addr().is_multiple_of(64), "{len}");
-            assert_same_bits("at first", buffer, &vec![E::default(); len]);
+            assert_same_bits("initial value", buffer, &vec![E::default(); len]);
             buffer.copy_from_slice(&Random(seed as u64).elements::<E>(len, 1.0));
         }
-        // None overlaps another, and each may go to another thread.
+        // Buffers do not overlap, and each may be sent to another thread.
         std::thread::scope(|scope| {
             for (seed, buffer) in buffers.into_iter().enumerate() {
                 scope.spawn(move || {
@@ -41,6 +41,6 @@ fn an_empty_buffer_is_a_slice_too() {
     for mut buffer in [Buffer::<Bf16>::zeroed(0), Buffer::default()] {
         assert!(buffer.is_empty() && buffer.iter_mut().next().is_none());
         assert!(buffer.as_ptr().is_aligned());
-        assert_eq!(format!("{buffer:?}"), "Buffer of 0");
+        assert_eq!(format!("{buffer:?}"), "Buffer of 0 elements");
     }
 }

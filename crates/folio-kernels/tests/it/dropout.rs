@@ -1,4 +1,4 @@
-//! Dropout: its arithmetic, the statistics of its masks, and that all who draw a mask draw the same.
+//! Dropout: its arithmetic, the statistics of its masks, and that all kernels generate the same mask.
 
 use std::collections::HashMap;
 
@@ -12,14 +12,14 @@ use folio_kernels::panels::{PanelDims, Panels};
 use folio_kernels::reference;
 
 use crate::support::{
-    Expected, Random, assert_same_bits, check, format, in_panels, nans, on_every_isa, rounded, singles,
-    sizes, wide,
+    Expected, Random, as_f32, assert_same_bits, check, format, in_panels, nans, on_every_isa, rounded, sizes,
+    wide,
 };
 
 const RATES: [f32; 7] = [0.01, 0.1, 0.2, 0.5, 0.75, 0.9, 0.999];
 
-/// How many standard deviations a statistic may be off. A normal deviate exceeds 6 with probability 2e-9, and
-/// there are about a thousand statistics below.
+/// How many standard deviations a statistic may be off. A normal deviate exceeds 6 with probability 2e-9, and about a
+/// thousand statistics are tested below.
 const Z_MAX: f64 = 6.0;
 
 const SIZES: [(usize, usize); 8] =
@@ -30,7 +30,7 @@ fn compare_all<E: Element>() {
         for (rows, cols) in SIZES {
             let dims = RowDims { rows, cols };
             let mut random = Random(87);
-            let (x, dy) = (random.singles(rows * cols, 1.0), random.singles(rows * cols, 1.0));
+            let (x, dy) = (random.as_f32(rows * cols, 1.0), random.as_f32(rows * cols, 1.0));
             let twin = |of: fn(&[f32]) -> Vec<f64>| {
                 let (mut y, mut dx) = (vec![f64::NAN; x.len()], vec![f64::NAN; x.len()]);
                 reference::dropout_forward(dims, &mut y, &of(&x), dropout);
@@ -38,7 +38,7 @@ fn compare_all<E: Element>() {
                 (y, dx)
             };
             let ((y, dx), (y_size, dx_size)) = (twin(wide), twin(sizes));
-            // One product each, by zero without any error; the gradient is stored.
+            // One product each, exact if by zero; the gradient is stored.
             let expected = [
                 Expected::from_sizes("y", 1, y, y_size),
                 Expected::from_sizes("dx", 1, dx, dx_size).stored::<E>(),
@@ -47,7 +47,7 @@ fn compare_all<E: Element>() {
                 let (mut y, mut dx) = (x.clone(), nans::<E>(x.len()));
                 dropout::dropout_in_place(dims, &mut y, dropout);
                 dropout::dropout_backward(dims, &mut dx, &dy, dropout);
-                vec![y, singles(&dx)]
+                vec![y, as_f32(&dx)]
             });
         }
     }
@@ -59,7 +59,7 @@ fn dropout_equals_its_twin() {
     compare_all::<Bf16>();
 }
 
-/// What the mask's rows say, element by element.
+/// The factors of a mask, element by element.
 fn mask(dims: RowDims, dropout: Dropout) -> Vec<f32> {
     let rows = (0..dims.rows).map(|row| dropout.row(row));
     rows.flat_map(|row| (0..dims.cols as u32).map(move |col| row.factor(col))).collect()
@@ -80,7 +80,7 @@ fn draw_by_every_kernel<E: Element>() {
             let mut backward = nans::<E>(ones.len());
             dropout::dropout_backward(dims, &mut backward, &ones, dropout);
             assert_same_bits(&format!("backward, {case}"), &backward, &rounded(&mask));
-            // Branches whose elements are all one: x = (1, 1), w = (1, 0), no bias and no residual.
+            // All elements of the branch are 1: x = (1, 1), w = (1, 0), without bias and residual.
             let linear = LinearDims { rows: dims.rows, inputs: 2, outputs: dims.cols };
             let panels = PanelDims { depth: 2, cols: dims.cols };
             let row = vec![1.0; dims.cols];
@@ -102,13 +102,13 @@ fn draw_by_every_kernel<E: Element>() {
 }
 
 #[test]
-fn every_kernel_draws_the_mask_that_its_rows_say() {
+fn every_kernel_generates_the_same_mask() {
     draw_by_every_kernel::<f32>();
     draw_by_every_kernel::<Bf16>();
 }
 
 #[test]
-fn rows_that_are_skipped_are_those_further_down() {
+fn skip_rows_gives_the_mask_of_the_rows_further_down() {
     let dropout = Dropout::new(0.5, 88);
     let whole = mask(RowDims { rows: 100, cols: 64 }, dropout);
     for rows in [0, 1, 7, 63, 90] {
@@ -122,8 +122,8 @@ fn rows_that_are_skipped_are_those_further_down() {
 }
 
 fn draw_in_attention<E: Element>() {
-    // With q = k = 0 all weights of query i are 1 / (i + 1). With one-hot v and dy each is read off: y_ij and
-    // dv_ji.
+    // With q = k = 0, all weights of query i are 1 / (i + 1). With one-hot v and dy, y_ij and dv_ji show the factors of
+    // the mask.
     let dims = AttentionDims { batch: 2, time: 70, heads: 2, head_size: 70 };
     let AttentionDims { batch, time, heads, .. } = dims;
     let channels = dims.channels();
@@ -146,7 +146,7 @@ fn draw_in_attention<E: Element>() {
         let mut dqkv = nans::<E>(qkv.len());
         let forward = Forward { y: &y, qkv: &qkv, lse: &lse };
         attention::attention_backward(dims, &mut dqkv, &dy, forward, dropout, &mut scratch);
-        let (y, dqkv) = (singles(&y), singles(&dqkv));
+        let (y, dqkv) = (as_f32(&y), as_f32(&dqkv));
         for index in 0..batch * heads * time * time {
             let (row, i, j) = (index / time, index / time % time, index % time);
             let (b, h) = (row / time / heads, row / time % heads);
@@ -159,14 +159,14 @@ fn draw_in_attention<E: Element>() {
 }
 
 #[test]
-fn attention_draws_the_same_mask_going_back() {
+fn attention_uses_the_same_mask_in_both_passes() {
     draw_in_attention::<f32>();
     draw_in_attention::<Bf16>();
 }
 
 #[test]
-fn the_share_of_what_is_kept_is_one_minus_the_rate() {
-    // A count of n draws has the variance n p (1 - p).
+fn the_fraction_kept_is_one_minus_the_rate() {
+    // The number of kept elements among n has the variance n p (1 - p).
     for rate in RATES {
         for key in [0, 1, 2, u64::MAX, 0x1234_5678_9ABC_DEF0] {
             let mask = Mask::draw(rate, key, 500, 400);
@@ -179,9 +179,9 @@ fn the_share_of_what_is_kept_is_one_minus_the_rate() {
 }
 
 #[test]
-fn rows_and_columns_vary_as_independent_draws_do() {
-    // The squares of R standardised counts, approximately normal ones, sum to chi-square: mean R, variance 2
-    // R, plus the excess kurtosis of the binomial, R (1 / (n p (1 - p)) - 6 / n).
+fn row_and_column_counts_vary_like_independent_samples() {
+    // The sum of squares of R standardized counts is approximately chi-square distributed: mean R, variance 2 R plus
+    // the excess kurtosis of the binomial, R (1 / (n p (1 - p)) - 6 / n).
     for rate in [0.1, 0.5, 0.9] {
         for key in [0, 7, u64::MAX] {
             let mask = Mask::draw(rate, key, 600, 500);
@@ -217,9 +217,9 @@ fn masks_of_different_keys_are_independent() {
 }
 
 #[test]
-fn no_two_rows_are_alike_under_any_keys() {
-    // 64 columns at a rate of one half are 64 random bits: two of 300,000 rows agree by chance once in 4e8. If only
-    // 32 bits told rows apart, about ten pairs would.
+fn no_two_rows_are_equal_under_any_keys() {
+    // 64 columns at a rate of one half are 64 random bits. The probability that any two of 300,000 rows are equal is
+    // one in 4e8. If only 32 bits distinguished rows, about ten pairs would be equal.
     let mut seen = HashMap::new();
     for key in (0..50).chain((0..50).map(|key| key << 32)) {
         for row in 0..3000 {
@@ -227,7 +227,7 @@ fn no_two_rows_are_alike_under_any_keys() {
             let bits = (0..64).fold(0u64, |bits, col| bits << 1 | u64::from(mask.factor(col) != 0.0));
             // Key 0 is in both ranges.
             let first = *seen.entry(bits).or_insert((key, row));
-            assert_eq!(first, (key, row), "two keys and rows have one mask");
+            assert_eq!(first, (key, row), "two keys and rows have the same mask");
         }
     }
 }
@@ -257,7 +257,7 @@ fn rows_and_columns_of_one_mask_are_independent() {
 fn a_rate_of_zero_changes_nothing() {
     assert!(Dropout::none().is_identity());
     assert!(!Dropout::new(1e-6, 0).is_identity());
-    let x = Random(86).singles(10 * 33, 1.0);
+    let x = Random(86).as_f32(10 * 33, 1.0);
     let mut y = x.clone();
     dropout::dropout_in_place(RowDims { rows: 10, cols: 33 }, &mut y, Dropout::new(0.0, 9));
     assert_eq!(y, x);
@@ -265,26 +265,26 @@ fn a_rate_of_zero_changes_nothing() {
 
 #[test]
 #[should_panic(expected = "dropout rate 1 is outside [0, 1)")]
-fn a_rate_of_one_is_refused() {
+fn a_rate_of_one_panics() {
     Dropout::new(1.0, 0);
 }
 
 #[test]
 #[should_panic(expected = "dropout rate NaN is outside [0, 1)")]
-fn a_rate_that_is_no_number_is_refused() {
+fn a_rate_of_nan_panics() {
     Dropout::new(f32::NAN, 0);
 }
 
-/// Panics unless the two of each pair, which are true with probability p, are uncorrelated: `sum (a - p)(b -
-/// p)` has the mean 0 and the variance `n (p (1 - p))^2`.
+/// Panics unless the two elements of each pair, which are true with probability p, are uncorrelated:
+/// `sum (a - p)(b - p)` has mean 0 and variance `n (p (1 - p))^2`.
 fn expect_independent(name: &str, p: f64, pairs: impl Iterator<Item = (bool, bool)>) {
     let off = |kept: bool| f64::from(u8::from(kept)) - p;
     let (n, sum) = pairs.fold((0.0, 0.0), |(n, sum), (a, b)| (n + 1.0, sum + off(a) * off(b)));
     let z: f64 = sum / (f64::sqrt(n) * p * (1.0 - p));
-    assert!(z.abs() <= Z_MAX, "{name}, share {p:.3} of {n}: correlated by {z:.1} sigma");
+    assert!(z.abs() <= Z_MAX, "{name}: {n} pairs with p = {p:.3} are correlated, {z:.1} sigma off");
 }
 
-/// Which elements of a (rows, cols) matrix are kept, and with which probability p each.
+/// Which elements of a (rows, cols) matrix are kept, and the probability p of each.
 struct Mask {
     cols: usize,
     p: f64,

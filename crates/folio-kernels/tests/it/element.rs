@@ -1,4 +1,4 @@
-//! bfloat16 against its definition: f32's upper half, rounded to nearest, ties to even.
+//! bfloat16 against its definition: the upper half of f32, rounded to nearest, ties to even.
 
 use folio_kernels::element::{Bf16, Element};
 use folio_kernels::rounding::round;
@@ -14,14 +14,14 @@ fn bits(value: f32) -> u32 {
 }
 
 #[test]
-fn every_number_goes_to_f32_and_back() {
+fn every_bf16_survives_a_round_trip_through_f32() {
     for (pattern, value) in all().enumerate() {
         let wide = value.to_f32();
         assert_eq!(wide.to_bits(), (pattern as u32) << 16);
         if wide.is_nan() {
             let back = Bf16::from_f32(wide);
             assert!(back.to_f32().is_nan(), "{pattern:#06x}");
-            // Its sign and payload stay; it is made quiet.
+            // The sign and payload are preserved; the NaN becomes quiet.
             assert_eq!(Element::to_bits(back), pattern as u32 | 0x40, "{pattern:#06x}");
         } else {
             assert_eq!(bits(wide), pattern as u32, "{wide:e}");
@@ -30,10 +30,10 @@ fn every_number_goes_to_f32_and_back() {
 }
 
 #[test]
-fn values_between_two_neighbours_go_to_the_nearer_and_ties_to_the_even_one() {
+fn values_are_rounded_to_nearest_ties_to_even() {
     for (pattern, value) in all().enumerate().filter(|(_, value)| value.to_f32().is_finite()) {
-        // The lower half of f32's bits is the share of the way to the neighbour that is further from zero; from
-        // the greatest number that is infinity.
+        // The lower half of f32's bits is the position between two neighbors. The neighbor above the largest number is
+        // infinity.
         let (down, up) = (pattern as u32, pattern as u32 + 1);
         let even = if down % 2 == 0 { down } else { up };
         let between = |lower: u32| f32::from_bits(value.to_f32().to_bits() | lower);
@@ -62,7 +62,7 @@ fn the_edges_of_the_format() {
         assert_eq!(Bf16::from_f32(value).to_f32().to_bits(), want.to_bits(), "{value:e}");
         assert_eq!(Bf16::from_f32(-value).to_f32().to_bits(), (-want).to_bits(), "{:e}", -value);
     }
-    // NaNs whose payload is in the lower half, and those that rounding would carry out of.
+    // NaNs whose payload is in the lower half, and NaNs that rounding would overflow.
     for nan in [0x7f80_0001, 0xff80_0001, 0x7fff_ffff, 0xffff_ffff, 0x7f80_8000, 0x7fc0_0000] {
         let rounded = Bf16::from_f32(f32::from_bits(nan));
         assert!(rounded.to_f32().is_nan(), "{nan:#x}");
@@ -71,14 +71,14 @@ fn the_edges_of_the_format() {
 }
 
 #[test]
-fn the_unit_roundoff_is_the_greatest_relative_error() {
+fn the_unit_roundoff_is_the_maximum_relative_error() {
     let mut worst = 0.0f64;
     for step in 0..=1 << 16 {
         let value = f32::from_bits(1.0f32.to_bits() + (step << 7));
         let error = (f64::from(Bf16::from_f32(value).to_f32()) - f64::from(value)).abs() / f64::from(value);
         worst = worst.max(error);
     }
-    // The tie between 1 and its neighbour: half their distance over a little more than one.
+    // The tie between 1 and its neighbor: half their distance, relative to a number slightly above one.
     let unit = f64::from(Bf16::UNIT_ROUNDOFF);
     assert_eq!(unit, 2.0f64.powi(-8));
     assert_eq!(worst, unit / (1.0 + unit));
@@ -86,7 +86,7 @@ fn the_unit_roundoff_is_the_greatest_relative_error() {
 }
 
 #[test]
-fn f32_is_kept_as_it_is() {
+fn f32_is_unchanged() {
     for pattern in [0, 1, 0x8000_0000, 0x3f80_0001, 0x7f7f_ffff, 0x7f80_0000, 0xff80_0001, 0x7fc0_1234] {
         let value = <f32 as Element>::from_bits(pattern);
         assert_eq!(Element::to_bits(f32::from_f32(value.to_f32())), pattern);
@@ -94,9 +94,9 @@ fn f32_is_kept_as_it_is() {
 }
 
 #[test]
-fn rows_are_rounded_alike_on_every_instruction_set() {
+fn every_instruction_set_rounds_rows_alike() {
     for len in (0..=70).chain([1000]) {
-        let mut x = Random(95).singles(len, 3.0);
+        let mut x = Random(95).as_f32(len, 3.0);
         for (place, special) in
             [f32::NAN, f32::INFINITY, f32::from_bits(0x3f80_8000), -0.0].into_iter().enumerate()
         {
@@ -112,6 +112,6 @@ fn rows_are_rounded_alike_on_every_instruction_set() {
             assert_eq!(got.iter().map(|x| Element::to_bits(*x)).collect::<Vec<_>>(), want, "{}", isa.name());
         });
     }
-    // What a test compares with is exact.
+    // Tests may rely on exact conversion.
     assert_eq!(wide(&[Bf16::from_f32(-1.5)]), [-1.5]);
 }

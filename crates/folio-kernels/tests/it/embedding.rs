@@ -1,11 +1,11 @@
-//! The lookup of embeddings and the sums going back.
+//! Embedding lookup and its gradients.
 
 use folio_kernels::dims::EmbeddingDims;
 use folio_kernels::{embedding, reference};
 
 use crate::support::{Expected, Random, check, sizes, wide};
 
-/// The vocabulary is cut into 32 pieces.
+/// The backward pass divides the vocabulary into 32 parts.
 const SIZES: [(usize, usize, usize, usize); 10] = [
     (1, 1, 1, 1),
     (1, 1, 7, 5),
@@ -24,8 +24,8 @@ fn embeddings_equal_their_twin() {
     for (batch, time, channels, vocab) in SIZES {
         let dims = EmbeddingDims { batch, time, channels, vocab };
         let table = Tables::random(dims);
-        // A sum of two; a sum of at most all tokens and what was there; one of all sequences and what was
-        // there.
+        // y: a sum of two. dwte: at most all tokens, plus the initial value. dwpe: all sequences, plus the initial
+        // value.
         let roundings = [1, batch * time, batch];
         let outputs = table.twin(wide).into_iter().zip(table.twin(sizes));
         let expected: Vec<_> = outputs
@@ -37,7 +37,7 @@ fn embeddings_equal_their_twin() {
 }
 
 #[test]
-fn gradients_of_what_is_not_looked_up_stay_as_they_are() {
+fn gradients_of_unused_rows_are_unchanged() {
     let dims = EmbeddingDims { batch: 2, time: 3, channels: 4, vocab: 40 };
     let tokens = [7, 7, 39, 0, 7, 39];
     let mut dwte = vec![0.1; 40 * 4];
@@ -54,12 +54,12 @@ fn gradients_of_what_is_not_looked_up_stay_as_they_are() {
 
 #[test]
 #[should_panic(expected = "token 5 is outside the vocabulary of 5")]
-fn a_token_outside_the_vocabulary_is_refused() {
+fn a_token_outside_the_vocabulary_panics() {
     let dims = EmbeddingDims { batch: 1, time: 2, channels: 1, vocab: 5 };
     embedding::embedding_forward(dims, &mut [0.0; 2], &[0.0; 5], &[0.0; 2], &[4, 5]);
 }
 
-/// The two tables, with two more positions than the sequence has, and gradients that are not zero before.
+/// The two tables, with two more positions than the sequence has, and gradients with non-zero initial values.
 pub(crate) struct Tables {
     dims: EmbeddingDims,
     wte: Vec<f32>,
@@ -76,12 +76,12 @@ impl Tables {
         let mut random = Random(21);
         Self {
             dims,
-            wte: random.singles(vocab * channels, 1.0),
-            wpe: random.singles((time + 2) * channels, 1.0),
+            wte: random.as_f32(vocab * channels, 1.0),
+            wpe: random.as_f32((time + 2) * channels, 1.0),
             tokens: random.tokens(batch * time, vocab),
-            dy: random.singles(batch * time * channels, 1.0),
-            dwte: random.singles(vocab * channels, 1.0),
-            dwpe: random.singles((time + 2) * channels, 1.0),
+            dy: random.as_f32(batch * time * channels, 1.0),
+            dwte: random.as_f32(vocab * channels, 1.0),
+            dwpe: random.as_f32((time + 2) * channels, 1.0),
         }
     }
 
@@ -95,7 +95,7 @@ impl Tables {
         vec![y, dwte, dwpe]
     }
 
-    /// The same by the twin, with every input taken through `of`.
+    /// The same from the twin, with every input converted by `of`.
     fn twin(&self, of: impl Fn(&[f32]) -> Vec<f64>) -> Vec<Vec<f64>> {
         let dims = self.dims;
         let (wte, wpe, dy) = (of(&self.wte), of(&self.wpe), of(&self.dy));

@@ -1,8 +1,8 @@
-//! Every backward of `reference` against central differences of its forward, in f64.
+//! Every backward function of `reference` against central differences of its forward function, in f64.
 //!
-//! A case makes random inputs and a random gradient `dy` of the outputs, runs the backward once, and checks
-//! the gradient of one argument after the other. With `dy` fixed the loss is `L = sum_k dy_k y_k`, whose
-//! derivative by an element `x` is what the backward must have left at that element.
+//! A case creates random inputs and a random gradient `dy` of the outputs, runs the backward function once, and checks
+//! the gradient of each argument. With `dy` fixed, the loss is `L = sum_k dy_k y_k`, and the gradient of an element `x`
+//! must be the derivative of `L` with respect to `x`.
 
 use crate::support::{Random, transposed};
 use folio_kernels::{
@@ -12,11 +12,11 @@ use folio_kernels::{
 };
 use std::fmt::Debug;
 
-/// Bounds the rounded operations behind one output: no case sums over more than 21 products.
+/// An upper bound for the roundings in one output: no case sums more than 21 products.
 const OPERATIONS: f64 = 64.0;
 
-/// What an accumulated gradient holds before the backward; `added` takes it off again. Overwritten ones hold
-/// NaN.
+/// The initial value of gradients that are accumulated into; `added` subtracts it again. Those that are overwritten
+/// start as NaN.
 const BEFORE: f64 = 0.5;
 
 #[test]
@@ -118,7 +118,7 @@ fn embedding(dims: EmbeddingDims) {
     let EmbeddingDims { batch, time, channels, vocab } = dims;
     let mut random = Random(2);
     let wte = random.values(vocab * channels);
-    // Two more positions than the sequence has: their gradient is zero.
+    // Two more positions than the sequence has; their gradient is zero.
     let wpe = random.values((time + 2) * channels);
     let tokens = random.tokens(batch * time, vocab);
     let dy = random.values(batch * time * channels);
@@ -158,7 +158,7 @@ fn layernorm(dims: RowDims) {
     case.check("bias", &bias, &added(dbias), |bias| forward(&x, &weight, bias).0);
 }
 
-/// `reach` is how far from zero the inputs lie: the curve bends near zero and is straight beyond about 4.
+/// `reach` is the maximum size of the inputs: GELU is curved near zero and straight beyond about 4.
 fn gelu(len: usize, reach: f64) {
     let mut random = Random(4);
     let x: Vec<f64> = random.values(len).iter().map(|x| reach * x).collect();
@@ -232,13 +232,17 @@ fn cross_entropy(dims: RowDims) {
         reference::cross_entropy_loss(dims, &mut losses, logits, &targets);
         losses
     };
-    assert_eq!(losses, forward(&logits), "cross_entropy {dims:?}: the losses with and without the gradient");
+    assert_eq!(
+        losses,
+        forward(&logits),
+        "cross_entropy {dims:?}: losses with and without the gradient differ"
+    );
     let case = Case { op: "cross_entropy", shape: &dims, dy: &vec![scale; rows] };
     case.check("logits", &logits, &dlogits, forward);
 }
 
-/// The smallest model with tied weights: the embedding, and its transpose as the head. The gradient of `wte`
-/// is the sum of what reaches it from both ends.
+/// The smallest model with tied weights: the embedding, and its transpose as the head. The gradient of `wte` is the sum
+/// of both contributions.
 fn tied_head(dims: EmbeddingDims) {
     let EmbeddingDims { batch, time, channels, vocab } = dims;
     let rows = batch * time;
@@ -280,13 +284,13 @@ struct Case<'a> {
     dy: &'a [f64],
 }
 
-/// How far one element of a gradient is from the difference quotient.
+/// The difference between one element of a gradient and the difference quotient.
 struct Mismatch {
     index: usize,
     got: f64,
     want: f64,
     tolerance: f64,
-    /// The error as a multiple of the tolerance.
+    /// The error divided by the tolerance.
     excess: f64,
 }
 
@@ -294,18 +298,17 @@ impl Case<'_> {
     /// Compares `got`, the gradient of the argument `name` with the value `x`, with the central difference
     /// `D(h) = (L(x + h) - L(x - h)) / 2h` at each element.
     ///
-    /// Three errors make up the tolerance:
-    /// - Truncation. By Taylor's theorem `D(h) = L' + h^2 L'''/6 + O(h^4)`, therefore `D(2h) - D(h)` is
-    ///   `3 h^2 L'''/6`, and a third of it is the truncation of `D(h)`. It is measured on the forward alone.
-    /// - Rounding. At most `OPERATIONS` roundings, each of eps/2 relative to values of about `max(1, |y_k|)`,
-    ///   move `y_k` by `OPERATIONS eps/2 max(1, |y_k|)`. Two such errors over `2h` make `OPERATIONS eps/2 / h
-    ///   sum_k |dy_k| max(1, |y_k|)`. The difference is taken output by output before the sum: an output that
-    ///   does not read `x` is the same bit for bit at both ends and adds nothing.
-    /// - Rounding of the backward itself: as many operations, on values of about one times the `dy_k`, are
-    ///   off by `OPERATIONS eps/2 sum_k |dy_k|`, five orders of magnitude less.
+    /// The tolerance is the sum of three errors:
+    /// - Truncation. By Taylor's theorem `D(h) = L' + h^2 L'''/6 + O(h^4)`, so `D(2h) - D(h)` is `3 h^2 L'''/6`, and a
+    ///   third of it is the truncation of `D(h)`. It is measured on the forward function alone.
+    /// - Rounding of the forward function. At most `OPERATIONS` roundings, each of eps/2 relative to values of about
+    ///   `max(1, |y_k|)`, change `y_k` by `OPERATIONS eps/2 max(1, |y_k|)`. Two such errors divided by `2h` are
+    ///   `OPERATIONS eps/2 / h sum_k |dy_k| max(1, |y_k|)`. The difference is computed per output before the sum, so
+    ///   outputs that do not depend on `x` contribute nothing.
+    /// - Rounding of the backward function: `OPERATIONS eps/2 sum_k |dy_k|`, five orders of magnitude less.
     ///
-    /// The first grows with `h^2` and the second with `eps / h`: `h = eps^(1/3)`, times the size of `x` where
-    /// that is above one, makes both of the order `eps^(2/3) = 4e-11`.
+    /// The first grows with `h^2`, the second with `eps / h`. With `h = eps^(1/3)`, times the size of `x` if that is
+    /// above one, both are of the order `eps^(2/3) = 4e-11`.
     fn check(&self, name: &str, x: &[f64], got: &[f64], forward: impl Fn(&[f64]) -> Vec<f64>) {
         let Case { op, shape, dy } = self;
         assert_eq!(got.len(), x.len(), "{op} {shape:?}: length of the gradient of {name}");
@@ -334,8 +337,8 @@ impl Case<'_> {
     }
 }
 
-/// The central difference of `sum_k dy_k y_k` by `x[index]`, and `sum_k |dy_k| max(1, |y_k|)` over the
-/// outputs that moved.
+/// The central difference of `sum_k dy_k y_k` with respect to `x[index]`, and `sum_k |dy_k| max(1, |y_k|)` over the
+/// outputs that changed.
 fn central_difference(
     x: &[f64],
     index: usize,
@@ -355,11 +358,11 @@ fn central_difference(
             size += dy_k.abs() * y_above[k].abs().max(1.0);
         }
     }
-    // The ends are rounded: what was stepped over is their difference, not 2h.
+    // Both ends are rounded, so the step is their difference, not exactly 2h.
     (change / (x_above - x_below), size)
 }
 
-/// What a backward has added to a gradient that held `BEFORE`.
+/// The part of a gradient that a backward function added to `BEFORE`.
 fn added(gradient: Vec<f64>) -> Vec<f64> {
     gradient.iter().map(|value| value - BEFORE).collect()
 }

@@ -1,4 +1,4 @@
-//! GELU, near zero, where it bends, and far out, where the logistic function is 0 or 1.
+//! GELU: near zero, where it is curved, and far out, where the logistic function is 0 or 1.
 
 use folio_kernels::gelu::{gelu_backward_of_row, gelu_of_row};
 use folio_kernels::isa::Isa;
@@ -10,13 +10,13 @@ use crate::support::{EXP_ROUNDINGS, Expected, Random, TINY, U, check, on_every_i
 fn gelu_equals_its_twin() {
     for len in [0, 1, 7, 15, 16, 17, 33, 100, 20_000] {
         for reach in [1.0, 6.0, 12.0, 40.0] {
-            compare(&Random(41).singles(len, reach));
+            compare(&Random(41).as_f32(len, reach));
         }
     }
 }
 
 #[test]
-fn gelu_holds_at_the_extremes() {
+fn gelu_equals_its_twin_at_the_extremes() {
     let near = [0.0, 1e-45, 1e-38, 1e-10, 9.999_999, 10.0, 10.000_001, 10.5, 11.0];
     let far = (1..=38).map(|exponent| 10.0f32.powi(exponent)).chain([f32::MAX]);
     let x: Vec<f32> = near.into_iter().chain(far).flat_map(|x| [x, -x]).collect();
@@ -24,7 +24,7 @@ fn gelu_holds_at_the_extremes() {
 }
 
 #[test]
-fn gelu_is_zero_on_the_left_and_its_argument_on_the_right() {
+fn gelu_is_zero_far_left_and_the_identity_far_right() {
     let far: Vec<f32> = (0..=30).map(|exponent| 10.0 * 10.0f32.powi(exponent)).collect();
     let negative: Vec<f32> = far.iter().map(|x| -x).collect();
     on_every_isa(|isa| {
@@ -32,7 +32,7 @@ fn gelu_is_zero_on_the_left_and_its_argument_on_the_right() {
         assert_eq!((&value, &again), (&far, &far), "{}", isa.name());
         assert!(slope.iter().all(|&slope| slope == 1.0), "{}: {slope:?}", isa.name());
         for all in apply(&negative) {
-            // What f32 can hold of gelu(-10) and of its slope, 5 and 240 times the least normal number.
+            // In f32, gelu(-10) and its slope are about 5 and 240 times the smallest normal number.
             assert!(
                 all.iter().all(|x| (-256.0 * TINY..=0.0).contains(&f64::from(*x))),
                 "{}: {all:?}",
@@ -43,7 +43,7 @@ fn gelu_is_zero_on_the_left_and_its_argument_on_the_right() {
 }
 
 #[test]
-fn infinities_have_their_limits_and_nan_stays() {
+fn infinities_give_the_limits_and_nan_gives_nan() {
     on_every_isa(|isa| {
         let [value, again, slope] = apply(&[f32::INFINITY, f32::NEG_INFINITY, f32::NAN]);
         for value in [&value, &again] {
@@ -56,8 +56,8 @@ fn infinities_have_their_limits_and_nan_stays() {
 }
 
 #[test]
-fn the_lower_tail_has_its_relative_precision() {
-    // The logistic form does not cancel where the tanh is nearly -1, as the twin does.
+fn the_lower_tail_is_accurate_in_relative_terms() {
+    // Unlike the twin's tanh, the logistic form does not cancel for large negative arguments.
     let x: Vec<f32> = (0..=10_000).map(|i| -(i as f32) / 1000.0).collect();
     let want: Vec<f64> = wide(&x).iter().map(|&x| x * logistic(argument(x))).collect();
     let tolerance = wide(&x).iter().map(|&x| tolerances(x).0).collect();
@@ -76,7 +76,7 @@ pub(crate) fn expected_values(x: &[f32]) -> Expected {
     Expected { name: "gelu", want, tolerance }
 }
 
-/// The slope of GELU at `x`.
+/// The derivative of GELU at `x`.
 pub(crate) fn expected_slopes(x: &[f32]) -> Expected {
     let x = wide(x);
     let mut want = vec![f64::NAN; x.len()];
@@ -91,7 +91,7 @@ fn compare(x: &[f32]) {
     check("gelu", &x.len(), &expected, || apply(x).into());
 }
 
-/// GELU of each element; the same with its slope.
+/// GELU of each element; then the same, and the slope, from the backward function.
 fn apply(x: &[f32]) -> [Vec<f32>; 3] {
     let [mut value, mut again] = [(); 2].map(|()| vec![f32::NAN; x.len()]);
     let mut slope = vec![1.0; x.len()];
@@ -105,7 +105,7 @@ fn apply(x: &[f32]) -> [Vec<f32>; 3] {
     [value, again, slope]
 }
 
-/// `z = 2 u`, of which GELU takes the logistic function.
+/// `z = 2 u`, the argument of the logistic function in GELU.
 fn argument(x: f64) -> f64 {
     2.0 * (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))
 }
@@ -118,21 +118,21 @@ fn logistic(z: f64) -> f64 {
     1.0 / (1.0 + (-z).exp())
 }
 
-/// Where its tanh is nearly -1 and `1 + tanh` and `1 - tanh^2` cancel, the twin is off by an eps of f64, and twice
-/// that, times `x` (of the slope, times its slope too). From 20 on the tanh is exactly 1.
+/// The error of the twin. Where tanh is nearly -1, `1 + tanh` and `1 - tanh^2` cancel: the twin is off by eps of f64 or
+/// twice that, times `x`, and for the slope also times the slope of the argument. From 20 on, the tanh is exactly 1.
 fn twin_off(x: f64) -> f64 {
     if x.abs() > 20.0 { 0.0 } else { f64::EPSILON * x.abs() }
 }
 
-/// How far `y = x s` and its slope `s + x s (1 - s) 2 u'` may be off, with `s = 1 / (1 + exp(-z))`, `z = 2 u`:
+/// The tolerances of `y = x s` and of its slope `s + x s (1 - s) 2 u'`, with `s = 1 / (1 + exp(-z))`, `z = 2 u`:
 ///
-/// - `z` has 6 roundings at most: the constants of its two terms, the square, their sum, its product with `x`.
+/// - `z` has at most 6 roundings: the constants of its two terms, the square, their sum, the product with `x`.
 /// - `exp(-z)` turns them into `6 |z|` and adds its own.
-/// - `s` takes them times the share of the exponential in the denominator, which is `1 - s`, and adds 2.
-/// - `1 - s` is off by as much as `s` is, and has a rounding.
-/// - `2 u'` has 5 roundings at most: as `z`, without a product. The three products, the sum and one more add 5.
+/// - `s` multiplies them by the share of the exponential in the denominator, `1 - s`, and adds 2.
+/// - `1 - s` has the error of `s` and one rounding.
+/// - `2 u'` has at most 5 roundings: as `z`, without one product. The three products, the sum and one more add 5.
 ///
-/// Below -10 the functions stay what they are there; both have fallen to where f32 ends.
+/// Below -10 the functions are constant; both values are at the end of the range of f32.
 fn tolerances(x: f64) -> (f64, f64) {
     let near = x.clamp(-10.0, 10.0);
     let (z, slope) = (argument(near), slope_of_argument(near));

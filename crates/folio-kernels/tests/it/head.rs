@@ -1,4 +1,4 @@
-//! The head and its loss. Panels are 64 tokens of the vocabulary wide, segments 2,048.
+//! The head and its loss. Panels cover 64 tokens of the vocabulary, segments 2,048.
 
 use folio_kernels::columns::ColumnsMut;
 use folio_kernels::dims::{HeadDims, LinearDims, RowDims};
@@ -8,8 +8,8 @@ use folio_kernels::panels::{PanelDims, Panels};
 use folio_kernels::reference;
 
 use crate::support::{
-    EXP_ROUNDINGS, Expected, LN_ROUNDINGS, Random, TINY, U, assert_same_bits, check, format, from_panels,
-    in_panels, nans, on_every_isa, rounded, singles, sizes, stored, sum_depth, transposed, wide,
+    EXP_ROUNDINGS, Expected, LN_ROUNDINGS, Random, TINY, U, as_f32, assert_same_bits, check, format,
+    from_panels, in_panels, nans, on_every_isa, rounded, sizes, stored, sum_depth, transposed, wide,
 };
 
 /// Rows, channels, vocabulary.
@@ -34,7 +34,7 @@ const SIZES: [(usize, usize, usize); 16] = [
 
 fn compare_all<E: Element>() {
     for (rows, channels, vocab) in SIZES {
-        let dims = HeadDims { rows, channels: channels.next_multiple_of(E::PAIR), vocab };
+        let dims = HeadDims { rows, channels: channels.next_multiple_of(E::PER_UNIT), vocab };
         Head::<E>::random(dims, 1.0).compare();
     }
 }
@@ -50,12 +50,12 @@ fn compare_large<E: Element>() {
     for (rows, vocab) in [(1, 1), (3, 33), (7, 300), (2, 2100)] {
         for reach in [3.0, 20.0] {
             let dims = HeadDims { rows, channels: 8, vocab };
-            // Logits from -8 reach^2 to 8 reach^2, in any order; then one that all rows have in common.
+            // Logits from -8 reach^2 to 8 reach^2, in any order; then logits that are equal in all rows.
             let head = Head::<E>::random(dims, reach);
             head.compare();
             for sign in [1.0, -1.0] {
-                let mut x = singles(&head.x);
-                let mut wte = singles(&head.wte);
+                let mut x = as_f32(&head.x);
+                let mut wte = as_f32(&head.wte);
                 x.iter_mut().step_by(8).for_each(|x| *x = sign * 30.0);
                 wte.iter_mut().step_by(8).for_each(|w| *w = 20.0);
                 Head { x: rounded::<E>(&x), wte: rounded(&wte), ..head.clone() }.compare();
@@ -65,7 +65,7 @@ fn compare_large<E: Element>() {
 }
 
 #[test]
-fn logits_whose_exponentials_overflow_do_no_harm() {
+fn logits_whose_exponentials_would_overflow_are_handled() {
     compare_large::<f32>();
     compare_large::<Bf16>();
 }
@@ -73,7 +73,7 @@ fn logits_whose_exponentials_overflow_do_no_harm() {
 fn compare_ordered<E: Element>() {
     for vocab in [64, 130, 1000, 2500] {
         for slope in [0.01, -0.01, 0.2, -0.2] {
-            // Logits that rise from panel to panel, so that each changes the maximum, or fall.
+            // Logits that rise from panel to panel, so that the maximum changes with each, or fall.
             let dims = HeadDims { rows: 5, channels: 2, vocab };
             let mut head = Head::<E>::random(dims, 1.0);
             let wte: Vec<f32> = (0..2 * vocab).map(|i| slope * (i / 2) as f32).collect();
@@ -85,14 +85,14 @@ fn compare_ordered<E: Element>() {
 }
 
 #[test]
-fn a_maximum_that_changes_with_every_panel_does_no_harm() {
+fn a_maximum_that_changes_with_every_panel_is_handled() {
     compare_ordered::<f32>();
     compare_ordered::<Bf16>();
 }
 
 fn compare_certain<E: Element>() {
     for (sharpness, vocab) in [(1.0, 70), (3.0, 70), (8.0, 70), (6.0, 2200)] {
-        // A vocabulary of one direction each, and rows that point to their targets.
+        // One direction per token of the vocabulary, and rows that point towards their targets.
         let dims = HeadDims { rows: 40, channels: 64, vocab };
         let mut head = Head::<E>::random(dims, 0.05);
         for (row, x) in head.x.chunks_exact_mut(64).enumerate() {
@@ -109,14 +109,14 @@ fn compare_certain<E: Element>() {
 }
 
 #[test]
-fn the_gradient_of_what_is_nearly_certain_keeps_its_precision() {
+fn gradients_of_nearly_certain_predictions_are_accurate() {
     compare_certain::<f32>();
     compare_certain::<Bf16>();
 }
 
 fn losses_alone<E: Element>() {
     for (rows, channels, vocab) in SIZES {
-        let dims = HeadDims { rows, channels: channels.next_multiple_of(E::PAIR), vocab };
+        let dims = HeadDims { rows, channels: channels.next_multiple_of(E::PER_UNIT), vocab };
         let head = Head::<E>::random(dims, 1.0);
         on_every_isa(|isa| {
             let mut losses = vec![f32::NAN; rows];
@@ -130,14 +130,14 @@ fn losses_alone<E: Element>() {
 }
 
 #[test]
-fn losses_are_the_same_without_room_for_gradients() {
+fn losses_are_the_same_without_scratch_for_gradients() {
     losses_alone::<f32>();
     losses_alone::<Bf16>();
 }
 
 fn logits<E: Element>() {
     for (rows, channels, vocab) in SIZES {
-        let dims = HeadDims { rows, channels: channels.next_multiple_of(E::PAIR), vocab };
+        let dims = HeadDims { rows, channels: channels.next_multiple_of(E::PER_UNIT), vocab };
         let head = Head::<E>::random(dims, 1.0);
         let [want, size] = head.twin_logits();
         let expected = Expected::from_sizes("logits", dims.channels, want, size);
@@ -163,7 +163,7 @@ fn logits_equal_their_twin() {
 
 #[test]
 #[should_panic(expected = "target 4 is outside the vocabulary of 4")]
-fn a_target_outside_the_vocabulary_is_refused() {
+fn a_target_outside_the_vocabulary_panics() {
     let dims = HeadDims { rows: 2, channels: 2, vocab: 4 };
     let mut head = Head::<f32>::random(dims, 1.0);
     head.targets = vec![3, 4];
@@ -181,7 +181,7 @@ struct Head<E> {
 }
 
 impl<E: Element> Head<E> {
-    /// Inputs and embeddings within `reach` of zero.
+    /// Inputs and embeddings in [-reach, reach].
     fn random(dims: HeadDims, reach: f32) -> Self {
         let HeadDims { rows, channels, vocab } = dims;
         let mut random = Random(61);
@@ -201,7 +201,7 @@ impl<E: Element> Head<E> {
         (dims, in_panels(dims, &transposed(&self.wte, vocab, channels)))
     }
 
-    /// wte in panels, segment by segment of the vocabulary.
+    /// wte in panels, one matrix per segment of the vocabulary.
     fn wte(&self) -> Vec<(PanelDims, Vec<E>)> {
         let channels = self.dims.channels;
         let segments = self.wte.chunks(2048 * channels).map(|segment| {
@@ -226,10 +226,10 @@ impl<E: Element> Head<E> {
         let wte = self.wte();
         let wte = wte.iter().map(|(dims, wte)| Panels::new(*dims, wte));
         head::head_backward(*dims, &mut dx, &mut dlogits, wte, targets, *scale, &mut scratch);
-        [losses, singles(&from_panels("dlogits", panels, &dlogits)), dx]
+        [losses, as_f32(&from_panels("dlogits", panels, &dlogits)), dx]
     }
 
-    /// Scratch for more rows and a larger vocabulary, full of NaN.
+    /// Scratch for more rows and a larger vocabulary, filled with NaN.
     fn used_scratch(dims: HeadDims) -> HeadScratch<E> {
         let HeadDims { rows, channels, vocab } = dims;
         let larger = HeadDims { rows: rows + 3, channels, vocab: vocab + 70 };
@@ -243,7 +243,7 @@ impl<E: Element> Head<E> {
         scratch
     }
 
-    /// `logits` of the twin, and their size.
+    /// The logits of the twin, and the sum of the sizes of their terms.
     fn twin_logits(&self) -> [Vec<f64>; 2] {
         let HeadDims { rows, channels, vocab } = self.dims;
         let dims = LinearDims { rows, inputs: channels, outputs: vocab };
@@ -255,7 +255,7 @@ impl<E: Element> Head<E> {
         [run(wide(&self.x), wide(&self.wte)), run(sizes(&self.x), sizes(&self.wte))]
     }
 
-    /// Panics unless all outputs are what the twin's are.
+    /// Panics unless all outputs equal those of the twin.
     fn compare(&self) {
         let [losses, dlogits] = self.expected();
         on_every_isa(|isa| {
@@ -267,21 +267,21 @@ impl<E: Element> Head<E> {
         });
     }
 
-    /// With S the additions of a sum of 64, in units of U:
+    /// With S the number of additions of a sum of 64, in units of U:
     ///
-    /// - A logit has as many roundings as the sum over the channels has terms.
-    /// - An exponential has that of its logit, the rounding of its argument, `gap = max - x`, be it subtracted at
-    ///   once or in parts as the maximum changes, and the roundings of `exp` at every change.
-    /// - The sum of the exponentials has their errors, each weighted with its share p; S of its panel, an addition
-    ///   for every panel, and a product for every change.
-    /// - The loss has those, as the logarithm turns relative errors to absolute ones, the logarithm's own, that of
-    ///   the target's logit, and the roundings of `max - x` at the target and of the last sum.
-    /// - The gradient has the errors of the logit, of the gap, of two exponentials and of the sum, a division and
-    ///   two products. What is kept in between, and the gradient, are stored.
-    /// - At the target it is nothing that was stored in between, but has the rounding of a difference.
+    /// - A logit: one rounding per term of the sum over channels.
+    /// - An exponential: the error of its logit; the rounding of its argument, `gap = max - x`, which is subtracted at
+    ///   once or in parts as the maximum changes; the roundings of `exp` at every change.
+    /// - The sum of the exponentials: their errors, each weighted with its share p; S additions of its panel, an
+    ///   addition for every panel, and a product for every change.
+    /// - The loss: the errors of the sum, because the logarithm turns relative errors into absolute ones; the error of
+    ///   the logarithm; the error of the target's logit; the roundings of `max - x` at the target and of the last sum.
+    /// - The gradient: the errors of the logit, of the gap, of two exponentials and of the sum, a division and two
+    ///   products. The intermediate value and the gradient are stored.
+    /// - The gradient at the target does not use the stored intermediate value, but has the rounding of a difference.
     ///
-    /// `exp` ends at e^-87 = 1.6e-38: where the gap is greater, a gradient may be off by two of the least normal
-    /// numbers.
+    /// `exp` is constant below e^-87 = 1.6e-38: if the gap is greater, a gradient may be off by two of the smallest
+    /// normal numbers.
     fn expected(&self) -> [Expected; 2] {
         let HeadDims { rows, channels, vocab } = self.dims;
         let [logits, logit_sizes] = self.twin_logits();
@@ -298,7 +298,7 @@ impl<E: Element> Head<E> {
             let total: f64 = logits.iter().map(|logit| (logit - greatest).exp()).sum();
             let share = |v: usize| (logits[v] - greatest).exp() / total;
             let gap = |v: usize| greatest - logits[v];
-            // A panel whose maximum comes near the greatest so far may count as a change.
+            // A panel whose maximum is close to the maximum so far may count as a change.
             let (mut changes, mut so_far) = (0.0, f64::NEG_INFINITY);
             for panel in logits.chunks(64) {
                 let peak = panel.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -327,8 +327,8 @@ impl<E: Element> Head<E> {
         ]
     }
 
-    /// The product of the gradients of the logits, as they were stored, with `wte`. What the dot product of bfloat16
-    /// takes for zero is no more than the least normal number.
+    /// The matmul of the stored gradients of the logits with `wte`. Where the dot product of bfloat16 flushes a value
+    /// to zero, the error is at most the smallest normal number.
     fn expected_dx(&self, dlogits: &[f32]) -> Expected {
         let HeadDims { rows, channels, vocab } = self.dims;
         let dims = LinearDims { rows, inputs: channels, outputs: vocab };

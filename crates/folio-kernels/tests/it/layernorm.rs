@@ -1,4 +1,4 @@
-//! LayerNorm. The bounds follow the formulas from the mean to the output; C is the length of a row.
+//! LayerNorm. The tolerances are derived from the formulas; C is the length of a row.
 
 use folio_kernels::dims::RowDims;
 use folio_kernels::element::{Bf16, Element};
@@ -6,11 +6,11 @@ use folio_kernels::layernorm::{self, LayerNormGradients, Statistics};
 use folio_kernels::reference;
 
 use crate::support::{
-    Expected, Random, U, assert_same_bits, check, format, nans, on_every_isa, singles, sizes, stored,
+    Expected, Random, U, as_f32, assert_same_bits, check, format, nans, on_every_isa, sizes, stored,
     sum_depth, wide,
 };
 
-/// The lanes of a sum are 32.
+/// Sums have 32 lanes.
 const SIZES: [(usize, usize); 15] = [
     (1, 1),
     (1, 2),
@@ -37,7 +37,7 @@ fn compare_all<E: Element>(sizes: &[(usize, usize)], center: f32) {
         expected.extend(norm.backward_expected());
         check("layernorm", &(format::<E>(), dims), &expected, || {
             let (y, mean, rstd) = norm.forward::<E>();
-            let mut outputs = vec![singles(&y), mean, rstd];
+            let mut outputs = vec![as_f32(&y), mean, rstd];
             outputs.extend(norm.backward());
             outputs
         });
@@ -51,7 +51,7 @@ fn layernorm_equals_its_twin() {
 }
 
 #[test]
-fn layernorm_keeps_its_precision_far_from_zero() {
+fn layernorm_is_accurate_far_from_zero() {
     let sizes = [(1, 1), (3, 33), (5, 100), (2, 768)];
     compare_all::<f32>(&sizes, 20.0);
     compare_all::<Bf16>(&sizes, 20.0);
@@ -63,7 +63,7 @@ fn a_constant_row_gives_the_bias() {
         let dims = RowDims { rows: 2, cols };
         let mut norm = Norm::random(dims, 0.0);
         norm.x.fill(0.5);
-        // Sums of halves are exact, so that the mean is 0.5 and what is left of each element zero.
+        // Sums of halves are exact: the mean is 0.5, and the centered elements are zero.
         let (y, mean, rstd) = norm.forward::<f32>();
         assert_eq!(y, [&norm.bias[..], &norm.bias[..]].concat(), "{dims:?}");
         assert_eq!(mean, [0.5; 2], "{dims:?}");
@@ -71,35 +71,40 @@ fn a_constant_row_gives_the_bias() {
     }
 }
 
-fn again<E: Element>() {
+fn recompute<E: Element>() {
     for (rows, cols) in SIZES {
         let norm = Norm::random(RowDims { rows, cols }, 1.0);
         on_every_isa(|isa| {
             let (want, mean, rstd) = norm.forward::<E>();
             let statistics = Statistics { mean: &mean, rstd: &rstd };
             let mut y = nans::<E>(want.len());
-            layernorm::layernorm_again(norm.dims, &mut y, &norm.x, statistics, (&norm.weight, &norm.bias));
+            layernorm::layernorm_recompute(
+                norm.dims,
+                &mut y,
+                &norm.x,
+                statistics,
+                (&norm.weight, &norm.bias),
+            );
             assert_same_bits(&format!("{rows} {cols} on {}", isa.name()), &y, &want);
         });
     }
 }
 
 #[test]
-fn the_output_is_the_same_when_it_is_computed_again() {
-    again::<f32>();
-    again::<Bf16>();
+fn the_recomputed_output_has_the_same_bits() {
+    recompute::<f32>();
+    recompute::<Bf16>();
 }
 
 #[test]
-#[should_panic(expected = "LayerNorm of RowDims { rows: 2, cols: 1 }")]
-fn statistics_of_another_number_of_rows_are_refused() {
+#[should_panic(expected = "argument lengths for RowDims { rows: 2, cols: 1 }")]
+fn statistics_of_another_number_of_rows_panic() {
     let statistics = Statistics { mean: &[0.0], rstd: &[1.0] };
     let dims = RowDims { rows: 2, cols: 1 };
-    layernorm::layernorm_again(dims, &mut [0.0f32; 2], &[0.0; 2], statistics, (&[1.0], &[0.0]));
+    layernorm::layernorm_recompute(dims, &mut [0.0f32; 2], &[0.0; 2], statistics, (&[1.0], &[0.0]));
 }
 
-/// A layer, a gradient of its input that holds something before it is added to, and the twin's statistics for the
-/// backward.
+/// A layer, a gradient of its input with non-zero initial values, and the twin's statistics for the backward pass.
 struct Norm {
     dims: RowDims,
     x: Vec<f32>,
@@ -117,13 +122,13 @@ impl Norm {
         let mut random = Random(31);
         let mut norm = Self {
             dims,
-            x: random.singles(rows * cols, 2.0).iter().map(|x| x + center).collect(),
-            weight: random.singles(cols, 1.0),
-            bias: random.singles(cols, 1.0),
+            x: random.as_f32(rows * cols, 2.0).iter().map(|x| x + center).collect(),
+            weight: random.as_f32(cols, 1.0),
+            bias: random.as_f32(cols, 1.0),
             mean: vec![],
             rstd: vec![],
-            dy: random.singles(rows * cols, 1.0),
-            dx: random.singles(rows * cols, 1.0),
+            dy: random.as_f32(rows * cols, 1.0),
+            dx: random.as_f32(rows * cols, 1.0),
         };
         let [_, mean, rstd] = norm.twin_forward();
         norm.mean = mean.iter().map(|&mean| mean as f32).collect();
@@ -160,15 +165,15 @@ impl Norm {
         [y, mean, rstd]
     }
 
-    /// With S the additions of a sum, and writing d for an error:
+    /// With S the number of additions of a sum, and d for an error:
     ///
     /// - mean: S additions and a division, `dmean <= (S + 1) U mean|x|`.
     /// - `x - mean`: `dmean` and a rounding.
-    /// - variance: deviations from a mean that is off by `dmean` have the variance and `dmean^2`; S
-    ///   additions, a square, a division and twice the rounding of `x - mean` make `(S + 4) U` of that sum.
-    /// - rstd: how far `1 / sqrt(variance + eps)` moves with the variance, and 3 roundings: half of those of
-    ///   eps and its addition, the root and the reciprocal.
-    /// - y: both errors of `(x - mean) rstd`, a rounding of it, and one of y, which is then stored.
+    /// - variance: deviations from a mean that is off by `dmean` have the variance plus `dmean^2`. S additions, a
+    ///   square, a division and twice the rounding of `x - mean` are `(S + 4) U` of that sum.
+    /// - rstd: the change of `1 / sqrt(variance + eps)` with the variance, and 3 roundings: half of those of eps and
+    ///   its addition, the root and the reciprocal.
+    /// - y: both errors of `(x - mean) rstd`, its rounding, and the rounding of y, which is then stored.
     fn forward_expected<E: Element>(&self) -> [Expected; 3] {
         let RowDims { cols, .. } = self.dims;
         let [y, mean, rstd] = self.twin_forward();
@@ -192,10 +197,9 @@ impl Norm {
         [expected("y", y, dy), expected("mean", mean, dmean), expected("rstd", rstd, drstd)]
     }
 
-    /// The statistics are given, so that `n = (x - mean) rstd` has two roundings. In `rstd (g - mean(g) - n
-    /// mean(g n))` the last term has most: `g n` 4, its mean S + 1, times `n` 3, and two subtractions, times
-    /// `rstd`, added to dx: S + 12. A term of dweight has 3, of dbias none, and both at most one addition for
-    /// each row.
+    /// The statistics are given, so `n = (x - mean) rstd` has two roundings. In `rstd (g - mean(g) - n mean(g n))` the
+    /// last term has the most: `g n` 4, its mean S + 1, times `n` 3, two subtractions, times `rstd`, added to dx: S +
+    /// 12. A term of dweight has 3, of dbias none, and both have at most one addition per row.
     fn backward_expected(&self) -> [Expected; 3] {
         let Self { dims, .. } = self;
         let RowDims { rows, cols } = *dims;

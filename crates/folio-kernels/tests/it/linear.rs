@@ -1,5 +1,4 @@
-//! Linear layers with what comes after them. Each term passes through its own rounding and at most one addition for
-//! every term.
+//! Linear layers with their epilogues. Each term is rounded once, and passes through at most one addition per term.
 
 use folio_kernels::columns::ColumnsMut;
 use folio_kernels::dims::{LinearDims, RowDims};
@@ -11,11 +10,11 @@ use folio_kernels::reference;
 
 use crate::gelu;
 use crate::support::{
-    Expected, Random, U, aligned_nans, assert_same_bits, check, format, from_panels, in_panels, nans,
-    on_every_isa, singles, sizes, transposed, wide,
+    Expected, Random, U, aligned_nans, as_f32, assert_same_bits, check, format, from_panels, in_panels, nans,
+    on_every_isa, sizes, transposed, wide,
 };
 
-/// Rows, inputs, outputs. Tiles are 6 or 32 rows and up to 64 columns, in steps of 16.
+/// Rows, inputs, outputs. Tiles have 6 or 32 rows, and up to 64 columns in steps of 16.
 const SIZES: [(usize, usize, usize); 17] = [
     (1, 1, 1),
     (1, 5, 3),
@@ -36,11 +35,11 @@ const SIZES: [(usize, usize, usize); 17] = [
     (17, 130, 128),
 ];
 
-/// The sizes, with whole units along the sum over `inputs` or `outputs`: bfloat16 is multiplied in pairs.
+/// The sizes with whole units along the summed dimension: bfloat16 is multiplied in pairs.
 fn even_inputs<E: Element>() -> impl Iterator<Item = LinearDims> {
     SIZES.into_iter().map(|(rows, inputs, outputs)| LinearDims {
         rows,
-        inputs: inputs.next_multiple_of(E::PAIR),
+        inputs: inputs.next_multiple_of(E::PER_UNIT),
         outputs,
     })
 }
@@ -49,11 +48,11 @@ fn even_outputs<E: Element>() -> impl Iterator<Item = LinearDims> {
     SIZES.into_iter().map(|(rows, inputs, outputs)| LinearDims {
         rows,
         inputs,
-        outputs: outputs.next_multiple_of(E::PAIR),
+        outputs: outputs.next_multiple_of(E::PER_UNIT),
     })
 }
 
-/// A linear layer, the residual stream that its output joins, and gradients that hold something before.
+/// A linear layer, a residual to add to its output, and gradients with non-zero initial values.
 struct Layer<E> {
     dims: LinearDims,
     x: Vec<E>,
@@ -72,20 +71,20 @@ impl<E: Element> Layer<E> {
             dims,
             x: random.elements(rows * inputs, 1.0),
             w: random.elements(inputs * outputs, 1.0),
-            bias: random.singles(outputs, 1.0),
-            residual: random.singles(rows * outputs, 1.0),
+            bias: random.as_f32(outputs, 1.0),
+            residual: random.as_f32(rows * outputs, 1.0),
             dy: random.elements(rows * outputs, 1.0),
-            dw: random.singles(inputs * outputs, 1.0),
+            dw: random.as_f32(inputs * outputs, 1.0),
         }
     }
 
-    /// w in panels of outputs.
+    /// w in panels.
     fn w(&self) -> (PanelDims, Vec<E>) {
         let dims = PanelDims { depth: self.dims.inputs, cols: self.dims.outputs };
         (dims, in_panels(dims, &self.w))
     }
 
-    /// wᵀ in panels of inputs.
+    /// wᵀ in panels.
     fn w_t(&self) -> (PanelDims, Vec<E>) {
         let LinearDims { inputs, outputs, .. } = self.dims;
         let dims = PanelDims { depth: outputs, cols: inputs };
@@ -96,7 +95,7 @@ impl<E: Element> Layer<E> {
         (format::<E>(), self.dims)
     }
 
-    /// `y` of the twin, and its size: of the products' sums and the bias.
+    /// `y` of the twin, and the sum of the sizes of its terms.
     fn twin_forward(&self) -> [Vec<f64>; 2] {
         let run = |x: Vec<f64>, w: Vec<f64>, bias: Vec<f64>| {
             let mut y = vec![f64::NAN; self.dy.len()];
@@ -107,7 +106,7 @@ impl<E: Element> Layer<E> {
         [run(wide(x), wide(w), wide(bias)), run(sizes(x), sizes(w), sizes(bias))]
     }
 
-    /// `dx` of the twin, and its size.
+    /// `dx` of the twin, and the sum of the sizes of its terms.
     fn twin_backward_input(&self) -> [Vec<f64>; 2] {
         let run = |dy: Vec<f64>, w: Vec<f64>| {
             let mut dx = vec![f64::NAN; self.x.len()];
@@ -127,7 +126,7 @@ fn forward<E: Element>() {
         check("linear_forward", &layer.shape(), &[expected], || {
             let mut y = nans::<E>(layer.dy.len());
             linear::linear_forward(dims, whole(&mut y, dims), &layer.x, Panels::new(w_dims, &w), &layer.bias);
-            vec![singles(&y)]
+            vec![as_f32(&y)]
         });
     }
 }
@@ -150,7 +149,7 @@ fn residual_forward<E: Element>() {
                 y
             };
             let (want, size) = (join(wide(&layer.residual), branch), join(sizes(&layer.residual), size));
-            // Besides those of the branch the product with the mask's factor, and the last sum.
+            // The roundings of the branch, plus the product with the mask and the last addition.
             let expected = Expected::from_sizes("y", dims.inputs + 3, want, size);
             let (w_dims, w) = layer.w();
             check("linear_residual_forward", &(layer.shape(), dropout), &[expected], || {
@@ -171,7 +170,7 @@ fn residual_forward<E: Element>() {
 }
 
 #[test]
-fn branches_join_the_residual_stream_as_in_their_twin() {
+fn linear_layers_with_residual_equal_their_twin() {
     residual_forward::<f32>();
     residual_forward::<Bf16>();
 }
@@ -187,9 +186,9 @@ fn gelu_forward<E: Element>() {
             let (mut fc, mut y) = (nans::<E>(layer.dy.len()), nans::<E>(layer.dy.len()));
             let w = (Panels::new(w_dims, &w), &layer.bias[..]);
             linear::linear_gelu_forward(dims, (whole(&mut fc, dims), whole(&mut y, dims)), &layer.x, w);
-            expected.compare(&case, &singles(&fc));
-            // GELU is taken of what was stored, exactly.
-            gelu::expected_values(&singles(&fc)).stored::<E>().compare(&case, &singles(&y));
+            expected.compare(&case, &as_f32(&fc));
+            // GELU of the stored value, exactly.
+            gelu::expected_values(&as_f32(&fc)).stored::<E>().compare(&case, &as_f32(&y));
         });
     }
 }
@@ -209,7 +208,7 @@ fn backward_input<E: Element, O: Element>() {
         check("linear_backward_input", &(layer.shape(), format::<O>()), &[expected], || {
             let mut dx = nans::<O>(layer.x.len());
             linear::linear_backward_input(dims, &mut dx, &layer.dy, Panels::new(w_dims, &w_t));
-            vec![singles(&dx)]
+            vec![as_f32(&dx)]
         });
     }
 }
@@ -224,13 +223,13 @@ fn gradients_of_inputs_equal_their_twin() {
 fn gelu_backward<E: Element>() {
     for dims in even_outputs::<E>() {
         let layer = Layer::<E>::random(dims);
-        // Both tails of GELU, and what is near zero.
+        // Both tails of GELU, and values near zero.
         let fc = Random(16).elements::<E>(layer.x.len(), 6.0);
         let [dx, size] = layer.twin_backward_input();
         let mut dfc = vec![f64::NAN; fc.len()];
         reference::gelu_backward(&mut dfc, &dx, &wide(&fc));
-        let slope = gelu::expected_slopes(&singles(&fc));
-        // The product's error, the slope's, and the rounding of their product.
+        let slope = gelu::expected_slopes(&as_f32(&fc));
+        // The errors of the matmul and of the slope, and the rounding of their product.
         let tolerance = (0..fc.len()).map(|i| {
             let product_off = dims.outputs as f64 * U * size[i];
             product_off * (slope.want[i].abs() + slope.tolerance[i])
@@ -239,20 +238,20 @@ fn gelu_backward<E: Element>() {
         });
         let tolerance = tolerance.collect();
         let expected = Expected { name: "dfc", want: dfc, tolerance }.stored::<E>();
-        let values = gelu::expected_values(&singles(&fc)).stored::<E>();
+        let values = gelu::expected_values(&as_f32(&fc)).stored::<E>();
         let (w_dims, w_t) = layer.w_t();
         let panels = PanelDims { depth: dims.rows, cols: dims.inputs };
         on_every_isa(|isa| {
             let case = format!("linear_gelu_backward {:?} on {}", layer.shape(), isa.name());
             let mut dfc = nans::<E>(fc.len());
-            for reuse in [Reuse::Soon, Reuse::Late] {
+            for reuse in [Reuse::Temporal, Reuse::NonTemporal] {
                 let gelu_panels = &mut aligned_nans::<E>(panels.len::<E>());
                 let dfc_panels = &mut aligned_nans::<E>(panels.len::<E>());
                 let gradients = GeluGradients { dfc: &mut dfc, dfc_panels, gelu_panels, reuse };
                 linear::linear_gelu_backward(dims, gradients, &fc, &layer.dy, Panels::new(w_dims, &w_t));
-                expected.compare(&case, &singles(&dfc));
+                expected.compare(&case, &as_f32(&dfc));
                 assert_same_bits(&case, &from_panels(&case, panels, dfc_panels), &dfc);
-                values.compare(&case, &singles(&from_panels(&case, panels, gelu_panels)));
+                values.compare(&case, &as_f32(&from_panels(&case, panels, gelu_panels)));
             }
         });
     }
@@ -264,8 +263,8 @@ fn gradients_through_gelu_equal_their_twins() {
     gelu_backward::<Bf16>();
 }
 
-fn gelu_again<E: Element>() {
-    // The identity as weights: the layer's output is its input.
+fn recomputed_gelu<E: Element>() {
+    // With the identity as weights, the layer's output is its input.
     let dims = LinearDims { rows: 23, inputs: 70, outputs: 70 };
     let x = Random(17).elements::<E>(23 * 70, 7.0);
     let identity: Vec<E> = (0..70 * 70).map(|i| E::from_f32(f32::from(u8::from(i % 71 == 0)))).collect();
@@ -279,19 +278,19 @@ fn gelu_again<E: Element>() {
         assert_eq!(wide(&fc), wide(&x));
         let (mut dfc_panels, mut gelu_panels) = (nans::<E>(out.len::<E>()), nans::<E>(out.len::<E>()));
         let (dfc_panels, gelu_panels) = (&mut dfc_panels, &mut gelu_panels);
-        let gradients = GeluGradients { dfc: &mut dfc, dfc_panels, gelu_panels, reuse: Reuse::Soon };
+        let gradients = GeluGradients { dfc: &mut dfc, dfc_panels, gelu_panels, reuse: Reuse::Temporal };
         linear::linear_gelu_backward(dims, gradients, &fc, &x, w);
         assert_same_bits(isa.name(), &from_panels(isa.name(), out, gelu_panels), &y);
     });
 }
 
 #[test]
-fn the_backward_pass_computes_the_same_activations_again() {
-    gelu_again::<f32>();
-    gelu_again::<Bf16>();
+fn the_backward_pass_recomputes_the_same_activations() {
+    recomputed_gelu::<f32>();
+    recomputed_gelu::<Bf16>();
 }
 
-/// `matrix` (segments * tokens, cols) in `segments` of panels, each followed by a NaN of one unit.
+/// `matrix` (segments * tokens, cols) in `segments` of panels, with one unit of NaN after each.
 pub(crate) fn in_segments<E: Element>(
     segments: usize,
     cols: usize,
@@ -299,15 +298,15 @@ pub(crate) fn in_segments<E: Element>(
 ) -> (PanelDims, usize, Vec<E>) {
     let part = matrix.len() / segments;
     let dims = PanelDims { depth: part / cols, cols };
-    let of = |part| [in_panels(dims, part), nans(E::PAIR)].concat();
-    (dims, dims.len::<E>() + E::PAIR, matrix.chunks_exact(part).flat_map(of).collect())
+    let of = |part| [in_panels(dims, part), nans(E::PER_UNIT)].concat();
+    (dims, dims.len::<E>() + E::PER_UNIT, matrix.chunks_exact(part).flat_map(of).collect())
 }
 
 fn backward_weight<E: Element>() {
-    // Few long segments, of which each is taken alone, and many short ones, of which several are taken at once.
+    // A few long segments, processed one at a time, and many short ones, processed in groups.
     let segments = [(1, 1), (1, 2), (1, 13), (2, 7), (3, 300), (5, 65), (9, 31), (300, 1), (2, 512)];
     let shapes = [(1, 1), (5, 3), (64, 128), (130, 49)];
-    // One result so large that it is written past the caches.
+    // One result large enough for non-temporal stores.
     let large = [((3, 5), (190, 704))];
     for ((segments, time), (inputs, outputs)) in
         segments.into_iter().flat_map(|segment| shapes.map(|shape| (segment, shape))).chain(large)
@@ -371,7 +370,7 @@ fn sums_of_columns_equal_their_twin() {
 
 #[test]
 #[should_panic(expected = "LinearDims { rows: 2, inputs: 2, outputs: 3 }")]
-fn an_output_of_the_wrong_length_is_refused() {
+fn an_output_of_the_wrong_length_panics() {
     let dims = PanelDims { depth: 2, cols: 3 };
     let w = in_panels(dims, &[0.0f32; 6]);
     let sizes = LinearDims { rows: 2, inputs: 2, outputs: 3 };
@@ -386,7 +385,7 @@ fn an_output_of_the_wrong_length_is_refused() {
 
 #[test]
 #[should_panic(expected = "rows 2..5 of 3")]
-fn a_gradient_of_the_wrong_length_is_refused() {
+fn a_gradient_of_the_wrong_length_panics() {
     let (x, dy) = (PanelDims { depth: 1, cols: 8 }, PanelDims { depth: 1, cols: 3 });
     let zeros = [0.0f32; 64];
     linear::linear_backward_weight(

@@ -1,6 +1,7 @@
-//! The kernels against their naive twins, in both number formats and on every instruction set that this machine
-//! has; against themselves, on other numbers of threads and in other pieces; and the twins against difference
-//! quotients.
+//! Tests of the kernels, in both number formats and on every instruction set of this machine:
+//! - fast kernels against their naive twins;
+//! - fast kernels against themselves, with other numbers of threads and other divisions of the work;
+//! - naive twins against difference quotients.
 
 mod support;
 

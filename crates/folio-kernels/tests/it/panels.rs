@@ -7,9 +7,9 @@ use folio_kernels::panels::{
     pack_rows_panel,
 };
 
-use crate::support::{Random, aligned_nans, assert_same_bits, format, in_panels, nans, singles, transposed};
+use crate::support::{Random, aligned_nans, as_f32, assert_same_bits, format, in_panels, nans, transposed};
 
-/// One more than two registers of units, in pairs; and two panels with a rest.
+/// One more than two registers of units, in pairs; and two panels and a partial one.
 const DEPTHS: std::ops::RangeInclusive<usize> = 1..=65;
 const COLS: std::ops::RangeInclusive<usize> = 1..=130;
 
@@ -17,9 +17,9 @@ fn sizes_are_those_of_whole_panels<E: Element>() {
     for depth in 0..10 {
         for cols in (0..=1).chain([63, 64, 65, 128, 129]) {
             let dims = PanelDims { depth, cols };
-            let units = depth.div_ceil(E::PAIR);
+            let units = depth.div_ceil(E::PER_UNIT);
             let sizes = (dims.units::<E>(), dims.panels(), dims.panel_len::<E>(), dims.len::<E>());
-            let panel = units * 64 * E::PAIR;
+            let panel = units * 64 * E::PER_UNIT;
             assert_eq!(sizes, (units, cols.div_ceil(64), panel, cols.div_ceil(64) * panel), "{dims:?}");
         }
     }
@@ -32,7 +32,7 @@ fn sizes() {
     sizes_are_those_of_whole_panels::<Bf16>();
 }
 
-/// `matrix` (rows, cols) with its rows `stride` apart; NaN between them, and nothing behind the last.
+/// `matrix` (rows, cols) with rows that are `stride` apart, NaN between them, and nothing after the last.
 fn strided<E: Element>(matrix: &[E], cols: usize, stride: usize) -> Vec<E> {
     let mut strided = nans(matrix.len() / cols * stride);
     for (to, row) in strided.chunks_exact_mut(stride).zip(matrix.chunks_exact(cols)) {
@@ -50,12 +50,12 @@ fn pack_every_size<S: Element, E: Element>() {
                 let dims = PanelDims { depth, cols };
                 let case = format!("{} to {} {dims:?} on {}", format::<S>(), format::<E>(), isa.name());
                 let matrix = &source[..depth * cols];
-                let converted: Vec<E> = singles(matrix).iter().map(|&x| E::from_f32(x)).collect();
+                let converted: Vec<E> = as_f32(matrix).iter().map(|&x| E::from_f32(x)).collect();
                 let want = in_panels(dims, &converted);
                 let gap = (depth + cols) % 3;
                 let rows = strided(matrix, cols, cols + gap);
                 let columns = strided(&transposed(matrix, depth, cols), depth, depth + gap);
-                // What is behind the panels stays as it is.
+                // Elements after the panels must not change.
                 let mut out = nans::<E>(want.len() + 3);
                 isa.run(
                     #[inline(always)]
@@ -134,15 +134,15 @@ fn pack_at_once<E: Element>() {
                         Some(&mut by_rows),
                         Some(&mut by_columns),
                         &matrix,
-                        Reuse::Soon,
+                        Reuse::Temporal,
                     );
                 },
             );
             assert_same_bits(&format!("rows of {case}"), &by_rows, &want_rows);
             assert_same_bits(&format!("columns of {case}"), &by_columns, &want_columns);
             let (mut alone, mut other) = (aligned_nans(rows_len), aligned_nans(columns_len));
-            pack_both_ways(isa, (rows, cols), Some(&mut alone), None, &matrix, Reuse::Late);
-            pack_both_ways(isa, (rows, cols), None, Some(&mut other), &matrix, Reuse::Late);
+            pack_both_ways(isa, (rows, cols), Some(&mut alone), None, &matrix, Reuse::NonTemporal);
+            pack_both_ways(isa, (rows, cols), None, Some(&mut other), &matrix, Reuse::NonTemporal);
             assert_same_bits(&format!("rows alone of {case}"), &alone, &want_rows);
             assert_same_bits(&format!("columns alone of {case}"), &other, &want_columns);
         }
@@ -156,7 +156,7 @@ fn a_matrix_and_its_transpose_may_be_packed_at_once() {
 }
 
 #[test]
-fn an_empty_matrix_takes_no_room() {
+fn an_empty_matrix_has_no_elements() {
     let dims = PanelDims { depth: 0, cols: 70 };
     pack_rows::<f32, f32>(Isa::detected(), dims, &mut [], &[], 70);
     pack_columns::<f32, Bf16>(Isa::detected(), dims, &mut [], &[], 0);
@@ -164,30 +164,32 @@ fn an_empty_matrix_takes_no_room() {
 }
 
 #[test]
-#[should_panic(expected = "2 segments of PanelDims { depth: 3, cols: 5 }, 200 apart, in 391")]
-fn segments_that_do_not_fit_are_refused() {
+#[should_panic(
+    expected = "2 segments of PanelDims { depth: 3, cols: 5 } with stride 200 need 392 elements, got 391"
+)]
+fn segments_that_do_not_fit_panic() {
     Panels::segmented(PanelDims { depth: 3, cols: 5 }, &[0.0f32; 391], 2, 200);
 }
 
 #[test]
-fn segments_that_just_fit_are_not() {
+fn segments_that_just_fit_are_accepted() {
     Panels::segmented(PanelDims { depth: 3, cols: 5 }, &[0.0f32; 392], 2, 200);
 }
 
 #[test]
-#[should_panic(expected = "segments 129 apart in units of 2")]
-fn segments_that_cut_units_are_refused() {
+#[should_panic(expected = "a stride of 129 elements is not divisible by 2")]
+fn segments_that_cut_units_panic() {
     Panels::segmented(PanelDims { depth: 1, cols: 5 }, &[Bf16::default(); 400], 2, 129);
 }
 
 #[test]
-#[should_panic(expected = "(3, 9) of 8")]
-fn a_corner_that_is_wider_than_the_matrix_is_refused() {
+#[should_panic(expected = "a corner of (3, 9) is outside")]
+fn a_corner_wider_than_the_matrix_panics() {
     Panels::new(PanelDims { depth: 3, cols: 8 }, &[0.0f32; 192]).corner(3, 9);
 }
 
 #[test]
-#[should_panic(expected = "(4, 8) of 8")]
-fn a_corner_that_is_deeper_than_the_matrix_is_refused() {
+#[should_panic(expected = "a corner of (4, 8) is outside")]
+fn a_corner_deeper_than_the_matrix_panics() {
     Panels::new(PanelDims { depth: 3, cols: 8 }, &[0.0f32; 192]).corner(4, 8);
 }

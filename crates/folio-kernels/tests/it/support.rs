@@ -1,4 +1,4 @@
-//! Random inputs, the run on every instruction set, and the comparison with a twin.
+//! Random inputs, runs on every instruction set, and comparisons with a twin.
 
 use std::fmt::Debug;
 use std::sync::{Mutex, PoisonError};
@@ -8,7 +8,7 @@ use folio_kernels::element::Element;
 use folio_kernels::isa::Isa;
 use folio_kernels::panels::PanelDims;
 
-/// The unit roundoff of f32: an operation is off by at most this share of its result.
+/// The unit roundoff of f32: the maximum relative error of one operation.
 pub(crate) const U: f64 = f32::EPSILON as f64 / 2.0;
 
 /// The roundings of `vector::exp`: its documented relative error, 2 eps = 4 U.
@@ -17,45 +17,45 @@ pub(crate) const EXP_ROUNDINGS: f64 = 4.0;
 /// The roundings of `f32::ln`, which C libraries compute to within one ulp: eps = 2 U.
 pub(crate) const LN_ROUNDINGS: f64 = 2.0;
 
-/// The least normal number, which f32 and bfloat16 share. What is below has an absolute error rather than a
-/// relative one, and AVX512-BF16's dot product takes it for zero.
+/// The smallest normal number, the same in f32 and bfloat16. Smaller numbers have an absolute error instead of a
+/// relative one, and the dot product of AVX512-BF16 flushes them to zero.
 pub(crate) const TINY: f64 = f32::MIN_POSITIVE as f64;
 
-/// The tolerances are sums of relative errors. Errors multiply: the factors `1 + error` make at most
-/// `exp(sum) - 1 <= sum (1 + sum)`, and no sum of errors of f32 here exceeds 3e-3, wherefore one percent covers the
-/// rest. Those of bfloat16 are multiplied with the others by [`stored`].
+/// Tolerances are sums of relative errors, but errors multiply. The factors `1 + error` are at most
+/// `exp(sum) - 1 <= sum (1 + sum)`, and no sum of f32 errors here exceeds 3e-3, so one percent covers the difference.
+/// [`stored`] multiplies the errors of bfloat16 with the others.
 const SECOND_ORDER: f64 = 1.01;
 
-/// The relative error of what is stored in the format `E`; sums are f32, so that in f32 it is none.
+/// The relative error of storing a sum, which is f32, in the format `E`; zero for f32.
 pub(crate) fn storing<E: Element>() -> f64 {
-    if E::PAIR == 1 { 0.0 } else { f64::from(E::UNIT_ROUNDOFF) }
+    if E::PER_UNIT == 1 { 0.0 } else { f64::from(E::UNIT_ROUNDOFF) }
 }
 
-/// How far a number of the size `size`, off by `off`, is off after it was stored in the format `E`.
+/// The error of a number of size `size` and error `off` after storing it in the format `E`.
 pub(crate) fn stored<E: Element>(size: f64, off: f64) -> f64 {
     off + storing::<E>() * (size.abs() + off)
 }
 
-/// What a kernel's output must be.
+/// The expected output of a kernel.
 pub(crate) struct Expected {
-    /// As in the kernel's signature.
+    /// The name of the output in the kernel's signature.
     pub(crate) name: &'static str,
-    /// The naive twin's, in f64.
+    /// The output of the naive twin, in f64.
     pub(crate) want: Vec<f64>,
-    /// How far off each element may be; zero asks for equality.
+    /// The tolerance of each element; zero requires equality.
     pub(crate) tolerance: Vec<f64>,
 }
 
 impl Expected {
-    /// An output whose terms each pass through at most `roundings` operations, wherefore it is off by
-    /// `roundings U` times the sum of the terms' sizes (Higham 2002, "Accuracy and Stability", lemma 3.1).
-    /// The twin run on absolute values computes `sizes`.
+    /// An output whose terms each pass through at most `roundings` operations. Its error is at most `roundings U` times
+    /// the sum of the terms' sizes (Higham 2002, "Accuracy and Stability", lemma 3.1). `sizes` is that sum: the output
+    /// of the twin for absolute values.
     pub(crate) fn from_sizes(name: &'static str, roundings: usize, want: Vec<f64>, sizes: Vec<f64>) -> Self {
         let tolerance = sizes.iter().map(|size| roundings as f64 * U * size).collect();
         Self { name, want, tolerance }
     }
 
-    /// The same after it was stored in the format `E`.
+    /// The same after storing it in the format `E`.
     pub(crate) fn stored<E: Element>(mut self) -> Self {
         for (tolerance, want) in self.tolerance.iter_mut().zip(&self.want) {
             *tolerance = stored::<E>(*want, *tolerance);
@@ -98,8 +98,8 @@ pub(crate) fn check(op: &str, shape: &dyn Debug, expected: &[Expected], run: imp
     });
 }
 
-/// Calls `body` once for each instruction set, which all kernels then use. The choice belongs to the process:
-/// tests that make it take turns.
+/// Calls `body` once per instruction set, with all kernels using that set. The selection is global, so tests that use
+/// this function run one at a time.
 pub(crate) fn on_every_isa(mut body: impl FnMut(Isa)) {
     static TURN: Mutex<()> = Mutex::new(());
     struct Restore;
@@ -117,7 +117,7 @@ pub(crate) fn on_every_isa(mut body: impl FnMut(Isa)) {
     }
 }
 
-/// Panics unless both are the same bits.
+/// Panics unless both have the same bits.
 #[track_caller]
 pub(crate) fn assert_same_bits<E: Element>(case: &str, got: &[E], want: &[E]) {
     assert_eq!(got.len(), want.len(), "{case}: length");
@@ -126,15 +126,15 @@ pub(crate) fn assert_same_bits<E: Element>(case: &str, got: &[E], want: &[E]) {
     }
 }
 
-/// The additions that a term of `vector::sum_by` passes through: one for each 32 elements, then five that
-/// halve the 32 lanes.
+/// The number of additions that a term of `vector::sum_by` passes through: one per 32 elements, then five to reduce the
+/// 32 lanes.
 pub(crate) fn sum_depth(len: usize) -> f64 {
     (len.div_ceil(32) + 5) as f64
 }
 
 /// The name of a number format.
 pub(crate) fn format<E: Element>() -> &'static str {
-    if E::PAIR == 1 { "f32" } else { "bf16" }
+    if E::PER_UNIT == 1 { "f32" } else { "bf16" }
 }
 
 /// `x` in f64.
@@ -142,13 +142,13 @@ pub(crate) fn wide<E: Element>(x: &[E]) -> Vec<f64> {
     x.iter().map(|x| f64::from(x.to_f32())).collect()
 }
 
-/// The sizes of `x` in f64.
+/// The absolute values of `x`, in f64.
 pub(crate) fn sizes<E: Element>(x: &[E]) -> Vec<f64> {
     x.iter().map(|x| f64::from(x.to_f32().abs())).collect()
 }
 
 /// `x` in f32.
-pub(crate) fn singles<E: Element>(x: &[E]) -> Vec<f32> {
+pub(crate) fn as_f32<E: Element>(x: &[E]) -> Vec<f32> {
     x.iter().map(|x| x.to_f32()).collect()
 }
 
@@ -157,12 +157,12 @@ pub(crate) fn rounded<E: Element>(x: &[f32]) -> Vec<E> {
     x.iter().map(|&x| E::from_f32(x)).collect()
 }
 
-/// What an output holds before it is overwritten.
+/// The initial contents of an output that will be overwritten.
 pub(crate) fn nans<E: Element>(len: usize) -> Vec<E> {
     vec![E::from_f32(f32::NAN); len]
 }
 
-/// The same from the start of a cache line, so that it can be stored past the caches.
+/// The same, aligned to a cache line, so that non-temporal stores are possible.
 pub(crate) fn aligned_nans<E: Element>(len: usize) -> Buffer<E> {
     let mut buffer = Buffer::zeroed(len);
     buffer.fill(E::from_f32(f32::NAN));
@@ -174,19 +174,18 @@ pub(crate) fn transposed<N: Copy>(matrix: &[N], rows: usize, cols: usize) -> Vec
     (0..rows * cols).map(|i| matrix[(i % rows) * cols + i / rows]).collect()
 }
 
-/// `matrix` (depth, cols) in panels, by the definition of their layout; what is missing to whole panels and units
-/// is zero.
+/// `matrix` (depth, cols) in panels, following the definition of the layout, padded with zeros.
 pub(crate) fn in_panels<E: Element>(dims: PanelDims, matrix: &[E]) -> Vec<E> {
     let PanelDims { depth, cols } = dims;
     assert_eq!(matrix.len(), depth * cols, "{dims:?}");
-    let mut panels = vec![E::default(); cols.div_ceil(64) * depth.div_ceil(E::PAIR) * 64 * E::PAIR];
+    let mut panels = vec![E::default(); cols.div_ceil(64) * depth.div_ceil(E::PER_UNIT) * 64 * E::PER_UNIT];
     for (i, &value) in matrix.iter().enumerate() {
         panels[place::<E>(dims, i / cols, i % cols)] = value;
     }
     panels
 }
 
-/// The matrix (depth, cols) that stands in `panels`, all the rest of which must be zero.
+/// The matrix (depth, cols) in `panels`. Asserts that the padding is zero.
 pub(crate) fn from_panels<E: Element>(case: &str, dims: PanelDims, panels: &[E]) -> Vec<E> {
     let PanelDims { depth, cols } = dims;
     let matrix: Vec<E> = (0..depth * cols).map(|i| panels[place::<E>(dims, i / cols, i % cols)]).collect();
@@ -194,17 +193,17 @@ pub(crate) fn from_panels<E: Element>(case: &str, dims: PanelDims, panels: &[E])
     matrix
 }
 
-/// Where the element (row, col) stands among panels of 64 columns.
+/// The index of the element (row, col) in panels of 64 columns.
 fn place<E: Element>(dims: PanelDims, row: usize, col: usize) -> usize {
-    let unit = col / 64 * dims.depth.div_ceil(E::PAIR) + row / E::PAIR;
-    (unit * 64 + col % 64) * E::PAIR + row % E::PAIR
+    let unit = col / 64 * dims.depth.div_ceil(E::PER_UNIT) + row / E::PER_UNIT;
+    (unit * 64 + col % 64) * E::PER_UNIT + row % E::PER_UNIT
 }
 
-/// Random numbers for the inputs, the same in every run: a 64-bit linear congruence with Knuth's multiplier.
+/// Random numbers for inputs, the same in every run: a 64-bit linear congruential generator with Knuth's multiplier.
 pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    /// The upper 32 bits of the next state, which are the good ones.
+    /// The upper 32 bits of the next state; the lower bits are of poor quality.
     fn bits(&mut self) -> u32 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 32) as u32
@@ -216,13 +215,13 @@ impl Random {
     }
 
     /// `len` values in f32, uniform in [-reach, reach].
-    pub(crate) fn singles(&mut self, len: usize, reach: f32) -> Vec<f32> {
+    pub(crate) fn as_f32(&mut self, len: usize, reach: f32) -> Vec<f32> {
         self.values(len).iter().map(|&value| reach * value as f32).collect()
     }
 
     /// `len` values in the format `E`, uniform in [-reach, reach].
     pub(crate) fn elements<E: Element>(&mut self, len: usize, reach: f32) -> Vec<E> {
-        rounded(&self.singles(len, reach))
+        rounded(&self.as_f32(len, reach))
     }
 
     /// `len` tokens below `vocab`.

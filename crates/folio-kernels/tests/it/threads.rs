@@ -1,5 +1,5 @@
-//! The same bits from every number of threads, where kernels use them, and from every instruction set; and from
-//! every way of cutting what the caller's threads share: the rows and the segments of a weight's gradient.
+//! Kernels give the same bits with every number of threads and on every instruction set. So does the gradient of a
+//! weight, however the caller's threads divide its rows and segments.
 
 use folio_kernels::adamw;
 use folio_kernels::dims::EmbeddingDims;
@@ -27,8 +27,9 @@ fn an_optimizer_step_gives_the_same_bits() {
 
 #[test]
 fn the_sum_of_squares_gives_the_same_bits() {
-    // The f32 sums of chunks differ by more than the 29 bits that f64 has in addition: their order counts.
-    let mut x = Random(103).singles(2_000_001, 1.0);
+    // The f32 sums of chunks differ by more than the 29 extra bits of f64, so the order of additions affects the
+    // result.
+    let mut x = Random(103).as_f32(2_000_001, 1.0);
     let sizes = [1.0, 1e-5, 3e-5, 1e-4, 2e-5].into_iter().cycle();
     x.chunks_mut(1024).zip(sizes).for_each(|(x, size)| x.iter_mut().for_each(|x| *x *= size));
     check("sum_of_squares", || {
@@ -37,7 +38,7 @@ fn the_sum_of_squares_gives_the_same_bits() {
     });
 }
 
-/// Panics unless `run` gives the same bits in pools of 1, 2 and 3 threads, on all instruction sets alike.
+/// Panics unless `run` gives the same bits in pools of 1, 2 and 3 threads on all instruction sets.
 fn check(op: &str, run: impl Fn() -> Vec<Vec<f32>> + Sync) {
     let pools = [1, 2, 3].map(pool);
     let mut first: Option<Vec<Vec<f32>>> = None;
@@ -58,7 +59,7 @@ fn pool(threads: usize) -> ThreadPool {
     ThreadPoolBuilder::new().num_threads(threads).build().expect("a few threads")
 }
 
-/// A weight's gradient from all rows and segments in one call, and from every way of cutting them.
+/// The gradient of a weight from all rows and segments in one call, and from every division of them.
 fn cut_a_weight_gradient<E: Element>(segments: usize, time: usize, inputs: usize, outputs: usize) {
     let mut random = Random(104);
     let x = random.elements::<E>(segments * time * inputs, 1.0);
@@ -71,7 +72,7 @@ fn cut_a_weight_gradient<E: Element>(segments: usize, time: usize, inputs: usize
             Panels::segmented(dy_dims, &dy[first * dy_stride..], count, dy_stride),
         )
     };
-    // `rows` of a piece, `count` segments of a call.
+    // `rows` rows and `count` segments per call.
     let run = |rows: usize, count: usize| {
         let mut dw = vec![f32::NAN; inputs * outputs];
         for first_segment in (0..segments).step_by(count) {
@@ -100,8 +101,8 @@ fn cut_a_weight_gradient<E: Element>(segments: usize, time: usize, inputs: usize
 }
 
 #[test]
-fn the_gradient_of_a_weight_does_not_depend_on_how_it_is_cut() {
-    // Segments so short that several are taken at once, and so long that none is; the last ones are one alone.
+fn the_gradient_of_a_weight_does_not_depend_on_its_division() {
+    // Segments that are short enough to be processed in groups, and long ones that are not; the last group is partial.
     for (segments, time) in [(7, 67), (5, 128), (4, 300), (9, 33), (3, 600)] {
         cut_a_weight_gradient::<f32>(segments, time, 71, 97);
         cut_a_weight_gradient::<Bf16>(segments, time, 71, 97);

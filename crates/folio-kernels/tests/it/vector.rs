@@ -1,22 +1,22 @@
-//! The functions of rows and scalars, against f64.
+//! Row and scalar functions, against f64.
 
 use folio_kernels::isa::Isa;
 use folio_kernels::vector::{self, LANES, map_lanes};
 
 use crate::support::{EXP_ROUNDINGS, Expected, Random, U, check, on_every_isa, sum_depth, wide};
 
-/// Two rounds of the 32 lanes and one more; then pieces of rows as they occur.
+/// Up to two rounds of the 32 lanes and one more; then row lengths as they occur in models.
 fn lengths() -> impl Iterator<Item = usize> {
     (0..=65).chain([95, 96, 97, 127, 128, 129, 768, 1023, 4097])
 }
 
 #[test]
-fn exp_is_within_two_eps_of_the_exponential() {
+fn exp_has_a_relative_error_of_at_most_two_eps() {
     let (lowest, highest) = (-87.0f32, 88.0f32);
     let steps = 1 << 18;
     let mut x: Vec<f32> =
         (0..=steps).map(|i| lowest + (highest - lowest) * (i as f32 / steps as f32)).collect();
-    // Small arguments, and those on both sides of the odd multiples of ln(2) / 2, where n steps.
+    // Small arguments, and both sides of the odd multiples of ln(2) / 2, where n changes.
     x.extend((-120..=0).flat_map(|e| [2.0f32.powi(e), -2.0f32.powi(e)]));
     for n in -125..127 {
         let middle = ((f64::from(n) + 0.5) * std::f64::consts::LN_2) as f32;
@@ -30,7 +30,7 @@ fn exp_is_within_two_eps_of_the_exponential() {
 }
 
 #[test]
-fn exp_holds_at_the_extremes() {
+fn exp_is_clamped_at_the_extremes() {
     let (least, greatest) = (vector::exp(-87.0), vector::exp(88.0));
     assert!(least >= f32::MIN_POSITIVE && greatest.is_finite());
     let below = [-87.000_01, -88.0, -1e4, f32::MIN, f32::NEG_INFINITY];
@@ -46,11 +46,11 @@ fn exp_holds_at_the_extremes() {
 }
 
 #[test]
-fn exp2_is_within_two_eps_of_the_power() {
+fn exp2_has_a_relative_error_of_at_most_two_eps() {
     let steps = 1 << 18;
     let mut x: Vec<f32> = (0..=steps).map(|i| 252.0 * (i as f32 / steps as f32) - 126.0).collect();
     x.extend((-120..=0).flat_map(|e| [2.0f32.powi(e), -2.0f32.powi(e)]));
-    // Both sides of where n steps.
+    // Both sides of the arguments where n changes.
     for n in -126..126 {
         let middle = n as f32 + 0.5;
         x.extend((-8..=8).map(|ulps: i32| f32::from_bits(middle.to_bits().wrapping_add_signed(ulps))));
@@ -70,10 +70,10 @@ fn exp2_is_within_two_eps_of_the_power() {
 }
 
 #[test]
-fn sums_are_those_of_f64() {
+fn sums_equal_those_of_f64() {
     for len in lengths() {
         let mut random = Random(91);
-        let (a, b) = (random.singles(len, 1.0), random.singles(len, 1.0));
+        let (a, b) = (random.as_f32(len, 1.0), random.as_f32(len, 1.0));
         let terms: Vec<f64> = wide(&a).iter().zip(wide(&b)).map(|(a, b)| a * b).collect();
         let size = |terms: &[f64]| terms.iter().map(|term| term.abs()).sum::<f64>();
         let depth = sum_depth(len) as usize;
@@ -108,7 +108,7 @@ fn sums_of_small_integers_are_exact() {
 }
 
 #[test]
-fn the_maximum_is_found_wherever_it_is() {
+fn max_finds_the_maximum_at_every_index() {
     on_every_isa(|isa| {
         let max = |x: &[f32]| {
             isa.run(
@@ -135,7 +135,7 @@ fn the_maximum_is_found_wherever_it_is() {
     });
 }
 
-/// `f` of each element, compiled for the instruction set in use.
+/// `f` of each element, compiled for the current instruction set.
 #[inline(always)]
 fn on_all(x: &[f32], f: impl Fn(f32) -> f32) -> Vec<f32> {
     let mut y = vec![f32::NAN; x.len()];

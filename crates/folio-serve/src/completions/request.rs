@@ -1,19 +1,19 @@
-//! A request for completions or for a reply in a chat: OpenAI's fields, and ours.
+//! The bodies of completion and chat requests: OpenAI's fields and our additions.
 
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, SeqAccess};
 
-use super::chat::{ChatTemplate, Message};
+use crate::chat_template::{ChatTemplate, Message};
 use crate::errors::{ApiError, ApiResult};
-use crate::json::{Accepted, Field, Strings, Unsupported, elements};
+use crate::json::{Field, FromJson, Strings, Unsupported, elements};
 use crate::limits::Limits;
 use folio::generate::{PastContext, Sampling};
 
-/// A request as it comes. Fields that are not here are ignored: clients send many.
+/// The body of a request, before validation. Unknown fields are ignored, because clients send many.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(crate) struct Raw {
+pub(crate) struct RequestBody {
     model: Field<String>,
     max_tokens: Field<u64>,
     temperature: Field<f64>,
@@ -27,19 +27,19 @@ pub(crate) struct Raw {
     presence_penalty: Field<f64>,
     frequency_penalty: Field<f64>,
     logit_bias: Field<Unsupported>,
-    // Completions' alone.
+    // Only in completions.
     prompt: Field<Prompts>,
     echo: Field<bool>,
     best_of: Field<u64>,
     suffix: Field<String>,
-    // A chat's alone.
+    // Only in chats.
     messages: Field<Messages>,
     max_completion_tokens: Field<u64>,
     top_logprobs: Field<u64>,
     tools: Field<Unsupported>,
     functions: Field<Unsupported>,
     response_format: Field<ResponseFormat>,
-    // Ours.
+    // Our additions.
     top_k: Field<u64>,
     min_p: Field<f64>,
     repetition_penalty: Field<f64>,
@@ -59,14 +59,14 @@ struct ResponseFormat {
     r#type: Field<String>,
 }
 
-/// How many alternatives of each token, or whether any.
+/// The field `logprobs`: a number in completions, a flag in chats.
 #[derive(Clone, Copy, Debug)]
 enum LogprobsField {
     Alternatives(u64),
     Flag(bool),
 }
 
-/// A text, tokens, or several of either.
+/// One or more prompts, as texts or as tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Prompts {
     Texts(Vec<String>),
@@ -77,27 +77,34 @@ pub(crate) enum Prompts {
 #[derive(Debug)]
 struct Messages(Vec<Message>);
 
-/// A whole number, negative ones too.
+/// Any integer; negative ones wrap.
 #[derive(Debug, Clone, Copy)]
 struct Seed(u64);
 
-/// What is answered.
+/// The route of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum Endpoint {
     Completion,
     Chat,
 }
 
-/// A request that can be met, but for what only the model and its tokenizer can tell.
+/// The limit on the length of each choice, and the field that sets it.
+#[derive(Clone, Copy)]
+struct MaxTokens {
+    field: &'static str,
+    value: u64,
+}
+
+/// A validated request. Only what depends on the model and its tokenizer is not checked yet.
 #[derive(Debug)]
-pub(crate) struct Wanted {
-    pub(crate) kind: Kind,
+pub(crate) struct CompletionParams {
+    pub(crate) endpoint: Endpoint,
     pub(crate) model: String,
     pub(crate) prompts: Prompts,
     pub(crate) max_tokens: usize,
     pub(crate) sampling: Sampling,
-    /// Texts for each prompt.
-    pub(crate) samples: usize,
+    /// Choices per prompt.
+    pub(crate) n: usize,
     pub(crate) stream: bool,
     pub(crate) include_usage: bool,
     pub(crate) logprobs: Option<usize>,
@@ -105,30 +112,29 @@ pub(crate) struct Wanted {
     pub(crate) stop: Vec<String>,
     pub(crate) seed: u64,
     pub(crate) past_context: PastContext,
-    /// Whether special tokens in texts count as such.
+    /// Whether special tokens that are written in prompts are encoded as special tokens.
     pub(crate) special_tokens: bool,
 }
 
-/// Stop strings of a request, as OpenAI has it.
-const STOPS: usize = 4;
-/// Bytes of a stop string.
-const STOP_BYTES: usize = 256;
-/// Alternatives of a token.
-const LOGPROBS: u64 = 20;
-/// Tokens of a text if the request does not say: OpenAI's number for completions, and for a chat one that a model which
-/// never ends a reply does not make long.
+/// Maximum number of stop strings, as in OpenAI's API.
+const MAX_STOPS: usize = 4;
+/// Maximum bytes of a stop string.
+const MAX_STOP_BYTES: usize = 256;
+/// Maximum number of alternatives per token.
+const MAX_LOGPROBS: u64 = 20;
+/// Default of `max_tokens` for completions, as in OpenAI's API.
 const DEFAULT_TOKENS: u64 = 16;
+/// Default of `max_tokens` for chats. A base model never ends a reply, so the default must be small.
 const DEFAULT_CHAT_TOKENS: u64 = 256;
 
-impl Raw {
-    /// The completions that are asked for. Checks all that can be checked without the model.
-    pub(crate) fn completion(mut self, limits: &Limits) -> ApiResult<Wanted> {
+impl RequestBody {
+    /// Validates a completion request, without the model.
+    pub(crate) fn into_completion(mut self, limits: &Limits) -> ApiResult<CompletionParams> {
         if self.suffix.0.take().is_some_and(|suffix| !suffix.is_empty()) {
             return Err(ApiError::field("suffix", "is not supported: these models only continue a text"));
         }
         let prompts = self.prompt.0.take().unwrap_or_else(|| Prompts::Texts(vec![String::new()]));
-        let samples = self.n.0.unwrap_or(1);
-        if self.best_of.0.is_some_and(|best_of| best_of != samples) {
+        if self.best_of.0.is_some_and(|best_of| best_of != self.n.0.unwrap_or(1)) {
             return Err(ApiError::field("best_of", "must be equal to n, or left out"));
         }
         let logprobs = match self.logprobs.0 {
@@ -137,19 +143,24 @@ impl Raw {
             Some(LogprobsField::Flag(true)) => {
                 return Err(ApiError::field(
                     "logprobs",
-                    format!("must be a whole number from 0 to {LOGPROBS}, not true"),
+                    format!("must be a whole number from 0 to {MAX_LOGPROBS}, not true"),
                 ));
             }
         };
         check_alternatives("logprobs", logprobs)?;
-        let max_tokens = ("max_tokens", self.max_tokens.0.unwrap_or(DEFAULT_TOKENS));
+        let value = self.max_tokens.0.unwrap_or(DEFAULT_TOKENS);
+        let max_tokens = MaxTokens { field: "max_tokens", value };
         let echo = self.echo.0.unwrap_or(false);
-        let wanted = self.check(limits, Kind::Completion, prompts, max_tokens, logprobs)?;
-        Ok(Wanted { echo, ..wanted })
+        let params = self.validate(limits, Endpoint::Completion, prompts, max_tokens, logprobs)?;
+        Ok(CompletionParams { echo, ..params })
     }
 
-    /// The reply that is asked for. Checks all that can be checked without the model.
-    pub(crate) fn chat(mut self, limits: &Limits, template: Option<&ChatTemplate>) -> ApiResult<Wanted> {
+    /// Validates a chat request, without the model.
+    pub(crate) fn into_chat(
+        mut self,
+        limits: &Limits,
+        template: Option<&ChatTemplate>,
+    ) -> ApiResult<CompletionParams> {
         for (name, field) in [("tools", self.tools.0), ("functions", self.functions.0)] {
             if field.is_some_and(|field| !field.is_empty) {
                 return Err(ApiError::field(name, "is not supported: these models only write text"));
@@ -161,49 +172,80 @@ impl Raw {
         }
         let Messages(messages) = self.messages.0.take().unwrap_or(Messages(Vec::new()));
         let Some(last) = messages.last() else {
-            return Err(ApiError::field("messages", "must be a list of one message or more"));
+            return Err(ApiError::field("messages", "must be a list of one or more messages"));
         };
-        let (prompt, end) = match template {
-            Some(template) => (template.render(&messages), template.end()),
+        let (prompt, stop) = match template {
+            Some(template) => (template.render(&messages), template.stop_string()),
             None => (last.content.clone(), String::new()),
         };
-        let alternatives = self.top_logprobs.0;
-        check_alternatives("top_logprobs", alternatives)?;
-        let logprobs = match self.logprobs.0 {
-            Some(LogprobsField::Flag(true)) => Some(alternatives.unwrap_or(0)),
-            None | Some(LogprobsField::Flag(false)) if alternatives.is_none_or(|most| most == 0) => None,
-            None | Some(LogprobsField::Flag(false)) => {
-                return Err(ApiError::field("top_logprobs", "needs \"logprobs\": true"));
-            }
-            Some(LogprobsField::Alternatives(number)) => {
-                return Err(ApiError::field(
-                    "logprobs",
-                    format!("must be true or false, not {number}; the number is top_logprobs"),
-                ));
-            }
-        };
+        let logprobs = self.chat_logprobs()?;
         let max_tokens = match (self.max_completion_tokens.0, self.max_tokens.0) {
-            (Some(tokens), _) => ("max_completion_tokens", tokens),
-            (None, tokens) => ("max_tokens", tokens.unwrap_or(DEFAULT_CHAT_TOKENS)),
+            (Some(value), _) => MaxTokens { field: "max_completion_tokens", value },
+            (None, value) => MaxTokens { field: "max_tokens", value: value.unwrap_or(DEFAULT_CHAT_TOKENS) },
         };
         let prompts = Prompts::Texts(vec![prompt]);
-        let mut wanted = self.check(limits, Kind::Chat, prompts, max_tokens, logprobs)?;
-        // Where the template ends a message, a reply ends as well.
-        wanted.stop.extend(Some(end).filter(|end| !end.is_empty()));
-        Ok(wanted)
+        let mut params = self.validate(limits, Endpoint::Chat, prompts, max_tokens, logprobs)?;
+        params.stop.extend(Some(stop).filter(|stop| !stop.is_empty()));
+        Ok(params)
     }
 
-    /// What both have in common.
-    fn check(
+    /// The number of alternatives per token that a chat request asks for; none without log probabilities.
+    fn chat_logprobs(&self) -> ApiResult<Option<u64>> {
+        let alternatives = self.top_logprobs.0;
+        check_alternatives("top_logprobs", alternatives)?;
+        match self.logprobs.0 {
+            Some(LogprobsField::Flag(true)) => Ok(Some(alternatives.unwrap_or(0))),
+            None | Some(LogprobsField::Flag(false)) if alternatives.is_none_or(|number| number == 0) => {
+                Ok(None)
+            }
+            None | Some(LogprobsField::Flag(false)) => {
+                Err(ApiError::field("top_logprobs", "needs \"logprobs\": true"))
+            }
+            Some(LogprobsField::Alternatives(number)) => Err(ApiError::field(
+                "logprobs",
+                format!("must be true or false, not {number}; give the number as top_logprobs"),
+            )),
+        }
+    }
+
+    /// Validates the fields that completions and chats have in common.
+    fn validate(
         self,
         limits: &Limits,
-        kind: Kind,
+        endpoint: Endpoint,
         prompts: Prompts,
-        (tokens_field, max_tokens): (&'static str, u64),
+        max_tokens: MaxTokens,
         logprobs: Option<u64>,
-    ) -> ApiResult<Wanted> {
+    ) -> ApiResult<CompletionParams> {
         let missing = || ApiError::field("model", "is missing: GET /v1/models lists the models");
-        let model = self.model.0.ok_or_else(missing)?;
+        let model = self.model.0.clone().ok_or_else(missing)?;
+        self.check_unsupported()?;
+        let n = self.n.0.unwrap_or(1);
+        check_size(limits, n.saturating_mul(prompts.len() as u64), max_tokens)?;
+        let sampling = self.sampling()?;
+        let past_context = self.past_context.0.as_deref().unwrap_or("rolling").parse();
+        let past_context =
+            past_context.map_err(|_| ApiError::field("past_context", "must be rolling, exact or stop"))?;
+        Ok(CompletionParams {
+            endpoint,
+            model,
+            prompts,
+            max_tokens: max_tokens.value as usize,
+            sampling,
+            n: n as usize,
+            stream: self.stream.0.unwrap_or(false),
+            include_usage: self.stream_options.0.and_then(|options| options.include_usage.0).unwrap_or(false),
+            logprobs: logprobs.map(|logprobs| logprobs as usize),
+            echo: false,
+            stop: stop_strings(self.stop.0)?,
+            seed: self.seed.0.map_or_else(random_seed, |Seed(seed)| seed),
+            past_context,
+            special_tokens: self.special_tokens.0.unwrap_or(false),
+        })
+    }
+
+    /// Rejects OpenAI's fields that are not supported, unless they have no effect.
+    fn check_unsupported(&self) -> ApiResult<()> {
         for (name, value) in
             [("presence_penalty", self.presence_penalty.0), ("frequency_penalty", self.frequency_penalty.0)]
         {
@@ -214,90 +256,73 @@ impl Raw {
         if self.logit_bias.0.is_some_and(|bias| !bias.is_empty) {
             return Err(ApiError::field("logit_bias", "is not supported"));
         }
-        let samples = self.n.0.unwrap_or(1);
-        let texts = samples.saturating_mul(prompts.len() as u64);
-        if samples == 0 || texts > limits.choices as u64 {
-            let message = format!("must be at least 1, and n times the prompts at most {}", limits.choices);
-            return Err(ApiError::field("n", message));
-        }
-        if max_tokens > limits.tokens as u64 {
-            return Err(ApiError::field(tokens_field, format!("must be at most {}", limits.tokens)));
-        }
-        let most = limits.request_tokens as u64;
-        if max_tokens.saturating_mul(texts) > most {
-            let message = format!(
-                "{texts} texts of {max_tokens} tokens are more than the {most} that a request may ask for"
-            );
-            return Err(ApiError::field(tokens_field, message));
-        }
-        let sampling = Sampling {
+        Ok(())
+    }
+
+    fn sampling(&self) -> ApiResult<Sampling> {
+        let top_k = self.top_k.0.filter(|&top_k| top_k != 0);
+        let mut sampling = Sampling {
             repetition_penalty: self.repetition_penalty.0.unwrap_or(1.0),
             temperature: self.temperature.0.unwrap_or(1.0),
-            top_k: self
-                .top_k
-                .0
-                .filter(|&top_k| top_k != 0)
-                .map(|top_k| usize::try_from(top_k).unwrap_or(usize::MAX)),
+            top_k: top_k.map(|top_k| usize::try_from(top_k).unwrap_or(usize::MAX)),
             top_p: self.top_p.0,
             min_p: self.min_p.0,
         };
-        // The smallest set of tokens is the most likely one alone.
-        let sampling = if sampling.top_p == Some(0.0) {
-            Sampling { top_k: Some(1), top_p: None, ..sampling }
-        } else {
-            sampling
-        };
-        sampling.validate().map_err(|error| ApiError::refused(&error))?;
-        let past_context = self.past_context.0.as_deref().unwrap_or("rolling").parse();
-        let past_context =
-            past_context.map_err(|_| ApiError::field("past_context", "must be rolling, exact or stop"))?;
-        Ok(Wanted {
-            kind,
-            model,
-            prompts,
-            max_tokens: max_tokens as usize,
-            sampling,
-            samples: samples as usize,
-            stream: self.stream.0.unwrap_or(false),
-            include_usage: self.stream_options.0.and_then(|options| options.include_usage.0).unwrap_or(false),
-            logprobs: logprobs.map(|logprobs| logprobs as usize),
-            echo: false,
-            stop: stop_strings(self.stop.0)?,
-            seed: self.seed.0.map_or_else(any_seed, |Seed(seed)| seed),
-            past_context,
-            special_tokens: self.special_tokens.0.unwrap_or(false),
-        })
+        // As in OpenAI's API, 0 keeps only the most likely token.
+        if sampling.top_p == Some(0.0) {
+            sampling = Sampling { top_k: Some(1), top_p: None, ..sampling };
+        }
+        sampling.validate().map_err(|error| ApiError::rejected(&error))?;
+        Ok(sampling)
     }
+}
+
+/// Checks the number of choices and their total length.
+fn check_size(limits: &Limits, choices: u64, max_tokens: MaxTokens) -> ApiResult<()> {
+    if choices == 0 || choices > limits.choices as u64 {
+        let message = format!("must be at least 1, and n times the prompts at most {}", limits.choices);
+        return Err(ApiError::field("n", message));
+    }
+    let MaxTokens { field, value } = max_tokens;
+    if value > limits.tokens as u64 {
+        return Err(ApiError::field(field, format!("must be at most {}", limits.tokens)));
+    }
+    let max = limits.request_tokens as u64;
+    if value.saturating_mul(choices) > max {
+        let message =
+            format!("{choices} choices of {value} tokens exceed the limit of {max} tokens per request");
+        return Err(ApiError::field(field, message));
+    }
+    Ok(())
 }
 
 fn check_alternatives(field: &'static str, alternatives: Option<u64>) -> ApiResult<()> {
     match alternatives {
-        Some(alternatives) if alternatives > LOGPROBS => {
-            Err(ApiError::field(field, format!("must be from 0 to {LOGPROBS}")))
+        Some(alternatives) if alternatives > MAX_LOGPROBS => {
+            Err(ApiError::field(field, format!("must be from 0 to {MAX_LOGPROBS}")))
         }
         _ => Ok(()),
     }
 }
 
-/// An empty string stops nothing, as OpenAI has it.
+/// Empty strings are ignored, as in OpenAI's API.
 fn stop_strings(stop: Option<Strings>) -> ApiResult<Vec<String>> {
     let Strings(mut stop) = stop.unwrap_or(Strings(Vec::new()));
     stop.retain(|stop| !stop.is_empty());
-    if stop.len() > STOPS || stop.iter().any(|stop| stop.len() > STOP_BYTES) {
-        let message = format!("must be at most {STOPS} strings of at most {STOP_BYTES} bytes");
+    if stop.len() > MAX_STOPS || stop.iter().any(|stop| stop.len() > MAX_STOP_BYTES) {
+        let message = format!("must be at most {MAX_STOPS} strings of at most {MAX_STOP_BYTES} bytes");
         return Err(ApiError::field("stop", message));
     }
     Ok(stop)
 }
 
-/// A seed that differs from call to call.
-fn any_seed() -> u64 {
+/// A random seed.
+fn random_seed() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     std::hash::RandomState::new().build_hasher().finish()
 }
 
-/// The seed of one of the texts for a prompt: the first has the request's own, each other the one after, as samples of
-/// `folio generate` have.
+/// The seed of the sample with this index: the request's seed plus the index, as in `folio generate`.
 pub(crate) fn seed_of_sample(seed: u64, sample: usize) -> u64 {
     seed.wrapping_add(sample as u64)
 }
@@ -311,11 +336,11 @@ impl Prompts {
     }
 }
 
-/// Tokens are read as what they are: a list of a million numbers takes four million bytes, not a tree of them.
-impl Accepted for Prompts {
-    const WHAT: &'static str = "a string, a list of tokens, or a list of strings or of lists of tokens";
+/// Parsed directly into integers: as a tree of JSON values a list of a million tokens would take far more memory.
+impl FromJson for Prompts {
+    const EXPECTED: &'static str = "a string, a list of tokens, or a list of strings or of lists of tokens";
 
-    fn from_text(text: &str) -> Option<Self> {
+    fn from_string(text: &str) -> Option<Self> {
         Some(Self::Texts(vec![text.to_owned()]))
     }
 
@@ -323,10 +348,10 @@ impl Accepted for Prompts {
         let (mut texts, mut lists, mut tokens) = (Vec::new(), Vec::new(), Vec::new());
         while let Some(Field(item)) = list.next_element()? {
             match item {
-                Some(Item::Text(text)) => texts.push(text),
-                Some(Item::Tokens(list)) => lists.push(list),
-                Some(Item::Token(token)) => tokens.push(token),
-                None => return Err(A::Error::custom(format!("must be {}, not null", Item::WHAT))),
+                Some(PromptItem::Text(text)) => texts.push(text),
+                Some(PromptItem::Tokens(list)) => lists.push(list),
+                Some(PromptItem::Token(token)) => tokens.push(token),
+                None => return Err(A::Error::custom(format!("must be {}, not null", PromptItem::EXPECTED))),
             }
         }
         match (texts.is_empty(), lists.is_empty(), tokens.is_empty()) {
@@ -339,21 +364,21 @@ impl Accepted for Prompts {
     }
 }
 
-/// What a list of prompts may hold.
-enum Item {
+/// An element of a list of prompts.
+enum PromptItem {
     Text(String),
     Token(u32),
     Tokens(Vec<u32>),
 }
 
-impl Accepted for Item {
-    const WHAT: &'static str = "a string, a token (a whole number below 2^32) or a list of tokens";
+impl FromJson for PromptItem {
+    const EXPECTED: &'static str = "a string, a token (a whole number below 2^32) or a list of tokens";
 
-    fn from_text(text: &str) -> Option<Self> {
+    fn from_string(text: &str) -> Option<Self> {
         Some(Self::Text(text.to_owned()))
     }
 
-    fn from_whole(value: i128) -> Option<Self> {
+    fn from_integer(value: i128) -> Option<Self> {
         value.try_into().ok().map(Self::Token)
     }
 
@@ -362,19 +387,18 @@ impl Accepted for Item {
     }
 }
 
-impl Accepted for Seed {
-    const WHAT: &'static str = "a whole number";
+impl FromJson for Seed {
+    const EXPECTED: &'static str = "a whole number";
 
-    fn from_whole(value: i128) -> Option<Self> {
-        // Negative ones are seeds as well.
+    fn from_integer(value: i128) -> Option<Self> {
         i64::try_from(value).map(|seed| seed as u64).or(u64::try_from(value)).ok().map(Self)
     }
 }
 
-impl Accepted for LogprobsField {
-    const WHAT: &'static str = "a whole number, 0 or more; in a chat true or false";
+impl FromJson for LogprobsField {
+    const EXPECTED: &'static str = "a whole number, 0 or more; in a chat true or false";
 
-    fn from_whole(value: i128) -> Option<Self> {
+    fn from_integer(value: i128) -> Option<Self> {
         value.try_into().ok().map(Self::Alternatives)
     }
 
@@ -383,24 +407,24 @@ impl Accepted for LogprobsField {
     }
 }
 
-impl Accepted for StreamOptions {
-    const WHAT: &'static str = "an object";
+impl FromJson for StreamOptions {
+    const EXPECTED: &'static str = "an object";
 
     fn from_object<'de, A: MapAccess<'de>>(object: A) -> Result<Self, A::Error> {
         Self::deserialize(MapAccessDeserializer::new(object))
     }
 }
 
-impl Accepted for ResponseFormat {
-    const WHAT: &'static str = "an object";
+impl FromJson for ResponseFormat {
+    const EXPECTED: &'static str = "an object";
 
     fn from_object<'de, A: MapAccess<'de>>(object: A) -> Result<Self, A::Error> {
         Self::deserialize(MapAccessDeserializer::new(object))
     }
 }
 
-impl Accepted for Messages {
-    const WHAT: &'static str = "a list of messages";
+impl FromJson for Messages {
+    const EXPECTED: &'static str = "a list of messages";
 
     fn from_list<'de, A: SeqAccess<'de>>(list: A) -> Result<Self, A::Error> {
         elements(list).map(Self)

@@ -1,28 +1,28 @@
-// Where each head of a block looks: heat maps, and the same in words.
+// The attention of each head of a block, as heat maps and as a table.
 
 import { byId, isDark, make, request, setText } from "./shell.js";
 import { initRoving, percent, pieces, shown } from "./tokens.js";
 
-/** How many tokens the table names for each head. */
-const NAMED = 5;
+/** How many tokens per head the table lists. */
+const TOP_TOKENS = 5;
 /** Shades of the text, classes a0 to a5. */
 const SHADES = 6;
 
-/** Colours of weight 0 and 1, as red, green, blue. */
+/** Colors of weight 0 and 1, as red, green, blue. */
 const LIGHT = { none: [244, 246, 249], full: [16, 52, 110] };
 const DARK = { none: [28, 32, 39], full: [255, 205, 120] };
 
-/** What is shown: the answer of the server with its weights as bytes, and which token looks. */
+/** The response of the server with its weights as bytes, and the index of the selected token (`query`). */
 let view = null;
 let pending = null;
 
-/** Wires the panel. */
+/** Sets up the panel. */
 export function initAttention() {
   initRoving(byId("attention-text"), (option) => choose(Number(option.dataset.index)));
   byId("attention-head").addEventListener("change", () => view && shade());
 }
 
-/** Asks for the attention of a text and shows it; a newer question replaces one that is under way. */
+/** Requests the attention of a text and shows it. A new request aborts the previous one. */
 export async function showAttention(model, text) {
   pending?.abort();
   pending = new AbortController();
@@ -42,7 +42,7 @@ export async function showAttention(model, text) {
   panel.setAttribute("aria-busy", "false");
 }
 
-/** Takes the maps away, for instance because their text is no longer there. */
+/** Hides the maps. */
 export function clearAttention() {
   pending?.abort();
   byId("attention").setAttribute("aria-busy", "false");
@@ -53,7 +53,7 @@ export function clearAttention() {
 function show(answer, text) {
   const parts = answer.tokens.map(pieces());
   const weights = Uint8Array.from(atob(answer.weights), (character) => character.charCodeAt(0));
-  // The server sees only the last tokens of a long text, so that places are counted from its end.
+  // Of a long text the server only returns the last tokens, so offsets are computed from its end.
   let start = text.length - parts.join("").length;
   const starts = parts.map((part) => (start += part.length) - part.length);
   view = { ...answer, parts, starts, weights, query: parts.length - 1 };
@@ -83,14 +83,14 @@ function buildHeads() {
   const select = byId("attention-head");
   if (select.options.length === view.heads + 1) return;
   const heads = Array.from({ length: view.heads }, (_, head) => new Option(`${head + 1}`, head));
-  select.replaceChildren(new Option("all, their mean", ""), ...heads);
+  select.replaceChildren(new Option("mean of all", ""), ...heads);
 }
 
 function buildMaps() {
   const maps = Array.from({ length: view.heads }, (_, head) => {
     const size = view.parts.length;
     const canvas = make("canvas", { width: size, height: size, role: "img", "aria-label": `Head ${head + 1}` });
-    canvas.addEventListener("pointermove", (event) => tell(head, cellAt(event)));
+    canvas.addEventListener("pointermove", (event) => describe(head, cellAt(event)));
     canvas.addEventListener("click", (event) => {
       byId("attention-head").value = String(head);
       choose(cellAt(event).query);
@@ -102,7 +102,7 @@ function buildMaps() {
   paint();
 }
 
-/** Draws the maps in the colours of the theme. */
+/** Draws the maps in the colors of the theme. */
 export function paint() {
   if (!view) return;
   const size = view.parts.length;
@@ -113,12 +113,12 @@ export function paint() {
       const context = canvas.getContext("2d");
       const image = context.createImageData(size, size);
       for (let query = 0; query < size; query++) {
-        // Cells right of the diagonal lie in the future and stay clear.
+        // Cells right of the diagonal are masked and stay transparent.
         for (let key = 0; key <= query; key++) {
           // The square root makes small weights visible.
-          const share = Math.sqrt(weight(head, query, key));
+          const intensity = Math.sqrt(weight(head, query, key));
           const at = 4 * (query * size + key);
-          for (let c = 0; c < 3; c++) image.data[at + c] = none[c] + share * (full[c] - none[c]);
+          for (let c = 0; c < 3; c++) image.data[at + c] = none[c] + intensity * (full[c] - none[c]);
           image.data[at + 3] = 255;
         }
       }
@@ -137,22 +137,22 @@ function cellAt({ target, offsetX, offsetY }) {
   return { query: cell(offsetY, target.clientHeight), key: cell(offsetX, target.clientWidth) };
 }
 
-/** Says what stands under the pointer. */
-function tell(head, { query, key }) {
+/** Describes the cell under the pointer. */
+function describe(head, { query, key }) {
   const [from, to] = [shown(view.tokens[query]), shown(view.tokens[key])];
-  const value = key > query ? "lies ahead" : percent(weight(head, query, key));
+  const value = key > query ? "masked" : percent(weight(head, query, key));
   setText(byId("attention-cell"), `Head ${head + 1}: ${from} → ${to}: ${value}`);
 }
 
-/** Chooses the token that stands at a place of the whole text, if the maps have it. */
+/** Selects the token at an offset of the text, if the maps include it. */
 export function chooseAt(start) {
   if (!view) return;
   const index = view.starts.findLastIndex((other) => other <= start);
   if (index >= 0) choose(index);
-  else setText(byId("attention-cell"), "The chosen token stands before those that are shown.");
+  else setText(byId("attention-cell"), "The selected token is before the ones shown.");
 }
 
-/** Shows what a token looks at: in the text, on the maps, in the table. */
+/** Shows what a token attends to: in the text, on the maps and in the table. */
 function choose(query) {
   view.query = query;
   const options = byId("attention-text").children;
@@ -167,12 +167,12 @@ function choose(query) {
     marker.style.setProperty("--row", query / view.parts.length);
     marker.style.setProperty("--rows", view.parts.length);
   }
-  setText(byId("attention-cell"), `${shown(view.tokens[query])} looks at what is shaded.`);
+  setText(byId("attention-cell"), `${shown(view.tokens[query])} attends to the shaded tokens.`);
   shade();
   tabulate();
 }
 
-/** The weights of the chosen token's row, of one head or the mean of all. */
+/** The attention weights of the selected token, of one head or the mean of all. */
 function rowOf(chosen) {
   const heads = chosen === "" ? [...Array(view.heads).keys()] : [Number(chosen)];
   const keys = [...Array(view.query + 1).keys()];
@@ -188,14 +188,14 @@ function shade() {
   });
 }
 
-/** The same in words: the tokens that each head looks at most. */
+/** Fills the table with the tokens that each head attends to most. */
 function tabulate() {
-  setText(byId("attention-caption"), `What ${shown(view.tokens[view.query])} looks at most`);
+  setText(byId("attention-caption"), `What ${shown(view.tokens[view.query])} attends to most`);
   const rows = Array.from({ length: view.heads }, (_, head) => {
     const ranked = rowOf(head).map((value, key) => ({ value, key }));
     ranked.sort((a, b) => b.value - a.value);
-    const named = ranked.slice(0, NAMED).map(({ value, key }) => `${shown(view.tokens[key])} ${percent(value)}`);
-    const cells = [make("th", { scope: "row", textContent: head + 1 }), make("td", { textContent: named.join(", ") })];
+    const top = ranked.slice(0, TOP_TOKENS).map(({ value, key }) => `${shown(view.tokens[key])} ${percent(value)}`);
+    const cells = [make("th", { scope: "row", textContent: head + 1 }), make("td", { textContent: top.join(", ") })];
     return make("tr", {}, ...cells);
   });
   byId("attention-table").tBodies[0].replaceChildren(...rows);

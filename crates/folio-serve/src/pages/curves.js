@@ -1,15 +1,15 @@
-// From the records of a run to what Plotly draws.
+// Turns the records of a run into Plotly curves.
 
-/** More points than this are not drawn for a curve; neighbours are averaged until they fit. */
-const POINTS = 600;
+/** The maximum number of points per curve; neighboring points are averaged until they fit. */
+const MAX_POINTS = 600;
 
-/** Told apart from each other and from both themes' paper. */
-const COLOURS = ["#3b7dd8", "#d9730d", "#2f9e63", "#b84fc4", "#c98f00", "#d64550", "#3a9fb5", "#8a6fe8"];
+/** Distinguishable from each other and from the background of both themes. */
+const COLORS = ["#3b7dd8", "#d9730d", "#2f9e63", "#b84fc4", "#c98f00", "#d64550", "#3a9fb5", "#8a6fe8"];
 
-export const colourOf = (index) => COLOURS[index % COLOURS.length];
+export const colorOf = (index) => COLORS[index % COLORS.length];
 
-/** What a run has told so far. */
-export class Story {
+/** The records of a run that were read so far. */
+export class RunRecords {
   constructor() {
     this.next = 0;
     this.generation = null;
@@ -21,10 +21,10 @@ export class Story {
     this.epochs = [];
   }
 
-  /** Takes in the answer to a question for new records; true if there were any. */
-  take({ records, next }) {
+  /** Adds the records of a response. Returns whether there were any. */
+  add({ records, next }) {
     for (const record of records) {
-      if (record.event === "start") this.goBackTo(record);
+      if (record.event === "start") this.truncateTo(record);
       else if (record.event === "step") this.steps.push(record);
       else if (record.event === "epoch") this.epochs.push(record);
     }
@@ -32,24 +32,24 @@ export class Story {
     return records.length > 0;
   }
 
-  /** A run that goes on from a checkpoint has given up what came after it. */
-  goBackTo({ step }) {
+  /** A resumed run drops the records after its checkpoint. */
+  truncateTo({ step }) {
     this.steps = this.steps.filter((record) => record.step <= step);
     this.epochs = this.epochs.filter((record) => record.step <= step);
   }
 }
 
 /**
- * A curve of at most POINTS points, each the mean of as many neighbours. Their number is a power of two, so that
- * points stay where they are while the curve grows, until it is thinned anew.
+ * A curve of at most MAX_POINTS points. Each point is the mean of a group of neighbors, whose size is a power of two, so
+ * that points rarely move while the curve grows.
  */
-function thinned(steps, field) {
-  let share = 1;
-  while (steps.length / share > POINTS) share *= 2;
+function downsampled(steps, field) {
+  let size = 1;
+  while (steps.length / size > MAX_POINTS) size *= 2;
   const x = [];
   const y = [];
-  for (let from = 0; from < steps.length; from += share) {
-    const group = steps.slice(from, from + share).filter((record) => Number.isFinite(record[field]));
+  for (let from = 0; from < steps.length; from += size) {
+    const group = steps.slice(from, from + size).filter((record) => Number.isFinite(record[field]));
     if (group.length === 0) continue;
     x.push(group.at(-1).step);
     y.push(group.reduce((sum, record) => sum + record[field], 0) / group.length);
@@ -58,17 +58,17 @@ function thinned(steps, field) {
 }
 
 function ofEpochs(epochs, field) {
-  const told = epochs.filter((record) => Number.isFinite(record[field]));
-  return { x: told.map(({ step }) => step), y: told.map((record) => record[field]) };
+  const finite = epochs.filter((record) => Number.isFinite(record[field]));
+  return { x: finite.map(({ step }) => step), y: finite.map((record) => record[field]) };
 }
 
 /** The curves of a run for the three figures. */
-export function curves(name, colour, { steps, epochs }) {
-  const line = (points, more) => ({ ...points, type: "scatter", mode: "lines", line: { color: colour, width: 1.5 }, name, ...more });
-  const marked = { mode: "lines+markers", line: { color: colour, width: 2 } };
+export function curves(name, color, { steps, epochs }) {
+  const line = (points, more) => ({ ...points, type: "scatter", mode: "lines", line: { color: color, width: 1.5 }, name, ...more });
+  const marked = { mode: "lines+markers", line: { color: color, width: 2 } };
   return {
     loss: [
-      line(thinned(steps, "loss"), { name: `${name}: steps`, opacity: 0.45, line: { color: colour, width: 1 } }),
+      line(downsampled(steps, "loss"), { name: `${name}: steps`, opacity: 0.45, line: { color: color, width: 1 } }),
       line(ofEpochs(epochs, "train_loss"), {
         ...marked,
         name: `${name}: train`,
@@ -77,15 +77,15 @@ export function curves(name, colour, { steps, epochs }) {
       }),
       line(ofEpochs(epochs, "eval_loss"), { ...marked, name: `${name}: eval`, marker: { symbol: "diamond", size: 7 } }),
     ],
-    rate: [line(thinned(steps, "lr"))],
-    speed: [line(thinned(steps, "tokens_per_s"))],
+    rate: [line(downsampled(steps, "lr"))],
+    speed: [line(downsampled(steps, "tokens_per_s"))],
   };
 }
 
-/** Draws or redraws a figure in the colours of the page. */
+/** Draws or redraws a figure in the colors of the page. */
 export function draw(id, data, { title, type = "linear", legend }) {
   const { color } = getComputedStyle(document.body);
-  // Plotly cannot read light-dark(), so that the colour is taken from where it was resolved.
+  // Plotly does not support light-dark(), so use the computed color of an element.
   const grid = getComputedStyle(document.querySelector(".bar")).borderBottomColor;
   const isNarrow = window.innerWidth < 600;
   const axis = { gridcolor: grid, zerolinecolor: grid, automargin: true };
@@ -101,7 +101,7 @@ export function draw(id, data, { title, type = "linear", legend }) {
       modebar: { bgcolor: "rgba(0,0,0,0)", color, activecolor: color },
       showlegend: legend,
       legend: isNarrow ? { orientation: "h", y: -0.3 } : {},
-      // What the reader has zoomed to stays while the curves grow.
+      // Keeps the zoom while the curves grow.
       uirevision: `${id} ${type}`,
       xaxis: { ...axis, title: { text: "step" } },
       yaxis: { ...axis, title: { text: title }, type },

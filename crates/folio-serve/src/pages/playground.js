@@ -1,37 +1,37 @@
-// The playground: a prompt, the settings of sampling, and the texts that come of them.
+// The playground: a prompt, sampling settings, and the generated samples.
 
 import { chooseAt, clearAttention, initAttention, paint, showAttention } from "./attention.js";
 import { Sample, inspector } from "./samples.js";
 import { byId, digits, initTheme, make, request, setText } from "./shell.js";
 import { complete, tokensOf } from "./stream.js";
 
-/** How many of the likeliest tokens are asked for with each token. */
+/** How many alternatives are requested with each token. */
 const ALTERNATIVES = 8;
 
 const form = byId("form");
-/** Every checkpoint as /api/models tells it. */
+/** The entries of /api/models. */
 let models = [];
 let samples = [];
 /** The sample whose attention is shown. */
 let active = null;
-/** Stops the request under way; null if there is none. */
+/** Aborts the current request; null if there is none. */
 let controller = null;
 
 async function loadModels() {
   try {
     const answer = await (await request("/api/models")).json();
-    // A run's name alone means another checkpoint when a better one is saved; this name does not.
+    // A run's name alone may refer to a different checkpoint later; this name does not.
     models = answer.models.map((model) => ({ ...model, name: `${model.run}:${model.checkpoint}` }));
     const runs = [...new Set(models.map(({ run }) => run))];
     form.run.replaceChildren(...runs.map((run) => new Option(shortened(run), run)));
-    if (models.length === 0) fail("The server has no checkpoint yet. Reload the page when a run has saved one.");
+    if (models.length === 0) fail("No run has saved a checkpoint yet. Reload this page once one has.");
     showCheckpoints();
   } catch (error) {
     fail(error.message);
   }
 }
 
-/** A name that fits a select: its beginning and its end, which tell runs of a sweep apart. */
+/** A name that fits into a select: its start and its end, by which runs of a sweep differ. */
 function shortened(name) {
   const characters = [...name];
   return characters.length <= 20 ? name : [...characters.slice(0, 8), "…", ...characters.slice(-11)].join("");
@@ -41,14 +41,14 @@ function showCheckpoints() {
   const checkpoints = models.filter(({ run }) => run === form.run.value);
   form.checkpoint.replaceChildren(
     ...checkpoints.map(({ name, checkpoint, eval_loss: loss, is_default: isDefault }) => {
-      const told = Number.isFinite(loss) ? ` · ${digits(loss)}` : "";
-      return new Option(`${checkpoint}${told}`, name, isDefault, isDefault);
+      const suffix = Number.isFinite(loss) ? ` · ${digits(loss)}` : "";
+      return new Option(`${checkpoint}${suffix}`, name, isDefault, isDefault);
     }),
   );
   showFacts();
 }
 
-/** The model that is chosen for the next text. */
+/** The selected model. */
 function model() {
   return models.find(({ name }) => name === form.checkpoint.value);
 }
@@ -60,15 +60,15 @@ function showFacts() {
   const { n_blocks: blocks, n_heads: heads, n_emb: width, block_size: context, vocab_size: vocabulary } = config;
   const known = models.filter((other) => other.run === run && Number.isFinite(other.eval_loss));
   const isBest = Number.isFinite(loss) && known.every((other) => loss <= other.eval_loss);
-  const told = Number.isFinite(loss) ? `, eval loss ${digits(loss)}${isBest ? ", the lowest" : ""}` : "";
+  const evaluation = Number.isFinite(loss) ? `, eval loss ${digits(loss)}${isBest ? " (best)" : ""}` : "";
   setText(
     byId("facts"),
-    `${run}, ${checkpoint}${told}. ${blocks} blocks of ${heads} heads, ${width} wide, ${context} tokens of context, ` +
-      `${vocabulary} in the vocabulary.`,
+    `${run}, ${checkpoint}${evaluation}. ${blocks} blocks, ${heads} heads, width ${width}, context ${context} tokens, ` +
+      `vocabulary ${vocabulary} tokens.`,
   );
 }
 
-/** What the settings say, as /v1/completions takes it, but for the model; fields that were left empty are left out. */
+/** The settings as fields of /v1/completions, without the model. Empty fields are left out. */
 function settings() {
   const number = (name) => (form[name].value.trim() === "" ? undefined : Number(form[name].value));
   const escapes = { "\\n": "\n", "\\t": "\t", "\\\\": "\\" };
@@ -79,7 +79,7 @@ function settings() {
     top_p: number("top_p"),
     min_p: number("min_p"),
     repetition_penalty: number("repetition_penalty"),
-    // A seed of our own makes every text one that can be had again.
+    // Choosing the seed here lets the page show it, so that every sample can be reproduced.
     seed: number("seed") ?? Math.floor(Math.random() * 2 ** 31),
     max_tokens: number("max_tokens"),
     stop: stop.length > 0 ? stop.map((line) => line.replace(/\\[nt\\]/g, (escape) => escapes[escape])) : undefined,
@@ -91,14 +91,13 @@ function settings() {
 function generate() {
   if (controller || !form.reportValidity() || !model()) return;
   const prompt = form.prompt.value;
-  const actions = { select, goOn, branch };
+  const actions = { select, extend, branch };
   const length = Number(form.n.value);
   const fresh = Array.from({ length }, (_, index) => new Sample(index + 1, model(), prompt, actions));
   run(prompt, fresh, () => {
     samples = fresh;
     byId("samples").replaceChildren(...samples.map(({ element }) => element));
     byId("samples").classList.toggle("several", samples.length > 1);
-    // The texts that were shown are gone, and so is their attention.
     active = null;
     setBusy(true);
     inspector.hide();
@@ -106,13 +105,13 @@ function generate() {
   });
 }
 
-/** Goes on from the text of a sample, with the model that wrote it. */
-function goOn(sample) {
+/** Continues a sample with the model that generated it. */
+function extend(sample) {
   if (controller || !form.reportValidity()) return;
   run(sample.whole(), [sample], () => {});
 }
 
-/** Goes on from before a token, with another in its place. */
+/** Replaces a token by an alternative and continues from there. */
 function branch(sample, index, alternative) {
   if (controller || !form.reportValidity()) return;
   run(sample.upTo(index) + alternative[0], [sample], () => {
@@ -122,8 +121,8 @@ function branch(sample, index, alternative) {
 }
 
 /**
- * Has texts generated by the model of the samples, one for each, and shows them as they come. `begin` is called when the
- * first of it is there: until then the request may be refused, and what is shown stays as it is.
+ * Generates one text per sample with the samples' model, and shows the tokens as they arrive. `begin` is called with the
+ * first chunk; if the request is rejected before, the page does not change.
  */
 async function run(prompt, into, begin) {
   controller = new AbortController();
@@ -151,7 +150,7 @@ async function run(prompt, into, begin) {
   }
   controller = null;
   if (hasBegun) {
-    for (const sample of into) sample.settle(end === "Failed" ? "broken off" : "stopped");
+    for (const sample of into) sample.end(end === "Failed" ? "interrupted" : "stopped");
     setText(byId("seed-used"), `Seed ${body.seed}`);
   }
   setBusy(false);
@@ -172,14 +171,14 @@ function stop() {
   controller?.abort();
 }
 
-/** Says in words what went wrong; nothing if nothing did. */
+/** Shows an error message, or hides it if it is empty. */
 function fail(message) {
   const place = byId("error");
   place.hidden = message === "";
   setText(place, message);
 }
 
-/** A token was selected: its sample's attention is shown, and its own row. */
+/** Shows the attention of the selected token and its sample. */
 async function select(sample, start) {
   if (sample !== active && !controller) {
     active = sample;
@@ -223,7 +222,7 @@ form.addEventListener("submit", (event) => {
 form.run.addEventListener("change", showCheckpoints);
 form.checkpoint.addEventListener("change", showFacts);
 byId("stop-button").addEventListener("click", stop);
-byId("colours").addEventListener("change", ({ target }) => byId("samples").classList.toggle("plain", !target.checked));
+byId("colors").addEventListener("change", ({ target }) => byId("samples").classList.toggle("plain", !target.checked));
 byId("attention-block").addEventListener("change", showActive);
 document.addEventListener("keydown", onKey);
 loadModels();

@@ -1,20 +1,20 @@
-// The texts that were generated, token by token.
+// The generated samples, token by token.
 
 import { byId, make, setText } from "./shell.js";
 import { initRoving, isWritable, percent, pieces, shown } from "./tokens.js";
 
-/** Below which probability a token has which colour: classes p0 (unlikely) to p5 (likely). */
+/** The probabilities that separate the color classes p0 (unlikely) to p5 (likely). */
 const LEVELS = [0.01, 0.05, 0.2, 0.5, 0.8];
 
 const level = (probability) => LEVELS.filter((bound) => probability >= bound).length;
 
-const ENDS = { length: "as long as asked", stop: "stopped by itself" };
+const FINISH_REASONS = { length: "stopped at the token limit", stop: "finished" };
 
-/** One text: the prompt, the tokens that the model added, and what can be done with them. */
+/** One sample: the prompt, the generated tokens, and its buttons. */
 export class Sample {
   /**
-   * `model` is the one that writes it, as /api/models tells it; `actions` has the functions select(sample, start),
-   * goOn(sample) and branch(sample, index, token).
+   * `model` is an entry of /api/models; `actions` has the functions select(sample, start), extend(sample) and
+   * branch(sample, index, token).
    */
   constructor(number, model, prompt, actions) {
     this.model = model;
@@ -32,8 +32,8 @@ export class Sample {
     const { run, checkpoint } = this.model;
     const model = make("span", { className: "quiet model", textContent: `${run}, ${checkpoint}` });
     this.facts = make("span", { className: "quiet" });
-    this.goOnButton = make("button", { type: "button", textContent: "Continue", "aria-describedby": heading.id });
-    this.goOnButton.addEventListener("click", () => this.actions.goOn(this));
+    this.extendButton = make("button", { type: "button", textContent: "Continue", "aria-describedby": heading.id });
+    this.extendButton.addEventListener("click", () => this.actions.extend(this));
     this.copyButton = make("button", { type: "button", textContent: "Copy", "aria-describedby": heading.id });
     this.copyButton.addEventListener("click", () => this.copy());
     this.list = make("span", { role: "listbox", "aria-label": `Tokens of sample ${number}`, "aria-orientation": "horizontal" });
@@ -46,28 +46,27 @@ export class Sample {
     this.element = make(
       "article",
       { className: "sample", "aria-labelledby": heading.id },
-      make("header", {}, heading, model, this.facts, make("span", { className: "buttons" }, this.goOnButton, this.copyButton)),
+      make("header", {}, heading, model, this.facts, make("span", { className: "buttons" }, this.extendButton, this.copyButton)),
       make("p", { className: "text" }, make("span", { className: "prompt", textContent: this.prompt }), this.list),
       make("details", {}, make("summary", { textContent: "Plain text" }), this.plain),
     );
   }
 
-  /** The prompt and what was added to it. */
+  /** The prompt and the generated text. */
   whole() {
     return this.prompt + this.text;
   }
 
-  /** Adds tokens and the text that has become certain with them. */
+  /** Adds tokens and the text that became final with them. */
   add(tokens, text, finish) {
     for (const token of tokens) this.addToken(token);
     this.text += text;
-    // A text that goes on has not ended.
     this.finish = finish;
     this.showFacts(finish);
   }
 
   showFacts(finish) {
-    const end = finish ? `, ${ENDS[finish] ?? finish}` : "";
+    const end = finish ? `, ${FINISH_REASONS[finish] ?? finish}` : "";
     setText(this.facts, `${this.tokens.length} ${this.tokens.length === 1 ? "token" : "tokens"}${end}`);
   }
 
@@ -93,42 +92,42 @@ export class Sample {
   }
 
   /**
-   * Ends a request: what was drawn beyond the text, such as a stop string, is taken away. `otherwise` says how the text
-   * ended if the model did not end it.
+   * Called at the end of a request. Removes tokens beyond the text, such as those of a stop string. `reason` says why
+   * the request ended if the model did not finish.
    */
-  settle(otherwise) {
+  end(reason) {
     if (this.finish) {
       const end = this.whole().length;
       this.keep(this.tokens.filter(({ start, piece }) => start < end || (start === end && piece === "")).length);
       const last = this.tokens.at(-1);
-      // It may be cut by a stop string, or leave a character unfinished, which the server tells as such.
+      // A stop string may cut it, or it may end inside a character.
       if (last) last.piece = this.list.lastElementChild.textContent = this.whole().slice(last.start);
     } else {
       this.text = this.joined();
     }
-    this.showFacts(this.finish ?? otherwise);
+    this.showFacts(this.finish ?? reason);
     this.piece = pieces();
     this.plain.textContent = this.whole();
   }
 
-  /** The prompt and the first tokens. */
+  /** The prompt and the first `count` tokens. */
   upTo(count) {
     const pieces = this.tokens.slice(0, count).map(({ piece }) => piece);
     return this.prompt + pieces.join("");
   }
 
-  /** What the tokens add to the prompt. */
+  /** The text of all tokens. */
   joined() {
     return this.tokens.map(({ piece }) => piece).join("");
   }
 
-  /** Keeps the first tokens alone. */
+  /** Keeps the first `count` tokens. */
   keep(count) {
     this.tokens.length = count;
     while (this.list.children.length > count) this.list.lastElementChild.remove();
   }
 
-  /** Keeps what stands before a token and puts another one in its place. */
+  /** Replaces a token by an alternative and removes everything after it. */
   branch(index, [text, logprob]) {
     const { alternatives } = this.tokens[index];
     this.keep(index);
@@ -144,7 +143,7 @@ export class Sample {
   }
 
   setBusy(busy) {
-    this.goOnButton.disabled = busy;
+    this.extendButton.disabled = busy;
     this.element.setAttribute("aria-busy", String(busy));
   }
 
@@ -154,7 +153,7 @@ export class Sample {
   }
 }
 
-/** The bar that tells of the token under the pointer or with the focus. */
+/** The bar with details of the token under the pointer or with the focus. */
 export const inspector = {
   isBusy: false,
 
@@ -168,7 +167,7 @@ export const inspector = {
     const items = alternatives.map((alternative) => {
       const button = make(
         "button",
-        { type: "button", disabled: this.isBusy || !isWritable(alternative[0]), title: "Go on with this token" },
+        { type: "button", disabled: this.isBusy || !isWritable(alternative[0]), title: "Continue with this token" },
         `${shown(alternative[0])} `,
         make("b", { textContent: percent(Math.exp(alternative[1])) }),
       );
@@ -181,7 +180,7 @@ export const inspector = {
     byId("inspector").hidden = false;
   },
 
-  /** While a text is generated it cannot be gone on from. */
+  /** Alternatives are disabled while a sample is being generated. */
   setBusy(busy) {
     this.isBusy = busy;
     for (const button of byId("alternatives").querySelectorAll("button")) {

@@ -1,6 +1,6 @@
-// What both pages share: making elements, the theme, and talking to the server.
+// Shared by both pages: creating elements, the theme, and requests to the server.
 
-/** Makes an element from its properties and children; what begins with "aria-" or "data-" becomes an attribute. */
+/** Creates an element. Properties with a hyphen ("aria-", "data-") and "role" become attributes. */
 export function make(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   for (const [key, value] of Object.entries(properties)) {
@@ -13,7 +13,7 @@ export function make(tag, properties = {}, ...children) {
 
 export const byId = (id) => document.getElementById(id);
 
-/** Sets a text only if it differs, so that screen readers and selections are left in peace. */
+/** Sets a text only if it differs, so as not to disturb screen readers and selections. */
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
@@ -21,13 +21,13 @@ export function setText(element, text) {
 const THEMES = ["system", "light", "dark"];
 const darkSystem = window.matchMedia("(prefers-color-scheme: dark)");
 
-/** Whether the page is dark now. */
+/** Whether the page is currently dark. */
 export function isDark() {
   const { theme } = document.documentElement.dataset;
   return theme ? theme === "dark" : darkSystem.matches;
 }
 
-/** Wires the button that goes through the themes; `onChange` is called whenever the colours change. */
+/** Sets up the button that cycles through the themes. `onChange` is called whenever the colors change. */
 export function initTheme(onChange = () => {}) {
   const button = byId("theme");
   const root = document.documentElement;
@@ -50,16 +50,16 @@ function remember(theme) {
     if (theme === "system") localStorage.removeItem("folio.theme");
     else localStorage.setItem("folio.theme", theme);
   } catch {
-    // Without storage the choice holds for this page only.
+    // Without storage the theme applies to this page only.
   }
 }
 
 const KEY = "folio.api-key";
-let asking = null;
+let keyPrompt = null;
 
-/** Asks for the API key; several requests that are refused at once share one dialog. False if it is dismissed. */
-function askForKey() {
-  asking ??= new Promise((resolve) => {
+/** Prompts for the API key. Concurrent requests share one dialog. Resolves to false if it is dismissed. */
+function promptForKey() {
+  keyPrompt ??= new Promise((resolve) => {
     const dialog = byId("key-dialog");
     const input = byId("key");
     input.value = "";
@@ -67,7 +67,7 @@ function askForKey() {
     dialog.addEventListener(
       "close",
       () => {
-        asking = null;
+        keyPrompt = null;
         const given = dialog.returnValue === "use" && input.value.trim() !== "";
         if (given) sessionStorage.setItem(KEY, input.value.trim());
         resolve(given);
@@ -76,24 +76,22 @@ function askForKey() {
     );
     dialog.showModal();
   });
-  return asking;
+  return keyPrompt;
 }
 
-/** What a refused request says in words. */
-async function refusal(response) {
+/** The error message of a response. */
+async function errorMessage(response) {
   const body = await response.text();
   let message = "";
   try {
     message = JSON.parse(body).error?.message ?? "";
   } catch {
-    // Whatever stands between the page and the server may answer in its own way.
+    // A proxy may respond with something other than JSON.
   }
-  const wait = response.headers.get("retry-after");
-  const hint = response.status === 429 && wait ? ` Try again in ${wait} s.` : "";
-  return (message || `The server answered ${response.status} ${response.statusText}.`) + hint;
+  return message || `The server responded with ${response.status} ${response.statusText}.`;
 }
 
-/** Fetches from the server with the API key, asking for it if it is missing or wrong. Throws an Error with words. */
+/** Sends a request with the API key; prompts for the key if it is missing or wrong. Throws an Error with a message. */
 export async function request(path, { body, signal } = {}) {
   for (;;) {
     const headers = {};
@@ -114,12 +112,12 @@ export async function request(path, { body, signal } = {}) {
       throw new Error("The server cannot be reached. Is folio serve still running?");
     }
     if (response.ok) return response;
-    const message = await refusal(response);
-    if (response.status !== 401 || !(await askForKey())) throw new Error(message);
+    const message = await errorMessage(response);
+    if (response.status !== 401 || !(await promptForKey())) throw new Error(message);
   }
 }
 
-/** A number with at most so many significant digits, or a dash if there is none. */
+/** A number with at most `count` significant digits, or a dash if there is none. */
 export function digits(number, count = 4) {
   return Number.isFinite(number) ? number.toLocaleString("en", { maximumSignificantDigits: count }) : "–";
 }

@@ -1,10 +1,9 @@
-// A completion as it comes from the server.
+// Reads a streamed completion from the server.
 
 import { request } from "./shell.js";
 
 /**
- * The data of a text/event-stream, one string per event. Lines may be split anywhere between two chunks,
- * characters too.
+ * The data of a text/event-stream, one string per event. Chunks may end inside a line or inside a character.
  */
 async function* events(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
@@ -14,7 +13,7 @@ async function* events(body) {
     for (;;) {
       const { value, done } = await reader.read().catch((error) => {
         if (error.name === "AbortError") throw error;
-        throw new Error("The connection broke before the text was finished. Is folio serve still running?");
+        throw new Error("The connection was lost before the text was finished. Is folio serve still running?");
       });
       if (done) return;
       const lines = (rest + value).split(/\r?\n/);
@@ -33,7 +32,7 @@ async function* events(body) {
   }
 }
 
-/** The choices of a streamed completion, in the order in which their parts come. */
+/** The chunks of the choices of a streamed completion, in order of arrival. */
 export async function* complete(body, signal) {
   const response = await request("/v1/completions", { body: { ...body, stream: true }, signal });
   for await (const data of events(response.body)) {
@@ -42,10 +41,10 @@ export async function* complete(body, signal) {
     if (message.error) throw new Error(message.error.message);
     yield* message.choices;
   }
-  throw new Error("The server ended the text before it was finished.");
+  throw new Error("The server ended the stream before the text was finished.");
 }
 
-/** The tokens of one part of a choice: id, text, natural logarithm of the probability, and what else was likely. */
+/** The tokens of one chunk: id, text, log probability, and the most likely alternatives. */
 export function tokensOf({ logprobs }) {
   return (logprobs?.tokens ?? []).map((text, i) => ({
     id: logprobs.token_ids?.[i],

@@ -1,22 +1,22 @@
-// How tokens are shown: as text where they are text, as bytes where they are only a part of a character.
+// Displays tokens: as text, or as bytes if a token is only a part of a character.
 
 const BYTES = /^bytes:((?:\\x[0-9a-f]{2})+)$/i;
 
-/** The bytes of a token that is no whole character, as the server writes it ("bytes:\xe2\x80"); null for other tokens. */
+/** The bytes of a token that the server writes as bytes ("bytes:\xe2\x80"); null for other tokens. */
 function bytesOf(token) {
   const match = BYTES.exec(token);
   return match && match[1].match(/[0-9a-f]{2}/gi).map((hex) => parseInt(hex, 16));
 }
 
 /**
- * A function that says what each token in turn adds to the text. Of tokens that make a character together the last
- * one adds it, and those before it add nothing.
+ * Returns a function that maps each token in turn to the text it adds. If several tokens form one character, the last of
+ * them adds it.
  */
 export function pieces() {
   const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
   return (token) => {
     const bytes = bytesOf(token);
-    // A text ends what was begun: the decoder gives up bytes that wait for others as a replacement character.
+    // decode() without arguments flushes an incomplete character as a replacement character.
     return bytes ? decoder.decode(new Uint8Array(bytes), { stream: true }) : decoder.decode() + token;
   };
 }
@@ -28,7 +28,7 @@ const NAMES = new Map([
   ["\t", "tab"],
 ]);
 
-/** A token in a line of its own, in quotes, with what cannot be seen made visible. */
+/** A token in quotes, with invisible characters made visible. */
 export function shown(token) {
   const bytes = bytesOf(token);
   if (bytes) return `bytes ${bytes.map((byte) => byte.toString(16).padStart(2, "0")).join(" ")}`;
@@ -37,12 +37,12 @@ export function shown(token) {
   return `“${token.replaceAll("\n", "⏎").replaceAll("\t", "⇥")}”`;
 }
 
-/** Whether a text can go on with this token: parts of characters and marks of the model's own cannot be written down. */
+/** Whether this token can be part of a prompt: parts of characters and special tokens cannot. */
 export function isWritable(token) {
   return !bytesOf(token) && !/^<\|.*\|>$/.test(token);
 }
 
-/** A probability as people read it. */
+/** A probability as a percentage. */
 export function percent(probability) {
   if (probability === 1) return "100 %";
   if (probability >= 0.9995) return "> 99.9 %";
@@ -52,7 +52,7 @@ export function percent(probability) {
   return "< 0.05 %";
 }
 
-/** Makes one stop for Tab of the options of a list: arrow keys, Home and End move among them. */
+/** Makes a list a single tab stop; the arrow keys, Home and End move between its options (roving tabindex). */
 export function initRoving(list, onFocus) {
   list.addEventListener("focusin", ({ target }) => {
     for (const other of list.querySelectorAll('[tabindex="0"]')) other.tabIndex = -1;
@@ -64,15 +64,15 @@ export function initRoving(list, onFocus) {
   list.addEventListener("click", ({ target }) => target.closest('[role="option"]')?.focus());
   list.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.altKey || event.metaKey) return;
-    const next = neighbour(list, event.target, event.key);
+    const next = neighbor(list, event.target, event.key);
     if (next === undefined) return;
     event.preventDefault();
     next?.focus();
   });
 }
 
-/** Where a key leads from an option; null at the end of the list, undefined if the key means nothing here. */
-function neighbour(list, option, key) {
+/** The option that a key moves to; null at the end of the list, undefined for other keys. */
+function neighbor(list, option, key) {
   switch (key) {
     case "ArrowLeft":
       return option.previousElementSibling;
@@ -91,7 +91,7 @@ function neighbour(list, option, key) {
   }
 }
 
-/** The option of the line above or below that stands nearest. */
+/** The nearest option in the line above or below. */
 function inOtherLine(option, sibling) {
   const from = option.getBoundingClientRect();
   const line = (box) => Math.round(box.top);

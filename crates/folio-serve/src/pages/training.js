@@ -1,36 +1,36 @@
-// The training page: every run under the given directories, and the curves of those that are chosen.
+// The training page: all runs, and the curves of the selected ones.
 
-import { Story, colourOf, curves, draw } from "./curves.js";
+import { RunRecords, colorOf, curves, draw } from "./curves.js";
 import { byId, digits, initTheme, make, request, setText } from "./shell.js";
 
-/** How long to wait between two looks at the server. */
-const PAUSE_MS = 2000;
+/** Time between two polls of the server. */
+const POLL_INTERVAL_MS = 2000;
 
-/** What is known of each run by its id: the summary, its row of the table, its records once it was chosen. */
+/** Per run id: its summary, its row of the table, and its records once it has been selected. */
 const runs = new Map();
 let timer = null;
-let isLooking = false;
+let isPolling = false;
 
-/** Looks at the server, then again after a pause, for as long as the page is seen. */
-async function look() {
-  if (isLooking) return;
-  isLooking = true;
+/** Polls the server, and again after a pause while the page is visible. */
+async function poll() {
+  if (isPolling) return;
+  isPolling = true;
   clearTimeout(timer);
   try {
-    const isNew = await lookAtRuns();
-    const chosen = [...runs.values()].filter(({ row }) => row.box.checked);
-    const grown = await Promise.all(chosen.map(lookAtRecords));
+    const isNew = await updateRuns();
+    const selected = [...runs.values()].filter(({ row }) => row.box.checked);
+    const grown = await Promise.all(selected.map(updateRecords));
     if (isNew || grown.includes(true)) show();
     fail("");
   } catch (error) {
     fail(error.message);
   }
-  isLooking = false;
-  if (!document.hidden) timer = setTimeout(look, PAUSE_MS);
+  isPolling = false;
+  if (!document.hidden) timer = setTimeout(poll, POLL_INTERVAL_MS);
 }
 
-/** Reads the list of runs; true if others are chosen than before. */
-async function lookAtRuns() {
+/** Updates the list of runs. Returns whether the selection has changed. */
+async function updateRuns() {
   const { runs: listed } = await (await request("/api/runs")).json();
   const isFirst = runs.size === 0;
   const gone = [...runs.keys()].filter((id) => !listed.some((summary) => summary.id === id));
@@ -44,11 +44,11 @@ async function lookAtRuns() {
     else insert(summary, index);
   });
   byId("no-runs").hidden = runs.size > 0;
-  return (isFirst && chooseFirst()) || gone.length > 0;
+  return (isFirst && selectFirst()) || gone.length > 0;
 }
 
-/** Chooses the runs in progress, or else the first one. */
-function chooseFirst() {
+/** Selects the runs in progress or, if there are none, the first run. */
+function selectFirst() {
   const all = [...runs.values()];
   const running = all.filter(({ summary }) => summary.state === "running");
   for (const { row } of running.length > 0 ? running : all.slice(0, 1)) row.box.checked = true;
@@ -56,7 +56,7 @@ function chooseFirst() {
 }
 
 function insert(summary, index) {
-  const run = { summary, colour: colourOf(runs.size), story: new Story() };
+  const run = { summary, color: colorOf(runs.size), records: new RunRecords() };
   run.row = makeRow(run);
   byId("run-rows").insertBefore(run.row.element, byId("run-rows").children[index] ?? null);
   runs.set(summary.id, run);
@@ -70,14 +70,14 @@ function update(run, summary) {
   fill(run);
 }
 
-function makeRow({ summary, colour }) {
+function makeRow({ summary, color }) {
   const box = make("input", { type: "checkbox" });
   const swatch = make("span", { className: "swatch" });
-  swatch.style.setProperty("--run-colour", colour);
-  // Records are only read for runs that are shown; those of a run chosen just now come with the next look.
+  swatch.style.setProperty("--run-color", color);
+  // Only the records of selected runs are read. The new selection is polled at once.
   box.addEventListener("change", () => {
     show();
-    look();
+    poll();
   });
   const name = make("th", { scope: "row" }, make("label", {}, box, swatch, summary.id));
   const state = make("span", { className: "state" });
@@ -87,17 +87,17 @@ function makeRow({ summary, colour }) {
   return { element, box, state, progress, numbers };
 }
 
-/** Writes what is known of a run into its row. */
-function fill({ summary, story, row }) {
+/** Updates the row of a run. */
+function fill({ summary, records, row }) {
   const { state, epoch, num_epochs: epochs, step, steps, best_eval_loss: best, parameters } = summary;
   setText(row.state, state);
   row.state.className = `state ${state}`;
   row.progress.max = steps || 1;
   row.progress.value = step ?? 0;
-  const last = story.steps.at(-1);
-  const evaluated = story.epochs.at(-1);
+  const last = records.steps.at(-1);
+  const evaluated = records.epochs.at(-1);
   const of = (value, all) => (all ? `${value ?? 0} of ${all}` : `${value ?? "–"}`);
-  const told = [
+  const texts = [
     of(epoch, epochs),
     of(step, steps),
     digits(last?.loss ?? evaluated?.train_loss),
@@ -107,56 +107,56 @@ function fill({ summary, story, row }) {
     digits(last?.tokens_per_s, 3),
     digits(parameters, 3),
   ];
-  told.forEach((text, index) => setText(row.numbers[index], text));
+  texts.forEach((text, index) => setText(row.numbers[index], text));
 }
 
-/** Reads what a run has told since the last look; true if it has told anything. */
-async function lookAtRecords(run) {
-  const { story, summary } = run;
+/** Reads the new records of a run. Returns whether there were any. */
+async function updateRecords(run) {
+  const { records, summary } = run;
   const path = `/api/runs/${encodeURIComponent(summary.id)}/records`;
-  const ask = async () => (await request(`${path}?after=${story.next}`)).json();
-  let answer = await ask();
-  const isRewritten = story.generation !== null && answer.generation !== story.generation;
+  const fetchNew = async () => (await request(`${path}?after=${records.next}`)).json();
+  let response = await fetchNew();
+  const isRewritten = records.generation !== null && response.generation !== records.generation;
   if (isRewritten) {
-    story.clear();
-    story.next = 0;
-    answer = await ask();
+    records.clear();
+    records.next = 0;
+    response = await fetchNew();
   }
-  story.generation = answer.generation;
-  const hasGrown = story.take(answer);
+  records.generation = response.generation;
+  const hasGrown = records.add(response);
   fill(run);
   return hasGrown || isRewritten;
 }
 
-/** Draws the chosen runs. */
+/** Draws the selected runs. */
 function show() {
-  const chosen = [...runs.values()].filter(({ row }) => row.box.checked);
-  const drawn = chosen.map(({ summary, colour, story }) => curves(summary.id, colour, story));
+  const selected = [...runs.values()].filter(({ row }) => row.box.checked);
+  const drawn = selected.map(({ summary, color, records }) => curves(summary.id, color, records));
   const all = (figure) => drawn.flatMap((run) => run[figure]);
   draw("plot-loss", all("loss"), { title: "loss", type: byId("log-loss").checked ? "log" : "linear", legend: true });
   draw("plot-rate", all("rate"), { title: "learning rate", legend: false });
   draw("plot-speed", all("speed"), { title: "tokens/s", legend: false });
-  showSamples(chosen);
+  showSamples(selected);
 }
 
-/** Shows the newest sample of each run. */
-function showSamples(chosen) {
-  const told = chosen.flatMap(({ summary, story }) => {
-    const record = story.epochs.findLast(({ sample }) => sample);
+/** Shows the latest sample of each run. */
+function showSamples(selected) {
+  const samples = selected.flatMap(({ summary, records }) => {
+    const record = records.epochs.findLast(({ sample }) => sample);
     return record ? [{ title: `${summary.id}, epoch ${record.epoch}`, sample: record.sample }] : [];
   });
-  const key = JSON.stringify(told);
-  const place = byId("story");
-  // A text that someone reads or has selected is left alone until there is a newer one.
+  const key = JSON.stringify(samples);
+  const place = byId("run-samples");
+  // Unchanged samples are not replaced, so that a selection in them is kept.
   if (place.dataset.key === key) return;
   place.dataset.key = key;
-  const articles = told.map(({ title, sample }) =>
+  const articles = samples.map(({ title, sample }) =>
     make("article", {}, make("h3", { textContent: title }), make("pre", { textContent: sample })),
   );
-  place.replaceChildren(...(told.length > 0 ? articles : [make("p", { className: "quiet", textContent: "None yet." })]));
+  place.replaceChildren(...(samples.length > 0 ? articles : [make("p", { className: "quiet", textContent: "None yet." })]));
 }
 
-/** Says in words what went wrong; nothing if nothing did. */
+/** Shows an error message, or hides it if it is empty. */
 function fail(message) {
   const place = byId("error");
   place.hidden = message === "";
@@ -167,6 +167,6 @@ initTheme(() => runs.size > 0 && show());
 byId("log-loss").addEventListener("change", show);
 document.addEventListener("visibilitychange", () => {
   if (document.hidden) clearTimeout(timer);
-  else look();
+  else poll();
 });
-look();
+poll();

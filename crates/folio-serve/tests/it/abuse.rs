@@ -1,4 +1,4 @@
-//! Clients that do not play by the rules get an error or nothing, and leave nothing behind.
+//! Misbehaving clients get an error or are disconnected, and nothing remains of them.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 
 use crate::site::{PATIENCE, Site, limits};
 
-/// Sends bytes on a connection of their own; the answer must begin with `HTTP/1.1 STATUS`, or be none if that is 0.
+/// Sends bytes on a new connection. The response must start with `HTTP/1.1 STATUS`; with status 0 there must be none.
 #[track_caller]
 fn check(site: &Site, request: impl Into<Vec<u8>>, status: u16) -> impl Future<Output = String> {
     let (request, place) = (request.into(), std::panic::Location::caller());
@@ -23,7 +23,7 @@ fn check(site: &Site, request: impl Into<Vec<u8>>, status: u16) -> impl Future<O
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_that_are_no_http() {
+async fn malformed_http_is_rejected() {
     let site = Site::with(Limits { head_time: Duration::from_millis(300), ..limits() }).await;
     check(&site, "hello\r\n\r\n", 400).await;
     check(&site, [0u8; 100], 400).await;
@@ -37,30 +37,30 @@ async fn requests_that_are_no_http() {
     check(&site, format!("GET / HTTP/1.1\r\nHost: localhost\r\nX: {long}\r\n\r\n"), 431).await;
     let many: String = (0..500).map(|number| format!("X{number}: y\r\n")).collect();
     check(&site, format!("GET / HTTP/1.1\r\nHost: localhost\r\n{many}\r\n"), 431).await;
-    // Traversal is text like any other.
+    // Path traversal.
     for path in
         ["/../../etc/passwd", "/assets/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/assets//etc/passwd"]
     {
         check(&site, format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"), 404)
             .await;
     }
-    // And it serves on.
+    // The server still works.
     assert_eq!(site.get("/healthz").await.0, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bodies_that_are_too_large_or_do_not_come() {
+async fn too_large_and_too_slow_bodies_are_rejected() {
     let site = Site::with(Limits { body_time: Duration::from_millis(200), ..limits() }).await;
     let head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
-    // By its own words too large: nothing of it is read.
+    // Too large by its Content-Length: not read at all.
     check(&site, format!("{head}Content-Length: 999999999999\r\n\r\n"), 413).await;
     check(&site, format!("{head}Content-Length: 1048577\r\n\r\n"), 413).await;
     check(&site, format!("{head}Content-Length: -1\r\n\r\n"), 400).await;
     check(&site, format!("{head}Content-Length: 3\r\nContent-Length: 4\r\n\r\n"), 400).await;
-    // Too large, and not telling so before.
+    // Too large, without a Content-Length.
     let chunk = format!("10000\r\n{}\r\n", " ".repeat(0x10000));
     check(&site, format!("{head}Transfer-Encoding: chunked\r\n\r\n{}", chunk.repeat(17)), 413).await;
-    // A promise that is not kept.
+    // A body that never arrives.
     let answer = check(&site, format!("{head}Content-Length: 100\r\n\r\n{{"), 408).await;
     assert!(answer.contains("body_timeout"), "{answer}");
     // At the limit.
@@ -71,7 +71,7 @@ async fn bodies_that_are_too_large_or_do_not_come() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_that_dawdle_are_let_go() {
+async fn idle_connections_are_closed() {
     let site = Site::with(Limits { head_time: Duration::from_millis(300), ..limits() }).await;
     let mut slow = Vec::new();
     for begun in
@@ -86,12 +86,12 @@ async fn clients_that_dawdle_are_let_go() {
         let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
         assert!(read.is_ok(), "the connection was left open");
     }
-    // That of the question itself.
+    // The connection of this request itself.
     site.until("folio_connections", 1.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn more_connections_than_places_wait() {
+async fn connections_beyond_the_limit_wait() {
     let site = Site::with(Limits { connections: 2, ..limits() }).await;
     let mut held = Vec::new();
     for _ in 0..2 {
@@ -103,7 +103,7 @@ async fn more_connections_than_places_wait() {
     }
     let waiting = site.client.get(site.url("/healthz")).send();
     tokio::pin!(waiting);
-    // It is not answered while the places are taken: as far as can be told without waiting for ever.
+    // It is not answered while all connections are in use, at least not within 100 ms.
     let early = tokio::time::timeout(Duration::from_millis(100), &mut waiting).await;
     assert!(early.is_err(), "a third was served");
     held.pop();
@@ -111,7 +111,7 @@ async fn more_connections_than_places_wait() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_prompt_of_a_million_tokens_is_refused_in_little_memory() {
+async fn a_prompt_of_a_million_tokens_is_rejected_in_little_memory() {
     let site = Site::start().await;
     let body = format!("{{\"model\":\"plain\",\"prompt\":[{}0]}}", "0,".repeat(520_000));
     let request = site.client.post(site.url("/v1/completions")).header("content-type", "application/json");

@@ -1,4 +1,4 @@
-//! Chats are completions of the prompt that a template makes of their messages.
+//! Chat completions, with and without a template.
 
 use folio_serve::{ChatTemplate, Options};
 use serde_json::{Value, json};
@@ -25,7 +25,7 @@ async fn chat(site: &Site, fields: &Value) -> Value {
     answer
 }
 
-/// The events of a streamed chat, the end of which must be `[DONE]`.
+/// The events of a streamed chat, which must end with `[DONE]`.
 async fn stream(site: &Site, fields: &Value) -> Vec<Value> {
     let mut body =
         json!({ "model": "plain", "messages": messages(), "max_tokens": 20, "seed": 7, "stream": true });
@@ -40,7 +40,7 @@ async fn stream(site: &Site, fields: &Value) -> Vec<Value> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_base_model_goes_on_from_the_last_message() {
+async fn without_a_template_the_last_message_is_the_prompt() {
     let site = Site::start().await;
     let answer = chat(&site, &json!({ "n": 2 })).await;
     let same = site.complete(json!({ "prompt": "First Ci", "n": 2 })).await;
@@ -56,7 +56,7 @@ async fn a_base_model_goes_on_from_the_last_message() {
         });
         assert_eq!(answer["choices"][index], choice);
     }
-    // Without a limit a reply is longer than a completion's 16 tokens.
+    // The default limit is higher than the 16 tokens of a completion.
     let long = chat(&site, &json!({ "max_tokens": null })).await;
     assert_eq!(long["usage"]["completion_tokens"], 256);
     let short = chat(&site, &json!({ "max_completion_tokens": 3 })).await;
@@ -64,7 +64,7 @@ async fn a_base_model_goes_on_from_the_last_message() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_template_makes_the_prompt_and_ends_the_reply() {
+async fn a_template_renders_the_prompt_and_ends_the_reply() {
     let site = with_template(r"{role}: {content}\n").await;
     let answer = chat(&site, &json!({ "max_tokens": 200 })).await;
     let prompt = "system: Speak\nuser: First Ci\nassistant: ";
@@ -72,11 +72,11 @@ async fn a_template_makes_the_prompt_and_ends_the_reply() {
     assert_eq!(answer["choices"][0]["message"]["content"], same["choices"][0]["text"]);
     assert_eq!(answer["choices"][0]["finish_reason"], same["choices"][0]["finish_reason"]);
     assert_eq!(answer["usage"], same["usage"]);
-    // Stop strings of the request count beside it, as many as ever.
+    // Stop strings of the request work beside it, and as many are allowed.
     let stop = json!({ "max_tokens": 200, "stop": ["e", "zz", "zy", "zx"] });
     let text = chat(&site, &stop).await["choices"][0]["message"]["content"].clone();
     assert!(!text.as_str().expect("text").contains(['e', '\n']), "{text}");
-    // What a message says is no template.
+    // Placeholders inside a message are not filled in.
     let inside = json!({ "messages": [{ "role": "user", "content": "{role}{content}" }] });
     let mut body = json!({ "model": "plain", "max_tokens": 1 });
     body.as_object_mut().expect("an object").extend(inside.as_object().expect("an object").clone());
@@ -86,13 +86,13 @@ async fn a_template_makes_the_prompt_and_ends_the_reply() {
 }
 
 #[test]
-fn templates_that_cannot_be_used() {
+fn invalid_templates_are_rejected() {
     for (template, part) in [
-        ("", "{content} once"),
-        ("{role}", "{content} once"),
-        ("{content}{content}", "{content} once"),
-        ("{rol}: {content}", "{rol} is not known"),
-        ("{role}: {contents}", "{contents} is not known"),
+        ("", "{content} exactly once"),
+        ("{role}", "{content} exactly once"),
+        ("{content}{content}", "{content} exactly once"),
+        ("{rol}: {content}", "{rol} is not a placeholder"),
+        ("{role}: {contents}", "{contents} is not a placeholder"),
     ] {
         let error = template.parse::<ChatTemplate>().expect_err(template).to_string();
         assert!(error.contains(part), "{template}: {error}");
@@ -108,7 +108,7 @@ fn templates_that_cannot_be_used() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_chat_streams_what_it_answers_at_once() {
+async fn streamed_chats_equal_whole_ones() {
     let site = Site::start().await;
     for fields in [
         json!({}),
@@ -145,7 +145,7 @@ async fn a_chat_streams_what_it_answers_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_probabilities_of_a_chat_are_those_of_a_completion() {
+async fn chats_and_completions_have_the_same_logprobs() {
     let site = Site::start().await;
     let answer = chat(&site, &json!({ "logprobs": true, "top_logprobs": 3, "temperature": 0 })).await;
     let same = site.complete(json!({ "prompt": "First Ci", "logprobs": 3, "temperature": 0 })).await;
@@ -161,7 +161,7 @@ async fn the_probabilities_of_a_chat_are_those_of_a_completion() {
         assert_eq!(token["bytes"], json!(name.as_bytes()));
         let top = token["top_logprobs"].as_array().expect("alternatives");
         assert_eq!(top.len(), 3);
-        // The likeliest is what was taken, and comes first.
+        // The most likely token was sampled and comes first.
         assert_eq!((&top[0]["token"], &top[0]["logprob"]), (&token["token"], &token["logprob"]));
         assert!(top.is_sorted_by(|a, b| a["logprob"].as_f64() >= b["logprob"].as_f64()), "{token}");
         for other in top {

@@ -1,10 +1,10 @@
-//! Completions are what the library writes, whole or in events, alone or among others.
+//! Completions equal the library's output, streamed or not, alone or with concurrent requests.
 
 use std::sync::Arc;
 
 use folio::checkpoint::CheckpointName;
 use folio::generate::{Generator, PastContext, Request, Sampling};
-use folio::model::{Predictor, WeightFormat};
+use folio::model::{InferenceModel, WeightFormat};
 use folio::run_dir::RunDir;
 use folio::tokenizer::Tokenizer;
 use folio_serve::Options;
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::runs::{RUNS, plays, train};
 use crate::site::{Site, limits, text_of};
 
-/// What the library writes with the best checkpoint of a run, here the last, and the log probability of each token.
+/// The text that the library generates with the best checkpoint of a run (here the last), and the log probability of each token.
 fn written(name: &str, prompt: &str, request: Request) -> (String, Vec<f32>) {
     let run = RunDir::new(RUNS.path().join(name));
     let tokenizer = Arc::new(run.tokenizer().expect("a tokenizer"));
@@ -21,21 +21,21 @@ fn written(name: &str, prompt: &str, request: Request) -> (String, Vec<f32>) {
     let checkpoint = run.open_checkpoint(CheckpointName::Epoch(epoch)).expect("a checkpoint");
     let format = WeightFormat::of(run.settings().expect("settings").precision);
     let config = checkpoint.state().identity.model;
-    let predictor = Predictor::new(config, format, &checkpoint.parameters().expect("weights"));
+    let predictor = InferenceModel::new(config, format, &checkpoint.parameters().expect("weights"));
     let prompt = tokenizer.encode(prompt).expect("known characters");
     let (mut text, mut logprobs) = (String::new(), Vec::new());
     let mut generator = Generator::new(Arc::new(predictor), tokenizer);
     let request = Request { prompt, logprobs: Some(0), past_context: PastContext::Rolling, ..request };
-    let told = generator.write(request, |drawn| {
-        text += drawn.text;
-        logprobs.extend(drawn.logprob);
+    let result = generator.write(request, |sampled| {
+        text += sampled.text;
+        logprobs.extend(sampled.logprob);
     });
-    told.expect("a request that can be met");
+    result.expect("a request that can be met");
     (text, logprobs)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn texts_are_the_library_s_own() {
+async fn completions_equal_the_library_s() {
     let site = Site::start().await;
     for (model, prompt) in [("plain", "First"), ("plain", ""), ("bytes", "👧"), ("search/run_1", "Speak")] {
         for (fields, sampling) in [
@@ -62,7 +62,7 @@ async fn texts_are_the_library_s_own() {
             body["logprobs"] = json!(0);
             let answer = site.complete(body).await;
             for sample in 0..2 {
-                // The default of these tests is seed 7; each sample has the next.
+                // These tests use seed 7 by default; each sample has the next one.
                 let request =
                     Request { max_new_tokens: 90, sampling, seed: 7 + sample, ..Request::default() };
                 let (text, logprobs) = written(model, prompt, request);
@@ -76,28 +76,28 @@ async fn texts_are_the_library_s_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_echo_is_scored_as_if_it_had_been_drawn() {
+async fn an_echo_has_the_logprobs_of_sampled_tokens() {
     let site = Site::start().await;
     for model in ["plain", "bytes"] {
-        // A text drawn after a prompt of one token, and the same text as a prompt: within the context, the same numbers.
+        // Text generated after a prompt of one token, and the same text as a prompt, have the same logprobs within the context.
         let first = if model == "plain" { "F" } else { " " };
         let fields = json!({ "model": model, "prompt": first, "logprobs": 3, "echo": true });
-        let mut drawn = fields.clone();
-        drawn["max_tokens"] = json!(12);
-        let drawn = site.complete(drawn).await["choices"][0].clone();
+        let mut sampled = fields.clone();
+        sampled["max_tokens"] = json!(12);
+        let sampled = site.complete(sampled).await["choices"][0].clone();
         let mut scored = fields.clone();
-        scored["prompt"] = drawn["logprobs"]["token_ids"].clone();
+        scored["prompt"] = sampled["logprobs"]["token_ids"].clone();
         scored["max_tokens"] = json!(0);
         let answer = site.complete(scored.clone()).await;
         let scored = &answer["choices"][0];
-        assert_eq!(scored["logprobs"], drawn["logprobs"]);
-        assert_eq!(scored["text"], drawn["text"]);
+        assert_eq!(scored["logprobs"], sampled["logprobs"]);
+        assert_eq!(scored["text"], sampled["text"]);
         assert!(scored["logprobs"]["token_logprobs"][0].is_null() && scored["finish_reason"] == "length");
         assert_eq!(answer["usage"]["completion_tokens"], 0);
     }
 }
 
-/// Joins the events of a stream to what would have come at once: a choice for each index.
+/// Joins the events of a stream into whole choices.
 fn joined(events: &[Value], choices: usize) -> Vec<Value> {
     let mut whole: Vec<Value> =
         (0..choices).map(|index| json!({ "text": "", "index": index, "logprobs": null })).collect();
@@ -122,7 +122,7 @@ fn joined(events: &[Value], choices: usize) -> Vec<Value> {
     whole
 }
 
-/// Requests of all sorts: what is common to them holds for each.
+/// A variety of requests.
 fn requests() -> Vec<Value> {
     vec![
         json!({}),
@@ -145,7 +145,7 @@ fn requests() -> Vec<Value> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn streams_tell_what_whole_answers_tell() {
+async fn streams_equal_whole_responses() {
     let site = Site::start().await;
     for request in requests() {
         let whole = site.complete(request.clone()).await;
@@ -167,13 +167,13 @@ async fn streams_tell_what_whole_answers_tell() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn answers_do_not_depend_on_what_else_is_asked() {
+async fn responses_do_not_depend_on_other_requests() {
     let site = Site::start().await;
     let mut alone = Vec::new();
     for request in requests() {
         alone.push(site.complete(request).await["choices"].clone());
     }
-    // All at once, twice, on more streams than there are.
+    // All at the same time, twice, which is more than there are slots.
     let twice = requests().into_iter().chain(requests());
     let together = futures_util::future::join_all(twice.map(|request| site.complete(request))).await;
     for (place, answer) in together.iter().enumerate() {
@@ -183,7 +183,7 @@ async fn answers_do_not_depend_on_what_else_is_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn samples_differ_and_prompts_do_not_matter_to_each_other() {
+async fn samples_differ_and_prompts_are_independent() {
     let site = Site::start().await;
     let answer = site.complete(json!({ "prompt": ["First", "Speak"], "n": 3 })).await;
     let texts: Vec<String> = answer["choices"].as_array().expect("choices").iter().map(text_of).collect();
@@ -198,7 +198,7 @@ async fn samples_differ_and_prompts_do_not_matter_to_each_other() {
     let usage = &answer["usage"];
     assert_eq!((&usage["prompt_tokens"], &usage["completion_tokens"]), (&json!(10), &json!(120)), "{usage}");
     assert_eq!(usage["total_tokens"], 130);
-    // Without a seed each call is another.
+    // Without a seed each call differs.
     let mut unseeded = Vec::new();
     for _ in 0..2 {
         unseeded.push(site.completed(json!({ "seed": null, "max_tokens": 60 })).await);
@@ -207,12 +207,12 @@ async fn samples_differ_and_prompts_do_not_matter_to_each_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn texts_end_before_a_stop_string() {
+async fn stop_strings_end_texts() {
     let site = Site::start().await;
     for model in ["plain", "bytes"] {
         let free = json!({ "model": model, "prompt": "", "max_tokens": 120, "logprobs": 0 });
         let text = site.completed(free.clone()).await;
-        // Any three characters in a row that come for the first time where they were found.
+        // Any three consecutive characters, at their first occurrence.
         let characters: Vec<(usize, char)> = text.char_indices().collect();
         for window in characters.windows(3).skip(4).step_by(7) {
             let (start, end) = (window[0].0, window[2].0 + window[2].1.len_utf8());
@@ -227,14 +227,14 @@ async fn texts_end_before_a_stop_string() {
             let places = choice["logprobs"]["text_offset"].as_array().expect("places");
             let length = expected.chars().count() as u64;
             let inside = places.iter().all(|place| place.as_u64().expect("a number") < length);
-            assert!(inside, "tokens of the stop string are told of: {choice}");
+            assert!(inside, "tokens of the stop string are included: {choice}");
         }
         assert_eq!(site.complete(free).await["choices"][0]["finish_reason"], "length");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tokens_are_told_with_their_places_and_probabilities() {
+async fn logprobs_have_tokens_offsets_and_alternatives() {
     let site = Site::start().await;
     for model in ["plain", "bytes"] {
         for temperature in [0.0, 1.0] {
@@ -261,7 +261,7 @@ async fn tokens_are_told_with_their_places_and_probabilities() {
                     top.values().map(|value| value.as_f64().expect("a number")).fold(-1e9, f64::max);
                 assert!(temperature > 0.0 || logprob == greatest, "greedy takes the likeliest");
                 let sum: f64 = top.values().map(|value| value.as_f64().expect("a number").exp()).sum();
-                // Each of 21 was rounded to f32 and its probability to f64.
+                // Each of 21 log probabilities was rounded to f32 and its probability to f64.
                 assert!(sum <= 1.0 + 21.0 * f64::from(f32::EPSILON) * 10.0, "{sum}");
                 assert!((20..=21).contains(&top.len()), "{top:?}");
             }
@@ -270,7 +270,7 @@ async fn tokens_are_told_with_their_places_and_probabilities() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn special_tokens_count_where_a_request_says_so_and_end_texts() {
+async fn special_tokens_are_read_on_request_and_end_texts() {
     let place = tempfile::tempdir().expect("room");
     let tokenizer = Tokenizer::train_bpe(&plays(), 300, &["<|endoftext|>"]).expect("enough pairs");
     train(&place.path().join("ends"), Arc::new(tokenizer), &plays());
@@ -287,13 +287,13 @@ async fn special_tokens_count_where_a_request_says_so_and_end_texts() {
     assert_eq!(tokens(ask(json!({ "special_tokens": false })).await), ordinary);
     assert!(special < ordinary, "{special} tokens, {ordinary} without special ones");
 
-    // So hot that every token is about as likely as any other, of 300.
+    // At this temperature all 300 tokens are about equally likely.
     let hot = json!({ "temperature": 1000, "max_tokens": 4000, "seed": 5, "logprobs": 0 });
     let answer = ask(hot).await;
     let choice = &answer["choices"][0];
     assert_eq!(choice["finish_reason"], "stop");
     assert!(!text_of(choice).contains("<|endoftext|>"));
-    let drawn = answer["usage"]["completion_tokens"].as_u64().expect("a number");
-    // The end is a token that was drawn, but not one of the text.
-    assert_eq!(choice["logprobs"]["token_ids"].as_array().expect("a list").len() as u64, drawn - 1);
+    let sampled = answer["usage"]["completion_tokens"].as_u64().expect("a number");
+    // The end token is counted, but not part of the text.
+    assert_eq!(choice["logprobs"]["token_ids"].as_array().expect("a list").len() as u64, sampled - 1);
 }

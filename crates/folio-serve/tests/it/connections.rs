@@ -1,4 +1,4 @@
-//! A connection on which an answer came before the body was read is kept, or the answer says that it closes.
+//! If a response comes before the body was read, the connection stays open or the response announces its end.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::site::{PATIENCE, Site, limits};
 
 const JSON: &str = "Content-Type: application/json\r\n";
 
-/// Reads one answer, however it is sent. Returns its status and its head in lower case.
+/// Reads one response, with a length or in chunks. Returns its status and its head in lower case.
 async fn read_answer(stream: &mut TcpStream) -> (u16, String) {
     let read = async {
         let mut head = Vec::new();
@@ -32,14 +32,14 @@ fn closes(head: &str) -> bool {
     head.contains("\r\nconnection: close\r\n")
 }
 
-/// The end of a connection, which must not be an error: that may cost a client what it has not read.
+/// Expects the end of a connection, without an error: after an error a client may lose what it has not read.
 async fn expect_end(stream: &mut TcpStream) {
     let mut rest = Vec::new();
     let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await.expect("an end");
     assert_eq!((read.expect("an orderly end"), rest.len()), (0, 0));
 }
 
-/// A body of this many bytes, announced or in chunks.
+/// A body of this many bytes, with a length or in chunks.
 fn with_body(head: &str, bytes: usize, chunked: bool) -> Vec<u8> {
     let body = "x".repeat(bytes);
     let request = match chunked {
@@ -49,7 +49,7 @@ fn with_body(head: &str, bytes: usize, chunked: bool) -> Vec<u8> {
     request.into_bytes()
 }
 
-/// Requests that are refused by their head, with the status of the answer.
+/// Requests that are rejected by their head, with the status of the response.
 fn refused() -> Vec<(String, u16)> {
     let head = |line: &str, fields: &str| format!("{line} HTTP/1.1\r\nHost: localhost\r\n{fields}");
     let key = "Authorization: Bearer k3y\r\n";
@@ -70,11 +70,11 @@ async fn with_key(limits: Limits) -> Site {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_body_within_the_limit_leaves_the_connection_open() {
+async fn a_rejected_body_within_the_limit_keeps_the_connection_open() {
     let site = with_key(limits()).await;
     for (head, status) in refused() {
         let mut stream = TcpStream::connect(site.address).await.expect("it listens");
-        // More than the server reads by the way.
+        // More than one read of the server.
         for (bytes, chunked) in [(3, false), (700_000, false), (700_000, true), (0, false), (1, true)] {
             stream.write_all(&with_body(&head, bytes, chunked)).await.expect("it is read");
             let (got, answer) = read_answer(&mut stream).await;
@@ -86,7 +86,7 @@ async fn a_refused_body_within_the_limit_leaves_the_connection_open() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_beyond_the_limit_is_answered_before_an_announced_and_orderly_end() {
+async fn a_body_beyond_the_limit_closes_the_connection_in_order() {
     let site = with_key(limits()).await;
     let head =
         format!("POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer k3y\r\n{JSON}");
@@ -94,7 +94,7 @@ async fn a_body_beyond_the_limit_is_answered_before_an_announced_and_orderly_end
     for (head, status) in refused().into_iter().chain([too_large]) {
         for chunked in [false, true] {
             let mut stream = TcpStream::connect(site.address).await.expect("it listens");
-            // All of it is sent before anything is read, as simple clients do.
+            // Simple clients send the whole body before they read.
             stream.write_all(&with_body(&head, 5 << 20, chunked)).await.expect("it is taken");
             let (got, answer) = read_answer(&mut stream).await;
             assert_eq!((got, closes(&answer)), (status, true), "{head}\n{answer}");
@@ -105,7 +105,7 @@ async fn a_body_beyond_the_limit_is_answered_before_an_announced_and_orderly_end
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_that_does_not_come_ends_the_connection_and_the_answer_says_so() {
+async fn a_missing_body_closes_the_connection_with_notice() {
     let site = with_key(Limits { drain_time: Duration::from_millis(100), ..limits() }).await;
     for (head, status) in refused() {
         for expects in ["", "Expect: 100-continue\r\n"] {
@@ -135,8 +135,8 @@ async fn a_client_that_reuses_connections_never_loses_a_request() {
         assert_eq!(response.status(), status, "{path}");
         response.bytes().await.expect("all of it");
     }
-    // One connection for most of them, and that of the question itself. The client opens another if the last one is not
-    // back in its pool yet.
+    // One connection for most of them, and the one of this request. The client opens another if the last one is not back in
+    // its pool yet.
     let connections = site.metric("folio_connections").await;
     assert!(connections < 10.0, "{connections} connections for 20 requests");
 }

@@ -1,11 +1,11 @@
-//! What cannot be met is answered with OpenAI's error object, whatever it is.
+//! Invalid requests get OpenAI's error object.
 
 use serde_json::{Value, json};
 
 use crate::site::{Site, limits};
 use folio_serve::Limits;
 
-/// Sends a body to completions; the answer must be an error of this status that names the field and says `part`.
+/// Sends a body to completions. The response must be an error with this status and field whose message contains `part`.
 async fn check(site: &Site, body: impl Into<String>, status: u16, param: Option<&str>, part: &str) {
     check_at(site, "/v1/completions", body.into(), status, param, part).await;
 }
@@ -26,7 +26,7 @@ async fn check_at(site: &Site, path: &str, body: String, status: u16, param: Opt
     assert_eq!(answer.as_object().expect("an object").len(), 1, "{text}");
 }
 
-/// Messages are for people: nothing in them is a parser's or Rust's word.
+/// Checks that a message has no jargon of the parser or of Rust.
 #[track_caller]
 fn check_words(message: &str) {
     let words = [
@@ -50,15 +50,17 @@ fn check_words(message: &str) {
         "recursion",
     ];
     for word in words {
-        assert!(!message.contains(word), "{word:?} is not for people: {message}");
+        assert!(!message.contains(word), "{word:?} is jargon: {message}");
     }
 }
 
+fn small_limits() -> Limits {
+    Limits { tokens: 500, request_tokens: 1000, prompt_tokens: 300, choices: 8, ..limits() }
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_that_cannot_be_met() {
-    let small = Limits { tokens: 500, request_tokens: 1000, prompt_tokens: 300, choices: 8, ..limits() };
-    let site = Site::with(small).await;
-    // Without a model, nothing.
+async fn malformed_bodies_are_rejected() {
+    let site = Site::start().await;
     let bad = [
         ("", None, "object"),
         ("{", None, "ends before its JSON does, at line 1, column 1"),
@@ -67,7 +69,7 @@ async fn requests_that_cannot_be_met() {
         ("[\"plain\", \"First\"]", None, "object"),
         ("3", None, "object"),
         ("{\"model\": NaN}", None, "not valid JSON, at line 1"),
-        ("{\"model\": \"plain\"} {}", None, "more text after its JSON"),
+        ("{\"model\": \"plain\"} {}", None, "text after its JSON"),
         (
             "{\"model\": \"plain\", \"temperature\": 1e999}",
             Some("temperature"),
@@ -92,8 +94,11 @@ async fn requests_that_cannot_be_met() {
     let bytes: Vec<u8> = b"{\"model\": \"\xff\"}".to_vec();
     let request = site.client.post(site.url("/v1/completions")).header("content-type", "application/json");
     assert_eq!(request.body(bytes).send().await.expect("an answer").status(), 400);
+}
 
-    let fields: &[(&str, Value, &str)] = &[
+/// Invalid values of the fields of a completion, with a part of the message.
+fn invalid_fields() -> Vec<(&'static str, Value, &'static str)> {
+    vec![
         ("model", json!(3), "model: must be a string, not 3"),
         ("prompt", json!(3), "a string, a list of tokens"),
         ("prompt", json!({}), "a string, a list of tokens"),
@@ -142,18 +147,23 @@ async fn requests_that_cannot_be_met() {
         ("top_k", json!(-1), "a whole number, 0 or more"),
         ("min_p", json!(2), "outside [0, 1]"),
         ("repetition_penalty", json!(0), "repetition_penalty"),
-    ];
-    for (field, value, part) in fields {
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn invalid_completions_are_rejected() {
+    let site = Site::with(small_limits()).await;
+    for (field, value, part) in invalid_fields() {
         let mut body = json!({ "model": "plain", "prompt": "First", "max_tokens": 2 });
-        body[*field] = value.clone();
+        body[field] = value;
         check(&site, body.to_string(), 400, Some(field), part).await;
     }
     let many = json!({ "model": "plain", "prompt": ["a", "b", "c"], "max_tokens": 400 });
-    check(&site, many.to_string(), 400, Some("max_tokens"), "3 texts of 400 tokens").await;
-    // More than the context, where the text is to end there.
+    check(&site, many.to_string(), 400, Some("max_tokens"), "3 choices of 400 tokens").await;
+    // A prompt longer than the context, with `past_context: stop`.
     let long = json!({ "model": "plain", "prompt": "a".repeat(40), "past_context": "stop" });
     check(&site, long.to_string(), 400, Some("prompt"), "context").await;
-    // Fields that other servers know are passed over.
+    // Unknown fields are ignored.
     site.complete(
         json!({ "user": "me", "logit_bias": {}, "presence_penalty": 0, "best_of": 1, "extra": [1] }),
     )
@@ -161,12 +171,12 @@ async fn requests_that_cannot_be_met() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn chats_that_cannot_be_met() {
+async fn invalid_chats_are_rejected() {
     let site = Site::start().await;
     let user = json!({ "role": "user", "content": "First" });
     for (field, value, part) in [
-        ("messages", json!(null), "a list of one message or more"),
-        ("messages", json!([]), "a list of one message or more"),
+        ("messages", json!(null), "a list of one or more messages"),
+        ("messages", json!([]), "a list of one or more messages"),
         ("messages", json!("First"), "a list of messages, not \"First\""),
         ("messages", json!(["First"]), "messages[0]: must be a message, an object with role and content"),
         ("messages", json!([user, null]), "not null"),
@@ -202,7 +212,7 @@ fn values() -> Vec<Value> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fields_of_any_kind_are_met_or_refused_in_plain_words() {
+async fn values_of_any_kind_get_plain_errors() {
     let small = Limits { tokens: 500, request_tokens: 1000, ..limits() };
     let site = Site::with(small).await;
     let sampling = "model max_tokens temperature top_p n stream stream_options logprobs stop seed presence_penalty \
@@ -241,20 +251,20 @@ async fn fields_of_any_kind_are_met_or_refused_in_plain_words() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_echo_is_bounded_like_the_texts() {
+async fn the_echo_is_bounded() {
     let site = Site::with(Limits { request_tokens: 80, ..limits() }).await;
     for (n, echo, status) in [(8, true, 200), (9, true, 400), (9, false, 200)] {
         let prompt = "First Citi";
         let body = json!({
             "model": "plain", "prompt": prompt, "n": n, "echo": echo, "logprobs": 20, "max_tokens": 0,
         });
-        let (told, answer) = site.post("/v1/completions", &body).await;
-        assert_eq!(told, status, "{answer}");
+        let (got, answer) = site.post("/v1/completions", &body).await;
+        assert_eq!(got, status, "{answer}");
         if status == 400 {
             assert_eq!(answer["error"]["param"], "echo");
             let message = answer["error"]["message"].as_str().expect("a message");
             assert!(
-                message.starts_with("echo: 90 tokens of prompts") && message.contains("the 80 that"),
+                message.starts_with("echo: 90 tokens (prompts times n)") && message.contains("limit of 80"),
                 "{message}"
             );
         }
@@ -262,7 +272,7 @@ async fn the_echo_is_bounded_like_the_texts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn null_is_the_same_as_nothing() {
+async fn null_is_the_same_as_a_missing_field() {
     let site = Site::start().await;
     let mut body = json!({ "model": "plain", "prompt": "First", "max_tokens": 5, "seed": 7 });
     let plain = site.complete(body.clone()).await["choices"].clone();
@@ -290,7 +300,7 @@ async fn null_is_the_same_as_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn values_that_openai_takes_are_taken() {
+async fn values_that_openai_accepts_are_accepted() {
     let site = Site::start().await;
     let text = |fields: Value| site.completed(fields);
     let greedy = text(json!({ "temperature": 0 })).await;
@@ -300,13 +310,13 @@ async fn values_that_openai_takes_are_taken() {
     for stop in [json!(""), json!([]), json!([""]), json!(["", "", "", "", "", "zzzz"])] {
         assert_eq!(text(json!({ "stop": stop })).await, plain, "{stop}");
     }
-    // Numbers as JavaScript and Python's floats write them.
+    // Integers written as floats, as JavaScript and Python do.
     assert_eq!(text(json!({ "max_tokens": 20.0, "n": 1.0 })).await, plain);
     assert_eq!(text(json!({ "logprobs": false, "logit_bias": {} })).await, plain);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn unknown_addresses_are_told_what_there_is() {
+async fn a_404_lists_the_routes() {
     let site = Site::start().await;
     for path in [
         "/v1/embeddings",
@@ -330,7 +340,7 @@ async fn unknown_addresses_are_told_what_there_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_name_leads_anywhere_but_to_a_model() {
+async fn model_names_are_never_paths() {
     let site = Site::start().await;
     let names = [
         "nobody",
@@ -376,12 +386,12 @@ async fn no_name_leads_anywhere_but_to_a_model() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn attention_that_cannot_be_told() {
+async fn invalid_attention_requests_are_rejected() {
     let site = Site::start().await;
     for (body, param, part) in [
         (json!({ "model": "plain" }), "text", "either"),
         (json!({ "model": "plain", "text": "a", "tokens": [1] }), "text", "either"),
-        (json!({ "model": "plain", "text": "" }), "tokens", "one token at least"),
+        (json!({ "model": "plain", "text": "" }), "tokens", "at least one token"),
         (json!({ "model": "plain", "text": "日" }), "text", "日"),
         (json!({ "model": "plain", "tokens": [999] }), "tokens", "vocabulary"),
         (json!({ "model": "plain", "text": "a", "block": 2 }), "block", "0 to 1"),
@@ -394,7 +404,7 @@ async fn attention_that_cannot_be_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn addresses_methods_and_kinds_that_are_not_known() {
+async fn unknown_paths_methods_and_content_types_are_rejected() {
     let site = Site::start().await;
     for path in ["/v1", "/v1/", "/nothing", "/assets/none.js", "/assets/..%2fapp.css", "/v2/models", "//"] {
         let (status, answer) = site.get(path).await;

@@ -1,4 +1,4 @@
-//! Who is let in.
+//! Access control.
 
 use folio_serve::Options;
 use serde_json::{Value, json};
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::site::{Site, limits};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn names_of_other_sites_lead_nowhere() {
+async fn other_host_names_are_rejected() {
     let site = Site::start().await;
     let port = site.address.port();
     for (host, status) in [
@@ -36,7 +36,7 @@ async fn names_of_other_sites_lead_nowhere() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_for_others_answers_to_any_name() {
+async fn a_public_server_accepts_any_host_name() {
     let options = Options { host: "0.0.0.0".to_owned(), limits: limits(), ..Options::default() };
     let mut site = Site::serving(options).await;
     site.address.set_ip([127, 0, 0, 1].into());
@@ -45,7 +45,7 @@ async fn a_server_for_others_answers_to_any_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pages_of_other_sites_may_not_ask() {
+async fn other_origins_are_rejected() {
     let site = Site::start().await;
     let port = site.address.port();
     for (origin, status) in [
@@ -64,19 +64,19 @@ async fn pages_of_other_sites_may_not_ask() {
         assert_eq!(response.status(), status, "{origin}");
         assert!(response.headers().get("access-control-allow-origin").is_none());
     }
-    // A question that changes nothing may come with any; no page of another site can read the answer.
+    // A GET may come from any origin: a page of another site cannot read the response.
     let request = site.client.get(site.url("/v1/models")).header("origin", "http://evil.example");
     let response = request.send().await.expect("an answer");
     assert_eq!(response.status(), 200);
     assert!(response.headers().get("access-control-allow-origin").is_none());
-    // What browsers ask before a request that is not simple.
+    // The preflight request that browsers send.
     let request = site.client.request(reqwest::Method::OPTIONS, site.url("/v1/completions"));
     let response = request.header("origin", "http://evil.example").send().await.expect("an answer");
     assert_eq!(response.status(), 403);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pages_of_listed_origins_may_ask_and_read_the_answers() {
+async fn listed_origins_are_allowed() {
     let cors_origins = ["https://app.example", "http://localhost:3000/"].map(str::to_owned).to_vec();
     let api_key = Some("s3cret".to_owned());
     let site = Site::serving(Options { cors_origins, api_key, limits: limits(), ..Options::default() }).await;
@@ -105,7 +105,7 @@ async fn pages_of_listed_origins_may_ask_and_read_the_answers() {
                 header("access-control-allow-headers").is_some_and(|fields| fields.contains("authorization"))
             );
         }
-        // Then the request itself; a page can read why it was refused as well.
+        // Then the request itself. A page can also read why it was rejected.
         for (key, status) in
             [("s3cret", if allowed { 200 } else { 403 }), ("other", if allowed { 401 } else { 403 })]
         {
@@ -114,11 +114,11 @@ async fn pages_of_listed_origins_may_ask_and_read_the_answers() {
             let response =
                 request.json(&json!({ "model": "plain", "max_tokens": 1 })).send().await.expect("an answer");
             assert_eq!(response.status(), status, "{origin}");
-            let told = response
+            let allow_origin = response
                 .headers()
                 .get("access-control-allow-origin")
                 .map(|value| value.to_str().expect("text"));
-            assert_eq!(told, allowed.then_some(origin));
+            assert_eq!(allow_origin, allowed.then_some(origin));
         }
     }
     for (origin, part) in [
@@ -154,7 +154,7 @@ async fn an_origin_may_be_given_with_the_default_port() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_is_wanted_where_models_are() {
+async fn the_api_needs_the_key() {
     let options = Options { api_key: Some("s3cret".to_owned()), limits: limits(), ..Options::default() };
     let site = Site::serving(options).await;
     let paths = ["/v1/models", "/v1/models/plain", "/api/models", "/api/runs", "/metrics", "/v1/nothing"];
@@ -195,7 +195,7 @@ async fn a_key_is_wanted_where_models_are() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_answer_tells_browsers_what_they_may_do() {
+async fn every_response_has_security_headers() {
     let site = Site::start().await;
     for path in
         ["/", "/training", "/assets/app.css", "/assets/plotly.js", "/v1/models", "/nothing", "/metrics"]

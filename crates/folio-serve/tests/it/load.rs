@@ -1,4 +1,4 @@
-//! Many clients, slow clients, clients that go away, and the end.
+//! Many clients, slow clients, clients that disconnect, and shutdown.
 
 use std::time::{Duration, Instant};
 
@@ -14,12 +14,12 @@ fn endless() -> Value {
     json!({ "max_tokens": ENDLESS })
 }
 
-/// Texts keep their places however slowly a busy machine reads them.
+/// No sequence pauses, however slowly a busy machine reads.
 fn no_pauses() -> Limits {
     Limits { unread_tokens: 1 << 40, ..limits() }
 }
 
-/// A client that reads a text without end, until it is aborted.
+/// A client that reads an endless text until it is aborted.
 async fn reader(site: &Site) -> JoinHandle<()> {
     let mut events = site.stream(endless()).await;
     assert!(events.next().await.is_some());
@@ -27,14 +27,14 @@ async fn reader(site: &Site) -> JoinHandle<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_queue_refuses_and_places_come_free() {
+async fn a_full_queue_rejects_until_slots_are_free() {
     let site = Site::with(Limits { streams: 1, queue: 2, ..no_pauses() }).await;
     let first = reader(&site).await;
-    // Two wait, and are let in when the one before them goes.
+    // Two requests wait, and start when the one before them ends.
     let body = json!({ "model": "plain", "prompt": "First", "text": "First" });
     let ask = |path: &str| site.client.post(site.url(path)).json(&body).send();
     let mut waiting = Vec::new();
-    // In this order: attention is told of between two steps if nothing is before it.
+    // In this order: an attention request at the front of the queue would be answered between two steps.
     for (path, length) in [("/v1/completions", 1.0), ("/api/attention", 2.0)] {
         waiting.push(tokio::spawn(ask(path)));
         site.until("folio_queue_length", length).await;
@@ -56,26 +56,26 @@ async fn a_full_queue_refuses_and_places_come_free() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_that_go_away_free_their_places() {
+async fn disconnected_clients_free_their_slots() {
     let site = Site::with(Limits { streams: 4, queue: 10, ..no_pauses() }).await;
     let mut streams = Vec::new();
     for _ in 0..4 {
         streams.push(reader(&site).await);
     }
     site.until("folio_streams_active", 4.0).await;
-    // One that waits for its turn, and does not wait for it.
+    // A waiting request whose client disconnects.
     {
         let waiting = Box::pin(site.complete(endless()));
         let seen = Box::pin(site.until("folio_queue_length", 1.0));
         futures_util::future::select(waiting, seen).await;
     }
     site.until("folio_queue_length", 0.0).await;
-    // Half an answer is enough for some.
+    // Clients that disconnect while reading.
     streams.drain(1..).for_each(|reader| reader.abort());
     site.until("folio_streams_active", 1.0).await;
     streams[0].abort();
     site.until("folio_streams_active", 0.0).await;
-    // One that asks for everything at once.
+    // A request that is not streamed.
     {
         let waiting = Box::pin(site.complete(json!({ "max_tokens": ENDLESS, "n": 3 })));
         let seen = Box::pin(site.until("folio_streams_active", 3.0));
@@ -83,11 +83,11 @@ async fn clients_that_go_away_free_their_places() {
     }
     site.until("folio_streams_active", 0.0).await;
     site.until("folio_connections", 1.0).await;
-    let drawn = site.metric("folio_drawn_tokens_total").await;
-    assert_eq!(site.metric("folio_drawn_tokens_total").await, drawn, "nothing is written for nobody");
+    let drawn = site.metric("folio_generated_tokens_total").await;
+    assert_eq!(site.metric("folio_generated_tokens_total").await, drawn, "nothing is written for nobody");
 }
 
-/// Asks for a stream of large events on a connection that nobody reads.
+/// Requests a stream of large events on a connection that nobody reads.
 async fn deaf(site: &Site, tokens: usize) -> TcpStream {
     let body = json!({
         "model": "plain", "prompt": "", "max_tokens": tokens, "stream": true, "logprobs": 20, "seed": 3,
@@ -101,11 +101,11 @@ async fn deaf(site: &Site, tokens: usize) -> TcpStream {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn readers_that_do_not_read_hold_nobody_up() {
+async fn clients_that_do_not_read_do_not_block_others() {
     let site = Site::with(Limits { streams: 1, stall_time: PATIENCE, ..limits() }).await;
     let deaf = deaf(&site, ENDLESS).await;
     site.until("folio_streams_paused", 1.0).await;
-    // The one place is free for others.
+    // The only slot is free for others.
     let alone = Site::start().await.completed(json!({ "max_tokens": 500 })).await;
     assert_eq!(site.completed(json!({ "max_tokens": 500 })).await, alone);
     drop(deaf);
@@ -113,21 +113,21 @@ async fn readers_that_do_not_read_hold_nobody_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn readers_that_never_read_are_let_go() {
+async fn clients_that_never_read_are_disconnected() {
     let site = Site::with(Limits { stall_time: Duration::from_millis(300), ..limits() }).await;
     let mut deaf = deaf(&site, ENDLESS).await;
     site.until("folio_streams_paused", 1.0).await;
     site.until("folio_streams_active", 0.0).await;
     site.until("folio_connections", 1.0).await;
     let mut rest = Vec::new();
-    // What the system had in its buffers, and no end of the stream.
+    // The contents of the system's buffers, without the end of the stream.
     let _ =
         tokio::time::timeout(PATIENCE, deaf.read_to_end(&mut rest)).await.expect("the connection is closed");
     assert!(!rest.windows(6).any(|window| window == b"[DONE]"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_that_comes_back_misses_nothing() {
+async fn a_client_that_resumes_reading_misses_nothing() {
     const TOKENS: usize = 20_000;
     let site = Site::with(Limits { stall_time: PATIENCE, ..limits() }).await;
     let mut deaf = deaf(&site, TOKENS).await;
@@ -144,13 +144,13 @@ async fn a_reader_that_comes_back_misses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_request_takes_longer_than_it_may() {
+async fn requests_end_at_the_time_limit() {
     let site = Site::with(Limits { streams: 1, request_time: Duration::from_millis(300), ..limits() }).await;
     let (status, answer) =
         site.post("/v1/completions", &json!({ "model": "plain", "max_tokens": ENDLESS })).await;
     assert_eq!((status, &answer["error"]["code"]), (504, &json!("time_limit")));
     let mut events = site.stream(endless()).await;
-    // Those that wait for their turn do not wait for longer, either.
+    // The limit includes the time in the queue.
     let (status, answer) =
         site.post("/v1/completions", &json!({ "model": "plain", "max_tokens": ENDLESS })).await;
     assert_eq!((status, &answer["error"]["code"]), (504, &json!("time_limit")));
@@ -163,7 +163,7 @@ async fn no_request_takes_longer_than_it_may() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn texts_under_way_may_end_when_the_server_does() {
+async fn running_texts_may_finish_at_shutdown() {
     let mut site = Site::with(Limits { streams: 1, grace_time: PATIENCE, ..no_pauses() }).await;
     let events = site.stream(json!({ "max_tokens": 30_000 })).await;
     let events = tokio::spawn(events.all());
@@ -184,7 +184,7 @@ async fn texts_under_way_may_end_when_the_server_does() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_whose_body_comes_after_the_end_has_begun_is_refused() {
+async fn a_body_that_arrives_during_shutdown_is_rejected() {
     let mut site = Site::with(Limits { grace_time: PATIENCE, ..no_pauses() }).await;
     let under_way = tokio::spawn(site.stream(json!({ "max_tokens": 300_000 })).await.all());
     let body = json!({ "model": "plain", "max_tokens": 1 }).to_string();
@@ -192,10 +192,10 @@ async fn a_request_whose_body_comes_after_the_end_has_begun_is_refused() {
     let head = format!("{head}Expect: 100-continue\r\nContent-Length: {}\r\n\r\n", body.len());
     let mut late = TcpStream::connect(site.address).await.expect("it listens");
     late.write_all(head.as_bytes()).await.expect("room");
-    // The server says that it waits for the body.
-    let mut told = [0; 25];
-    late.read_exact(&mut told).await.expect("an answer");
-    assert_eq!(&told, b"HTTP/1.1 100 Continue\r\n\r\n");
+    // The server asks for the body.
+    let mut interim = [0; 25];
+    late.read_exact(&mut interim).await.expect("an answer");
+    assert_eq!(&interim, b"HTTP/1.1 100 Continue\r\n\r\n");
     site.stop();
     while TcpStream::connect(site.address).await.is_ok() {
         tokio::task::yield_now().await;
@@ -208,7 +208,7 @@ async fn a_request_whose_body_comes_after_the_end_has_begun_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn texts_without_end_are_ended_with_the_server() {
+async fn endless_texts_end_at_shutdown() {
     let mut site = Site::with(Limits { grace_time: Duration::from_millis(200), ..limits() }).await;
     let mut events = site.stream(endless()).await;
     assert!(events.next().await.is_some());
@@ -222,13 +222,13 @@ async fn texts_without_end_are_ended_with_the_server() {
     }
     assert_eq!(last["error"]["code"], "shutting_down", "{last}");
     tokio::time::timeout(PATIENCE, site.ended).await.expect("it ends").expect("without a panic");
-    // The time of grace, a second for what is still to be sent, and what a busy machine takes.
+    // The grace time, a second for sending the rest, and slack for a busy machine.
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     drop(deaf);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn few_models_are_kept_and_all_are_served() {
+async fn models_are_evicted_and_reloaded() {
     let site = Site::with(Limits { models: 1, ..limits() }).await;
     let models = ["plain", "plain:checkpoint_1", "search/run_1", "bytes"];
     let mut texts = Vec::new();
@@ -236,7 +236,7 @@ async fn few_models_are_kept_and_all_are_served() {
         texts.push(site.completed(json!({ "model": model, "prompt": "", "max_tokens": 40 })).await);
         assert_eq!(site.metric("folio_models_loaded").await, 1.0);
     }
-    // All at once, each in its turn, though only one is kept.
+    // All at the same time, though only one is kept in memory.
     let asked = (0..12).map(|place| {
         let model = models[place % models.len()];
         site.completed(json!({ "model": model, "prompt": "", "max_tokens": 40 }))
@@ -244,19 +244,19 @@ async fn few_models_are_kept_and_all_are_served() {
     for (place, text) in futures_util::future::join_all(asked).await.into_iter().enumerate() {
         assert_eq!(text, texts[place % models.len()]);
     }
-    // A text without end on one model leaves the others their turns.
+    // An endless text on one model does not block the others.
     let reader = reader(&site).await;
     assert_eq!(site.completed(json!({ "model": "bytes", "prompt": "", "max_tokens": 40 })).await, texts[3]);
     reader.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_counted_is_what_was_done() {
+async fn metrics_match_the_work_done() {
     let site = Site::start().await;
     site.complete(json!({ "max_tokens": 30, "n": 2 })).await;
     site.post("/v1/completions", &json!({})).await;
     site.get("/made/up/by/a/client").await;
-    assert_eq!(site.metric("folio_drawn_tokens_total").await, 60.0);
+    assert_eq!(site.metric("folio_generated_tokens_total").await, 60.0);
     assert_eq!(site.metric("folio_prompt_tokens_total").await, 5.0);
     let requests =
         |route: &str, status: u16| format!("folio_requests_total{{route=\"{route}\",status=\"{status}\"}}");

@@ -1,4 +1,4 @@
-//! The server, asked over real connections.
+//! Tests of the server over real connections.
 
 mod runs;
 mod site;

@@ -13,8 +13,8 @@ use folio::tokenizer::Tokenizer;
 use folio::train::{Event, Requests, Start, Trainer};
 use tempfile::TempDir;
 
-/// A directory with the runs `plain`, of characters, `bytes`, whose tokens are bytes and cut characters in parts, and
-/// the sweep `search` of one run.
+/// A directory with the run `plain`, whose tokens are characters, the run `bytes`, whose tokens are bytes, and the sweep
+/// `search` with one run.
 pub(crate) static RUNS: LazyLock<TempDir> = LazyLock::new(|| {
     let directory = tempfile::tempdir().expect("room");
     train(&directory.path().join("plain"), Arc::new(Tokenizer::chars(&plays())), &plays());
@@ -48,7 +48,7 @@ pub(crate) fn settings() -> Settings {
     }
 }
 
-/// Trains three epochs, a checkpoint each.
+/// Trains three epochs, with a checkpoint for each.
 pub(crate) fn train(path: &Path, tokenizer: Arc<Tokenizer>, text: &str) {
     train_telling(path, tokenizer, text, &mut |_| {});
 }

@@ -1,4 +1,4 @@
-//! A server of the test's own, and a client for it.
+//! A server for one test, and a client for it.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -14,10 +14,10 @@ use tokio::task::JoinHandle;
 
 use crate::runs::RUNS;
 
-/// Longer than anything here takes, unless it is broken.
+/// A timeout that only a bug can exceed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Tokens without end, for texts that are to be there until something ends them.
+/// A token limit that is never reached.
 pub(crate) const ENDLESS: usize = usize::MAX / 2;
 
 /// A server that runs until it is dropped.
@@ -29,12 +29,12 @@ pub(crate) struct Site {
 }
 
 pub(crate) fn limits() -> Limits {
-    // Listings are read anew each time, so that no test waits for them to grow old.
+    // Directories are read for every request, so that tests need not wait.
     Limits { tokens: ENDLESS, request_tokens: usize::MAX, refresh_time: Duration::ZERO, ..Limits::default() }
 }
 
 impl Site {
-    /// Serves the common runs.
+    /// Serves the shared runs.
     pub(crate) async fn start() -> Self {
         Self::with(limits()).await
     }
@@ -43,7 +43,7 @@ impl Site {
         Self::serving(Options { limits, ..Options::default() }).await
     }
 
-    /// Serves what the options say, or the common runs if they name none.
+    /// Serves the runs in the options, or else the shared runs.
     pub(crate) async fn serving(options: Options) -> Self {
         let mut runs = options.runs.clone();
         if runs.is_empty() {
@@ -62,7 +62,7 @@ impl Site {
     }
 
     pub(crate) async fn get(&self, path: &str) -> (u16, Value) {
-        told(self.client.get(self.url(path)).send().await.expect("an answer")).await
+        read_json(self.client.get(self.url(path)).send().await.expect("an answer")).await
     }
 
     pub(crate) async fn text(&self, path: &str) -> String {
@@ -72,10 +72,10 @@ impl Site {
     }
 
     pub(crate) async fn post(&self, path: &str, body: &Value) -> (u16, Value) {
-        told(self.client.post(self.url(path)).json(body).send().await.expect("an answer")).await
+        read_json(self.client.post(self.url(path)).json(body).send().await.expect("an answer")).await
     }
 
-    /// A completion, which must succeed. `body` adds to or replaces what is asked for by default.
+    /// A completion, which must succeed. `body` overrides the default fields.
     #[track_caller]
     pub(crate) fn complete(&self, body: Value) -> impl Future<Output = Value> {
         let body = with_defaults(body);
@@ -92,7 +92,7 @@ impl Site {
         text_of(&self.complete(body).await["choices"][0])
     }
 
-    /// A completion that comes in events.
+    /// A streamed completion.
     pub(crate) async fn stream(&self, body: Value) -> Events {
         let mut body = with_defaults(body);
         body["stream"] = json!(true);
@@ -103,17 +103,17 @@ impl Site {
         Events { response, bytes: Vec::new() }
     }
 
-    /// Bytes as they are, and all that comes back until the server ends the connection.
+    /// Sends raw bytes and returns everything until the server closes the connection.
     pub(crate) async fn raw(&self, request: &[u8]) -> String {
         let mut stream = TcpStream::connect(self.address).await.expect("it listens");
-        // The server may answer, and close, before it has read everything.
+        // The server may respond and close before it has read everything.
         let _ = stream.write_all(request).await;
         let mut answer = Vec::new();
         let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("an end");
         String::from_utf8_lossy(&answer).into_owned()
     }
 
-    /// A number of /metrics, whose every line must be as Prometheus has it.
+    /// A value of /metrics. Every line must be in Prometheus's format.
     pub(crate) async fn metric(&self, name: &str) -> f64 {
         let text = self.text("/metrics").await;
         assert!(text.ends_with("# EOF\n"), "{text}");
@@ -144,7 +144,7 @@ impl Site {
         }
     }
 
-    /// Asks the server to end.
+    /// Shuts the server down.
     pub(crate) fn stop(&mut self) {
         let stop = self.stop.take().expect("it was not stopped before");
         stop.send(()).expect("it runs");
@@ -152,7 +152,7 @@ impl Site {
 }
 
 /// The status of a response and its JSON.
-async fn told(response: Response) -> (u16, Value) {
+async fn read_json(response: Response) -> (u16, Value) {
     let status = response.status().as_u16();
     let kind = response.headers().get("content-type").map(|kind| kind.to_str().expect("text").to_owned());
     let text = response.text().await.expect("text");
@@ -178,7 +178,7 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    /// What stands in the next event; none at the end of the connection.
+    /// The data of the next event; none at the end of the connection.
     pub(crate) async fn next(&mut self) -> Option<String> {
         loop {
             if let Some(end) = self.bytes.windows(2).position(|pair| pair == b"\n\n") {

@@ -1,4 +1,4 @@
-//! Texts as tokens and back, and where to look whether the server is well.
+//! `/tokenize`, `/detokenize` and `/health`.
 
 use folio_serve::{Limits, Options};
 use serde_json::json;
@@ -6,21 +6,21 @@ use serde_json::json;
 use crate::site::{Site, limits};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn texts_become_tokens_and_come_back() {
+async fn texts_survive_a_round_trip_through_tokens() {
     let site = Site::start().await;
     for (model, text) in
         [("plain", "First Citizen"), ("bytes", "日本 👧"), ("search/run_1", "Speak"), ("plain", "")]
     {
-        let (status, told) = site.post("/tokenize", &json!({ "model": model, "content": text })).await;
-        assert_eq!(status, 200, "{told}");
-        let tokens = told["tokens"].as_array().expect("tokens");
-        let (_, told) =
+        let (status, answer) = site.post("/tokenize", &json!({ "model": model, "content": text })).await;
+        assert_eq!(status, 200, "{answer}");
+        let tokens = answer["tokens"].as_array().expect("tokens");
+        let (_, answer) =
             site.post("/tokenize", &json!({ "model": model, "content": text, "with_pieces": true })).await;
         let mut bytes = Vec::new();
-        for (entry, token) in told["tokens"].as_array().expect("tokens").iter().zip(tokens) {
+        for (entry, token) in answer["tokens"].as_array().expect("tokens").iter().zip(tokens) {
             assert_eq!(entry["id"], *token);
             match &entry["piece"] {
-                // What is no whole character.
+                // Bytes that are not a whole character.
                 serde_json::Value::Array(piece) => {
                     bytes.extend(
                         piece
@@ -32,28 +32,28 @@ async fn texts_become_tokens_and_come_back() {
             }
         }
         assert_eq!(String::from_utf8(bytes).expect("text"), text);
-        let (status, told) = site.post("/detokenize", &json!({ "model": model, "tokens": tokens })).await;
-        assert_eq!((status, &told["content"]), (200, &json!(text)));
+        let (status, answer) = site.post("/detokenize", &json!({ "model": model, "tokens": tokens })).await;
+        assert_eq!((status, &answer["content"]), (200, &json!(text)));
     }
     // The completions of a text and of its tokens are the same.
-    let (_, told) = site.post("/tokenize", &json!({ "model": "plain", "content": "First" })).await;
+    let (_, answer) = site.post("/tokenize", &json!({ "model": "plain", "content": "First" })).await;
     assert_eq!(
-        site.completed(json!({ "prompt": told["tokens"] })).await,
+        site.completed(json!({ "prompt": answer["tokens"] })).await,
         site.completed(json!({ "prompt": "First" })).await
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_name_the_model_that_was_saved_last_is_meant() {
+async fn the_default_model_is_the_newest() {
     let site = Site::start().await;
-    // The last of the common runs to be trained; its vocabulary is that of all but one of them.
-    let (_, told) = site.post("/tokenize", &json!({ "content": "Speak" })).await;
+    // The last of the shared runs to be trained. All but one of them have this vocabulary.
+    let (_, answer) = site.post("/tokenize", &json!({ "content": "Speak" })).await;
     let (_, named) = site.post("/tokenize", &json!({ "model": "search/run_1", "content": "Speak" })).await;
-    assert_eq!(told, named);
+    assert_eq!(answer, named);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn health_is_told_to_everybody_and_tokens_to_those_with_the_key() {
+async fn health_is_public_and_tokenizing_needs_the_key() {
     let options = Options { api_key: Some("k3y".to_owned()), limits: limits(), ..Options::default() };
     let site = Site::serving(options).await;
     for path in ["/health", "/v1/health", "/healthz"] {
@@ -76,17 +76,17 @@ async fn a_request_has_a_bounded_number_of_tokens() {
             ("/tokenize", pieces, "content"),
             ("/detokenize", tokens, "tokens"),
         ] {
-            let (told, answer) = site.post(path, &body).await;
-            assert_eq!(told, status, "{path}: {answer}");
+            let (got, answer) = site.post(path, &body).await;
+            assert_eq!(got, status, "{path}: {answer}");
             if status == 400 {
                 let expected =
-                    format!("{field}: 21 tokens are more than the 20 that a request may have; split it");
+                    format!("{field}: 21 tokens exceed the limit of 20 tokens per request; split it");
                 assert_eq!(answer["error"]["message"], expected);
                 assert_eq!(answer["error"]["param"], field);
             }
         }
     }
-    // Requests that wait for a permit are answered in the end, those after a refusal too.
+    // Requests that wait for a permit are answered eventually, also after a rejection.
     let body = json!({ "model": "plain", "content": "eeee" });
     let answers = futures_util::future::join_all((0..10).map(|_| site.post("/tokenize", &body))).await;
     assert!(answers.iter().all(|(status, _)| *status == 200), "{answers:?}");

@@ -1,4 +1,4 @@
-//! Runs as they are listed, those in progress too, and what changes on disk.
+//! The list of runs, runs in progress, and changes on disk.
 
 use std::fs;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ async fn serving(path: impl Into<PathBuf>) -> Site {
     Site::serving(Options { runs: vec![path.into()], limits: limits(), ..Options::default() }).await
 }
 
-/// The run of this name as /api/runs tells it.
+/// The entry of /api/runs with this id.
 async fn run(site: &Site, id: &str) -> Value {
     let (_, answer) = site.get("/api/runs").await;
     let runs = answer["runs"].as_array().expect("a list");
@@ -33,61 +33,61 @@ async fn records(site: &Site, id: &str, after: u64) -> (Vec<Value>, u64, String)
     (records, answer["next"].as_u64().expect("a number"), generation)
 }
 
-/// Trains in the background, and halts after each epoch until it is told to go on.
+/// Trains in the background and waits after each epoch for a message to continue.
 fn train_by_epochs(path: PathBuf) -> (Receiver<u64>, Sender<()>, std::thread::JoinHandle<()>) {
     let (ended, epochs) = channel();
-    let (go_on, gone_on) = channel();
+    let (resume, resumed) = channel();
     let train = move || {
         fs::create_dir(&path).expect("room");
         let _lock = RunLock::take(&RunDir::new(&path)).expect("nobody else writes here");
         train_telling(&path, Arc::new(Tokenizer::chars(&plays())), &plays(), &mut |event| {
             if let Event::EpochEnded { epoch, .. } = event {
                 ended.send(*epoch).expect("somebody waits");
-                gone_on.recv().expect("somebody says so");
+                resumed.recv().expect("somebody says so");
             }
         });
     };
-    (epochs, go_on, std::thread::spawn(train))
+    (epochs, resume, std::thread::spawn(train))
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_run_in_progress_is_seen_as_it_goes() {
+async fn a_run_in_progress_is_visible() {
     let directory = tempfile::tempdir().expect("room");
     copy("plain", &directory.path().join("older"));
     let site = serving(directory.path()).await;
-    let (epochs, go_on, thread) = train_by_epochs(directory.path().join("live"));
+    let (epochs, resume, thread) = train_by_epochs(directory.path().join("live"));
     let (mut seen, mut next, mut first) = (Vec::new(), 0, None);
     for epoch in 1..=3 {
         assert_eq!(epochs.recv().expect("it trains"), epoch);
-        let told = run(&site, "live").await;
-        assert_eq!(told["state"], "running", "{told}");
-        assert_eq!(told["num_epochs"], 3);
+        let response = run(&site, "live").await;
+        assert_eq!(response["state"], "running", "{response}");
+        assert_eq!(response["num_epochs"], 3);
         let (new, place, generation) = records(&site, "live", next).await;
         assert_eq!(first.get_or_insert(generation.clone()), &generation);
         assert!(!new.is_empty() && place == next + new.len() as u64);
         assert_eq!(new.last().expect("records")["epoch"], epoch);
         let step = new.last().expect("records")["step"].clone();
-        assert_eq!(told["step"], step);
+        assert_eq!(response["step"], step);
         seen.extend(new);
         next = place;
-        go_on.send(()).expect("it waits");
+        resume.send(()).expect("it waits");
     }
     thread.join().expect("it trained");
-    let told = run(&site, "live").await;
-    assert_eq!((&told["state"], &told["epoch"]), (&json!("finished"), &json!(3)));
-    assert_eq!(told["steps"], told["step"]);
-    assert!(told["parameters"].as_u64().is_some_and(|count| count > 1000), "{told}");
+    let response = run(&site, "live").await;
+    assert_eq!((&response["state"], &response["epoch"]), (&json!("finished"), &json!(3)));
+    assert_eq!(response["steps"], response["step"]);
+    assert!(response["parameters"].as_u64().is_some_and(|count| count > 1000), "{response}");
     assert_eq!(records(&site, "live", next).await.0, Vec::<Value>::new());
     let own = folio::records::read(&RunDir::new(directory.path().join("live"))).expect("readable");
     assert_eq!(seen, own);
     let losses = own.iter().filter_map(|record| record["eval_loss"].as_f64());
-    assert_eq!(told["best_eval_loss"].as_f64(), losses.reduce(f64::min));
-    // Its checkpoints can be asked for at once.
+    assert_eq!(response["best_eval_loss"].as_f64(), losses.reduce(f64::min));
+    // Its checkpoints can be used at once.
     site.complete(json!({ "model": "live:checkpoint_2" })).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn states_are_told_as_they_are() {
+async fn the_state_of_each_run_is_reported() {
     let directory = tempfile::tempdir().expect("room");
     let path = directory.path().join("mine");
     copy("plain", &path);
@@ -107,7 +107,7 @@ async fn states_are_told_as_they_are() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn records_come_in_pages_and_files_may_be_written_anew() {
+async fn records_are_paged_and_files_may_be_replaced() {
     let directory = tempfile::tempdir().expect("room");
     let path = directory.path().join("mine");
     copy("plain", &path);
@@ -136,7 +136,7 @@ async fn records_come_in_pages_and_files_may_be_written_anew() {
     for after in [0, 1, 1023, 1024, 1025, 12_344] {
         assert_eq!(records(&site, "mine", after).await.0[0]["step"], after);
     }
-    // The half line is told when it is whole.
+    // An incomplete line is returned once it is complete.
     let generation = records(&site, "mine", next).await.2;
     fs::OpenOptions::new()
         .append(true)
@@ -145,7 +145,7 @@ async fn records_come_in_pages_and_files_may_be_written_anew() {
         .expect("room");
     let (new, next, same) = records(&site, "mine", next).await;
     assert_eq!((new, next, same), (vec![json!({ "event": "step" })], 12_346, generation.clone()));
-    // Lines that are no JSON keep their places.
+    // Invalid lines are counted.
     write(3, "nonsense\n{\"step\":4}\n");
     let (new, next, other) = records(&site, "mine", 0).await;
     assert_eq!((new.len(), next), (4, 5));
@@ -160,7 +160,7 @@ async fn records_come_in_pages_and_files_may_be_written_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn models_are_listed_as_they_come_and_go() {
+async fn the_list_of_models_follows_the_directories() {
     let directory = tempfile::tempdir().expect("room");
     copy("plain", &directory.path().join("mine"));
     let site = serving(directory.path()).await;
@@ -176,22 +176,23 @@ async fn models_are_listed_as_they_come_and_go() {
     assert_eq!(ids().await[..4], found);
     fs::remove_dir_all(directory.path().join("found")).expect("it is there");
     assert_eq!(ids().await.len(), 4);
-    // The default is the one with the lowest loss.
+    // The default checkpoint has the lowest loss.
     let losses_file = directory.path().join("mine/losses.json");
     let mut losses: Value = serde_json::from_slice(&fs::read(&losses_file).expect("a file")).expect("JSON");
     losses["eval_losses"] = json!([3.0, 1.0, 2.0]);
     fs::write(&losses_file, losses.to_string()).expect("room");
     let (_, answer) = site.get("/api/models").await;
     let models = answer["models"].as_array().expect("a list");
-    let told = models.iter().map(|model| (model["id"].as_str().expect("a name"), model["eval_loss"].clone()));
+    let response =
+        models.iter().map(|model| (model["id"].as_str().expect("a name"), model["eval_loss"].clone()));
     let wanted = [("mine", json!(1.0)), ("mine:checkpoint_1", json!(3.0)), ("mine:checkpoint_3", json!(2.0))];
-    assert_eq!(told.collect::<Vec<_>>(), wanted);
+    assert_eq!(response.collect::<Vec<_>>(), wanted);
     assert_eq!((&models[0]["checkpoint"], &models[0]["is_default"]), (&json!("checkpoint_2"), &json!(true)));
     assert_eq!(models[0]["config"]["block_size"], 16);
     let best = site.completed(json!({ "model": "mine" })).await;
     assert_eq!(site.completed(json!({ "model": "mine:checkpoint_2" })).await, best);
     assert_ne!(site.completed(json!({ "model": "mine:checkpoint_3" })).await, best);
-    // A checkpoint that is written anew is another.
+    // An overwritten checkpoint is loaded again.
     let place = |number: u64| directory.path().join(format!("mine/checkpoint_{number}"));
     let last = site.completed(json!({ "model": "mine:checkpoint_3" })).await;
     fs::rename(place(2), directory.path().join("aside")).expect("room");
@@ -200,7 +201,7 @@ async fn models_are_listed_as_they_come_and_go() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn damage_is_told_and_leaves_the_rest_be() {
+async fn damage_is_reported_and_does_not_affect_other_runs() {
     let directory = tempfile::tempdir().expect("room");
     copy("plain", &directory.path().join("a"));
     copy("plain", &directory.path().join("b"));
@@ -215,15 +216,15 @@ async fn damage_is_told_and_leaves_the_rest_be() {
     fs::write(&model, bytes).expect("room");
     let (status, answer) = site.post("/v1/completions", &json!({ "model": "b:checkpoint_3" })).await;
     assert_eq!((status, &answer["error"]["type"]), (500, &json!("server_error")));
-    let told = answer["error"]["message"].as_str().expect("text");
-    assert!(!told.contains(&directory.path().display().to_string()), "a path: {told}");
+    let response = answer["error"]["message"].as_str().expect("text");
+    assert!(!response.contains(&directory.path().display().to_string()), "a path: {response}");
     let warnings = warnings.lock().expect("no panics").clone();
     assert!(warnings.len() == 1 && warnings[0].contains("damaged"), "{warnings:?}");
     site.complete(json!({ "model": "b:checkpoint_2" })).await;
     site.complete(json!({ "model": "a" })).await;
 }
 
-/// Serving this must fail with a line that says all of these.
+/// Serving this must fail with a line that contains all of these parts.
 async fn check_refused(options: Options, parts: &[&str]) {
     let error = Server::bind(options).await.err().expect("an error").to_string();
     assert!(!error.contains('\n'), "{error}");
@@ -233,7 +234,7 @@ async fn check_refused(options: Options, parts: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_served() {
+async fn nothing_to_serve_is_an_error() {
     let directory = tempfile::tempdir().expect("room");
     let place = |name: &str| directory.path().join(name);
     copy("plain", &place("mine"));
@@ -271,16 +272,16 @@ async fn what_cannot_be_served() {
     let named = format!("127.0.0.1 port {port}");
     check_refused(Options { port, ..mine() }, &[&named, "in use", "--port"]).await;
     let host = "203.0.113.7".to_owned();
-    check_refused(Options { host, ..mine() }, &["203.0.113.7", "no such address", "--host"]).await;
+    check_refused(Options { host, ..mine() }, &["203.0.113.7", "does not have this address", "--host"]).await;
     let host = "no such host".to_owned();
     check_refused(Options { host, ..mine() }, &["no such host", "--host"]).await;
-    // A run that trains may come to have a checkpoint.
+    // A run in training may get a checkpoint later.
     let _lock = RunLock::take(&RunDir::new(place("bare"))).expect("free");
     assert!(Server::bind(options(&["bare"])).await.is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn epochs_that_a_limit_of_steps_leaves_out_are_not_waited_for() {
+async fn num_epochs_respects_max_steps() {
     let directory = tempfile::tempdir().expect("room");
     let path = directory.path().join("mine");
     copy("plain", &path);
@@ -296,9 +297,9 @@ async fn epochs_that_a_limit_of_steps_leaves_out_are_not_waited_for() {
     change("hyperparameters.json", r#""num_epochs": 3"#, r#""num_epochs": 9"#);
     assert_eq!(run(&site, "mine").await["num_epochs"], 9);
     change("hyperparameters.json", r#""max_steps": null"#, &format!(r#""max_steps": {}"#, steps + 1));
-    let told = run(&site, "mine").await;
-    assert_eq!((&told["num_epochs"], &told["steps"]), (&json!(4), &json!(steps + 1)));
-    // Its last epoch was cut short, so that it has fewer.
+    let response = run(&site, "mine").await;
+    assert_eq!((&response["num_epochs"], &response["steps"]), (&json!(4), &json!(steps + 1)));
+    // The last epoch was cut short, so there are fewer.
     change("status.json", "stopped", "finished");
     assert_eq!(run(&site, "mine").await["num_epochs"], 3);
 }

@@ -12,7 +12,7 @@ use crate::files::{digest, digest_of_file, write_json};
 
 pub(super) const MANIFEST_FILE: &str = "manifest.json";
 
-/// What `manifest.json` holds. It says nothing that is not checked against the files, so that it needs no hash itself.
+/// The content of `manifest.json`. Every entry is verified against a file, so the manifest needs no hash of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Manifest {
@@ -29,7 +29,7 @@ struct Entry {
 }
 
 impl Manifest {
-    /// The manifest of files of `directory` as they are now.
+    /// The manifest of the current files of `directory`.
     pub(super) fn of<'n>(directory: &Path, names: impl Iterator<Item = &'n &'n str>) -> Result<Self> {
         let entry = |name: &&str| {
             let path = directory.join(name);
@@ -44,7 +44,7 @@ impl Manifest {
     }
 
     pub(super) fn read(directory: &Path) -> Result<Self> {
-        /// What every version has.
+        /// The field that all versions have.
         #[derive(Deserialize)]
         struct Version {
             format: u32,
@@ -72,26 +72,26 @@ impl Manifest {
         self.files.contains_key(name)
     }
 
-    /// Takes a file off the list. Returns whether it was there.
+    /// Removes a file from the list. Returns whether it was listed.
     pub(super) fn remove(&mut self, name: &str) -> bool {
         self.files.remove(name).is_some()
     }
 
-    /// The content of a file, which is what it was when it was written.
+    /// The verified content of a file.
     pub(super) fn read_file(&self, directory: &Path, name: &str) -> Result<Vec<u8>> {
         let Some(entry) = self.files.get(name) else {
             return Err(damaged(directory, format!("{MANIFEST_FILE} does not list {name}")));
         };
         let path = directory.join(name);
         let unreadable = |error| damaged(directory, format!("{name} cannot be read, {error}"));
-        // Before so many bytes are asked of the machine.
+        // Checked before the memory is allocated.
         entry.check_length(directory, name, fs::metadata(&path).map_err(unreadable)?.len())?;
         let bytes = fs::read(&path).map_err(unreadable)?;
         entry.check(directory, name, (bytes.len() as u64, digest(&bytes)))?;
         Ok(bytes)
     }
 
-    /// Checks the length of every file that is there; returns the name of the first that has another.
+    /// Checks the length of every existing file. The error is the name of the first that differs.
     pub(super) fn check_lengths(&self, directory: &Path) -> std::result::Result<(), String> {
         let differs = |(name, entry): &(&String, &Entry)| {
             fs::metadata(directory.join(name)).is_ok_and(|file| file.len() != entry.bytes)
@@ -99,7 +99,7 @@ impl Manifest {
         self.files.iter().find(differs).map_or(Ok(()), |(name, _)| Err(name.clone()))
     }
 
-    /// Checks every file.
+    /// Verifies every file.
     pub(super) fn verify(&self, directory: &Path) -> Result<()> {
         self.files.iter().try_for_each(|(name, entry)| {
             let found = digest_of_file(&directory.join(name))

@@ -1,4 +1,4 @@
-//! Arrays with one value a parameter, in files of safetensors.
+//! Arrays with one value per parameter in safetensors files.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -10,7 +10,7 @@ use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, View};
 use crate::error::{Error, Result};
 use crate::model::ParameterSpec;
 
-/// A tensor that is written from where it stands in memory.
+/// A tensor that is written without a copy.
 struct Tensor<'a> {
     shape: &'a [usize],
     values: &'a [f32],
@@ -37,7 +37,7 @@ impl View for Tensor<'_> {
     }
 }
 
-/// Writes arrays, each with a prefix for the names of its tensors, to a new file.
+/// Writes arrays to a new file, each with its prefix for the tensor names.
 pub(super) fn write(path: &Path, arrays: &[(&str, &[f32])], specs: &[ParameterSpec]) -> Result<()> {
     let tensors = arrays.iter().flat_map(|(prefix, values)| {
         specs.iter().map(move |spec| {
@@ -45,7 +45,7 @@ pub(super) fn write(path: &Path, arrays: &[(&str, &[f32])], specs: &[ParameterSp
             (format!("{prefix}{}", spec.name), tensor)
         })
     });
-    // The one metadata entry that transformers asks for.
+    // transformers requires this metadata entry.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     safetensors::serialize_to_file(tensors, Some(metadata), path).map_err(|error| {
         let source = match error {
@@ -56,7 +56,7 @@ pub(super) fn write(path: &Path, arrays: &[(&str, &[f32])], specs: &[ParameterSp
     })
 }
 
-/// Reads arrays, each with the prefix of its tensors' names, from the bytes of the file `path`.
+/// Reads arrays from the content of the file `path`, each with its prefix of the tensor names.
 pub(super) fn read(
     path: &Path,
     bytes: &[u8],
@@ -71,11 +71,11 @@ pub(super) fn read(
             let name = format!("{prefix}{}", spec.name);
             let tensor = tensors
                 .tensor(&name)
-                .map_err(|_| wrong(format!("lacks the tensor {name}: it is of another model")))?;
+                .map_err(|_| wrong(format!("has no tensor {name}: it belongs to another model")))?;
             if tensor.dtype() != Dtype::F32 || tensor.shape() != spec.shape {
                 let (kind, shape, want) = (tensor.dtype(), tensor.shape(), &spec.shape);
                 return Err(wrong(format!(
-                    "{name} is {kind:?} {shape:?}, the model needs F32 {want:?}: it is of another model"
+                    "{name} is {kind:?} {shape:?}, the model has F32 {want:?}: it belongs to another model"
                 )));
             }
             for (value, bytes) in values[spec.range.clone()].iter_mut().zip(tensor.data().chunks_exact(4)) {

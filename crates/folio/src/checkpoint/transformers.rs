@@ -1,5 +1,5 @@
-//! The files by which transformers loads a checkpoint: `AutoModelForCausalLM`, `AutoTokenizer` and
-//! `pipeline("text-generation", DIRECTORY)` need nothing else.
+//! The files that transformers needs to load a checkpoint with `AutoModelForCausalLM`, `AutoTokenizer` and
+//! `pipeline("text-generation", DIRECTORY)`.
 
 use std::path::Path;
 
@@ -24,7 +24,7 @@ pub(super) fn write(directory: &Path, config: &ModelConfig, tokenizer: &Tokenize
     tokenizer.write_config(&directory.join(TOKENIZER_CONFIG_FILE), Some(config.block_size))
 }
 
-/// `config.json`, from which the model is built.
+/// `config.json`, the model's configuration.
 fn model(config: &ModelConfig, tokenizer: &Tokenizer) -> Value {
     json!({
         "architectures": ["GPT2LMHeadModel"],
@@ -47,10 +47,10 @@ fn model(config: &ModelConfig, tokenizer: &Tokenizer) -> Value {
     })
 }
 
-/// `generation_config.json`. Without a length, a pipeline writes 256 tokens, more than the context of most models here,
-/// and then looks up positions that do not exist.
+/// `generation_config.json`. It sets a length, because the default of 256 tokens exceeds the context of small models, and
+/// transformers then fails with an index error.
 fn generation(config: &ModelConfig, tokenizer: &Tokenizer) -> Value {
-    /// What transformers takes for "not set".
+    /// The value for "not set".
     const UNSET: usize = 20;
     let max_length = if config.block_size == UNSET { UNSET - 1 } else { config.block_size };
     json!({

@@ -2,7 +2,7 @@
 
 use super::stops::Stops;
 use super::{Drawn, Finish, PastContext, Request, Sampler, TextId};
-use crate::model::{Cache, ModelConfig, Text};
+use crate::model::{Cache, CachedSequence, ModelConfig};
 use crate::rng::{Rng, Stream};
 use crate::text::TextStream;
 use crate::tokenizer::Tokenizer;
@@ -33,7 +33,7 @@ pub(super) struct Writing {
     stops: Stops,
 }
 
-impl Text for Writing {
+impl CachedSequence for Writing {
     fn cache(&self) -> &Cache {
         &self.cache
     }

@@ -4,28 +4,28 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// The sizes of a GPT-2, under the names of the ancestor's `model_hyperparameters.json`.
+/// The sizes of a GPT-2, with the names of the original project's `model_hyperparameters.json`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelConfig {
-    /// V, the tokens of the vocabulary.
+    /// V, the size of the vocabulary.
     pub vocab_size: usize,
-    /// L, the transformer blocks.
+    /// L, the number of transformer blocks.
     pub n_blocks: usize,
     /// C, the width of the residual stream.
     pub n_emb: usize,
-    /// H, the attention heads of a block.
+    /// H, the attention heads per block.
     pub n_heads: usize,
     /// The longest context, in tokens.
     pub block_size: usize,
-    /// The share that dropout drops while training, in [0, 1).
+    /// The probability of dropout in training, in [0, 1).
     pub dropout: f32,
 }
 
 impl ModelConfig {
-    /// Sizes above this are taken for mistakes or damage: GPT-2 XL has 1,600 channels, 48 blocks, 1,024 tokens.
+    /// Larger sizes are rejected as mistakes or damage. GPT-2 XL has 1,600 channels, 48 blocks and 1,024 tokens.
     const LARGEST: usize = 1 << 20;
 
-    /// Models with more parameters are taken for mistakes too: at sixteen bytes each they would need 64 GiB.
+    /// Models with more parameters are rejected too: at sixteen bytes per parameter they need 64 GiB.
     const MOST_PARAMETERS: u128 = 1 << 32;
 
     /// D, the channels of one head.
@@ -33,7 +33,7 @@ impl ModelConfig {
         self.n_emb / self.n_heads
     }
 
-    /// The parameters but for the vectors: embeddings, and the matrices of each block.
+    /// The elements of all matrices: embeddings and linear weights.
     pub(crate) fn matrix_elements(&self) -> u128 {
         let [v, l, c, t] =
             [self.vocab_size, self.n_blocks, self.n_emb, self.block_size].map(|size| size as u128);
@@ -46,7 +46,10 @@ impl ModelConfig {
         u64::try_from(self.matrix_elements() + 13 * l * c + 2 * c).unwrap_or(u64::MAX)
     }
 
-    /// Checks that such a model can be.
+    /// Checks each size and their combination.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] with the setting to change.
     pub fn validate(&self) -> Result<()> {
         let sizes = [
             ("vocab_size", self.vocab_size),
@@ -68,7 +71,7 @@ impl ModelConfig {
                 "a width of {} in {} blocks makes a model of {parameters} parameters, more than {most}: give less",
                 self.n_emb, self.n_blocks
             );
-            // The setting that is to blame: the depth if one block would be well.
+            // Blames the depth if a single block would be small enough.
             let one_block = Self { n_blocks: 1, ..*self };
             let setting = if one_block.matrix_elements() > most { "--n_emb" } else { "--n_blocks" };
             return Err(Error::setting(setting, reason));

@@ -1,4 +1,4 @@
-//! More tokens for a model that is trained.
+//! Adds tokens to the vocabulary of a trained model.
 
 use super::{ModelConfig, Parameters};
 use crate::rng::{Rng, Stream};
@@ -6,24 +6,24 @@ use crate::rng::{Rng, Stream};
 /// The rows of `wte` that a larger vocabulary adds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AddedTokens {
-    /// Where they begin in the flat array of all parameters, of which `wte` (V, C) is the first.
+    /// Their offset in the flat array of all parameters. `wte` (V, C) is the first tensor.
     at: usize,
-    /// Their numbers, rows times C.
+    /// The number of their elements.
     count: usize,
 }
 
 impl AddedTokens {
-    /// Those of the model `new`, which is `old` with a larger vocabulary.
+    /// The rows that `new` has and `old` has not. The models differ in their vocabulary only.
     pub(crate) fn between(old: &ModelConfig, new: &ModelConfig) -> Self {
         assert!(new.vocab_size >= old.vocab_size && new.n_emb == old.n_emb, "{old:?} grows to {new:?}");
         let at = old.vocab_size * old.n_emb;
         Self { at, count: new.vocab_size * new.n_emb - at }
     }
 
-    /// The parameters with new rows, which are as a new model's are.
+    /// The parameters with the new rows inserted, initialized as in a new model.
     pub(crate) fn of_parameters(self, old: &Parameters, new: &ModelConfig, seed: u64) -> Parameters {
         let mut parameters = Parameters::zeros(new);
-        // A new model draws `wte` first, so that one without blocks has the same.
+        // `wte` is initialized first, so a model without blocks has the same.
         let embedding = ModelConfig { n_blocks: 0, block_size: 1, ..*new };
         let fresh = Parameters::random(&embedding, &mut Rng::new(seed, Stream::Init));
         let fresh = fresh.values()[self.at..].iter().copied();
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn new_rows_are_as_a_new_model_s_and_all_else_stays() {
+    fn new_rows_are_initialized_and_the_rest_is_unchanged() {
         let old =
             ModelConfig { vocab_size: 5, n_blocks: 2, n_emb: 64, n_heads: 2, block_size: 3, dropout: 0.1 };
         let new = ModelConfig { vocab_size: 45, ..old };

@@ -21,12 +21,12 @@ pub struct ParameterSpec {
     pub name: String,
     /// Its shape; linear weights are (inputs, outputs), Hugging Face's `Conv1D`.
     pub shape: Vec<usize>,
-    /// Where it stands in the flat array of all parameters.
+    /// Its place in the flat array of all parameters.
     pub range: Range<usize>,
     init: Init,
 }
 
-/// How a parameter starts.
+/// How a parameter is initialized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Init {
     Zeros,
@@ -39,8 +39,8 @@ enum Init {
 }
 
 impl ParameterSpec {
-    /// Whether weight decay pulls on this parameter by the default rule: matrices decay (embeddings and linear
-    /// weights); vectors (biases and LayerNorm) do not.
+    /// Whether weight decay applies to this parameter by default: matrices (embeddings and linear weights) decay, vectors
+    /// (biases and LayerNorm) do not.
     pub fn is_matrix(&self) -> bool {
         self.shape.len() >= 2
     }
@@ -86,7 +86,7 @@ impl SpecList {
     }
 }
 
-/// One value for each parameter of a model: its weights, their gradients, or the optimizer's means.
+/// One value per parameter of a model: its weights, or their gradients.
 #[derive(Clone, Debug)]
 pub struct Parameters {
     specs: Vec<ParameterSpec>,
@@ -145,7 +145,7 @@ pub(super) struct BlockVectors<'a> {
 }
 
 impl<'a> BlockVectors<'a> {
-    /// Names the parts of an array that holds them side by side.
+    /// Divides an array that holds the vectors one after the other.
     pub(super) fn split(mut values: &'a mut [f32], c: usize) -> Self {
         let [
             ln_1_weight,
@@ -195,7 +195,7 @@ impl Parameters {
         parameters
     }
 
-    /// Names, shapes and places, in order.
+    /// Names, shapes and ranges, in order.
     pub fn specs(&self) -> &[ParameterSpec] {
         &self.specs
     }
@@ -205,7 +205,7 @@ impl Parameters {
         &self.values
     }
 
-    /// All values, to be changed.
+    /// All values, mutable.
     pub fn values_mut(&mut self) -> &mut [f32] {
         &mut self.values
     }
@@ -225,7 +225,7 @@ impl Parameters {
         self.tensor(&self.specs[1])
     }
 
-    /// The token and the position embedding, to be changed.
+    /// The token and the position embedding, mutable.
     pub(super) fn embeddings_mut(&mut self) -> (&mut [f32], &mut [f32]) {
         self.values[..self.specs[1].range.end].split_at_mut(self.specs[0].range.len())
     }
@@ -236,19 +236,19 @@ impl Parameters {
         (self.tensor(weight), self.tensor(bias))
     }
 
-    /// Weight and bias of the final LayerNorm, to be changed.
+    /// Weight and bias of the final LayerNorm, mutable.
     pub(super) fn ln_f_mut(&mut self) -> (&mut [f32], &mut [f32]) {
         let [.., weight, _] = self.specs.as_slice() else { unreachable!("ln_f ends every list") };
         self.values[weight.range.start..].split_at_mut(weight.range.len())
     }
 
-    /// The tensors of a block, to be read.
+    /// The tensors of a block.
     pub(super) fn block(&self, idx: usize) -> Block<&[f32]> {
         let mut specs = self.block_specs(idx).iter();
         Block::gather(|| self.tensor(specs.next().expect("as many specs as fields")))
     }
 
-    /// The tensors of a block, to be changed.
+    /// The tensors of a block, mutable.
     pub(super) fn block_mut(&mut self, idx: usize) -> Block<&mut [f32]> {
         let specs = &self.specs[Self::block_range(idx)];
         let mut rest = &mut self.values[specs[0].range.start..];
@@ -263,7 +263,7 @@ impl Parameters {
         &self.specs[Self::block_range(idx)]
     }
 
-    /// Where the block's tensors stand among the specs: two embeddings come before the first.
+    /// The specs of a block's tensors. The two embeddings come before the first block.
     fn block_range(idx: usize) -> Range<usize> {
         let first = 2 + idx * PER_BLOCK;
         first..first + PER_BLOCK
@@ -271,7 +271,7 @@ impl Parameters {
 }
 
 impl<S> Block<S> {
-    /// Names the slices, which come in the order of [`specs`].
+    /// Collects the slices, which `next` returns in the order of [`specs`].
     fn gather(mut next: impl FnMut() -> S) -> Self {
         Self {
             ln_1_weight: next(),

@@ -1,35 +1,32 @@
-//! The number format of a model's activations and products.
+//! The number format of a model's activations and matmuls.
 
 use std::str::FromStr;
 
-use folio_kernels::isa::Isa;
-use folio_kernels::peak::bf16_speedup;
 use serde::{Deserialize, Serialize};
 
 use super::ModelConfig;
 use crate::error::{Error, Result};
 
-/// In what numbers a model computes. Weights, their gradients, AdamW, LayerNorm, softmax, the residual stream, the
+/// The number format that a model computes in. Weights, their gradients, AdamW, LayerNorm, softmax, the residual stream, the
 /// loss and every sum are f32 in both.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// Products of f32, activations kept in f32.
+    /// Matmuls and activations in f32.
     #[default]
     F32,
-    /// Products of bfloat16, activations kept in bfloat16: half the memory, and twice the speed where the
-    /// processor multiplies it.
+    /// Matmuls and activations in bfloat16: half the memory, and faster where the processor has instructions for it.
     Bf16,
 }
 
 impl Precision {
-    /// Checks that a model can be computed in this format: bfloat16 numbers are multiplied in pairs.
+    /// Checks that a model can be computed in this format: bfloat16 is multiplied in pairs.
     ///
     /// # Errors
     /// If the heads are of odd size.
     pub fn check(self, config: &ModelConfig) -> Result<()> {
-        if self == Self::Bf16 && !is_even(config.n_emb, config.n_heads) {
-            let head_size = config.head_size();
+        let head_size = config.head_size();
+        if self == Self::Bf16 && !head_size.is_multiple_of(2) {
             let reason =
                 format!("bf16 needs heads of even size, not {head_size}: take f32 or another --n_emb");
             return Err(Error::setting("--precision", reason));
@@ -46,7 +43,7 @@ impl Precision {
     }
 }
 
-/// A precision, or whichever is the faster.
+/// A precision, or the faster one of the device ([`resolve_precision`](super::resolve_precision)).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", rename_all = "lowercase")]
 pub enum PrecisionChoice {
@@ -57,46 +54,6 @@ pub enum PrecisionChoice {
     F32,
     /// [`Precision::Bf16`]
     Bf16,
-}
-
-impl PrecisionChoice {
-    /// The precision that a model of this width and number of heads gets. `Auto` takes bf16 if the processor multiplies it
-    /// faster than f32, which is measured, and heads are of even size.
-    pub fn resolve(self, n_emb: usize, n_heads: usize) -> Precision {
-        match self {
-            Self::F32 => Precision::F32,
-            Self::Bf16 => Precision::Bf16,
-            Self::Auto if bf16_speedup() > 1.0 && is_even(n_emb, n_heads) => Precision::Bf16,
-            Self::Auto => Precision::F32,
-        }
-    }
-
-    /// Why [`PrecisionChoice::resolve`] takes what it takes for `Auto`; nothing if there was no choice.
-    ///
-    /// ```
-    /// use folio::model::PrecisionChoice;
-    /// assert_eq!(PrecisionChoice::F32.reason(384, 6), None);
-    /// assert!(PrecisionChoice::Auto.reason(384, 6).is_some());
-    /// ```
-    pub fn reason(self, n_emb: usize, n_heads: usize) -> Option<String> {
-        if self != Self::Auto {
-            return None;
-        }
-        let (precision, isa) = (self.resolve(n_emb, n_heads).name(), Isa::detected());
-        Some(if !isa.multiplies_bf16() {
-            format!("{precision}: the instruction set in use ({}) has no bf16 arithmetic", isa.name())
-        } else if !is_even(n_emb, n_heads) {
-            format!("{precision}: bf16 needs heads of even size, not {}", n_emb / n_heads.max(1))
-        } else {
-            let speedup = bf16_speedup();
-            format!("{precision}: {} multiplies bf16 at {speedup:.1} times the speed of f32", isa.name())
-        })
-    }
-}
-
-/// Whether heads are of even size.
-fn is_even(n_emb: usize, n_heads: usize) -> bool {
-    (n_emb / n_heads.max(1)).is_multiple_of(2)
 }
 
 impl From<Precision> for PrecisionChoice {

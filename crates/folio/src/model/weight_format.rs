@@ -1,19 +1,19 @@
-//! The number format of weights that are read to write text.
+//! The number format of the weights of inference.
 
 use std::str::FromStr;
 
 use super::{ModelConfig, Precision};
 use crate::error::{Error, Result};
 
-/// In what numbers the weights are that a [`super::Predictor`] reads.
+/// The number format of the weights of an [`InferenceModel`](super::InferenceModel).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WeightFormat {
-    /// As they are trained.
+    /// As trained.
     F32,
-    /// bfloat16, as are keys, values and activations: what [`Precision::Bf16`] trains with.
+    /// bfloat16, as are keys, values and activations: the format of [`Precision::Bf16`].
     Bf16,
-    /// Eight bits with a scale for each column; keys, values and activations are f32. A quarter of the memory of f32, and
-    /// not the model that was trained, but one near it.
+    /// Eight bits with one scale per column; keys, values and activations are f32. A quarter of the memory of f32; the logits
+    /// are approximate.
     Int8,
 }
 
@@ -26,7 +26,7 @@ impl WeightFormat {
         }
     }
 
-    /// Bytes that a weight takes.
+    /// Bytes per weight.
     pub fn bytes_per_weight(self) -> u64 {
         match self {
             Self::F32 => 4,

@@ -1,21 +1,64 @@
-//! What a run takes over from a checkpoint: its own, or that of the run that it continues.
+//! Loading a checkpoint: the run's own to resume it, or another run's to continue from it.
 
 use std::path::Path;
 
-use crate::checkpoint::{Checkpoint, CutShort, Identity, ScheduleStart, TrainingState};
+use super::Start;
+use crate::checkpoint::{Checkpoint, CheckpointName, CutShort, Identity, ScheduleStart, TrainingState};
 use crate::error::{Error, Result};
-use crate::model::{AddedTokens, Gpt2, ModelConfig};
-use crate::optim::AdamW;
+use crate::model::{AddedTokens, ModelConfig, Moments, Parameters};
 use crate::rng::{Rng, Stream};
+use crate::run_dir::RunDir;
 use crate::settings::Settings;
 use crate::tokenizer::Tokenizer;
 
-/// A run as its checkpoint has it.
+/// The checkpoint that a run starts from; `None` if it starts with random weights. One to resume is checked against the
+/// settings.
+pub(super) fn find(start: &Start, settings: &Settings) -> Result<Option<Checkpoint>> {
+    if let Start::Resume { run, skip_damaged } = start
+        && let (Some(newest), _) = run.newest(*skip_damaged)?
+    {
+        if newest.directory().parent() == Some(run.path()) {
+            check_resumes(&newest, settings)?;
+        }
+        return Ok(Some(newest));
+    }
+    // Also for a continued run that was stopped before its first save.
+    match (start, &settings.from_checkpoint_run_dir, settings.from_checkpoint_step) {
+        (Start::Fresh, ..) => Ok(None),
+        (_, Some(run), Some(number)) => {
+            RunDir::new(run).open_checkpoint(CheckpointName::Epoch(number)).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Checks that a run can be resumed from its own checkpoint with these settings.
+fn check_resumes(checkpoint: &Checkpoint, settings: &Settings) -> Result<()> {
+    let state = checkpoint.state();
+    if is_start(state, settings) {
+        // A run that is continued in place may have new settings, and has not saved anything yet.
+        return Ok(());
+    }
+    let now = settings.decisive();
+    let saved = state.settings.iter().flatten();
+    // Ignores settings that this version no longer has.
+    let mut changed = saved.filter_map(|(name, then)| Some((name, then, now.get(name)?)));
+    if let Some((name, then, now)) = changed.find(|(_, then, now)| then != now) {
+        let reason = format!(
+            "was saved with {name} = {then}, but hyperparameters.json now says {now}: put {then} back, or branch off \
+             with --from_checkpoint"
+        );
+        return Err(Error::Checkpoint { path: checkpoint.directory().to_path_buf(), reason });
+    }
+    Ok(())
+}
+
+/// Weights, AdamW's moments unless they start at zero, and state of a run that starts from a checkpoint.
 pub(super) fn load(
     checkpoint: &Checkpoint,
     settings: &Settings,
     tokenizer: &Tokenizer,
-) -> Result<(Gpt2, AdamW, TrainingState)> {
+) -> Result<(Parameters, Option<Moments>, TrainingState)> {
     let mut state = checkpoint.state().clone();
     let identity = Identity::of(settings, tokenizer);
     let at_start = is_start(&state, settings);
@@ -25,11 +68,11 @@ pub(super) fn load(
         check_same(checkpoint.directory(), &state.identity, &identity)?;
     }
     let (saved, config) = (std::mem::replace(&mut state.identity, identity.clone()), identity.model);
-    // Dropout may have changed, and for a branch any setting.
+    // Dropout may have changed; a run that continues another may have changed any setting.
     state.settings = Some(settings.decisive());
     let new_text = settings.new_text && saved.data_sha256 != identity.data_sha256;
     if at_start && (new_text || settings.weights_only) {
-        // Its epoch cannot be taken up again: it has ended.
+        // An epoch that was cut short by `max_steps` is not completed on another text or with fresh moments.
         state.cut_short = None;
         state.skipped_in_a_row = 0;
     }
@@ -43,7 +86,7 @@ pub(super) fn load(
     let goes_further = settings.max_steps.is_none_or(|limit| limit > state.global_step);
     if let Some(CutShort { order, sums }) = state.cut_short.take_if(|_| goes_further) {
         state.order = order;
-        state.under_way = sums;
+        state.epoch_progress = sums;
         state.epoch -= 1;
         state.history.pop(settings.first_epoch_of_text());
     }
@@ -51,32 +94,34 @@ pub(super) fn load(
         state.schedule_start = ScheduleStart { epoch: state.epoch, step: state.global_step };
     }
     let mut parameters = checkpoint.parameters()?;
-    let mut optimizer = if takes_optimizer(checkpoint, settings) {
-        checkpoint.optimizer(parameters.specs(), settings.adamw())?
+    let mut moments = None;
+    if takes_optimizer(checkpoint, settings) {
+        moments = Some(checkpoint.moments(parameters.specs())?);
     } else {
         state.optimizer_steps = 0;
-        AdamW::new(settings.adamw(), parameters.values().len())
-    };
+    }
     if config.vocab_size > saved.model.vocab_size {
         let added = AddedTokens::between(&saved.model, &config);
         parameters = added.of_parameters(&parameters, &config, settings.seed);
-        let (mean, square) = (added.of_moment(optimizer.mean()), added.of_moment(optimizer.square()));
-        optimizer = AdamW::from_state(settings.adamw(), optimizer.steps(), mean, square);
+        moments = moments.map(|Moments { exp_avg, exp_avg_sq }| Moments {
+            exp_avg: added.of_moment(&exp_avg),
+            exp_avg_sq: added.of_moment(&exp_avg_sq),
+        });
     }
-    Ok((Gpt2::from_parameters(config, settings.precision, parameters), optimizer, state))
+    Ok((parameters, moments, state))
 }
 
-/// Whether a run that continues another begins with this state.
+/// Whether this is the state that a run continues another run from.
 pub(super) fn is_start(state: &TrainingState, settings: &Settings) -> bool {
-    Some(state.epoch) == settings.from_checkpoint_step && state.under_way.batches == 0
+    Some(state.epoch) == settings.from_checkpoint_step && state.epoch_progress.batches == 0
 }
 
-/// Whether the optimizer's state is taken over from a checkpoint.
+/// Whether AdamW's moments are loaded from a checkpoint.
 pub(super) fn takes_optimizer(checkpoint: &Checkpoint, settings: &Settings) -> bool {
     checkpoint.is_resumable() && !(settings.weights_only && is_start(checkpoint.state(), settings))
 }
 
-/// Checks that a checkpoint is of the same model, text and split; dropout may change.
+/// Checks that a checkpoint has the same model, text and split. Dropout may differ.
 ///
 /// # Errors
 /// [`Error::Checkpoint`] that names the flag that differs.
@@ -86,9 +131,8 @@ pub fn check_same(checkpoint: &Path, saved: &Identity, wanted: &Identity) -> Res
     check_text(checkpoint, saved, wanted)
 }
 
-/// Checks that a run with these settings can begin with a checkpoint of another run: the model and the tokenizer are the
-/// same, or larger by the characters that `extend_vocab` adds; the text and its split are the same, or the text is said to
-/// be another.
+/// Checks that a run with these settings can continue from a checkpoint of another run. Model and tokenizer must be the same,
+/// apart from characters added by `extend_vocab`. Text and split must be the same unless `new_text` is set.
 ///
 /// # Errors
 /// [`Error::Checkpoint`] that names what differs.
@@ -107,7 +151,7 @@ pub fn check_start(
         check_tokenizer(checkpoint, *digest == wanted.tokenizer_sha256)?;
     }
     let is_another = saved.data_sha256 != wanted.data_sha256;
-    // Text of its own to evaluate on is apart from all that the run trains on, whatever its split was before.
+    // A separate evaluation text shares nothing with the training text, whatever the split was before.
     let has_own_eval =
         wanted.eval_data_sha256.is_some() && wanted.eval_data_sha256 != saved.eval_data_sha256 && !is_another;
     if has_own_eval || (is_another && settings.new_text) {

@@ -1,5 +1,4 @@
-//! What a run writes, and what it does when that fails: it goes on, tries again at the next save, and says so at the
-//! end if nothing came of it.
+//! Saving a run. If a save fails, training continues and the next save is a retry; if the last one fails, so does the run.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,16 +10,16 @@ use crate::run_dir::{RunDir, RunState, Status};
 
 pub(super) struct Saver<'a> {
     run_dir: Option<&'a RunDir>,
-    /// The epoch and the step of what was saved last.
+    /// Epoch and step of the last successful save.
     saved: Option<(u64, u64)>,
-    /// The checkpoint that was written last.
+    /// The last checkpoint written.
     pub(super) checkpoint: Option<PathBuf>,
-    /// Why the last attempt to save came to nothing.
+    /// The error of the last save, if it failed.
     failure: Option<Error>,
 }
 
 impl<'a> Saver<'a> {
-    /// Writes what describes the run, and finishes what its last save was stopped in.
+    /// Writes the run's description, and completes a save that was interrupted.
     pub(super) fn begin(run_dir: Option<&'a RunDir>, trainer: &Trainer) -> Result<Self> {
         let mut saver = Self { run_dir, saved: None, checkpoint: None, failure: None };
         let Some(run_dir) = run_dir else { return Ok(saver) };
@@ -39,7 +38,7 @@ impl<'a> Saver<'a> {
         Ok(saver)
     }
 
-    /// Saves the run inside an epoch, if there is somewhere to save it and it is not saved yet.
+    /// Saves the run within an epoch, unless this state is saved already.
     pub(super) fn save_step(&mut self, trainer: &Trainer, asked: bool, on_event: &mut dyn FnMut(&Event)) {
         let name = CheckpointName::Step(trainer.state.global_step);
         if self.saved != Some((trainer.state.epoch, trainer.state.global_step)) {
@@ -47,12 +46,12 @@ impl<'a> Saver<'a> {
         }
     }
 
-    /// Whether the last attempt to save came to nothing.
+    /// Whether the last save failed.
     pub(super) fn has_failed(&self) -> bool {
         self.failure.is_some()
     }
 
-    /// Saves what an epoch's end has to save.
+    /// Saves the run at the end of an epoch.
     pub(super) fn save_epoch(&mut self, trainer: &Trainer, on_event: &mut dyn FnMut(&Event)) {
         self.save(trainer, CheckpointName::Epoch(trainer.state.epoch), false, on_event);
     }
@@ -74,14 +73,14 @@ impl<'a> Saver<'a> {
                 on_event(&Event::Saved { checkpoint, asked });
             }
             Err(error) => {
-                let message = format!("{error}; training goes on and tries again at the next save");
+                let message = format!("{error}; training continues and retries at the next save");
                 on_event(&Event::Warning { message });
                 self.failure = Some(error);
             }
         }
     }
 
-    /// Says how the run has ended; an error if its end is not saved.
+    /// Writes how the run ended. An error if its last state is not saved.
     pub(super) fn end(self, trainer: &Trainer, outcome: Result<Outcome>) -> Result<Outcome> {
         let Some(run_dir) = self.run_dir else { return outcome };
         let outcome = match (outcome, self.failure) {
@@ -96,25 +95,24 @@ impl<'a> Saver<'a> {
             Err(error) => status(trainer, RunState::of(error), Some(error.to_string())),
         };
         let written = run_dir.write_status(&status);
-        // A failure is told before the one to write it down.
+        // The run's own error takes precedence over that of writing it.
         outcome.and_then(|outcome| written.map(|()| outcome))
     }
 }
 
-/// Writes all that a run has to say at this moment. Returns the checkpoint.
+/// Writes the history, a checkpoint and the status. Returns the checkpoint.
 fn write(run_dir: &RunDir, trainer: &Trainer, name: CheckpointName) -> Result<PathBuf> {
     restore_directory(run_dir, trainer)?;
-    let Trainer { settings, model, optimizer, state, tokenizer, .. } = trainer;
+    let Trainer { settings, backend, state, tokenizer, .. } = trainer;
     run_dir.write_history(&state.history)?;
-    let parameters = model.parameters();
+    let (parameters, moments) = (backend.parameters(), backend.moments());
     let checkpoint =
-        run_dir.save_checkpoint(name, settings.kept(), parameters, optimizer, state, tokenizer)?;
+        run_dir.save_checkpoint(name, settings.kept(), &parameters, &moments, state, tokenizer)?;
     run_dir.write_status(&status(trainer, RunState::Running, None))?;
     Ok(checkpoint)
 }
 
-/// Makes the run's directory again if somebody has removed it, though not those above it: what they were on may be
-/// gone.
+/// Creates the run's directory again if it was removed, but not its parents: their disk may be unmounted.
 fn restore_directory(run_dir: &RunDir, trainer: &Trainer) -> Result<()> {
     if run_dir.is_run() {
         return Ok(());
@@ -126,7 +124,7 @@ fn restore_directory(run_dir: &RunDir, trainer: &Trainer) -> Result<()> {
 }
 
 fn describe(run_dir: &RunDir, trainer: &Trainer) -> Result<()> {
-    run_dir.write_description(&trainer.settings, trainer.model.config(), &trainer.tokenizer)?;
+    run_dir.write_description(&trainer.settings, trainer.backend.config(), &trainer.tokenizer)?;
     run_dir.write_status(&status(trainer, RunState::Running, None))
 }
 

@@ -1,8 +1,12 @@
 //! The optimizer against an AdamW in float64, over many steps.
 
-use folio::model::{ModelConfig, Parameters};
+use std::cell::RefCell;
+
+use folio::model::{Backend, Batch, CpuBackend, ModelConfig, Precision};
 use folio::optim::{AdamW, AdamWConfig};
 use folio::rng::{Rng, Stream};
+
+use crate::support::Replace;
 
 /// The unit roundoff of f32.
 const U: f64 = f32::EPSILON as f64 / 2.0;
@@ -65,22 +69,25 @@ fn gradient(rng: &mut Rng) -> f32 {
 #[track_caller]
 fn check(config: AdamWConfig) {
     let model = ModelConfig { vocab_size: 5, n_blocks: 1, n_emb: 4, n_heads: 1, block_size: 3, dropout: 0.0 };
-    let mut parameters = Parameters::random(&model, &mut Rng::new(1, Stream::Init));
-    let mut gradients = Parameters::zeros(&model);
-    let mut exact: Vec<Element> = parameters
+    let mut backend = CpuBackend::new(model, Precision::F32, &mut Rng::new(1, Stream::Init));
+    backend.loss_and_gradients(Batch { inputs: &[0, 1], targets: &[1, 2], time: 2 }, 0);
+    let mut exact: Vec<Element> = backend
+        .parameters()
         .values()
         .iter()
         .map(|&value| Element { parameter: f64::from(value), ..Element::default() })
         .collect();
-    let mut optimizer = AdamW::new(config, exact.len());
+    let mut optimizer = AdamW::new(config);
     let mut rng = Rng::new(2, Stream::Sampling);
     for t in 1..=300 {
-        gradients.values_mut().fill_with(|| gradient(&mut rng));
-        optimizer.step(&mut parameters, &gradients, LEARNING_RATE);
-        for (element, &g) in exact.iter_mut().zip(gradients.values()) {
+        let gradients: Vec<f32> = exact.iter().map(|_| gradient(&mut rng)).collect();
+        backend.reduce_gradients(&Replace(RefCell::new(gradients.clone())));
+        optimizer.step(&mut backend, LEARNING_RATE);
+        for (element, &g) in exact.iter_mut().zip(&gradients) {
             element.step(f64::from(g), t, &config);
         }
-        let got = parameters.values().iter().zip(optimizer.mean()).zip(optimizer.square());
+        let (parameters, moments) = (backend.parameters(), backend.moments());
+        let got = parameters.values().iter().zip(&moments.exp_avg).zip(&moments.exp_avg_sq);
         for (index, (((&parameter, &mean), &square), want)) in got.zip(&exact).enumerate() {
             for (what, got, want, off) in [
                 ("parameter", parameter, want.parameter, want.parameter_off),
@@ -119,4 +126,32 @@ fn adamw_equals_float64_s_within_its_roundings() {
     // The gradient alone: nothing is left of a spike.
     check(AdamWConfig { beta1: 0.0, beta2: 0.0, ..config() });
     check(AdamWConfig { beta1: 0.3, beta2: 0.4, ..config() });
+}
+
+#[test]
+fn gradients_that_are_not_finite_change_nothing() {
+    let model = ModelConfig { vocab_size: 3, n_blocks: 1, n_emb: 2, n_heads: 1, block_size: 2, dropout: 0.0 };
+    for value in [f32::NAN, f32::INFINITY, 1e18] {
+        let mut backend = CpuBackend::new(model, Precision::F32, &mut Rng::new(1, Stream::Init));
+        backend.loss_and_gradients(Batch { inputs: &[0, 1], targets: &[1, 2], time: 2 }, 0);
+        let before = backend.parameters().into_owned();
+        let mut gradients = vec![1.0; before.values().len()];
+        gradients[7] = value;
+        backend.reduce_gradients(&Replace(RefCell::new(gradients)));
+        let mut optimizer = AdamW::new(AdamWConfig { grad_clip: 1.0, ..config() });
+        let norm = optimizer.step(&mut backend, 1e-3);
+        // Large, but its square is finite: it is clipped.
+        let updates = value == 1e18;
+        assert_eq!((norm.is_finite(), optimizer.steps()), (updates, u64::from(updates)), "{value}");
+        let (parameters, moments) = (backend.parameters(), backend.moments());
+        let changed = |values: &[f32], from: &[f32]| values.iter().zip(from).any(|(a, b)| a != b);
+        let zeros = vec![0.0; before.values().len()];
+        let found = [
+            changed(parameters.values(), before.values()),
+            changed(&moments.exp_avg, &zeros),
+            changed(&moments.exp_avg_sq, &zeros),
+        ];
+        assert_eq!(found, [updates; 3], "{value}");
+        assert!(parameters.values().iter().all(|value| value.is_finite()), "{value}");
+    }
 }

@@ -51,9 +51,9 @@ fn read(directory: &Path) -> Result<(Vec<u32>, Vec<u32>, String), Error> {
     let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<u32>>();
     let checkpoint = Checkpoint::open(directory)?;
     let parameters = checkpoint.parameters()?;
-    let optimizer = checkpoint.optimizer(parameters.specs(), settings().adamw())?;
-    let means = [bits(optimizer.mean()), bits(optimizer.square())].concat();
-    Ok((bits(parameters.values()), means, format!("{:?}", checkpoint.state())))
+    let moments = checkpoint.moments(parameters.specs())?;
+    let moments = [bits(&moments.exp_avg), bits(&moments.exp_avg_sq)].concat();
+    Ok((bits(parameters.values()), moments, format!("{:?}", checkpoint.state())))
 }
 
 fn files(directory: &Path) -> Vec<PathBuf> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use folio::generate::{Drawn, Finish, Generator, PastContext, Request, Sampler, Sampling, TextId};
-use folio::model::{Gpt2, ModelConfig, Parameters, Precision, Predictor, WeightFormat};
+use folio::model::{CpuBackend, InferenceModel, ModelConfig, Parameters, Precision, WeightFormat};
 use folio::rng::{Rng, Stream};
 use folio::tokenizer::Tokenizer;
 use rayon::ThreadPoolBuilder;
@@ -27,7 +27,7 @@ fn tokenizer() -> Arc<Tokenizer> {
 }
 
 fn generator(format: WeightFormat) -> Generator {
-    Generator::new(Arc::new(Predictor::new(CONFIG, format, &parameters())), tokenizer())
+    Generator::new(Arc::new(InferenceModel::new(CONFIG, format, &parameters())), tokenizer())
 }
 
 fn tokens(count: usize, seed: u64) -> Vec<u32> {
@@ -62,7 +62,7 @@ fn write(generator: &mut Generator, request: Request) -> Written {
 
 /// The text that the full forward pass writes over the tokens that `window` leaves of those so far.
 fn by_full_passes(precision: Precision, request: &Request, window: impl Fn(&[u32]) -> &[u32]) -> Vec<u32> {
-    let mut model = Gpt2::from_parameters(CONFIG, precision, parameters());
+    let mut model = CpuBackend::from_parameters(CONFIG, precision, parameters());
     let (mut sampler, mut rng) = (Sampler::default(), Rng::new(request.seed, Stream::Sampling));
     let mut tokens = if request.prompt.is_empty() { vec![0] } else { request.prompt.clone() };
     for _ in 0..request.max_new_tokens {
@@ -77,7 +77,7 @@ fn by_full_passes(precision: Precision, request: &Request, window: impl Fn(&[u32
 #[test]
 fn a_cached_text_is_that_of_full_passes_bit_for_bit_past_the_context_too() {
     for (format, precision) in [(WeightFormat::F32, Precision::F32), (WeightFormat::Bf16, Precision::Bf16)] {
-        let mut model = Gpt2::from_parameters(CONFIG, precision, parameters());
+        let mut model = CpuBackend::from_parameters(CONFIG, precision, parameters());
         for prompt in [tokens(0, 1), tokens(1, 2), tokens(66, 3), tokens(67, 4), tokens(300, 5)] {
             let request =
                 Request { prompt, max_new_tokens: 140, seed: 7, logprobs: Some(0), ..Request::default() };
@@ -217,9 +217,9 @@ fn eight_bits_give_the_logits_of_the_weights_they_stand_for() {
         }
     }
     let tokens = tokens(60, 2);
-    let mut model = Gpt2::from_parameters(CONFIG, Precision::F32, parameters.clone());
+    let mut model = CpuBackend::from_parameters(CONFIG, Precision::F32, parameters.clone());
     let want = model.next_logits(&tokens).to_vec();
-    let predictor = Arc::new(Predictor::new(CONFIG, WeightFormat::Int8, &parameters));
+    let predictor = Arc::new(InferenceModel::new(CONFIG, WeightFormat::Int8, &parameters));
     let mut generator = Generator::new(predictor, tokenizer());
     let request = Request { prompt: tokens, max_new_tokens: 1, logprobs: Some(77), ..Request::default() };
     let mut got = vec![f64::NAN; 77];
@@ -319,7 +319,7 @@ fn a_text_ends_where_the_model_draws_the_end_token() {
     let config = ModelConfig { vocab_size: 276, ..CONFIG };
     let mut parameters = Parameters::random(&config, &mut Rng::new(5, Stream::Init));
     parameters.values_mut().iter_mut().for_each(|value| *value *= 4.0);
-    let predictor = Arc::new(Predictor::new(config, WeightFormat::F32, &parameters));
+    let predictor = Arc::new(InferenceModel::new(config, WeightFormat::F32, &parameters));
     let write_with = |special: &str, request: &Request| {
         let mut generator = Generator::new(Arc::clone(&predictor), bpe(special));
         write(&mut generator, request.clone())

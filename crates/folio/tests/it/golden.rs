@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use folio::model::{Batch, Gpt2, ModelConfig, Parameters, Precision};
+use folio::model::{Batch, CpuBackend, ModelConfig, Parameters, Precision};
 use folio::optim::{AdamW, AdamWConfig};
 use folio::schedule::{Schedule, ScheduleKind, warmup_factor};
 use safetensors::SafeTensors;
+
+use crate::support::{BACKENDS, New};
 
 const EPS: f32 = f32::EPSILON;
 
@@ -113,10 +115,10 @@ fn initial_weights_are_golden_py_s() {
 }
 
 #[test]
-fn logits_loss_and_gradients_equal_pytorch_s() {
+fn logits_equal_pytorch_s() {
     let (golden, config) = tiny();
-    let mut model = Gpt2::from_parameters(config, Precision::F32, initial_parameters(&config));
-    let (inputs, targets) = (&golden.integers["tokens"], &golden.integers["targets"]);
+    let mut model = CpuBackend::from_parameters(config, Precision::F32, initial_parameters(&config));
+    let inputs = &golden.integers["tokens"];
     let logits = &golden.floats["logits"];
     let v = config.vocab_size;
     for row in 0..3 {
@@ -126,10 +128,21 @@ fn logits_loss_and_gradients_equal_pytorch_s() {
             assert_close(&format!("logits {row}, {last}"), got, want, ROUNDINGS * EPS * norm(want));
         }
     }
-    let loss = model.train_step(Batch { inputs, targets, time: 7 }, 0);
+}
+
+#[test]
+fn loss_and_gradients_equal_pytorch_s() {
+    BACKENDS.iter().for_each(|(name, new)| check_gradients(name, *new));
+}
+
+fn check_gradients(backend: &str, new: New) {
+    let (golden, config) = tiny();
+    let mut model = new(config, Precision::F32, initial_parameters(&config));
+    let (inputs, targets) = (&golden.integers["tokens"], &golden.integers["targets"]);
+    let loss = model.loss_and_gradients(Batch { inputs, targets, time: 7 }, 0);
     let want = golden.floats["loss"][0];
-    assert!((loss - want).abs() <= ROUNDINGS * EPS * want, "loss {loss}, want {want}");
-    let (_, gradients) = model.parameters_and_gradients();
+    assert!((loss - want).abs() <= ROUNDINGS * EPS * want, "{backend}: loss {loss}, want {want}");
+    let gradients = model.gradients();
     for spec in gradients.specs() {
         let (got, want) = (gradients.tensor(spec), &golden.floats[&format!("grad.{}", spec.name)]);
         // Queries, keys and values differ in size by a thousand: each third is held to its own norm. The bias
@@ -147,26 +160,28 @@ fn logits_loss_and_gradients_equal_pytorch_s() {
             if spec.name.ends_with("c_attn.bias") && part == 1 {
                 size = norm(&golden.floats[&format!("grad.{}", spec.name.replace("bias", "weight"))]);
             }
-            assert_close(&format!("{} part {part}", spec.name), &got, &want, ROUNDINGS * EPS * size);
+            let what = format!("{backend}: {} part {part}", spec.name);
+            assert_close(&what, &got, &want, ROUNDINGS * EPS * size);
         }
     }
 }
 
 #[test]
 fn ten_steps_of_adamw_with_clipping_and_a_schedule_equal_pytorch_s() {
+    BACKENDS.iter().for_each(|(name, new)| check_ten_steps(name, *new));
+}
+
+fn check_ten_steps(backend: &str, new: New) {
     let (golden, config) = tiny();
-    let mut model = Gpt2::from_parameters(config, Precision::F32, initial_parameters(&config));
-    let mut optimizer = AdamW::new(
-        AdamWConfig {
-            beta1: golden.number("beta1"),
-            beta2: golden.number("beta2"),
-            eps: golden.number("eps"),
-            weight_decay: golden.number("weight_decay"),
-            decay_all_parameters: false,
-            grad_clip: golden.number("clip"),
-        },
-        model.parameters().values().len(),
-    );
+    let mut model = new(config, Precision::F32, initial_parameters(&config));
+    let mut optimizer = AdamW::new(AdamWConfig {
+        beta1: golden.number("beta1"),
+        beta2: golden.number("beta2"),
+        eps: golden.number("eps"),
+        weight_decay: golden.number("weight_decay"),
+        decay_all_parameters: false,
+        grad_clip: golden.number("clip"),
+    });
     let schedule = Schedule {
         kind: ScheduleKind::Cosine,
         learning_rate: golden.number("lr"),
@@ -177,19 +192,22 @@ fn ten_steps_of_adamw_with_clipping_and_a_schedule_equal_pytorch_s() {
     };
     let (inputs, targets) = (&golden.integers["tokens"], &golden.integers["targets"]);
     for step in 0..schedule.period as usize {
-        let loss = model.train_step(Batch { inputs, targets, time: 7 }, 0);
-        let (parameters, gradients) = model.parameters_and_gradients();
-        let norm = optimizer.step(parameters, gradients, schedule.rate(step as u64)) as f32;
+        let loss = model.loss_and_gradients(Batch { inputs, targets, time: 7 }, 0);
+        let norm = optimizer.step(&mut *model, schedule.rate(step as u64)) as f32;
         // Each step adds the roundings of its pass.
         let tolerance = (step + 1) as f32 * ROUNDINGS * EPS;
         for (what, got, want) in
             [("loss", loss, golden.floats["losses"][step]), ("norm", norm, golden.floats["grad_norms"][step])]
         {
-            assert!((got - want).abs() <= tolerance * want, "step {step}: {what} {got}, want {want}");
+            assert!(
+                (got - want).abs() <= tolerance * want,
+                "{backend}, step {step}: {what} {got}, want {want}"
+            );
         }
     }
-    for spec in model.parameters().specs() {
-        let mut got = model.parameters().tensor(spec).to_vec();
+    let parameters = model.parameters();
+    for spec in parameters.specs() {
+        let mut got = parameters.tensor(spec).to_vec();
         let mut want = golden.floats[&format!("after.{}", spec.name)].clone();
         if spec.name.ends_with("c_attn.bias") {
             // The keys' part follows the sign of a gradient that is pure rounding.
@@ -200,12 +218,16 @@ fn ten_steps_of_adamw_with_clipping_and_a_schedule_equal_pytorch_s() {
         // Ten updates of at most 1e-2 each, whose relative error is that of the gradient: g / |g| of Adam is
         // worst where g is small against its tensor's norm, by a factor of 10 here.
         let tolerance = 10.0 * 1e-2 * 10.0 * ROUNDINGS * EPS;
-        assert_close(&spec.name, &got, &want, tolerance);
+        assert_close(&format!("{backend}: {}", spec.name), &got, &want, tolerance);
     }
 }
 
 #[test]
 fn two_hundred_steps_on_shakespeare_follow_pytorch_s_losses() {
+    BACKENDS.iter().for_each(|(name, new)| check_two_hundred_steps(name, *new));
+}
+
+fn check_two_hundred_steps(backend: &str, new: New) {
     let text = std::fs::read_to_string(golden("shakespeare_200.json")).expect("the golden file is committed");
     let golden: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     let size = |key: &str| golden[key].as_u64().expect("a whole number") as usize;
@@ -221,7 +243,7 @@ fn two_hundred_steps_on_shakespeare_follow_pytorch_s_losses() {
     let parameters = initial_parameters(&config);
     assert_eq!(u64::from(fingerprint(&parameters)), golden["fingerprint"].as_u64().expect("a number"));
     let tokens = shakespeare_tokens();
-    let mut model = Gpt2::from_parameters(config, Precision::F32, parameters);
+    let mut model = new(config, Precision::F32, parameters);
     let adamw = AdamWConfig {
         beta1: real("beta1"),
         beta2: real("beta2"),
@@ -230,7 +252,7 @@ fn two_hundred_steps_on_shakespeare_follow_pytorch_s_losses() {
         decay_all_parameters: false,
         grad_clip: real("clip"),
     };
-    let mut optimizer = AdamW::new(adamw, model.parameters().values().len());
+    let mut optimizer = AdamW::new(adamw);
     let (time, batch, n_train) = (config.block_size, size("batch_size"), size("n_train"));
     let mut largest = 0.0f64;
     for (step, want) in golden["losses"].as_array().expect("a list").iter().enumerate() {
@@ -240,17 +262,16 @@ fn two_hundred_steps_on_shakespeare_follow_pytorch_s_losses() {
             starts.iter().flat_map(|&start| tokens[start + shift..][..time].iter().copied()).collect()
         };
         let (inputs, targets) = (gather(0), gather(1));
-        let loss = model.train_step(Batch { inputs: &inputs, targets: &targets, time }, 0);
+        let loss = model.loss_and_gradients(Batch { inputs: &inputs, targets: &targets, time }, 0);
         largest = largest.max((f64::from(loss) - want.as_f64().expect("a loss")).abs());
-        let (parameters, gradients) = model.parameters_and_gradients();
         let rate = real("lr") * warmup_factor(step as u64, size("warmup_steps") as u64);
-        optimizer.step(parameters, gradients, rate);
+        optimizer.step(&mut *model, rate);
     }
     // Training amplifies roundings; PyTorch's own f32 run leaves its f64 run by `deviation` in 200 steps. Ours,
     // with other orders of summation, may leave each by a few times that.
     let tolerance = 10.0 * real("deviation");
-    println!("largest difference to PyTorch in 200 losses: {largest:.2e}");
-    assert!(largest <= tolerance, "losses differ by up to {largest:e} > {tolerance:e}");
+    println!("{backend}: largest difference to PyTorch in 200 losses: {largest:.2e}");
+    assert!(largest <= tolerance, "{backend}: losses differ by up to {largest:e} > {tolerance:e}");
 }
 
 /// The corpus as character ids in the order of the sorted distinct characters.

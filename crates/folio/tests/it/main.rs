@@ -8,6 +8,8 @@ mod fuzz;
 mod generation;
 mod golden;
 mod precision;
+mod ranks;
 mod resume;
 mod split;
+mod support;
 mod tokenizer;

@@ -1,6 +1,6 @@
 //! bfloat16 beside f32, which golden.rs holds to PyTorch with errors a thousand times below those allowed here.
 
-use folio::model::{Batch, Gpt2, ModelConfig, Parameters, Precision};
+use folio::model::{Backend, Batch, CpuBackend, ModelConfig, Parameters, Precision};
 use folio::optim::{AdamW, AdamWConfig};
 use folio::rng::{Rng, Stream};
 use rayon::ThreadPoolBuilder;
@@ -13,8 +13,8 @@ fn config(dropout: f32) -> ModelConfig {
     ModelConfig { vocab_size: 77, n_blocks: 2, n_emb: 70, n_heads: 7, block_size: 67, dropout }
 }
 
-fn model(config: ModelConfig, precision: Precision) -> Gpt2 {
-    Gpt2::new(config, precision, &mut Rng::new(5, Stream::Init))
+fn model(config: ModelConfig, precision: Precision) -> CpuBackend {
+    CpuBackend::new(config, precision, &mut Rng::new(5, Stream::Init))
 }
 
 /// A batch of 3 sequences of 67 tokens: more than one tile of attention, and an odd number.
@@ -32,8 +32,8 @@ fn norm(x: impl Iterator<Item = f32>) -> f64 {
 fn gradients(precision: Precision, dropout: f32) -> (f32, Parameters) {
     let mut model = model(config(dropout), precision);
     let (inputs, targets) = batch();
-    let loss = model.train_step(Batch { inputs: &inputs, targets: &targets, time: 67 }, 3);
-    (loss, model.parameters_and_gradients().1.clone())
+    let loss = model.loss_and_gradients(Batch { inputs: &inputs, targets: &targets, time: 67 }, 3);
+    (loss, model.gradients().into_owned())
 }
 
 /// Between the loss and a gradient of the first block lie, of each of 2 blocks, 8 roundings to bfloat16 going forward
@@ -74,12 +74,11 @@ fn trained(precision: Precision, threads: usize) -> Vec<u32> {
     };
     ThreadPoolBuilder::new().num_threads(threads).build().expect("threads").install(|| {
         let mut model = model(config(0.2), precision);
-        let mut optimizer = AdamW::new(adamw, model.parameters().values().len());
+        let mut optimizer = AdamW::new(adamw);
         let (inputs, targets) = batch();
         for step in 0..3 {
-            model.train_step(Batch { inputs: &inputs, targets: &targets, time: 67 }, step);
-            let (parameters, gradients) = model.parameters_and_gradients();
-            optimizer.step(parameters, gradients, 1e-3);
+            model.loss_and_gradients(Batch { inputs: &inputs, targets: &targets, time: 67 }, step);
+            optimizer.step(&mut model, 1e-3);
         }
         model.parameters().values().iter().map(|value| value.to_bits()).collect()
     })
@@ -102,13 +101,13 @@ fn a_smaller_batch_in_the_buffers_of_a_larger_one_gives_the_same_bits() {
         let small = Batch { inputs: &inputs[..2 * 30], targets: &targets[..2 * 30], time: 30 };
         let mut fresh = model(config(0.2), precision);
         let mut used = model(config(0.2), precision);
-        used.train_step(Batch { inputs: &inputs, targets: &targets, time: 67 }, 1);
-        assert_eq!(fresh.train_step(small, 2).to_bits(), used.train_step(small, 2).to_bits());
-        let bits = |model: &mut Gpt2| -> Vec<u32> {
-            model.parameters_and_gradients().1.values().iter().map(|value| value.to_bits()).collect()
+        used.loss_and_gradients(Batch { inputs: &inputs, targets: &targets, time: 67 }, 1);
+        assert_eq!(fresh.loss_and_gradients(small, 2).to_bits(), used.loss_and_gradients(small, 2).to_bits());
+        let bits = |model: &CpuBackend| -> Vec<u32> {
+            model.gradients().values().iter().map(|value| value.to_bits()).collect()
         };
-        assert!(bits(&mut fresh) == bits(&mut used), "gradients in {precision:?}");
-        let losses = |model: &mut Gpt2| model.losses(small).to_vec();
+        assert!(bits(&fresh) == bits(&used), "gradients in {precision:?}");
+        let losses = |model: &mut CpuBackend| model.losses(small).to_vec();
         assert_eq!(losses(&mut fresh), losses(&mut used));
     }
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 
 use folio::checkpoint::CheckpointName;
 use folio::data::{Part, SplitKind, TokenStream};
+use folio::distributed::SingleProcess;
 use folio::model::Precision;
 use folio::rng::{Rng, Stream};
 use folio::run_dir::RunDir;
@@ -16,6 +17,8 @@ use folio::settings::{Keep, Settings};
 use folio::tokenizer::Tokenizer;
 use folio::train::{Event, Outcome, Requests, Start, Trainer};
 use rayon::ThreadPoolBuilder;
+
+use crate::support::{CPU, New, REFERENCE};
 
 const EPOCHS: u64 = 6;
 /// The epochs after which runs stop: inside the first period of the warm restarts, and after a restart.
@@ -54,13 +57,20 @@ fn data(split: SplitKind) -> (Arc<TokenStream>, Arc<Tokenizer>) {
     (Arc::new(stream), Arc::new(tokenizer))
 }
 
-/// Trains in so many threads, and returns where.
+/// Trains on the processor with this many threads.
 fn train(settings: &Settings, start: &Start, directory: &Path, threads: usize) -> RunDir {
+    train_on(CPU, settings, start, directory, threads)
+}
+
+/// Trains on a backend with this many threads.
+fn train_on(new: New, settings: &Settings, start: &Start, directory: &Path, threads: usize) -> RunDir {
     let run_dir = RunDir::new(directory);
     let (stream, tokenizer) = data(settings.split);
     let pool = ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
     pool.install(|| {
-        let mut trainer = Trainer::new(settings.clone(), stream, tokenizer, start).expect("valid settings");
+        let settings = settings.clone();
+        let mut trainer = Trainer::on(&new, Box::new(SingleProcess), settings, stream, tokenizer, start)
+            .expect("valid settings");
         trainer.run(Some(&run_dir), &Requests::default(), &mut |_event| {}).expect("a run without mishap");
     });
     run_dir
@@ -85,18 +95,23 @@ fn check_same(got: &RunDir, want: &RunDir, epoch: u64, context: &str) {
 /// Checks that settings go on to the bit, wherever they stop and in whatever threads.
 #[track_caller]
 fn check_resumes(settings: Settings) {
+    check_resumes_on(CPU, &THREADS, settings);
+}
+
+#[track_caller]
+fn check_resumes_on(new: New, threads: &[(usize, usize)], settings: Settings) {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let place = |name: &str| directory.path().join(name);
-    let whole = train(&settings, &Start::Fresh, &place("whole"), 1);
+    let whole = train_on(new, &settings, &Start::Fresh, &place("whole"), 1);
     let losses = whole.losses().expect("readable").expect("saved").train_losses;
     assert!(losses.windows(2).all(|pair| pair[0] != pair[1]), "it learns in every epoch: {losses:?}");
-    for (index, (before, then)) in THREADS.into_iter().enumerate() {
+    for (index, &(before, then)) in threads.iter().enumerate() {
         let stop = STOPS[index % STOPS.len()];
         let context = format!("{before} threads for {stop} epochs, then {then}: {settings:?}");
         let first = Settings { num_epochs: stop, ..settings.clone() };
         let rest = Settings { num_epochs: EPOCHS - stop, ..settings.clone() };
-        let first = train(&first, &Start::Fresh, &place(&format!("first_{index}")), before);
-        let rest = train(&rest, &after(&first, stop), &place(&format!("rest_{index}")), then);
+        let first = train_on(new, &first, &Start::Fresh, &place(&format!("first_{index}")), before);
+        let rest = train_on(new, &rest, &after(&first, stop), &place(&format!("rest_{index}")), then);
         check_same(&rest, &whole, stop + 1, &context);
     }
 }
@@ -120,6 +135,24 @@ fn warm_restarts_go_on_to_the_bit() {
         cosine_lr_restart_decay: 0.5,
         ..settings()
     });
+}
+
+#[test]
+fn the_reference_backend_goes_on_to_the_bit() {
+    let settings = Settings {
+        n_emb: 8,
+        lr_schedule: ScheduleKind::Cosine,
+        cosine_t_max: EPOCHS,
+        gradient_accumulation_steps: 3,
+        ..settings()
+    };
+    check_resumes_on(REFERENCE, &THREADS[..2], settings);
+}
+
+#[test]
+fn a_run_with_gradient_accumulation_goes_on_to_the_bit() {
+    // The last batch of an epoch has a single sequence, so that two of its micro-batches are empty.
+    check_resumes(Settings { gradient_accumulation_steps: 3, ..settings() });
 }
 
 #[test]
@@ -282,10 +315,10 @@ fn a_checkpoint_s_state_counts_epochs_and_steps() {
     for epoch in 1..=EPOCHS {
         let checkpoint = run.open_checkpoint(CheckpointName::Epoch(epoch)).expect("whole");
         let parameters = checkpoint.parameters().expect("whole");
-        let optimizer = checkpoint.optimizer(parameters.specs(), settings().adamw()).expect("whole");
+        checkpoint.moments(parameters.specs()).expect("whole");
         let state = checkpoint.state();
         // Forty training blocks in batches of 13: three whole ones and a short one.
-        assert_eq!((state.epoch, state.global_step, optimizer.steps()), (epoch, 4 * epoch, 4 * epoch));
+        assert_eq!((state.epoch, state.global_step, state.optimizer_steps), (epoch, 4 * epoch, 4 * epoch));
         assert_eq!(state.history.epochs(), epoch);
     }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use folio::data::{BatchBuffer, Dataset, Part, SplitKind, TokenStream};
-use folio::model::Gpt2;
+use folio::model::{Backend, CpuBackend};
 use folio::rng::{Rng, Stream};
 use folio::settings::Settings;
 use folio::tokenizer::Tokenizer;
@@ -167,7 +167,7 @@ fn frozen(batch_size: usize, split: SplitKind) -> (Settings, Trainer) {
 /// The loss of each training block by itself, as the frozen model has it.
 fn block_losses(settings: &Settings, dataset: &Dataset) -> Vec<f64> {
     let config = settings.model_config(330);
-    let mut model = Gpt2::new(config, settings.precision, &mut Rng::new(settings.seed, Stream::Init));
+    let mut model = CpuBackend::new(config, settings.precision, &mut Rng::new(settings.seed, Stream::Init));
     let mut buffer = BatchBuffer::default();
     let loss = |&start: &usize| {
         let losses = model.losses(buffer.fill(dataset, &[start], dataset.block_size()));

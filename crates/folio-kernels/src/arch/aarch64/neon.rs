@@ -1,6 +1,6 @@
-//! NEON: registers of 4 f32, by the compiler's vectoriser.
+//! NEON: registers of 4 f32, vectorized by the compiler.
 
-/// Runs `body` compiled for this set.
+/// Runs `body` compiled for NEON.
 ///
 /// # Safety
 /// The processor must have NEON.

@@ -1,56 +1,42 @@
 //! AMX-BF16: eight tile registers of 16 rows by 64 bytes, and one instruction that multiplies two of them.
 //!
-//! `TDPBF16PS` adds to a tile of 16 x 16 sums the matmul of a tile of the left operand, 16 rows of 16 units, and one of the
-//! right operand, 16 units of 16 columns, which is how [`crate::panels`] lays units out. What it rounds is written down in
-//! [`crate::reference::amx`]. Intel 2024, "Intel 64 and IA-32 Architectures Software Developer's Manual", volume 1,
-//! chapter 18, and volume 2, TDPBF16PS.
+//! `TDPBF16PS` multiplies a tile of the left operand (16 rows of 16 units) by a tile of the right operand (16 units of
+//! 16 columns, in the layout of [`Panels`]) and adds the result to a tile of 16 x 16 sums. `reference/amx.rs` specifies
+//! its rounding. Source: Intel 2024, "Intel 64 and IA-32 Architectures Software Developer's Manual", volume 1, chapter
+//! 18, and volume 2, TDPBF16PS.
 //!
-//! The intrinsics are unstable in Rust; inline assembly is not.
+//! Rust's AMX intrinsics are unstable; inline assembly is stable.
 
-use std::arch::asm;
 use std::cell::Cell;
 use std::ops::Range;
 use std::sync::OnceLock;
 
 mod micro;
+mod registers;
 
 pub(crate) use micro::peak;
+pub(crate) use registers::{ROWS, Tiles};
 
-use self::micro::{Block, Right, one_by_four, two_by_two};
+use self::micro::{LeftTiles, RightTiles, one_by_four, two_by_two};
+use self::registers::{PANEL_ROW_BYTES, STEP, TILE_BYTES, TILE_ROW_BYTES, TILE_ROWS, UNIT_BYTES};
 use super::avx512;
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, CacheAligned};
 use crate::element::{Bf16, Element};
-use crate::matmul::Lhs;
-use crate::panels::Panels;
+use crate::operand::{Lhs, Panels};
 use crate::tile::{COLS, Sums};
 
-/// Rows of sums that are computed together: two tiles.
-pub(crate) const ROWS: usize = 2 * TILE_ROWS;
-/// Rows of a tile.
-const TILE_ROWS: usize = 16;
-/// Units of a row of a tile of the left operand, and rows of one of the right operand.
-const STEP: usize = 16;
-/// Bytes of a unit.
-const UNIT: usize = 4;
-/// Bytes of a row of a tile.
-const TILE_ROW: usize = STEP * UNIT;
-/// Bytes of a whole tile.
-const TILE: usize = TILE_ROWS * TILE_ROW;
-/// Bytes of the units of one row of a panel.
-const PANEL_ROW: usize = COLS * UNIT;
-
-/// What came of asking for AMX.
+/// Whether AMX-BF16 can be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Support {
     /// The processor does not have AMX-BF16.
     Absent,
-    /// The processor has it, the operating system does not allow it.
+    /// The processor has it, but the operating system does not permit its use.
     Refused,
     /// The process may use it.
     Granted,
 }
 
-/// Whether this process may use AMX-BF16; asks the operating system at the first call.
+/// Whether this process may use AMX-BF16. The first call requests permission from the operating system.
 pub(crate) fn support() -> Support {
     static SUPPORT: OnceLock<Support> = OnceLock::new();
     *SUPPORT.get_or_init(|| {
@@ -70,84 +56,27 @@ fn is_present() -> bool {
     leaves >= 7 && std::arch::x86_64::__cpuid_count(7, 0).edx & (1 << 24 | 1 << 22) == 1 << 24 | 1 << 22
 }
 
-/// Asks Linux to let this process keep state in tile registers: `arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA)`. The
-/// permission holds for all of its threads, present and to come (Linux, Documentation/arch/x86/xstate.rst).
+/// Requests permission from Linux to use the tile registers: `arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA)`. The
+/// permission covers all current and future threads of the process (Linux, Documentation/arch/x86/xstate.rst).
 fn request_permission() -> bool {
     #[cfg(target_os = "linux")]
     {
         const ARCH_REQ_XCOMP_PERM: usize = 0x1023;
         const XFEATURE_XTILEDATA: usize = 18;
-        // SAFETY: a system call of two numbers.
+        // SAFETY: a system call with two integer arguments.
         unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
     }
     #[cfg(not(target_os = "linux"))]
     false
 }
 
-/// The shapes of a thread's tile registers.
-#[repr(C, align(64))]
-struct Configuration([u8; 64]);
-
-impl Configuration {
-    /// Tiles for a matmul of `rows` rows. If they fit into one tile, the tiles of the sums and of the left operand have only
-    /// these rows, so that no other row is loaded, computed or stored.
-    fn for_rows(rows: usize) -> Self {
-        let mut bytes = [0; 64];
-        bytes[0] = 1; // The palette; 0 is that of released registers.
-        for tile in 0..8 {
-            bytes[16 + 2 * tile] = TILE_ROW as u8;
-            bytes[48 + tile] = if tile <= 4 { rows.clamp(1, TILE_ROWS) } else { TILE_ROWS } as u8;
-        }
-        Self(bytes)
-    }
-}
-
-/// Tile registers that are configured for this module, on the thread that made it. What the thread had configured before,
-/// for code of another library, is configured again afterwards.
-pub(crate) struct Tiles {
-    before: Configuration,
-    /// Registers belong to a thread.
-    not_send: std::marker::PhantomData<*const ()>,
-}
-
-impl Tiles {
-    /// For a matmul of `rows` rows.
-    ///
-    /// # Safety
-    /// [`support`] must have said `Granted`.
-    pub(crate) unsafe fn configure(rows: usize) -> Self {
-        let configuration = Configuration::for_rows(rows);
-        let mut before = Configuration([0; 64]);
-        // SAFETY: the process may use AMX; both places are 64 bytes.
-        unsafe {
-            asm!("sttilecfg [{}]", in(reg) before.0.as_mut_ptr(), options(nostack, preserves_flags));
-            asm!("ldtilecfg [{}]", in(reg) configuration.0.as_ptr(), options(nostack, readonly, preserves_flags),
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _);
-        }
-        Self { before, not_send: std::marker::PhantomData }
-    }
-}
-
-impl Drop for Tiles {
-    fn drop(&mut self) {
-        // SAFETY: the process may use AMX; the configuration is one that the processor stored. That of released registers
-        // releases them.
-        unsafe {
-            asm!("ldtilecfg [{}]", in(reg) self.before.0.as_ptr(), options(nostack, readonly, preserves_flags),
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _);
-        }
-    }
-}
-
-/// The depth of a matmul in steps of one tile.
+/// The depth of a matmul in steps of one tile each.
 #[derive(Clone, Copy)]
 struct Depth {
     segments: usize,
-    /// Whole steps of a segment.
+    /// Full steps per segment.
     steps: usize,
-    /// Units of a segment behind its whole steps.
+    /// Units per segment after its full steps.
     rest: usize,
 }
 
@@ -156,47 +85,47 @@ impl Depth {
         Self { segments: rhs.segments, steps: rhs.units / STEP, rest: rhs.units % STEP }
     }
 
-    /// Steps of a segment, the last of which may be filled up with zeros.
+    /// Steps per segment, including a partial last one, which is padded with zeros.
     fn segment_steps(self) -> usize {
         self.steps + usize::from(self.rest > 0)
     }
 
     /// Bytes of [`ROWS`] rows of the left operand in tiles.
     fn block_bytes(self) -> usize {
-        self.segments * self.segment_steps() * 2 * TILE
+        self.segments * self.segment_steps() * 2 * TILE_BYTES
     }
 }
 
-/// A left operand, as far as it is read in place, and in tiles, as far as it is not.
+/// A left operand: partly read in place, partly copied into tiles.
 ///
-/// Rows are read in place if they are whole steps and start on cache lines: a tile row that straddles two lines loads at half
-/// the speed. For few rows this does not matter. Other rows, and panels, whose units stand the other way round, are first
-/// laid out in tiles: for each [`ROWS`] rows and each step, two tiles. What is missing is zero there.
-pub(crate) struct Left<'a, E> {
+/// Rows are read in place if they consist of full steps and start on cache lines: loading a tile row that straddles two
+/// lines takes twice as long. With few rows the alignment does not matter. All other rows, and panels, whose units are
+/// transposed, are first copied into tiles: two tiles for every [`ROWS`] rows and every step, padded with zeros.
+pub(crate) struct LeftOperand<'a, E> {
     lhs: Lhs<'a, E>,
     depth: Depth,
-    /// Whether whole tiles of rows are read in place.
+    /// Whether full tiles of rows are read in place.
     in_place: bool,
-    /// The first row that is laid out in tiles.
+    /// The first row that is copied into tiles.
     first: usize,
     tiles: Buffer<Bf16>,
 }
 
-/// Bytes of tiles that [`Left`] lays out together, unless [`ROWS`] rows alone take more.
+/// Bytes of tiles that [`LeftOperand`] copies at a time, unless [`ROWS`] rows alone take more.
 const TILES_BYTES: usize = 256 * 1024;
 
 thread_local! {
-    /// What [`Left`] lays tiles out in.
+    /// This thread's memory for the tiles of [`LeftOperand`].
     static TILES: Cell<Buffer<Bf16>> = Cell::default();
 }
 
-impl<'a, E: Element> Left<'a, E> {
-    /// For `rows` rows in all.
+impl<'a, E: Element> LeftOperand<'a, E> {
+    /// For an operand of `rows` rows.
     pub(crate) fn new(lhs: Lhs<'a, E>, rhs: Panels<E>, rows: usize) -> Self {
         let depth = Depth::of(rhs);
         let in_place = match lhs {
             Lhs::Rows { data, stride } => {
-                let is_whole = |bytes: usize| bytes.is_multiple_of(TILE_ROW);
+                let is_whole = |bytes: usize| bytes.is_multiple_of(TILE_ROW_BYTES);
                 let on_lines = is_whole(data.as_ptr().addr()) && is_whole(stride * size_of::<E>());
                 depth.rest == 0 && (on_lines || rows <= TILE_ROWS)
             }
@@ -205,16 +134,20 @@ impl<'a, E: Element> Left<'a, E> {
         Self { lhs, depth, in_place, first: 0, tiles: TILES.take() }
     }
 
-    /// Rows that are laid out together, or all `rows` if they are read in place: as many as stay in the second-level
-    /// cache beside what they are multiplied with.
+    /// How many rows to prepare at a time: as many as fit into the second-level cache beside the right operand, or all
+    /// `rows` if they are read in place.
     pub(crate) fn group(&self, rows: usize) -> usize {
-        if self.in_place { rows.max(1) } else { (TILES_BYTES / self.depth.block_bytes().max(1)).max(1) * ROWS }
+        if self.in_place {
+            rows.max(1)
+        } else {
+            (TILES_BYTES / self.depth.block_bytes().max(1)).max(1) * ROWS
+        }
     }
 
-    /// Lays out what of `rows` is not read in place.
+    /// Copies those of `rows` into tiles that are not read in place.
     ///
     /// # Safety
-    /// The rows must be inside the operand; its segments and units must be those of the right one.
+    /// The rows must be inside the operand, whose segments and units must be those of the right operand.
     pub(crate) unsafe fn prepare(&mut self, rows: Range<usize>) {
         let rest = rows.len() % ROWS;
         let in_place = if !self.in_place {
@@ -227,7 +160,7 @@ impl<'a, E: Element> Left<'a, E> {
         self.first = rows.start + in_place;
         let (blocks, bytes) = ((rows.end - self.first).div_ceil(ROWS), self.depth.block_bytes());
         if self.tiles.len() * size_of::<Bf16>() < blocks * bytes {
-            // The least is what most matmuls need, so that a thread allocates once.
+            // Large enough for most matmuls, so that a thread allocates only once.
             self.tiles = Buffer::zeroed((blocks * bytes).max(TILES_BYTES) / size_of::<Bf16>());
         }
         let blocks = self.tiles.chunks_exact_mut((bytes / size_of::<Bf16>()).max(1));
@@ -235,7 +168,7 @@ impl<'a, E: Element> Left<'a, E> {
             let rows = first..(first + ROWS).min(rows.end);
             // Two elements of a tile are one unit.
             let out = block.as_mut_ptr().cast();
-            // SAFETY: a block has room for all steps; the rows are inside by the caller's promise.
+            // SAFETY: a block has room for all steps; the caller guarantees that the rows are inside the operand.
             unsafe {
                 match self.lhs {
                     Lhs::Rows { data, stride } => {
@@ -247,46 +180,49 @@ impl<'a, E: Element> Left<'a, E> {
         }
     }
 
-    /// The tiles of the rows from `row` on, which [`Left::prepare`] has seen.
-    fn block(&self, row: usize) -> Block {
+    /// The tiles of the rows starting at `row`, which must be prepared.
+    fn block(&self, row: usize) -> LeftTiles {
         if row < self.first {
             let Lhs::Rows { data, stride } = self.lhs else { unreachable!("panels are laid out") };
             let stride = stride * size_of::<E>();
             let start = data.as_ptr().cast::<u8>().wrapping_add(row * stride);
-            Block { start, stride, second: TILE_ROWS * stride, step: TILE_ROW }
+            LeftTiles { start, stride, second: TILE_ROWS * stride, step: TILE_ROW_BYTES }
         } else {
             let start = self.tiles.as_ptr().cast::<u8>();
             let start = start.wrapping_add((row - self.first) / ROWS * self.depth.block_bytes());
-            Block { start, stride: TILE_ROW, second: TILE, step: 2 * TILE }
+            LeftTiles { start, stride: TILE_ROW_BYTES, second: TILE_BYTES, step: 2 * TILE_BYTES }
         }
     }
 }
 
-impl<E> Drop for Left<'_, E> {
+impl<E> Drop for LeftOperand<'_, E> {
     fn drop(&mut self) {
         TILES.set(std::mem::take(&mut self.tiles));
     }
 }
 
+/// Copies up to [`ROWS`] rows into tiles.
+///
 /// # Safety
 /// `out` must have room for a block; the rows, `stride` bytes apart, must be readable.
 unsafe fn lay_out_rows(out: *mut u8, depth: Depth, rows: Range<usize>, data: *const u8, stride: usize) {
-    let bytes = depth.steps * TILE_ROW + depth.rest * UNIT;
+    let bytes = depth.steps * TILE_ROW_BYTES + depth.rest * UNIT_BYTES;
     for r in 0..ROWS {
-        // SAFETY: the caller's promise; a row has as many bytes as its units.
+        // SAFETY: guaranteed by the caller; a row has as many bytes as its units.
         unsafe {
-            let to = out.add(r / TILE_ROWS * TILE + r % TILE_ROWS * TILE_ROW);
+            let to = out.add(r / TILE_ROWS * TILE_BYTES + r % TILE_ROWS * TILE_ROW_BYTES);
             let from = data.wrapping_add((rows.start + r) * stride);
             for step in 0..depth.segment_steps() {
-                let to = to.add(step * 2 * TILE);
-                let here = if r < rows.len() { (bytes - step * TILE_ROW).min(TILE_ROW) } else { 0 };
-                if here < TILE_ROW {
-                    to.write_bytes(0, TILE_ROW);
+                let to = to.add(step * 2 * TILE_BYTES);
+                let here =
+                    if r < rows.len() { (bytes - step * TILE_ROW_BYTES).min(TILE_ROW_BYTES) } else { 0 };
+                if here < TILE_ROW_BYTES {
+                    to.write_bytes(0, TILE_ROW_BYTES);
                 }
-                let from = from.wrapping_add(step * TILE_ROW);
-                if here == TILE_ROW {
+                let from = from.wrapping_add(step * TILE_ROW_BYTES);
+                if here == TILE_ROW_BYTES {
                     // A constant length compiles to a register move instead of a call of memcpy.
-                    to.copy_from_nonoverlapping(from, TILE_ROW);
+                    to.copy_from_nonoverlapping(from, TILE_ROW_BYTES);
                 } else {
                     to.copy_from_nonoverlapping(from, here);
                 }
@@ -295,8 +231,10 @@ unsafe fn lay_out_rows(out: *mut u8, depth: Depth, rows: Range<usize>, data: *co
     }
 }
 
+/// Transposes up to [`ROWS`] columns of panels into tiles.
+///
 /// # Safety
-/// `out` must have room for a block; the rows must be columns of `panels`, whose units are as `depth` says.
+/// `out` must have room for a block; the rows must be columns of `panels`, whose depth must be `depth`.
 unsafe fn lay_out_columns<E: Element>(out: *mut u8, depth: Depth, rows: Range<usize>, panels: Panels<E>) {
     for tile in 0..2 {
         let first = rows.start + tile * TILE_ROWS;
@@ -305,16 +243,18 @@ unsafe fn lay_out_columns<E: Element>(out: *mut u8, depth: Depth, rows: Range<us
         for segment in 0..depth.segments {
             for step in 0..depth.segment_steps() {
                 let units = (depth.steps * STEP + depth.rest - step * STEP).min(STEP);
-                // From a column's unit to the same of the next panel and to the next unit of its own.
+                // The address of a unit of a column; the next unit of the same column is COLS units further.
                 let unit = |row: usize, unit: usize| {
                     let place = segment * panels.segment_stride + row / COLS * panels.panel_stride;
-                    let place = place + ((step * STEP + unit) * COLS + row % COLS) * E::PAIR;
+                    let place = place + ((step * STEP + unit) * COLS + row % COLS) * E::PER_UNIT;
                     panels.data.as_ptr().wrapping_add(place).cast::<i32>()
                 };
-                // SAFETY: the caller's promise: columns and units are inside; the tile is one of the block's.
+                // SAFETY: the caller guarantees that columns and units are inside the panels and the tile inside the
+                // block.
                 unsafe {
-                    let out =
-                        out.add(((segment * depth.segment_steps() + step) * 2 + tile) * TILE).cast::<i32>();
+                    let out = out
+                        .add(((segment * depth.segment_steps() + step) * 2 + tile) * TILE_BYTES)
+                        .cast::<i32>();
                     if is_whole && units == STEP {
                         avx512::transpose(out, STEP, unit(first, 0), COLS);
                         continue;
@@ -331,20 +271,21 @@ unsafe fn lay_out_columns<E: Element>(out: *mut u8, depth: Depth, rows: Range<us
     }
 }
 
-/// Whether sums of this size can be written straight into a result.
+/// Whether sums of this shape can be stored directly into a result.
 pub(crate) fn fits(rows: usize, cols: usize) -> bool {
     rows.is_multiple_of(TILE_ROWS) && (cols == COLS || (cols == COLS / 2 && rows == ROWS))
 }
 
-/// `sums = lhs rhs` or `sums += lhs rhs` for `rows` rows from `row` on, up to [`ROWS`], and `cols` columns of the panel at
-/// the start of `panel`; all of the tile if they do not [`fits`] it.
+/// `sums = lhs rhs` or `sums += lhs rhs` for up to [`ROWS`] rows, starting at `row`, and the first `cols` columns of
+/// `panel`. If the shape does not [fit](fits), all of a [`crate::tile::TileBuffer`] is overwritten.
 ///
 /// # Safety
-/// `left` must have been prepared for these rows; `rhs` must be what it was made with; `sums` must have room. [`Tiles`] must be
-/// configured for as many rows as `left` was made for, and, if these are at most 16, `rows` must be all of them.
+/// - `left` must be prepared for these rows, and `rhs` must be the operand that `left` was created with.
+/// - `sums` must have room for what is overwritten.
+/// - [`Tiles`] must be configured for the total number of rows of `left`; if that is at most 16, `rows` must equal it.
 pub(crate) unsafe fn multiply<E: Element>(
     sums: Sums,
-    left: &Left<E>,
+    left: &LeftOperand<E>,
     row: usize,
     rows: usize,
     panel: *const E,
@@ -354,50 +295,54 @@ pub(crate) unsafe fn multiply<E: Element>(
     let (depth, block, panel) = (left.depth, left.block(row), panel.cast::<u8>());
     let Depth { segments, steps, rest } = depth;
     let segment = rhs.segment_stride * size_of::<E>();
-    // SAFETY: passed on to the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         if rest == 0 && segments > 0 && steps > 0 {
-            let gap = segment.wrapping_sub(steps * STEP * PANEL_ROW);
-            return run(sums, block, Right { start: panel, steps, segments, gap }, rows, cols);
+            let gap = segment.wrapping_sub(steps * STEP * PANEL_ROW_BYTES);
+            return run(sums, block, RightTiles { start: panel, steps, segments, gap }, rows, cols);
         }
         if !sums.add {
             zero(sums, rows, cols);
         }
         let sums = Sums { add: true, ..sums };
-        // A step of a panel that is filled up with zeros, which the left operand's are multiplied with.
-        let mut last = Aligned([0u8; STEP * PANEL_ROW]);
+        // The last step of a segment of the right operand, padded with zeros, to match the left operand.
+        let mut last = CacheAligned([0u8; STEP * PANEL_ROW_BYTES]);
         for s in 0..segments {
             let start = panel.wrapping_add(s * segment);
             let of_segment = block.start.wrapping_add(s * depth.segment_steps() * block.step);
             if steps > 0 {
-                let block = Block { start: of_segment, ..block };
-                run(sums, block, Right { start, steps, segments: 1, gap: 0 }, rows, cols);
+                let block = LeftTiles { start: of_segment, ..block };
+                run(sums, block, RightTiles { start, steps, segments: 1, gap: 0 }, rows, cols);
             }
             if rest > 0 {
-                let units = start.add(steps * STEP * PANEL_ROW);
-                last.0.as_mut_ptr().copy_from_nonoverlapping(units, rest * PANEL_ROW);
-                let block = Block { start: of_segment.wrapping_add(steps * block.step), ..block };
-                let right = Right { start: last.0.as_ptr(), steps: 1, segments: 1, gap: 0 };
+                let units = start.add(steps * STEP * PANEL_ROW_BYTES);
+                last.0.as_mut_ptr().copy_from_nonoverlapping(units, rest * PANEL_ROW_BYTES);
+                let block = LeftTiles { start: of_segment.wrapping_add(steps * block.step), ..block };
+                let right = RightTiles { start: last.0.as_ptr(), steps: 1, segments: 1, gap: 0 };
                 run(sums, block, right, rows, cols);
             }
         }
     }
 }
 
+/// Sets the destination to zero.
+///
 /// # Safety
 /// As [`multiply`].
 unsafe fn zero(sums: Sums, rows: usize, cols: usize) {
     let (rows, cols) = if fits(rows, cols) { (rows, cols) } else { (ROWS, COLS) };
     for row in 0..rows {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe { sums.at(row, 0).write_bytes(0, cols) };
     }
 }
 
+/// Runs the micro-kernel for this number of rows.
+///
 /// # Safety
-/// As [`multiply`]; there must be steps and segments.
-unsafe fn run(sums: Sums, block: Block, right: Right, rows: usize, cols: usize) {
-    // SAFETY: passed on to the caller.
+/// As [`multiply`]; there must be at least one step and one segment.
+unsafe fn run(sums: Sums, block: LeftTiles, right: RightTiles, rows: usize, cols: usize) {
+    // SAFETY: guaranteed by the caller.
     unsafe {
         if rows <= TILE_ROWS {
             return if sums.add {
@@ -408,7 +353,7 @@ unsafe fn run(sums: Sums, block: Block, right: Right, rows: usize, cols: usize) 
         }
         for half in 0..cols.div_ceil(COLS / 2) {
             let sums = Sums { start: sums.at(0, half * COLS / 2), ..sums };
-            let right = Right { start: right.start.add(half * PANEL_ROW / 2), ..right };
+            let right = RightTiles { start: right.start.add(half * PANEL_ROW_BYTES / 2), ..right };
             if sums.add {
                 two_by_two::<true>(sums, block, right);
             } else {
@@ -417,7 +362,3 @@ unsafe fn run(sums: Sums, block: Block, right: Right, rows: usize, cols: usize) 
         }
     }
 }
-
-/// Something that starts on a cache line.
-#[repr(align(64))]
-struct Aligned<T>(T);

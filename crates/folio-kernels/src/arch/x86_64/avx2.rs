@@ -1,4 +1,4 @@
-//! AVX2 and FMA: registers of 8 f32. bfloat16 is widened on the way.
+//! AVX2 and FMA: registers of 8 f32. bfloat16 is widened when loaded.
 
 #![expect(clippy::needless_range_loop, reason = "loops over registers, unrolled by their constant bounds")]
 
@@ -17,8 +17,10 @@ pub(crate) unsafe fn run<R>(body: impl FnOnce() -> R) -> R {
     body()
 }
 
+/// `sums = lhs rhs` or `sums += lhs rhs` in either number format.
+///
 /// # Safety
-/// As [`crate::tile::multiply`]; the processor must have AVX2 and FMA.
+/// The contract of [`Walk`] must hold; the processor must have AVX2 and FMA.
 #[target_feature(enable = "avx2,fma")]
 pub(crate) unsafe fn multiply<E: Element, const R: usize>(
     sums: Sums,
@@ -26,7 +28,7 @@ pub(crate) unsafe fn multiply<E: Element, const R: usize>(
     rhs: *const E,
     walk: &Walk,
 ) {
-    // SAFETY: rows and columns are those of the tile; the operands are the caller's promise.
+    // SAFETY: the rows and columns are inside the tile; the caller guarantees the operands.
     unsafe {
         for first in (0..walk.cols).step_by(16) {
             let mut tile = [[_mm256_setzero_ps(); 2]; R];
@@ -41,7 +43,7 @@ pub(crate) unsafe fn multiply<E: Element, const R: usize>(
                     for r in 0..R {
                         let a = _mm256_set1_ps(lhs[r].cast::<f32>().add(offset).read_unaligned());
                         for v in 0..2 {
-                            tile[r][v] = if E::PAIR == 1 {
+                            tile[r][v] = if E::PER_UNIT == 1 {
                                 _mm256_fmadd_ps(a, b[v], tile[r][v])
                             } else {
                                 let sum = _mm256_fmadd_ps(low(a), low(b[v]), tile[r][v]);

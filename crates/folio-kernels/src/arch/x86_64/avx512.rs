@@ -5,9 +5,8 @@
 use std::arch::x86_64::*;
 use std::array::from_fn;
 
-use crate::rounding::LANES;
-use crate::tile::{COLS, Intent, LINE, ROWS, Sums, Walk, prefetch};
-use crate::transpose::SIDE;
+use crate::prefetch::{CACHE_LINE, PrefetchHint, prefetch};
+use crate::tile::{COLS, ROWS, Sums, Walk};
 
 /// Runs `body` compiled for AVX-512.
 ///
@@ -27,17 +26,21 @@ pub(crate) unsafe fn run_bf16<R>(body: impl FnOnce() -> R) -> R {
     body()
 }
 
-/// With this many rows or more, software prefetches are needed: the arithmetic fills the processor's window, so that it sees
-/// too few units ahead to keep the memory busy.
-const ROWS_TO_FETCH_FOR: usize = 3;
-/// How far ahead the right operand is prefetched then: 32 units, 8 KiB. Measured: docs/log.md.
-const FETCH_AHEAD: usize = 32 * COLS;
-/// How far ahead a panel in eight bits is, in bytes: a cache line holds a whole unit, of which the processor, by itself, has
-/// too few under way. Measured: docs/log.md.
-const BYTES_AHEAD: usize = 4096;
+/// The fewest rows for which the right operand is prefetched by software. With fewer, the processor's out-of-order
+/// window reaches far enough ahead to keep the memory busy; with more, the arithmetic fills it.
+const MIN_ROWS_TO_PREFETCH: usize = 3;
+/// How far ahead the right operand is prefetched, in elements: 32 units, 8 KiB. Measurements: docs/experiments.md.
+const PREFETCH_AHEAD: usize = 32 * COLS;
+/// How far ahead a panel of 8-bit weights is prefetched, in bytes. A cache line holds a whole unit, and the hardware
+/// prefetcher keeps too few lines in flight. Measurements: docs/experiments.md.
+const INT8_PREFETCH_AHEAD: usize = 4096;
+/// f32 elements per register, and the side of a square that [`transpose`] transposes.
+pub(crate) const LANES: usize = 16;
 
+/// `sums = lhs rhs` or `sums += lhs rhs` in f32.
+///
 /// # Safety
-/// As [`crate::tile::multiply`]; the processor must have AVX-512 F.
+/// The contract of [`Walk`] must hold; the processor must have AVX-512 F.
 #[target_feature(enable = "avx512f,fma")]
 pub(crate) unsafe fn multiply_f32<const R: usize>(
     sums: Sums,
@@ -45,15 +48,17 @@ pub(crate) unsafe fn multiply_f32<const R: usize>(
     rhs: *const f32,
     walk: &Walk,
 ) {
-    // SAFETY: passed on to the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         vectors::<R>(sums, lhs, rhs, walk, |sum, a, b| _mm512_fmadd_ps(a, b, sum));
     }
 }
 
+/// `sums = lhs rhs` or `sums += lhs rhs`, with 8-bit integers as the right operand.
+///
 /// # Safety
-/// The units of the walk must be readable in every row of `lhs`, and as many lines of [`COLS`] bytes from `rhs` on; the
-/// processor must have AVX-512 F.
+/// `lhs` and `sums` must meet the contract of [`Walk`]; `walk.units` lines of [`COLS`] bytes must be readable from
+/// `rhs` on; the processor must have AVX-512 F.
 #[target_feature(enable = "avx512f,fma")]
 pub(crate) unsafe fn multiply_i8<const R: usize>(
     sums: Sums,
@@ -61,11 +66,11 @@ pub(crate) unsafe fn multiply_i8<const R: usize>(
     rhs: *const i8,
     walk: &Walk,
 ) {
-    // SAFETY: passed on to the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let load = |unit: usize, col: usize| {
             if col == 0 {
-                prefetch(rhs.wrapping_add(unit + BYTES_AHEAD).cast(), Intent::Read);
+                prefetch(rhs.wrapping_add(unit + INT8_PREFETCH_AHEAD).cast(), PrefetchHint::Read);
             }
             let bytes = _mm_loadu_si128(rhs.add(unit + col).cast());
             _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))
@@ -74,8 +79,10 @@ pub(crate) unsafe fn multiply_i8<const R: usize>(
     }
 }
 
+/// `sums = lhs rhs` or `sums += lhs rhs` in bfloat16.
+///
 /// # Safety
-/// As [`crate::tile::multiply`]; the processor must have AVX-512 F and BF16.
+/// The contract of [`Walk`] must hold; the processor must have AVX-512 F and BF16.
 #[target_feature(enable = "avx512f,avx512bf16,fma")]
 pub(crate) unsafe fn multiply_bf16<const R: usize>(
     sums: Sums,
@@ -83,15 +90,18 @@ pub(crate) unsafe fn multiply_bf16<const R: usize>(
     rhs: *const f32,
     walk: &Walk,
 ) {
-    // SAFETY: passed on to the caller; a register of units is one of pairs, of the same size.
+    // SAFETY: guaranteed by the caller; the two register types have the same size.
     unsafe {
         let pairs = |units| std::mem::transmute::<__m512, __m512bh>(units);
         vectors::<R>(sums, lhs, rhs, walk, |sum, a, b| _mm512_dpbf16_ps(sum, pairs(a), pairs(b)));
     }
 }
 
+/// Selects [`fixed`] for the number of registers per row.
+///
 /// # Safety
-/// As [`crate::tile::multiply`]; the caller is compiled for AVX-512 F and what `multiply_add` needs.
+/// The contract of [`Walk`] must hold; the caller must be compiled for AVX-512 F and the features that `multiply_add`
+/// needs.
 #[inline(always)]
 unsafe fn vectors<const R: usize>(
     sums: Sums,
@@ -100,11 +110,11 @@ unsafe fn vectors<const R: usize>(
     walk: &Walk,
     multiply_add: impl Fn(__m512, __m512, __m512) -> __m512 + Copy,
 ) {
-    // SAFETY: passed on to the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let load = |unit: usize, col: usize| {
-            if R >= ROWS_TO_FETCH_FOR {
-                prefetch(rhs.wrapping_add(unit + col + FETCH_AHEAD).cast(), Intent::Read);
+            if R >= MIN_ROWS_TO_PREFETCH {
+                prefetch(rhs.wrapping_add(unit + col + PREFETCH_AHEAD).cast(), PrefetchHint::Read);
             }
             _mm512_loadu_ps(rhs.add(unit + col))
         };
@@ -117,8 +127,8 @@ unsafe fn vectors<const R: usize>(
     }
 }
 
-/// `load(unit, col)` gives 16 columns of a unit of the right operand: `unit` is the unit's offset from the operand's start,
-/// `col` the first of the columns, both in elements.
+/// The micro-kernel with `R` rows of `V` registers. `load(unit, col)` loads 16 columns of a unit of the right operand:
+/// `unit` is the offset of the unit from the start of the operand, `col` the first column, both in elements.
 ///
 /// # Safety
 /// As [`vectors`].
@@ -130,7 +140,7 @@ unsafe fn fixed<const R: usize, const V: usize>(
     walk: &Walk,
     multiply_add: impl Fn(__m512, __m512, __m512) -> __m512 + Copy,
 ) {
-    // SAFETY: rows and columns are those of the tile; the operands are the caller's promise.
+    // SAFETY: the rows and columns are inside the tile; the caller guarantees the operands.
     unsafe {
         let mut tile = [[_mm512_setzero_ps(); V]; R];
         if sums.add {
@@ -159,25 +169,30 @@ unsafe fn fixed<const R: usize, const V: usize>(
     }
 }
 
+/// Copies with non-temporal stores.
+///
 /// # Safety
-/// The processor must have AVX-512 F; both places must hold `len` bytes, whole cache lines, `to` on one.
+/// The processor must have AVX-512 F; `from` must be readable and `to` writable for `len` bytes; `to` must be aligned
+/// to a cache line and `len` a whole number of lines.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(crate) unsafe fn store_past_caches(to: *mut u8, from: *const u8, len: usize) {
-    // SAFETY: the caller vouches for both places.
+pub(crate) unsafe fn store_non_temporal(to: *mut u8, from: *const u8, len: usize) {
+    // SAFETY: guaranteed by the caller.
     unsafe {
-        for start in (0..len).step_by(LINE) {
+        for start in (0..len).step_by(CACHE_LINE) {
             _mm512_stream_si512(to.add(start).cast(), _mm512_loadu_si512(from.add(start).cast()));
         }
     }
 }
 
+/// Rounds f32 to bfloat16.
+///
 /// # Safety
 /// The processor must have AVX-512 F, BW, VL and BF16; `len` elements must be readable and writable.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 pub(crate) unsafe fn round(out: *mut i16, values: *const f32, len: usize) {
-    // SAFETY: whole registers stay inside `len`, the rest is masked.
+    // SAFETY: full registers stay inside `len`; the rest is masked.
     unsafe {
         let whole = len - len % LANES;
         for start in (0..whole).step_by(LANES) {
@@ -192,12 +207,14 @@ pub(crate) unsafe fn round(out: *mut i16, values: *const f32, len: usize) {
     }
 }
 
+/// Rounds two rows of f32 to bfloat16 and interleaves them.
+///
 /// # Safety
 /// The processor must have AVX-512 F, BW, VL and BF16; `len` elements must be readable, `len` pairs writable.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 pub(crate) unsafe fn round_pairs(out: *mut i32, low: *const f32, high: *const f32, len: usize) {
-    // SAFETY: whole registers stay inside `len`, the rest is masked.
+    // SAFETY: full registers stay inside `len`; the rest is masked.
     unsafe {
         let whole = len - len % LANES;
         for start in (0..whole).step_by(LANES) {
@@ -221,11 +238,11 @@ fn first(count: usize) -> __mmask16 {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn rounded(values: __m512) -> __m256i {
-    // SAFETY: the same 256 bits under another name.
+    // SAFETY: both types are 256 bits of plain data.
     unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(values)) }
 }
 
-/// Sixteen units: each of `low` in its lower half, of `high` in its upper half.
+/// Sixteen units: `low` in the lower halves, `high` in the upper halves.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn zipped(low: __m512, high: __m512) -> __m512i {
@@ -233,40 +250,43 @@ fn zipped(low: __m512, high: __m512) -> __m512i {
     _mm512_or_si512(low, _mm512_slli_epi32::<16>(high))
 }
 
-/// Four perfect shuffles of all 256 units. Where one stands is row and column, 4 bits each; a shuffle takes the rows of
-/// both halves in turn, which turns these 8 bits by one, so that after four row and column have changed places.
+/// Transposes a square of [`LANES`] x [`LANES`] units with four perfect shuffles of all 256. The position of a unit is
+/// its row and its column, 4 bits each. A shuffle interleaves the upper and the lower half of the rows, which rotates
+/// these 8 bits by one; after four shuffles, row and column are exchanged.
 ///
 /// # Safety
-/// The processor must have AVX-512 F; 16 units each must be readable at `SIDE` places that are `step` units apart, and
-/// writable at as many, `stride` apart.
+/// The processor must have AVX-512 F. `from` must be readable for [`LANES`] rows of 16 units that are `step` units
+/// apart; `out` must be writable for as many rows that are `stride` units apart.
 #[target_feature(enable = "avx512f")]
 #[inline]
 pub(crate) unsafe fn transpose(out: *mut i32, stride: usize, from: *const i32, step: usize) {
     let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
     let high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-    let mut rows = [_mm512_setzero_si512(); SIDE];
+    let mut rows = [_mm512_setzero_si512(); LANES];
     for (r, row) in rows.iter_mut().enumerate() {
-        // SAFETY: passed on to the caller.
+        // SAFETY: guaranteed by the caller.
         *row = unsafe { _mm512_loadu_si512(from.add(r * step).cast()) };
     }
     for _ in 0..4 {
         let before = rows;
-        for r in 0..SIDE / 2 {
-            rows[2 * r] = _mm512_permutex2var_epi32(before[r], low, before[r + SIDE / 2]);
-            rows[2 * r + 1] = _mm512_permutex2var_epi32(before[r], high, before[r + SIDE / 2]);
+        for r in 0..LANES / 2 {
+            rows[2 * r] = _mm512_permutex2var_epi32(before[r], low, before[r + LANES / 2]);
+            rows[2 * r + 1] = _mm512_permutex2var_epi32(before[r], high, before[r + LANES / 2]);
         }
     }
     for (r, row) in rows.into_iter().enumerate() {
-        // SAFETY: passed on to the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { _mm512_storeu_si512(out.add(r * stride).cast(), row) };
     }
 }
 
-/// Registers of sums, as many as a tile has: more than the latency of the instruction times the units that do
-/// it. Two indices, so that the compiler unrolls both loops.
+/// Registers of sums, as many as in a tile: more than the latency of the instruction times its throughput. Two indices
+/// let the compiler unroll both loops.
 const CHAINS: usize = ROWS * 4;
 type PeakSums = [[__m512; 4]; ROWS];
 
+/// The throughput of f32 multiply-adds; see [`crate::peak`].
+///
 /// # Safety
 /// The processor must have AVX-512 F.
 #[target_feature(enable = "avx512f")]
@@ -283,6 +303,8 @@ pub(crate) unsafe fn peak_f32(rounds: usize) -> (f64, f32) {
     ((rounds * CHAINS * 16 * 2) as f64, total(&sums))
 }
 
+/// The throughput of bfloat16 dot products; see [`crate::peak`].
+///
 /// # Safety
 /// The processor must have AVX-512 F and BF16.
 #[target_feature(enable = "avx512f,avx512bf16")]

@@ -1,38 +1,40 @@
-//! The micro-kernels: inline assembly over tile registers 0 to 3 for sums, 4 to 7 for operands.
+//! The micro-kernels: inline assembly with tile registers 0 to 3 for sums and 4 to 7 for operands.
 
 use std::arch::asm;
 
-use super::{PANEL_ROW, ROWS, STEP, TILE, TILE_ROW, TILE_ROWS, Tiles, UNIT};
+use super::registers::{
+    PANEL_ROW_BYTES, ROWS, STEP, TILE_BYTES, TILE_ROW_BYTES, TILE_ROWS, Tiles, UNIT_BYTES,
+};
 use crate::tile::Sums;
 
-/// Two tiles of the left operand for every step.
+/// Two tiles of the left operand per step.
 #[derive(Clone, Copy)]
-pub(super) struct Block {
+pub(super) struct LeftTiles {
     pub(super) start: *const u8,
-    /// From one row to the next.
+    /// Bytes from one row to the next.
     pub(super) stride: usize,
-    /// From the first tile to the second.
+    /// Bytes from the first tile to the second.
     pub(super) second: usize,
-    /// From one step to the next.
+    /// Bytes from one step to the next.
     pub(super) step: usize,
 }
 
-/// The right operand's tiles for some steps.
+/// The tiles of the right operand for a number of steps.
 #[derive(Clone, Copy)]
-pub(super) struct Right {
+pub(super) struct RightTiles {
     pub(super) start: *const u8,
     pub(super) steps: usize,
     pub(super) segments: usize,
-    /// From the end of a segment to the next.
+    /// Bytes from the end of a segment to the start of the next.
     pub(super) gap: usize,
 }
 
-/// The sums of 32 rows and 32 columns: four tiles of them, for which each tile of an operand is loaded once a step.
+/// The sums of 32 rows and 32 columns: four tiles. Each tile of an operand is loaded once per step.
 ///
 /// # Safety
 /// As [`super::multiply`].
 #[inline]
-pub(super) unsafe fn two_by_two<const ADD: bool>(sums: Sums, block: Block, right: Right) {
+pub(super) unsafe fn two_by_two<const ADD: bool>(sums: Sums, block: LeftTiles, right: RightTiles) {
     macro_rules! code {
         ($($begin:literal),*) => {
             asm!(
@@ -70,7 +72,7 @@ pub(super) unsafe fn two_by_two<const ADD: bool>(sums: Sums, block: Block, right
                 steps = in(reg) right.steps,
                 stride = in(reg) block.stride,
                 step = in(reg) block.step,
-                line = in(reg) PANEL_ROW,
+                line = in(reg) PANEL_ROW_BYTES,
                 gap = in(reg) right.gap,
                 c = in(reg) sums.start,
                 c_stride = in(reg) sums.stride * size_of::<f32>(),
@@ -80,7 +82,7 @@ pub(super) unsafe fn two_by_two<const ADD: bool>(sums: Sums, block: Block, right
             )
         };
     }
-    // SAFETY: passed on to the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         if ADD {
             code!(
@@ -97,13 +99,14 @@ pub(super) unsafe fn two_by_two<const ADD: bool>(sums: Sums, block: Block, right
     }
 }
 
-/// The sums of up to 16 rows and 64 columns. The right operand, of which every load is used once, is prefetched 8 KiB ahead.
+/// The sums of up to 16 rows and 64 columns. The right operand, each tile of which is used only once, is prefetched 8
+/// KiB ahead.
 ///
 /// # Safety
 /// As [`super::multiply`].
 #[inline]
-pub(super) unsafe fn one_by_four<const ADD: bool>(sums: Sums, block: Block, right: Right) {
-    /// Prefetches the 16 lines of one KiB of the step after the next, which begins 8 KiB ahead.
+pub(super) unsafe fn one_by_four<const ADD: bool>(sums: Sums, block: LeftTiles, right: RightTiles) {
+    /// Prefetches the 16 lines of one KiB of the step after the next, which starts 8 KiB ahead.
     macro_rules! prefetch {
         ($kib:literal) => {
             concat!(
@@ -193,7 +196,7 @@ pub(super) unsafe fn one_by_four<const ADD: bool>(sums: Sums, block: Block, righ
                 steps = in(reg) right.steps,
                 stride = in(reg) block.stride,
                 step = in(reg) block.step,
-                line = in(reg) PANEL_ROW,
+                line = in(reg) PANEL_ROW_BYTES,
                 gap = in(reg) right.gap,
                 c = in(reg) sums.start,
                 c_stride = in(reg) sums.stride * size_of::<f32>(),
@@ -203,7 +206,7 @@ pub(super) unsafe fn one_by_four<const ADD: bool>(sums: Sums, block: Block, righ
             )
         };
     }
-    // SAFETY: passed on to the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         if ADD {
             code!(
@@ -218,15 +221,15 @@ pub(super) unsafe fn one_by_four<const ADD: bool>(sums: Sums, block: Block, righ
     }
 }
 
-/// Multiplies two tiles `rounds` times over, into four of sums that do not wait for each other, as [`two_by_two`] does.
-/// Returns the floating-point operations done, and a sum.
+/// Multiplies two tiles `rounds` times into each of four independent tiles of sums, like [`two_by_two`]. Returns the
+/// number of floating-point operations and a sum.
 ///
 /// # Safety
-/// [`super::support`] must have said `Granted`.
+/// [`super::support`] must have returned `Granted`.
 pub(crate) unsafe fn peak(rounds: usize) -> (f64, f32) {
-    const FLOP: usize = 4 * 2 * TILE_ROWS * (2 * STEP) * (TILE_ROW / UNIT);
-    let mut sum = [0.0f32; TILE / UNIT];
-    // SAFETY: the process may use AMX; a tile of sums is stored where there is room for one.
+    const FLOP: usize = 4 * 2 * TILE_ROWS * (2 * STEP) * (TILE_ROW_BYTES / UNIT_BYTES);
+    let mut sum = [0.0f32; TILE_BYTES / UNIT_BYTES];
+    // SAFETY: the process may use AMX; `sum` has room for the tile that is stored.
     unsafe {
         let _tiles = Tiles::configure(ROWS);
         asm!(
@@ -241,7 +244,7 @@ pub(crate) unsafe fn peak(rounds: usize) -> (f64, f32) {
             "tilestored [{sum}+{stride}], tmm0",
             rounds = inout(reg) rounds.max(1) => _,
             sum = in(reg) sum.as_mut_ptr(),
-            stride = in(reg) TILE_ROW,
+            stride = in(reg) TILE_ROW_BYTES,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _,
             options(nostack),
         );

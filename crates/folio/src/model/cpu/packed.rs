@@ -1,28 +1,21 @@
-//! The weights in the layout of the products, made anew from the f32 masters after every optimizer step.
+//! The weights packed for matmuls. They are packed again after every optimizer step, from the f32 weights.
 
-use folio_kernels::buffer::Buffer;
 use folio_kernels::element::Element;
 use folio_kernels::head::VOCAB_SEGMENT;
-use folio_kernels::isa::Isa;
-use folio_kernels::panels::{PanelDims, Panels, Reuse, pack_both_ways};
+use folio_kernels::panels::{PanelDims, Panels};
 use rayon::prelude::*;
 
-use super::{ModelConfig, Parameters};
+use crate::model::packed_matrix::{PackedMatrix, pack, reuse};
+use crate::model::{ModelConfig, Parameters};
 
-/// Whether the caches still have so many bytes when all of them have been written and the first are read.
-pub(super) fn reuse(bytes: usize) -> Reuse {
-    const LARGE: usize = 64 << 20;
-    if bytes < LARGE { Reuse::Soon } else { Reuse::Late }
-}
-
-/// Every matrix of a model in panels, for the forward and for the backward pass.
+/// Every matrix of a model in panels, for both passes.
 pub(super) struct PackedWeights<E> {
     pub(super) blocks: Vec<PackedBlock<E>>,
     /// wteᵀ (C, V)
     head: PackedMatrix<E>,
     /// wte (V, C) in segments of the vocabulary.
     head_backward: Vec<PackedMatrix<E>>,
-    /// What is packed of the weights as they are.
+    /// What is up to date.
     current: Current,
 }
 
@@ -41,18 +34,14 @@ pub(super) struct PackedBlock<E> {
     pub(super) mlp_proj: PackedLinear<E>,
 }
 
-/// A linear layer's w (K, N), and its transpose.
+/// A linear layer's weight w (K, N), and its transpose.
 pub(super) struct PackedLinear<E> {
-    inputs: usize,
-    outputs: usize,
+    /// K
+    pub(super) inputs: usize,
+    /// N
+    pub(super) outputs: usize,
     forward: PackedMatrix<E>,
     backward: PackedMatrix<E>,
-}
-
-/// A matrix in panels; without memory until it is first packed.
-pub(super) struct PackedMatrix<E> {
-    dims: PanelDims,
-    data: Buffer<E>,
 }
 
 impl<E: Element> PackedWeights<E> {
@@ -74,16 +63,16 @@ impl<E: Element> PackedWeights<E> {
         }
     }
 
-    /// The weights have changed: what is packed is out of date.
+    /// Marks the panels as out of date, because the weights have changed.
     pub(super) fn invalidate(&mut self) {
         self.current = Current::Nothing;
     }
 
-    /// Packs what is out of date: for the forward pass, and for the backward pass if `training`. A matrix is read once
-    /// for both.
+    /// Packs what is out of date: for the forward pass, and for the backward pass too if `training`. A matrix is read once for
+    /// both.
     pub(super) fn update(&mut self, parameters: &Parameters, training: bool) {
-        let wanted = if training { Current::Both } else { Current::Forward };
-        if self.current >= wanted {
+        let needed = if training { Current::Both } else { Current::Forward };
+        if self.current >= needed {
             return;
         }
         let (forward, backward) = (self.current < Current::Forward, training);
@@ -118,7 +107,7 @@ impl<E: Element> PackedWeights<E> {
                 });
             },
         );
-        self.current = wanted;
+        self.current = needed;
     }
 
     /// wteᵀ (C, V).
@@ -147,55 +136,4 @@ impl<E: Element> PackedLinear<E> {
     pub(super) fn backward(&self) -> Panels<'_, E> {
         self.backward.panels()
     }
-
-    /// K and N.
-    pub(super) fn shape(&self) -> (usize, usize) {
-        (self.inputs, self.outputs)
-    }
-}
-
-impl<E: Element> PackedMatrix<E> {
-    fn new(depth: usize, cols: usize) -> Self {
-        Self { dims: PanelDims { depth, cols }, data: Buffer::default() }
-    }
-
-    /// `w` (depth, cols), or, if `transposed`, the transpose of `w` (cols, depth).
-    pub(super) fn of(dims: PanelDims, w: &[f32], transposed: bool) -> Self {
-        let PanelDims { depth, cols } = dims;
-        let mut matrix = Self::new(depth, cols);
-        let memory = matrix.memory();
-        if transposed {
-            pack((cols, depth), None, Some(memory), w, Reuse::Soon);
-        } else {
-            pack((depth, cols), Some(memory), None, w, Reuse::Soon);
-        }
-        matrix
-    }
-
-    pub(super) fn panels(&self) -> Panels<'_, E> {
-        Panels::new(self.dims, &self.data)
-    }
-
-    /// What is packed, to be written; allocated if need be.
-    fn memory(&mut self) -> &mut [E] {
-        if self.data.is_empty() {
-            self.data = Buffer::zeroed(self.dims.len::<E>());
-        }
-        &mut self.data
-    }
-}
-
-/// Packs a matrix (rows, cols) and its transpose.
-pub(super) fn pack<S: Element, E: Element>(
-    shape: (usize, usize),
-    by_rows: Option<&mut [E]>,
-    by_columns: Option<&mut [E]>,
-    src: &[S],
-    reuse: Reuse,
-) {
-    let isa = Isa::detected();
-    isa.run(
-        #[inline(always)]
-        || pack_both_ways(isa, shape, by_rows, by_columns, src, reuse),
-    );
 }

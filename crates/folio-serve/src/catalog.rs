@@ -1,7 +1,6 @@
-//! Which runs and checkpoints there are, and what they are called.
+//! Finds the runs and checkpoints to serve and gives them names.
 //!
-//! A client names a model by a text that is looked for in a list which was made from the directories; what it sends
-//! never becomes part of a path.
+//! The name that a client sends is looked up in a list made from the directories. It never becomes part of a path.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -12,45 +11,50 @@ use folio::run_dir::{Found, Pick, Place, RunDir, RunLock, Saved, locate};
 
 use crate::errors::Error;
 
-/// The directories that are served, and what was in them when they were last read.
-pub(crate) struct Catalogue {
+/// The served directories, and the listing from when they were last read.
+pub(crate) struct Catalog {
     roots: Vec<PathBuf>,
     may_be_empty: bool,
     refresh_time: Duration,
-    listing: Mutex<Option<(Instant, Arc<Listing>)>>,
+    cached: Mutex<Option<CachedListing>>,
 }
 
-/// All runs, in the order of the directories given and of their names there.
+struct CachedListing {
+    read_at: Instant,
+    listing: Arc<Listing>,
+}
+
+/// All runs, in the order of the given directories, then by name.
 #[derive(Default)]
 pub(crate) struct Listing {
     pub(crate) runs: Vec<Run>,
 }
 
-/// A run with its checkpoints.
+/// A run and its checkpoints.
 #[derive(Clone)]
 pub(crate) struct Run {
-    /// The last component of its directory, after that of its sweep if it is part of one.
+    /// The name of its directory; for a run of a sweep, `SWEEP/RUN`.
     pub(crate) id: String,
     pub(crate) directory: RunDir,
-    /// Those after epochs, ascending, then the one inside an epoch.
+    /// Checkpoints of completed epochs, ascending, then the one inside an epoch.
     pub(crate) checkpoints: Vec<Saved>,
-    /// The place of the one that the run's name alone means: the one with the lowest evaluation loss, else the newest,
-    /// unless the path that is served names another.
+    /// The index of the checkpoint that the run's name alone refers to: the one that the served path names, else the one
+    /// with the lowest evaluation loss, else the newest.
     pub(crate) default: usize,
     pick: Pick,
 }
 
-impl Catalogue {
+impl Catalog {
     pub(crate) fn new(roots: Vec<PathBuf>, may_be_empty: bool, refresh_time: Duration) -> Self {
-        Self { roots, may_be_empty, refresh_time, listing: Mutex::default() }
+        Self { roots, may_be_empty, refresh_time, cached: Mutex::default() }
     }
 
-    /// Checks that there is something to serve in every directory, unless they may be empty.
+    /// Checks that every directory has something to serve, unless they may be empty.
     ///
     /// # Errors
-    /// If one holds no run, or none with a checkpoint and none that trains; or if two runs have one name.
+    /// If a directory holds no run that has a checkpoint or is training, or if two runs have the same name.
     pub(crate) fn check(&self) -> Result<Arc<Listing>, Error> {
-        let mut taken: Vec<Run> = Vec::new();
+        let mut all: Vec<Run> = Vec::new();
         for root in &self.roots {
             let runs = match runs_at(root) {
                 Err(_) if self.may_be_empty => continue,
@@ -68,21 +72,21 @@ impl Catalogue {
                 directory.open_checkpoint(*name)?;
             }
             for run in runs {
-                if let Some(first) = taken.iter().find(|first| first.id == run.id) {
+                if let Some(first) = all.iter().find(|first| first.id == run.id) {
                     let [first, second] = [first, &run].map(|run| run.directory.path().display().to_string());
                     return Err(Error::SameName { name: run.id, first, second });
                 }
-                taken.push(run);
+                all.push(run);
             }
         }
-        Ok(Arc::new(Listing { runs: taken }))
+        Ok(Arc::new(Listing { runs: all }))
     }
 
-    /// What there is now, or was a moment ago. Reads directories.
+    /// The current listing, at most `refresh_time` old. Reads the directories if it is older.
     pub(crate) fn listing(&self) -> Arc<Listing> {
-        // Whoever comes while another reads waits for what that one finds.
-        let mut known = self.listing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some((read_at, listing)) = &*known
+        // The lock is held while reading, so that concurrent requests read the directories once.
+        let mut cached = self.cached.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(CachedListing { read_at, listing }) = &*cached
             && read_at.elapsed() < self.refresh_time
         {
             return Arc::clone(listing);
@@ -90,23 +94,23 @@ impl Catalogue {
         let mut names = HashSet::new();
         let mut runs: Vec<Run> =
             self.roots.iter().flat_map(|root| runs_at(root).unwrap_or_default()).collect();
-        // A run that began later under a name that is taken is left out.
+        // A later run with a name that is already in use is not served.
         runs.retain(|run| names.insert(run.id.clone()));
         let listing = Arc::new(Listing { runs });
-        *known = Some((Instant::now(), Arc::clone(&listing)));
+        *cached = Some(CachedListing { read_at: Instant::now(), listing: Arc::clone(&listing) });
         listing
     }
 }
 
 impl Listing {
-    /// The name of the run that saved a checkpoint last.
+    /// The name of the run with the most recently saved checkpoint.
     pub(crate) fn newest(&self) -> Option<&str> {
         let saved = |run: &Run| run.checkpoints.iter().map(|saved| saved.modified).max();
         let runs = self.runs.iter().filter_map(|run| Some((saved(run)?, run)));
         runs.max_by_key(|(time, _)| *time).map(|(_, run)| run.id.as_str())
     }
 
-    /// The checkpoint of this name, and its run.
+    /// The checkpoint with this name, and its run.
     pub(crate) fn find(&self, id: &str) -> Option<(&Run, &Saved)> {
         self.runs.iter().find_map(|run| {
             let rest = id.strip_prefix(&run.id)?;
@@ -120,15 +124,15 @@ impl Listing {
 }
 
 impl Run {
-    /// Reads what there is of a run.
+    /// Lists the checkpoints of a run.
     fn read(id: String, directory: RunDir, pick: Pick) -> Self {
         let checkpoints = directory.saved().unwrap_or_default();
-        // A checkpoint that was removed since leaves the best of the others.
+        // If the picked checkpoint has been removed, fall back to the best of the others.
         let default = pick.place(&checkpoints).or_else(|| Pick::Best.place(&checkpoints)).unwrap_or_default();
         Self { id, directory, checkpoints, default, pick }
     }
 
-    /// What the run's name alone means.
+    /// The run's default checkpoint.
     pub(crate) fn found(&self) -> Option<Found> {
         let checkpoint = self.checkpoints.get(self.default)?.clone();
         let (directory, run) = (self.directory.clone(), self.directory.clone());
@@ -136,7 +140,7 @@ impl Run {
     }
 }
 
-/// The runs at a path: that run, those of that sweep, or of every run and sweep in that directory.
+/// The runs at a path: one run, those of a sweep, or those of every run and sweep in a directory.
 fn runs_at(root: &Path) -> folio::error::Result<Vec<Run>> {
     Ok(match locate(root)? {
         Place::Run(directory) | Place::Sweep(directory) => runs_of(&directory),
@@ -145,7 +149,7 @@ fn runs_at(root: &Path) -> folio::error::Result<Vec<Run>> {
     })
 }
 
-/// The run in a directory, and those of the sweep there.
+/// The run in a directory, or the runs of the sweep there.
 fn runs_of(directory: &RunDir) -> Vec<Run> {
     let name = name_of(directory.path());
     let sub_runs = directory.sub_runs().unwrap_or_default().into_iter();
@@ -157,6 +161,6 @@ fn runs_of(directory: &RunDir) -> Vec<Run> {
 
 fn name_of(path: &Path) -> String {
     let name = |path: &Path| Some(path.file_name()?.to_string_lossy().into_owned());
-    // `folio serve .` has a name, too.
+    // `.` and `..` have no file name until they are canonicalized.
     name(path).or_else(|| name(&path.canonicalize().ok()?)).unwrap_or_else(|| "run".to_owned())
 }

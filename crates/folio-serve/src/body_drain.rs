@@ -1,9 +1,9 @@
-//! What happens to a request's body that the answer did not need.
+//! Drains request bodies that the handler did not read to the end.
 //!
-//! A client that is still sending when its connection is closed may lose the answer, and one that reuses the connection
-//! without having been warned loses its next request. So the rest of a body is read and discarded before the answer is
-//! sent; if that would take too long the answer says `Connection: close`, and the socket is closed only when the client
-//! has had time to read it.
+//! A client that is still sending when its connection closes may lose the response, and a client that reuses the
+//! connection would lose its next request. So the rest of the body is read and discarded before the response is sent. If
+//! that would take too long, the response has `Connection: close`, and the socket stays open until the client has had
+//! time to read it.
 
 use std::io;
 use std::pin::Pin;
@@ -22,59 +22,58 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep, timeout};
 
-use crate::Shared;
+use crate::limits::Limits;
 
 /// Whether a connection is closed while its client may still be sending.
 #[derive(Clone, Default)]
-pub(crate) struct Unread(Arc<AtomicBool>);
+pub(crate) struct HasUnreadBody(Arc<AtomicBool>);
 
-/// Reads the rest of a body, or has the connection closed.
-pub(crate) async fn drain(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+/// Middleware that drains the rest of a body, or marks the connection to be closed.
+pub(crate) async fn drain(State(limits): State<Limits>, request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
-    let unread = parts.extensions.get::<Unread>().cloned().unwrap_or_default();
-    // Such a client waits for our word before it sends anything; to read would be to give it.
-    let waits = parts.headers.contains_key(header::EXPECT);
-    let body = SharedBody(Arc::new(Mutex::new(Rest { has_ended: body.is_end_stream(), body })));
+    let has_unread_body = parts.extensions.get::<HasUnreadBody>().cloned().unwrap_or_default();
+    // With `Expect: 100-continue` the client sends its body only after we start to read.
+    let expects_continue = parts.headers.contains_key(header::EXPECT);
+    let body = SharedBody(Arc::new(Mutex::new(BodyState { has_ended: body.is_end_stream(), body })));
     let mut response = next.run(Request::from_parts(parts, Body::new(body.clone()))).await;
     if body.has_ended() {
         return response;
     }
-    let limits = &shared.limits;
-    // Of these more than the limit, or nothing for some time, came already.
-    let is_hopeless =
+    // These bodies were too large or too slow already.
+    let is_over_limit =
         matches!(response.status(), StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT);
-    let is_drained = !is_hopeless
-        && !waits
+    let is_drained = !is_over_limit
+        && !expects_continue
         && body.size_hint().lower() <= limits.body_bytes as u64
         && timeout(limits.drain_time, body.discard(limits.body_bytes)).await.unwrap_or(false);
     if !is_drained {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        unread.0.store(true, Ordering::Relaxed);
+        has_unread_body.0.store(true, Ordering::Relaxed);
     }
     response
 }
 
-/// A body that its reader may drop and that can be read further nevertheless.
+/// A body that can still be drained after the handler has dropped its handle.
 #[derive(Clone)]
-struct SharedBody(Arc<Mutex<Rest>>);
+struct SharedBody(Arc<Mutex<BodyState>>);
 
-struct Rest {
+struct BodyState {
     body: Body,
     has_ended: bool,
 }
 
 impl SharedBody {
-    fn with<R>(&self, work: impl FnOnce(&mut Rest) -> R) -> R {
-        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    fn with<R>(&self, f: impl FnOnce(&mut BodyState) -> R) -> R {
+        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn has_ended(&self) -> bool {
-        self.with(|rest| rest.has_ended)
+        self.with(|state| state.has_ended)
     }
 
-    /// Reads to the end, and returns whether it came within `most` bytes.
-    async fn discard(mut self, most: usize) -> bool {
-        let mut left = most;
+    /// Reads the body to its end. Returns false if it has more than `max_bytes` or breaks off.
+    async fn discard(mut self, max_bytes: usize) -> bool {
+        let mut left = max_bytes;
         loop {
             match std::future::poll_fn(|context| Pin::new(&mut self).poll_frame(context)).await {
                 None => return true,
@@ -99,12 +98,12 @@ impl http_body::Body for SharedBody {
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        self.with(|rest| {
-            if rest.has_ended {
+        self.with(|state| {
+            if state.has_ended {
                 return Poll::Ready(None);
             }
-            let frame = ready!(Pin::new(&mut rest.body).poll_frame(context));
-            rest.has_ended = frame.is_none() || rest.body.is_end_stream();
+            let frame = ready!(Pin::new(&mut state.body).poll_frame(context));
+            state.has_ended = frame.is_none() || state.body.is_end_stream();
             Poll::Ready(frame)
         })
     }
@@ -114,28 +113,28 @@ impl http_body::Body for SharedBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.with(|rest| rest.body.size_hint())
+        self.with(|state| state.body.size_hint())
     }
 }
 
-/// A socket that, if its client may still be sending, is closed in two steps: first nothing more is written, and when the
-/// client has closed its side or some time has passed, the socket goes. Closed at once, the system would discard what
-/// the client has not yet read.
-pub(crate) struct Lingering {
+/// A socket that is closed in two steps if its client may still be sending: the write side first, and the socket when
+/// the client has closed its side or `linger_time` has passed. If the socket were closed at once, the system would
+/// discard what the client has not read yet.
+pub(crate) struct LingeringStream {
     stream: TcpStream,
-    unread: Unread,
-    time: Duration,
-    /// Set when nothing more is written.
-    until: Option<Pin<Box<Sleep>>>,
+    has_unread_body: HasUnreadBody,
+    linger_time: Duration,
+    /// Set once the write side is closed.
+    deadline: Option<Pin<Box<Sleep>>>,
 }
 
-impl Lingering {
-    pub(crate) fn new(stream: TcpStream, unread: Unread, time: Duration) -> Self {
-        Self { stream, unread, time, until: None }
+impl LingeringStream {
+    pub(crate) fn new(stream: TcpStream, has_unread_body: HasUnreadBody, linger_time: Duration) -> Self {
+        Self { stream, has_unread_body, linger_time, deadline: None }
     }
 }
 
-impl AsyncRead for Lingering {
+impl AsyncRead for LingeringStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -145,7 +144,7 @@ impl AsyncRead for Lingering {
     }
 }
 
-impl AsyncWrite for Lingering {
+impl AsyncWrite for LingeringStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -171,16 +170,16 @@ impl AsyncWrite for Lingering {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { stream, unread, time, until } = &mut *self;
-        if until.is_none() {
+        let Self { stream, has_unread_body, linger_time, deadline } = &mut *self;
+        if deadline.is_none() {
             ready!(Pin::new(&mut *stream).poll_shutdown(context))?;
         }
-        if !unread.0.load(Ordering::Relaxed) {
+        if !has_unread_body.0.load(Ordering::Relaxed) {
             return Poll::Ready(Ok(()));
         }
-        let until = until.get_or_insert_with(|| Box::pin(sleep(*time)));
+        let deadline = deadline.get_or_insert_with(|| Box::pin(sleep(*linger_time)));
         let mut discarded = [0; 4096];
-        while until.as_mut().poll(context).is_pending() {
+        while deadline.as_mut().poll(context).is_pending() {
             let mut buffer = ReadBuf::new(&mut discarded);
             ready!(Pin::new(&mut *stream).poll_read(context, &mut buffer))?;
             if buffer.filled().is_empty() {

@@ -1,4 +1,4 @@
-//! The weights as generation reads them: matrices packed in one format, vectors and embeddings in f32.
+//! The weights of inference: matrices packed in one format, vectors and embeddings in f32.
 
 use folio_kernels::element::Element;
 use folio_kernels::matmul::Rhs;
@@ -6,19 +6,19 @@ use folio_kernels::panels::{PanelDims, Panels};
 use folio_kernels::quantized::{Quantized, QuantizedPanels};
 use rayon::prelude::*;
 
-use super::super::packed::PackedMatrix;
-use super::super::{ModelConfig, Parameters};
+use crate::model::packed_matrix::PackedMatrix;
+use crate::model::{ModelConfig, Parameters};
 
-/// A matrix in some format.
+/// A packed matrix.
 pub(super) trait Matrix: Send + Sync + Sized {
     /// The format of the activations that it is multiplied with.
     type Element: Element;
-    /// It as an operand.
+    /// The right operand of a matmul.
     type View<'a>: Rhs<Self::Element> + Send + Sync
     where
         Self: 'a;
 
-    /// `w` (depth, cols), or, if `transposed`, from its transpose.
+    /// Packs `w` (depth, cols), or the transpose of `w` (cols, depth) if `transposed`.
     fn pack(dims: PanelDims, w: &[f32], transposed: bool) -> Self;
     fn view(&self) -> Self::View<'_>;
     fn bytes(&self) -> usize;
@@ -76,7 +76,7 @@ impl Norm {
 }
 
 /// The weights of one block.
-pub(super) struct BlockWeights<W> {
+pub(super) struct InferenceBlock<W> {
     pub(super) ln_1: Norm,
     /// (C, 3C)
     pub(super) c_attn: W,
@@ -98,24 +98,24 @@ pub(super) struct BlockWeights<W> {
 }
 
 /// All weights of a model.
-pub(super) struct Weights<W> {
+pub(super) struct InferenceWeights<W> {
     /// (V, C)
     pub(super) wte: Vec<f32>,
     /// (block_size, C)
     pub(super) wpe: Vec<f32>,
-    pub(super) blocks: Vec<BlockWeights<W>>,
+    pub(super) blocks: Vec<InferenceBlock<W>>,
     pub(super) ln_f: Norm,
     /// wteᵀ (C, V)
     pub(super) head: W,
 }
 
-impl<W: Matrix> Weights<W> {
+impl<W: Matrix> InferenceWeights<W> {
     pub(super) fn new(config: &ModelConfig, parameters: &Parameters) -> Self {
         let c = config.n_emb;
         let layer = |inputs, outputs, w| W::pack(PanelDims { depth: inputs, cols: outputs }, w, false);
         let block = |idx| {
             let w = parameters.block(idx);
-            BlockWeights {
+            InferenceBlock {
                 ln_1: Norm::new((w.ln_1_weight, w.ln_1_bias)),
                 c_attn: layer(c, 3 * c, w.c_attn_weight),
                 c_attn_bias: w.c_attn_bias.to_vec(),
@@ -138,9 +138,9 @@ impl<W: Matrix> Weights<W> {
         }
     }
 
-    /// Bytes that a pass over one token reads: matrices and vectors, of the embeddings nothing to speak of.
+    /// Bytes that a pass over one token reads: matrices and vectors. One row of each embedding is not counted.
     pub(super) fn bytes(&self) -> usize {
-        let block = |w: &BlockWeights<W>| {
+        let block = |w: &InferenceBlock<W>| {
             let matrices = [&w.c_attn, &w.attn_proj, &w.c_fc, &w.mlp_proj].map(Matrix::bytes);
             matrices.iter().sum::<usize>() + 13 * w.ln_1.weight.len() * size_of::<f32>()
         };

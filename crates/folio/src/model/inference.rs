@@ -1,8 +1,8 @@
-//! A GPT-2 that writes: the forward pass for tokens that follow others, whose keys and values are kept.
+//! Inference with a KV cache: the forward pass for the tokens that follow those in the cache.
 //!
-//! Every sum runs in the order in which [`super::Gpt2`] runs it, so that the logits are the same bits however a text is
-//! cut into passes and whatever other texts share them. Threads share the columns of each layer's output, since a token
-//! costs what it takes to read the weights, and each weight is read by one thread.
+//! Every sum runs in the order of [`super::CpuBackend`], so that the logits have the same bits however a sequence is divided
+//! into passes and whichever sequences are batched with it. Threads share the columns of each layer's output: generation is
+//! bound by the memory that the weights are read from, and so each weight is read by one thread only.
 
 use std::sync::{Mutex, MutexGuard};
 
@@ -19,31 +19,31 @@ use folio_kernels::linear::{linear_forward, linear_gelu_forward, linear_residual
 use folio_kernels::panels::PANEL_COLS;
 use folio_kernels::quantized::Quantized;
 
-use super::packed::PackedMatrix;
+use super::packed_matrix::PackedMatrix;
 use super::{ModelConfig, Parameters, WeightFormat};
 
 mod weights;
 
-use weights::{BlockWeights, Matrix, Norm, Weights};
+use weights::{InferenceBlock, InferenceWeights, Matrix, Norm};
 
-/// Tokens that one pass takes, all texts together: enough for the products of a long prompt to run at full speed, few
-/// enough that other texts do not wait long for their next token.
+/// The most tokens of one pass, over all sequences: enough for the matmuls of a long prompt to run at full speed, few enough
+/// that other sequences do not wait long for their next token.
 pub const PASS_TOKENS: usize = 256;
 
-/// The weights of a model, as they are read to write texts; shared by all who write with it.
-pub struct Predictor {
+/// The weights of a model in the layout of inference. Any number of generators can share one.
+pub struct InferenceModel {
     config: ModelConfig,
-    model: Model,
+    weights: FormatWeights,
 }
 
-/// What depends on the number format.
-enum Model {
-    F32(Weights<PackedMatrix<f32>>),
-    Bf16(Weights<PackedMatrix<Bf16>>),
-    Int8(Weights<Quantized>),
+/// The weights in one of the number formats.
+enum FormatWeights {
+    F32(InferenceWeights<PackedMatrix<f32>>),
+    Bf16(InferenceWeights<PackedMatrix<Bf16>>),
+    Int8(InferenceWeights<Quantized>),
 }
 
-/// The keys and values of one text.
+/// The keys and values of one sequence.
 pub struct Cache(Caches);
 
 enum Caches {
@@ -51,38 +51,38 @@ enum Caches {
     Bf16(Heads<Bf16>),
 }
 
-/// (L, H): those of each head of each block. Threads share a pass by heads, so that none ever waits for another's.
+/// (L, H): one cache per head of each block. Threads share a pass by heads, so that these locks are never contended.
 type Heads<E> = Vec<Mutex<KeyValueCache<E>>>;
 
 /// The buffers of a pass.
-pub struct Workspace(Buffers);
+pub struct Workspace(FormatBuffers);
 
-enum Buffers {
-    F32(Activations<f32>),
-    Bf16(Activations<Bf16>),
+enum FormatBuffers {
+    F32(InferenceActivations<f32>),
+    Bf16(InferenceActivations<Bf16>),
 }
 
-/// A text under way.
-pub trait Text: Send + Sync {
-    /// Its keys and values.
+/// A sequence whose keys and values are cached.
+pub trait CachedSequence: Send + Sync {
+    /// The keys and values of the tokens so far.
     fn cache(&self) -> &Cache;
-    /// The tokens that the next pass shall take; with the cache's not more than `block_size`.
+    /// The tokens of the next pass. Together with those in the cache at most `block_size`.
     fn next_tokens(&self) -> &[u32];
 }
 
-impl Predictor {
+impl InferenceModel {
     /// The model with these weights.
     ///
     /// # Panics
     /// If the configuration is not valid, or not for this format ([`WeightFormat::check`]).
     pub fn new(config: ModelConfig, format: WeightFormat, parameters: &Parameters) -> Self {
         config.validate().and_then(|()| format.check(&config)).unwrap_or_else(|error| panic!("{error}"));
-        let model = match format {
-            WeightFormat::F32 => Model::F32(Weights::new(&config, parameters)),
-            WeightFormat::Bf16 => Model::Bf16(Weights::new(&config, parameters)),
-            WeightFormat::Int8 => Model::Int8(Weights::new(&config, parameters)),
+        let weights = match format {
+            WeightFormat::F32 => FormatWeights::F32(InferenceWeights::new(&config, parameters)),
+            WeightFormat::Bf16 => FormatWeights::Bf16(InferenceWeights::new(&config, parameters)),
+            WeightFormat::Int8 => FormatWeights::Int8(InferenceWeights::new(&config, parameters)),
         };
-        Self { config, model }
+        Self { config, weights }
     }
 
     /// The model's sizes.
@@ -90,89 +90,97 @@ impl Predictor {
         &self.config
     }
 
-    /// The numbers that its weights are in.
+    /// The number format of the weights.
     pub fn format(&self) -> WeightFormat {
-        match self.model {
-            Model::F32(_) => WeightFormat::F32,
-            Model::Bf16(_) => WeightFormat::Bf16,
-            Model::Int8(_) => WeightFormat::Int8,
+        match self.weights {
+            FormatWeights::F32(_) => WeightFormat::F32,
+            FormatWeights::Bf16(_) => WeightFormat::Bf16,
+            FormatWeights::Int8(_) => WeightFormat::Int8,
         }
     }
 
-    /// Bytes of weights that a pass reads.
+    /// Bytes of weights that one pass reads.
     pub fn weight_bytes(&self) -> usize {
-        match &self.model {
-            Model::F32(weights) => weights.bytes(),
-            Model::Bf16(weights) => weights.bytes(),
-            Model::Int8(weights) => weights.bytes(),
+        match &self.weights {
+            FormatWeights::F32(weights) => weights.bytes(),
+            FormatWeights::Bf16(weights) => weights.bytes(),
+            FormatWeights::Int8(weights) => weights.bytes(),
         }
     }
 
-    /// Bytes of one text's keys and values.
+    /// Bytes of one sequence's keys and values.
     pub fn cache_bytes(&self) -> usize {
         let dims = attention_dims(&self.config);
-        let head = match self.model {
-            Model::F32(_) | Model::Int8(_) => KeyValueCache::<f32>::bytes(dims),
-            Model::Bf16(_) => KeyValueCache::<Bf16>::bytes(dims),
+        let head = match self.weights {
+            FormatWeights::F32(_) | FormatWeights::Int8(_) => KeyValueCache::<f32>::bytes(dims),
+            FormatWeights::Bf16(_) => KeyValueCache::<Bf16>::bytes(dims),
         };
         head * self.config.n_heads * self.config.n_blocks
     }
 
-    /// A cache for a new text.
+    /// A cache for a new sequence.
     pub fn cache(&self) -> Cache {
         let dims = attention_dims(&self.config);
         let heads = 0..self.config.n_blocks * self.config.n_heads;
-        Cache(match self.model {
-            Model::F32(_) | Model::Int8(_) => {
+        Cache(match self.weights {
+            FormatWeights::F32(_) | FormatWeights::Int8(_) => {
                 Caches::F32(heads.map(|_| KeyValueCache::new(dims).into()).collect())
             }
-            Model::Bf16(_) => Caches::Bf16(heads.map(|_| KeyValueCache::new(dims).into()).collect()),
+            FormatWeights::Bf16(_) => Caches::Bf16(heads.map(|_| KeyValueCache::new(dims).into()).collect()),
         })
     }
 
-    /// Buffers for passes over up to so many texts at once.
-    pub fn workspace(&self, texts: usize) -> Workspace {
-        Workspace(match self.model {
-            Model::F32(_) | Model::Int8(_) => Buffers::F32(Activations::new(&self.config, texts)),
-            Model::Bf16(_) => Buffers::Bf16(Activations::new(&self.config, texts)),
+    /// Buffers for passes over at most `sequences` sequences at once.
+    pub fn workspace(&self, sequences: usize) -> Workspace {
+        Workspace(match self.weights {
+            FormatWeights::F32(_) | FormatWeights::Int8(_) => {
+                FormatBuffers::F32(InferenceActivations::new(&self.config, sequences))
+            }
+            FormatWeights::Bf16(_) => FormatBuffers::Bf16(InferenceActivations::new(&self.config, sequences)),
         })
     }
 
-    /// Appends the next tokens of each text to its cache, and returns the logits of what follows the last of them:
-    /// (texts, V). The row of a text without next tokens means nothing.
+    /// Appends the next tokens of each sequence to its cache, and returns the logits of the token that follows the last of
+    /// them: (sequences, V). The row of a sequence without next tokens is undefined.
     ///
     /// # Panics
-    /// If there are more texts than the workspace is for, more next tokens than [`PASS_TOKENS`] and the number of texts,
-    /// or more than a cache has room for.
-    pub fn advance<'w, T: Text>(&self, workspace: &'w mut Workspace, texts: &[T]) -> &'w [f32] {
-        self.pass(workspace, texts, None)
+    /// If there are more sequences than the workspace was made for, more next tokens than both [`PASS_TOKENS`] and the number
+    /// of sequences, or more tokens than a cache holds.
+    pub fn advance<'w, S: CachedSequence>(&self, workspace: &'w mut Workspace, sequences: &[S]) -> &'w [f32] {
+        self.pass(workspace, sequences, None)
     }
 
-    /// [`Predictor::advance`] that tells what one block's heads attend to: `on_weights` is called with each head, query
-    /// and softmax(...) over the keys up to that query, both counted from the start of the text.
-    pub fn advance_with_weights<T: Text>(
+    /// [`InferenceModel::advance`], which also reports the attention weights of one block: `on_weights` is called with each
+    /// head, query and softmax(...) over the keys up to that query. Positions count from the start of the sequence.
+    pub fn advance_with_weights<S: CachedSequence>(
         &self,
         workspace: &mut Workspace,
-        text: &T,
+        sequence: &S,
         block: usize,
         on_weights: &mut (dyn FnMut(usize, usize, &[f32]) + Send),
     ) {
-        self.pass(workspace, std::slice::from_ref(text), Some(Watch { block, on_weights }));
+        self.pass(workspace, std::slice::from_ref(sequence), Some(AttentionObserver { block, on_weights }));
     }
 
-    fn pass<'w, T: Text>(
+    fn pass<'w, S: CachedSequence>(
         &self,
         workspace: &'w mut Workspace,
-        texts: &[T],
-        watch: Option<Watch>,
+        sequences: &[S],
+        observer: Option<AttentionObserver>,
     ) -> &'w [f32] {
         let config = self.config;
-        // On a thread of the pool, so that the many small parallel parts start and end cheaply.
+        // On a thread of the pool, where the many small parallel parts start and end cheaply.
         rayon::join(
-            move || match (&self.model, &mut workspace.0) {
-                (Model::F32(weights), Buffers::F32(a)) => Pass { config, weights }.run(a, texts, watch),
-                (Model::Bf16(weights), Buffers::Bf16(a)) => Pass { config, weights }.run(a, texts, watch),
-                (Model::Int8(weights), Buffers::F32(a)) => Pass { config, weights }.run(a, texts, watch),
+            move || match (&self.weights, &mut workspace.0) {
+                (FormatWeights::F32(weights), FormatBuffers::F32(a)) => {
+                    InferencePass { config, weights }.run(a, sequences, observer)
+                }
+                (FormatWeights::Bf16(weights), FormatBuffers::Bf16(a)) => {
+                    InferencePass { config, weights }.run(a, sequences, observer)
+                }
+                (FormatWeights::Int8(weights), FormatBuffers::F32(a)) => {
+                    InferencePass { config, weights }.run(a, sequences, observer)
+                }
                 _ => panic!("a workspace of another format"),
             },
             || (),
@@ -182,7 +190,7 @@ impl Predictor {
 }
 
 impl Cache {
-    /// The tokens in it.
+    /// The number of tokens.
     pub fn len(&self) -> usize {
         match &self.0 {
             Caches::F32(heads) => lock(&heads[0]).len(),
@@ -190,12 +198,12 @@ impl Cache {
         }
     }
 
-    /// Whether it has none.
+    /// Whether there are no tokens.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Forgets all tokens.
+    /// Removes all tokens.
     pub fn clear(&mut self) {
         match &self.0 {
             Caches::F32(heads) => heads.iter().for_each(|head| lock(head).clear()),
@@ -205,35 +213,35 @@ impl Cache {
 }
 
 fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
-    shared.lock().expect("a thread that panicked takes the pass with it")
+    shared.try_lock().expect("one user per thread and head at a time")
 }
 
-/// A format that caches keep keys and values in.
-trait Kept: Element {
+/// A format of cached keys and values.
+trait CacheFormat: Element {
     fn of(cache: &Cache) -> &Heads<Self>;
 }
 
-impl Kept for f32 {
+impl CacheFormat for f32 {
     fn of(cache: &Cache) -> &Heads<Self> {
         let Caches::F32(heads) = &cache.0 else { panic!("a cache of another format") };
         heads
     }
 }
 
-impl Kept for Bf16 {
+impl CacheFormat for Bf16 {
     fn of(cache: &Cache) -> &Heads<Self> {
         let Caches::Bf16(heads) = &cache.0 else { panic!("a cache of another format") };
         heads
     }
 }
 
-/// What a pass writes down. N is its tokens, all texts together.
-struct Activations<E> {
+/// The buffers of a pass over N tokens of all sequences.
+struct InferenceActivations<E> {
     /// (N, C): the residual stream.
     residual: Buffer<f32>,
     /// (N, C): the residual stream between attention and feed-forward.
     middle: Buffer<f32>,
-    /// (N, C): the output of the LayerNorm at hand.
+    /// (N, C): the output of the current LayerNorm.
     normed: Buffer<E>,
     /// (N, 3C)
     qkv: Buffer<E>,
@@ -243,20 +251,20 @@ struct Activations<E> {
     fc: Buffer<E>,
     /// (N, 4C): after it.
     gelu: Buffer<E>,
-    /// (2, N): mean and rstd of the LayerNorm at hand.
+    /// (2, N): mean and rstd of the current LayerNorm.
     statistics: Vec<f32>,
-    /// (texts, C): the residual stream of each text's last token.
+    /// (sequences, C): the residual stream of each sequence's last token.
     last: Buffer<f32>,
-    /// (texts, V)
+    /// (sequences, V)
     logits: Buffer<f32>,
-    /// One for each thread.
+    /// One per thread.
     attention: Vec<Mutex<AttentionScratch<E>>>,
 }
 
-impl<E: Element> Activations<E> {
-    fn new(config: &ModelConfig, texts: usize) -> Self {
+impl<E: Element> InferenceActivations<E> {
+    fn new(config: &ModelConfig, sequences: usize) -> Self {
         let ModelConfig { n_emb: c, vocab_size, .. } = *config;
-        let tokens = PASS_TOKENS.max(texts);
+        let tokens = PASS_TOKENS.max(sequences);
         let scratch = |_| Mutex::new(AttentionScratch::new(attention_dims(config)));
         Self {
             residual: Buffer::zeroed(tokens * c),
@@ -267,68 +275,80 @@ impl<E: Element> Activations<E> {
             fc: Buffer::zeroed(tokens * 4 * c),
             gelu: Buffer::zeroed(tokens * 4 * c),
             statistics: vec![0.0; 2 * tokens],
-            last: Buffer::zeroed(texts * c),
-            logits: Buffer::zeroed(texts * vocab_size),
+            last: Buffer::zeroed(sequences * c),
+            logits: Buffer::zeroed(sequences * vocab_size),
             attention: (0..rayon::current_num_threads()).map(scratch).collect(),
         }
     }
 }
 
-/// Whom to tell the attention weights of a block.
-struct Watch<'a> {
+/// A callback for the attention weights of one block.
+struct AttentionObserver<'a> {
     block: usize,
     on_weights: &'a mut (dyn FnMut(usize, usize, &[f32]) + Send),
 }
 
-/// A pass over the next tokens of some texts.
-struct Pass<'a, W> {
+/// A pass over the next tokens of some sequences.
+struct InferencePass<'a, W> {
     config: ModelConfig,
-    weights: &'a Weights<W>,
+    weights: &'a InferenceWeights<W>,
 }
 
-impl<W: Matrix> Pass<'_, W>
+impl<W: Matrix> InferencePass<'_, W>
 where
-    W::Element: Kept,
+    W::Element: CacheFormat,
 {
-    fn run<'w, T: Text>(
+    fn run<'w, S: CachedSequence>(
         &self,
-        a: &'w mut Activations<W::Element>,
-        texts: &[T],
-        mut watch: Option<Watch>,
+        a: &'w mut InferenceActivations<W::Element>,
+        sequences: &[S],
+        mut observer: Option<AttentionObserver>,
     ) -> &'w [f32] {
         let c = self.config.n_emb;
-        let tokens: usize = texts.iter().map(|text| text.next_tokens().len()).sum();
+        let tokens: usize = sequences.iter().map(|sequence| sequence.next_tokens().len()).sum();
         assert!(tokens <= a.statistics.len() / 2, "{tokens} tokens in one pass");
-        self.embed(&mut a.residual[..tokens * c], texts);
+        self.embed(&mut a.residual[..tokens * c], sequences);
         for (idx, w) in self.weights.blocks.iter().enumerate() {
-            let watch = watch.as_mut().filter(|watch| watch.block == idx);
-            self.block((idx, tokens), w, a, texts, watch);
+            let observer = observer.as_mut().filter(|observer| observer.block == idx);
+            self.block(idx, tokens, w, a, sequences, observer);
         }
-        self.logits(a, texts)
+        self.logits(a, sequences)
     }
 
-    fn embed<T: Text>(&self, mut x: &mut [f32], texts: &[T]) {
+    fn embed<S: CachedSequence>(&self, mut x: &mut [f32], sequences: &[S]) {
         let ModelConfig { vocab_size: vocab, n_emb: channels, .. } = self.config;
-        for text in texts {
-            let (tokens, past) = (text.next_tokens(), text.cache().len());
+        for sequence in sequences {
+            let (tokens, past) = (sequence.next_tokens(), sequence.cache().len());
             let dims = EmbeddingDims { batch: 1, time: tokens.len(), channels, vocab };
-            let rows = x.split_off_mut(..tokens.len() * channels).expect("a row for each token");
+            let rows = x.split_off_mut(..tokens.len() * channels).expect("one row per token");
             let positions = &self.weights.wpe[past * channels..];
             embedding_forward(dims, rows, &self.weights.wte, positions, tokens);
         }
     }
 
     /// One transformer block: `middle = x + attn(ln_1(x))`, `x = middle + mlp(ln_2(middle))`.
-    fn block<T: Text>(
+    fn block<S: CachedSequence>(
         &self,
-        (idx, tokens): (usize, usize),
-        w: &BlockWeights<W>,
-        a: &mut Activations<W::Element>,
-        texts: &[T],
-        watch: Option<&mut Watch>,
+        idx: usize,
+        tokens: usize,
+        w: &InferenceBlock<W>,
+        a: &mut InferenceActivations<W::Element>,
+        sequences: &[S],
+        observer: Option<&mut AttentionObserver>,
     ) {
         let c = self.config.n_emb;
-        let Activations { residual, middle, normed, qkv, heads, fc, gelu, statistics, attention, .. } = a;
+        let InferenceActivations {
+            residual,
+            middle,
+            normed,
+            qkv,
+            heads,
+            fc,
+            gelu,
+            statistics,
+            attention,
+            ..
+        } = a;
         let (residual, middle) = (&mut residual[..tokens * c], &mut middle[..tokens * c]);
         let (normed, qkv) = (&mut normed[..tokens * c], &mut qkv[..tokens * 3 * c]);
         let (heads, fc) = (&mut heads[..tokens * c], &mut fc[..tokens * 4 * c]);
@@ -339,7 +359,7 @@ where
         by_columns(ColumnsMut::new(qkv, 3 * c), PANEL_COLS, &|qkv| {
             linear_forward(layer(c, 3 * c), qkv, normed, w.c_attn.view(), &w.c_attn_bias);
         });
-        self.attend(idx, heads, qkv, attention, texts, watch);
+        self.attend(idx, heads, qkv, attention, sequences, observer);
         by_columns(ColumnsMut::new(middle, c), PANEL_COLS, &|middle| {
             let attn_proj = (w.attn_proj.view(), &*w.attn_proj_bias);
             linear_residual_forward(layer(c, c), middle, residual, heads, attn_proj, Dropout::none());
@@ -355,58 +375,62 @@ where
         });
     }
 
-    /// Attention of each text's next tokens to all its tokens.
-    fn attend<T: Text>(
+    /// Attention of each sequence's next tokens to all its tokens.
+    fn attend<S: CachedSequence>(
         &self,
         idx: usize,
         y: &mut [W::Element],
         qkv: &[W::Element],
         scratch: &[Mutex<AttentionScratch<W::Element>>],
-        texts: &[T],
-        watch: Option<&mut Watch>,
+        sequences: &[S],
+        observer: Option<&mut AttentionObserver>,
     ) {
         let ModelConfig { n_emb: c, n_heads, .. } = self.config;
         let dims = attention_dims(&self.config);
-        let attend = |mut y: ColumnsMut<W::Element>, mut watch: Option<&mut Watch>| {
+        let attend = |mut y: ColumnsMut<W::Element>, mut observer: Option<&mut AttentionObserver>| {
             let scratch = &mut *lock(&scratch[rayon::current_thread_index().unwrap_or(0)]);
             for h in y.range().start / dims.head_size..y.range().end / dims.head_size {
-                let (mut of_head, others) = y.split_at(dims.head_size);
-                y = others;
+                let (mut head, rest) = y.split_at(dims.head_size);
+                y = rest;
                 let mut first = 0;
-                for text in texts {
-                    let rows = first..first + text.next_tokens().len();
+                for sequence in sequences {
+                    let rows = first..first + sequence.next_tokens().len();
                     first = rows.end;
                     let qkv = &qkv[rows.start * 3 * c..rows.end * 3 * c];
-                    let cache = &mut *lock(&W::Element::of(text.cache())[idx * n_heads + h]);
-                    let y = of_head.part(rows);
-                    match &mut watch {
+                    let cache = &mut *lock(&W::Element::of(sequence.cache())[idx * n_heads + h]);
+                    let y = head.part(rows);
+                    match &mut observer {
                         None => attention_cached((dims, h), y, qkv, cache, scratch, None),
-                        Some(watch) => {
-                            let mut tell = |query: usize, row: &[f32]| (watch.on_weights)(h, query, row);
-                            attention_cached((dims, h), y, qkv, cache, scratch, Some(&mut tell));
+                        Some(observer) => {
+                            let mut report = |query: usize, row: &[f32]| (observer.on_weights)(h, query, row);
+                            attention_cached((dims, h), y, qkv, cache, scratch, Some(&mut report));
                         }
                     }
                 }
             }
         };
         let y = ColumnsMut::new(y, c);
-        match watch {
-            Some(watch) => attend(y, Some(watch)),
+        match observer {
+            Some(observer) => attend(y, Some(observer)),
             None => by_columns(y, dims.head_size, &|y| attend(y, None)),
         }
     }
 
-    /// The logits of what follows the last token of each text.
-    fn logits<'w, T: Text>(&self, a: &'w mut Activations<W::Element>, texts: &[T]) -> &'w [f32] {
+    /// The logits of the token that follows the last one of each sequence.
+    fn logits<'w, S: CachedSequence>(
+        &self,
+        a: &'w mut InferenceActivations<W::Element>,
+        sequences: &[S],
+    ) -> &'w [f32] {
         let ModelConfig { n_emb: c, vocab_size: vocab, .. } = self.config;
-        let Activations { residual, last, normed, statistics, logits, .. } = a;
-        let count = texts.len();
+        let InferenceActivations { residual, last, normed, statistics, logits, .. } = a;
+        let count = sequences.len();
         let (last, normed) = (&mut last[..count * c], &mut normed[..count * c]);
         let logits = &mut logits[..count * vocab];
         let mut end = 0;
-        for (text, last) in texts.iter().zip(last.chunks_exact_mut(c)) {
-            end += text.next_tokens().len();
-            // A text without next tokens has no last one: its row is another's, and means nothing.
+        for (sequence, last) in sequences.iter().zip(last.chunks_exact_mut(c)) {
+            end += sequence.next_tokens().len();
+            // The row of a sequence without next tokens is that of another sequence.
             last.copy_from_slice(&residual[end.max(1) * c - c..][..c]);
         }
         layernorm(normed, statistics, last, &self.weights.ln_f);
@@ -431,7 +455,7 @@ fn attention_dims(config: &ModelConfig) -> AttentionDims {
     AttentionDims { batch: 1, time: config.block_size, heads, head_size }
 }
 
-/// Outputs that threads share by columns.
+/// Outputs that are divided by columns.
 trait Shared: Send + Sized {
     fn cols(&self) -> usize;
     fn split_at(self, cols: usize) -> (Self, Self);
@@ -458,17 +482,17 @@ impl<A: Shared, B: Shared> Shared for (A, B) {
     }
 }
 
-/// Calls `work` with parts of the outputs, one for each thread, whole pieces of `piece` columns each.
+/// Calls `work` with one part of the outputs per thread, in multiples of `piece` columns.
 fn by_columns<S: Shared>(outputs: S, piece: usize, work: &(impl Fn(S) + Sync)) {
-    fn share<S: Shared>(outputs: S, (piece, parts): (usize, usize), work: &(impl Fn(S) + Sync)) {
+    fn divide<S: Shared>(outputs: S, piece: usize, parts: usize, work: &(impl Fn(S) + Sync)) {
         let pieces = outputs.cols().div_ceil(piece);
         let parts = parts.min(pieces);
         if parts <= 1 {
             return work(outputs);
         }
         let (left, right) = (parts / 2, parts - parts / 2);
-        let (ours, others) = outputs.split_at(pieces * left / parts * piece);
-        rayon::join(|| share(ours, (piece, left), work), || share(others, (piece, right), work));
+        let (first, rest) = outputs.split_at(pieces * left / parts * piece);
+        rayon::join(|| divide(first, piece, left, work), || divide(rest, piece, right, work));
     }
-    share(outputs, (piece, rayon::current_num_threads()), work);
+    divide(outputs, piece, rayon::current_num_threads(), work);
 }

@@ -1,0 +1,194 @@
+//! The seam between training and a device: what a [`Backend`] does in one optimizer step.
+//!
+//! The trait works at the granularity of a training step, not of an op, so that a backend may fuse what it likes.
+//! Weights, gradients and AdamW's moments stay where the backend keeps them.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use super::{ModelConfig, Parameters};
+use crate::distributed::{Communicator, Division};
+
+/// Sequences of tokens, and the token that follows each.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<'a> {
+    /// (B, T)
+    pub inputs: &'a [u32],
+    /// (B, T)
+    pub targets: &'a [u32],
+    /// T, the tokens of each sequence.
+    pub time: usize,
+}
+
+impl<'a> Batch<'a> {
+    /// B, the number of sequences.
+    pub fn sequences(&self) -> usize {
+        self.inputs.len() / self.time
+    }
+
+    /// Some of the sequences.
+    ///
+    /// # Panics
+    /// If the range ends behind the last sequence.
+    pub fn select(&self, sequences: Range<usize>) -> Batch<'a> {
+        let tokens = sequences.start * self.time..sequences.end * self.time;
+        Batch { inputs: &self.inputs[tokens.clone()], targets: &self.targets[tokens], time: self.time }
+    }
+}
+
+/// One rank's part of the global batch of an optimizer step.
+#[derive(Clone, Copy, Debug)]
+pub struct StepBatch<'a> {
+    /// The sequences of this rank, `division.own()` of the global batch.
+    pub batch: Batch<'a>,
+    /// How the global batch is divided into micro-batches.
+    pub division: Division,
+    /// Selects the dropout masks of the step.
+    pub dropout_key: u64,
+}
+
+/// The sequences that are computed in one forward and backward pass.
+#[derive(Clone, Copy, Debug)]
+pub struct MicroBatch<'a> {
+    /// The sequences.
+    pub batch: Batch<'a>,
+    /// The index of the first of them in the global batch: dropout masks depend on it.
+    pub first_sequence: usize,
+    /// Tokens of the global batch. The loss is the mean over them, so each gradient is divided by this number.
+    pub total_tokens: usize,
+    /// Selects the dropout masks of the step.
+    pub dropout_key: u64,
+}
+
+impl<'a> StepBatch<'a> {
+    /// A whole batch in a single micro-batch.
+    pub fn whole(batch: Batch<'a>, dropout_key: u64) -> Self {
+        Self { batch, division: Division::whole(batch.sequences()), dropout_key }
+    }
+
+    /// Tokens of the global batch.
+    pub fn total_tokens(&self) -> usize {
+        self.division.sequences * self.batch.time
+    }
+
+    /// This rank's micro-batch `index`, of `division.micro_batches`. It may be empty.
+    pub fn micro_batch(&self, index: usize) -> MicroBatch<'a> {
+        let own = self.division.own();
+        let sequences = self.division.micro_batch(index);
+        MicroBatch {
+            batch: self.batch.select(sequences.start - own.start..sequences.end - own.start),
+            first_sequence: sequences.start,
+            total_tokens: self.total_tokens(),
+            dropout_key: self.dropout_key,
+        }
+    }
+}
+
+/// One update of AdamW: what is the same for all parameters.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamWUpdate {
+    /// lr.
+    pub learning_rate: f64,
+    /// Decay rate of `exp_avg`.
+    pub beta1: f64,
+    /// Decay rate of `exp_avg_sq`.
+    pub beta2: f64,
+    /// Added to the denominator.
+    pub eps: f64,
+    /// Decoupled weight decay, per unit of learning rate.
+    pub weight_decay: f64,
+    /// Whether vectors (biases and LayerNorm) decay as well; matrices always do.
+    pub decay_all_parameters: bool,
+    /// Multiplies the gradients first: below 1 when they are clipped.
+    pub gradient_scale: f64,
+    /// `1 - beta1^t`, t counting from 1.
+    pub bias_correction1: f64,
+    /// `1 - beta2^t`.
+    pub bias_correction2: f64,
+}
+
+/// AdamW's moments, each in the order of the parameters.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Moments {
+    /// The running mean of each gradient.
+    pub exp_avg: Vec<f32>,
+    /// The running mean of each squared gradient.
+    pub exp_avg_sq: Vec<f32>,
+}
+
+impl Moments {
+    /// The moments of `parameters` parameters before the first update: zeros.
+    pub fn zeros(parameters: usize) -> Self {
+        Self { exp_avg: vec![0.0; parameters], exp_avg_sq: vec![0.0; parameters] }
+    }
+}
+
+/// A GPT-2 on some device: its weights, gradients and moments, and the arithmetic of a training step.
+///
+/// Every backend passes the same test suite: golden files of PyTorch, 200 training steps, resumption bit for bit, and equal
+/// bits for equal [`Division`]s of a batch over ranks and micro-batches.
+pub trait Backend: Send {
+    /// The model's sizes.
+    fn config(&self) -> &ModelConfig;
+
+    /// Computes the gradients of the mean loss of the global batch, as far as this rank's sequences contribute to it,
+    /// and returns the sum of these sequences' token losses in nats, with dropout.
+    ///
+    /// The gradients of micro-batches are summed in the binary tree of [`tree_split`], and so are their losses.
+    /// Gradients of an earlier step are overwritten. Without sequences they are zero.
+    fn forward_backward(&mut self, step: StepBatch<'_>) -> f64;
+
+    /// The cross-entropy of each token of a batch in nats, (B, T), without dropout.
+    fn losses(&mut self, batch: Batch<'_>) -> &[f32];
+
+    /// Replaces the gradients by their sum over all ranks.
+    fn reduce_gradients(&mut self, communicator: &dyn Communicator);
+
+    /// The L2 norm of all gradients together.
+    fn gradient_norm(&mut self) -> f64;
+
+    /// Updates weights and moments from the gradients.
+    fn update(&mut self, update: &AdamWUpdate);
+
+    /// The weights.
+    fn parameters(&self) -> Cow<'_, Parameters>;
+
+    /// Replaces the weights.
+    ///
+    /// # Panics
+    /// If they are of another model.
+    fn load_parameters(&mut self, parameters: Parameters);
+
+    /// The gradients of the last step.
+    ///
+    /// # Panics
+    /// If there was none.
+    fn gradients(&self) -> Cow<'_, Parameters>;
+
+    /// AdamW's moments.
+    fn moments(&self) -> Cow<'_, Moments>;
+
+    /// Replaces AdamW's moments.
+    ///
+    /// # Panics
+    /// If they are of another model.
+    fn load_moments(&mut self, moments: Moments);
+
+    /// The mean loss of a batch in nats per token, in a single micro-batch on a single rank; the gradients are left in
+    /// [`Backend::gradients`].
+    fn loss_and_gradients(&mut self, batch: Batch<'_>, dropout_key: u64) -> f32 {
+        let step = StepBatch::whole(batch, dropout_key);
+        (self.forward_backward(step) / step.total_tokens() as f64) as f32
+    }
+}
+
+/// Where the binary tree divides `count` leaves, two or more: behind the largest power of two below `count`. So a rank with
+/// a power of two of micro-batches sums a subtree of the tree over all ranks.
+///
+/// ```
+/// use folio::model::tree_split;
+/// assert_eq!([2, 3, 4, 5, 8].map(tree_split), [1, 2, 2, 4, 4]);
+/// ```
+pub fn tree_split(count: usize) -> usize {
+    count.next_power_of_two() / 2
+}

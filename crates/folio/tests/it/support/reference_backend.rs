@@ -1,0 +1,372 @@
+//! A slow backend made of the naive twins of the kernels. It computes in f64; what lasts from one call to the next (weights,
+//! gradients, moments) is rounded to f32, as a checkpoint stores it.
+
+use std::borrow::Cow;
+
+use folio::distributed::Communicator;
+use folio::model::{
+    AdamWUpdate, Backend, Batch, MicroBatch, ModelConfig, Moments, ParameterSpec, Parameters, StepBatch,
+    tree_split,
+};
+use folio_kernels::adamw::AdamwStep;
+use folio_kernels::dims::{AttentionDims, EmbeddingDims, LinearDims, RowDims};
+use folio_kernels::dropout::Dropout;
+use folio_kernels::reference as naive;
+
+pub(crate) struct ReferenceBackend {
+    config: ModelConfig,
+    parameters: Parameters,
+    gradients: Parameters,
+    moments: Moments,
+    losses: Vec<f32>,
+}
+
+/// One block's activations, whole micro-batch each.
+#[derive(Default)]
+struct BlockState {
+    input: Vec<f64>,
+    ln_1: Normed,
+    qkv: Vec<f64>,
+    lse: Vec<f64>,
+    heads: Vec<f64>,
+    middle: Vec<f64>,
+    ln_2: Normed,
+    fc: Vec<f64>,
+    gelu: Vec<f64>,
+}
+
+/// A LayerNorm's output and statistics.
+#[derive(Default)]
+struct Normed {
+    y: Vec<f64>,
+    mean: Vec<f64>,
+    rstd: Vec<f64>,
+}
+
+/// A forward and backward pass over a micro-batch.
+struct NaivePass<'a> {
+    config: ModelConfig,
+    specs: &'a [ParameterSpec],
+    /// The weights.
+    w: Vec<f64>,
+    batch: Batch<'a>,
+    first_sequence: usize,
+    dropout_key: Option<u64>,
+}
+
+impl ReferenceBackend {
+    pub(crate) fn new(config: ModelConfig, parameters: Parameters) -> Self {
+        let moments = Moments::zeros(parameters.values().len());
+        Self { config, parameters, gradients: Parameters::zeros(&config), moments, losses: Vec::new() }
+    }
+
+    fn pass<'a>(
+        &'a self,
+        batch: Batch<'a>,
+        first_sequence: usize,
+        dropout_key: Option<u64>,
+    ) -> NaivePass<'a> {
+        let w = self.parameters.values().iter().map(|&value| f64::from(value)).collect();
+        NaivePass {
+            config: self.config,
+            specs: self.parameters.specs(),
+            w,
+            batch,
+            first_sequence,
+            dropout_key,
+        }
+    }
+
+    /// The sum of the losses of micro-batches, and the sum of their gradients in f32.
+    fn sum(&self, step: &StepBatch, first: usize, count: usize) -> (f64, Vec<f32>) {
+        if count == 1 {
+            return self.micro_batch(&step.micro_batch(first));
+        }
+        let left = tree_split(count);
+        let (loss_a, a) = self.sum(step, first, left);
+        let (loss_b, b) = self.sum(step, first + left, count - left);
+        (loss_a + loss_b, a.iter().zip(b).map(|(a, b)| a + b).collect())
+    }
+
+    fn micro_batch(&self, micro_batch: &MicroBatch) -> (f64, Vec<f32>) {
+        let MicroBatch { batch, first_sequence, total_tokens, dropout_key } = *micro_batch;
+        if batch.inputs.is_empty() {
+            return (0.0, vec![0.0; self.parameters.values().len()]);
+        }
+        let pass = self.pass(batch, first_sequence, Some(dropout_key));
+        let (losses, gradients) = pass.forward_backward(1.0 / total_tokens as f64);
+        (losses.iter().sum(), gradients.iter().map(|&value| value as f32).collect())
+    }
+}
+
+impl Backend for ReferenceBackend {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn forward_backward(&mut self, step: StepBatch<'_>) -> f64 {
+        let (loss, gradients) = self.sum(&step, 0, step.division.micro_batches);
+        self.gradients.values_mut().copy_from_slice(&gradients);
+        loss
+    }
+
+    fn losses(&mut self, batch: Batch<'_>) -> &[f32] {
+        let pass = self.pass(batch, 0, None);
+        let (_, _, logits) = pass.forward();
+        let mut losses = vec![0.0; batch.targets.len()];
+        naive::cross_entropy_loss(pass.head_dims(), &mut losses, &logits, batch.targets);
+        self.losses = losses.into_iter().map(|loss| loss as f32).collect();
+        &self.losses
+    }
+
+    fn reduce_gradients(&mut self, communicator: &dyn Communicator) {
+        communicator.all_reduce(self.gradients.values_mut());
+    }
+
+    fn gradient_norm(&mut self) -> f64 {
+        self.gradients.values().iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt()
+    }
+
+    fn update(&mut self, update: &AdamWUpdate) {
+        for spec in self.gradients.specs().to_vec() {
+            let decays = update.decay_all_parameters || spec.is_matrix();
+            let step = AdamwStep {
+                learning_rate: update.learning_rate,
+                beta1: update.beta1,
+                beta2: update.beta2,
+                eps: update.eps,
+                weight_decay: if decays { update.weight_decay } else { 0.0 },
+                gradient_scale: update.gradient_scale,
+                bias_correction1: update.bias_correction1,
+                bias_correction2: update.bias_correction2,
+            };
+            let range = spec.range;
+            let wide =
+                |values: &[f32]| -> Vec<f64> { values.iter().map(|&value| f64::from(value)).collect() };
+            let gradient = wide(&self.gradients.values()[range.clone()]);
+            let arrays = [
+                &mut self.parameters.values_mut()[range.clone()],
+                &mut self.moments.exp_avg[range.clone()],
+                &mut self.moments.exp_avg_sq[range],
+            ];
+            let [mut p, mut m, mut v] = arrays.each_ref().map(|values| wide(values));
+            naive::adamw(&mut p, &gradient, &mut m, &mut v, step);
+            for (array, new) in arrays.into_iter().zip([p, m, v]) {
+                array.iter_mut().zip(new).for_each(|(value, new)| *value = new as f32);
+            }
+        }
+    }
+
+    fn parameters(&self) -> Cow<'_, Parameters> {
+        Cow::Borrowed(&self.parameters)
+    }
+
+    fn load_parameters(&mut self, parameters: Parameters) {
+        self.parameters = parameters;
+    }
+
+    fn gradients(&self) -> Cow<'_, Parameters> {
+        Cow::Borrowed(&self.gradients)
+    }
+
+    fn moments(&self) -> Cow<'_, Moments> {
+        Cow::Borrowed(&self.moments)
+    }
+
+    fn load_moments(&mut self, moments: Moments) {
+        self.moments = moments;
+    }
+}
+
+impl NaivePass<'_> {
+    /// The parameter of this name, or its place in an array of all.
+    fn range(&self, name: &str) -> std::ops::Range<usize> {
+        self.specs.iter().find(|spec| spec.name == name).expect("a parameter").range.clone()
+    }
+
+    fn weight(&self, name: &str) -> &[f64] {
+        &self.w[self.range(name)]
+    }
+
+    fn rows(&self) -> usize {
+        self.batch.inputs.len()
+    }
+
+    fn row_dims(&self) -> RowDims {
+        RowDims { rows: self.rows(), cols: self.config.n_emb }
+    }
+
+    fn head_dims(&self) -> RowDims {
+        RowDims { rows: self.rows(), cols: self.config.vocab_size }
+    }
+
+    fn attention_dims(&self) -> AttentionDims {
+        let (heads, head_size) = (self.config.n_heads, self.config.head_size());
+        AttentionDims { batch: self.batch.sequences(), time: self.batch.time, heads, head_size }
+    }
+
+    fn embedding_dims(&self) -> EmbeddingDims {
+        let ModelConfig { vocab_size: vocab, n_emb: channels, .. } = self.config;
+        EmbeddingDims { batch: self.batch.sequences(), time: self.batch.time, channels, vocab }
+    }
+
+    /// The masks of the model's `number`th dropout, which has `rows` rows per token.
+    fn dropout(&self, number: u64, rows: usize) -> Dropout {
+        let Some(key) = self.dropout_key else { return Dropout::none() };
+        let key = key.wrapping_add(number.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        Dropout::new(self.config.dropout, key).skip_rows(self.first_sequence * self.batch.time * rows)
+    }
+
+    fn layernorm(&self, x: &[f64], name: &str) -> Normed {
+        let rows = self.rows();
+        let mut normed = Normed { y: vec![0.0; x.len()], mean: vec![0.0; rows], rstd: vec![0.0; rows] };
+        let Normed { y, mean, rstd } = &mut normed;
+        let (weight, bias) = (format!("{name}.weight"), format!("{name}.bias"));
+        let (weight, bias) = (self.weight(&weight), self.weight(&bias));
+        naive::layernorm_forward(self.row_dims(), y, mean, rstd, x, weight, bias);
+        normed
+    }
+
+    fn linear(&self, x: &[f64], name: &str) -> Vec<f64> {
+        let (weight, bias) = (self.range(&format!("{name}.weight")), self.range(&format!("{name}.bias")));
+        let dims = LinearDims { rows: self.rows(), inputs: x.len() / self.rows(), outputs: bias.len() };
+        let mut y = vec![0.0; dims.rows * dims.outputs];
+        naive::linear_forward(dims, &mut y, x, &self.w[weight], Some(&self.w[bias]));
+        y
+    }
+
+    /// The blocks, the final LayerNorm of the last residual stream, and the logits.
+    fn forward(&self) -> (Vec<BlockState>, (Vec<f64>, Normed), Vec<f64>) {
+        let mut embedded = vec![0.0; self.rows() * self.config.n_emb];
+        let (wte, wpe) = (self.weight("wte.weight"), self.weight("wpe.weight"));
+        let wpe = &wpe[..self.batch.time * self.config.n_emb];
+        naive::embedding_forward(self.embedding_dims(), &mut embedded, wte, wpe, self.batch.inputs);
+        let mut x = vec![0.0; embedded.len()];
+        naive::dropout_forward(self.row_dims(), &mut x, &embedded, self.dropout(0, 1));
+        let mut blocks = Vec::new();
+        for idx in 0..self.config.n_blocks {
+            let (block, output) = self.block_forward(idx, x);
+            blocks.push(block);
+            x = output;
+        }
+        let normed = self.layernorm(&x, "ln_f");
+        let (c, v) = (self.config.n_emb, self.config.vocab_size);
+        let mut logits = vec![0.0; self.rows() * v];
+        for (logits, normed) in logits.chunks_exact_mut(v).zip(normed.y.chunks_exact(c)) {
+            for (logit, row) in logits.iter_mut().zip(self.weight("wte.weight").chunks_exact(c)) {
+                *logit = normed.iter().zip(row).map(|(a, b)| a * b).sum();
+            }
+        }
+        (blocks, (x, normed), logits)
+    }
+
+    fn block_forward(&self, idx: usize, input: Vec<f64>) -> (BlockState, Vec<f64>) {
+        let name = |layer: &str| format!("h.{idx}.{layer}");
+        let number = 3 * idx as u64;
+        let mut s = BlockState { input, ..BlockState::default() };
+        s.ln_1 = self.layernorm(&s.input, &name("ln_1"));
+        s.qkv = self.linear(&s.ln_1.y, &name("attn.c_attn"));
+        s.heads = vec![0.0; s.input.len()];
+        s.lse = vec![0.0; self.rows() * self.config.n_heads];
+        let dropout = self.dropout(1 + number, self.config.n_heads);
+        naive::attention_forward(self.attention_dims(), &mut s.heads, &mut s.lse, &s.qkv, dropout);
+        let branch = self.linear(&s.heads, &name("attn.c_proj"));
+        s.middle = vec![0.0; s.input.len()];
+        let dropout = self.dropout(2 + number, 1);
+        naive::dropout_residual_forward(self.row_dims(), &mut s.middle, &s.input, &branch, dropout);
+        s.ln_2 = self.layernorm(&s.middle, &name("ln_2"));
+        s.fc = self.linear(&s.ln_2.y, &name("mlp.c_fc"));
+        s.gelu = vec![0.0; s.fc.len()];
+        naive::gelu_forward(&mut s.gelu, &s.fc);
+        let branch = self.linear(&s.gelu, &name("mlp.c_proj"));
+        let mut output = vec![0.0; s.input.len()];
+        let dropout = self.dropout(3 + number, 1);
+        naive::dropout_residual_forward(self.row_dims(), &mut output, &s.middle, &branch, dropout);
+        (s, output)
+    }
+
+    /// The losses, and the gradients of `scale` times their sum.
+    fn forward_backward(&self, scale: f64) -> (Vec<f64>, Vec<f64>) {
+        let (blocks, (last, normed), mut logits) = self.forward();
+        let mut losses = vec![0.0; self.rows()];
+        // Afterwards `logits` holds their gradients.
+        naive::cross_entropy(self.head_dims(), &mut logits, &mut losses, self.batch.targets, scale);
+        let mut gradients = vec![0.0; self.w.len()];
+        let (c, v) = (self.config.n_emb, self.config.vocab_size);
+        let mut dnormed = vec![0.0; last.len()];
+        let wte = self.range("wte.weight");
+        let rows = logits.chunks_exact(v).zip(normed.y.chunks_exact(c)).zip(dnormed.chunks_exact_mut(c));
+        for ((dlogits, normed), dnormed) in rows {
+            for (token, &dlogit) in dlogits.iter().enumerate() {
+                for channel in 0..c {
+                    let place = wte.start + token * c + channel;
+                    dnormed[channel] += dlogit * self.w[place];
+                    gradients[place] += dlogit * normed[channel];
+                }
+            }
+        }
+        let mut dx = vec![0.0; last.len()];
+        self.layernorm_backward(&mut dx, &dnormed, &last, &normed, "ln_f", &mut gradients);
+        for (idx, block) in blocks.iter().enumerate().rev() {
+            self.block_backward(idx, block, &mut dx, &mut gradients);
+        }
+        let mut dembedded = vec![0.0; dx.len()];
+        naive::dropout_backward(self.row_dims(), &mut dembedded, &dx, self.dropout(0, 1));
+        let (wte, mut dwpe) = (self.range("wte.weight"), self.range("wpe.weight"));
+        dwpe.end = dwpe.start + self.batch.time * c;
+        let (dwte, rest) = gradients.split_at_mut(wte.end);
+        let dwpe = &mut rest[dwpe.start - wte.end..dwpe.end - wte.end];
+        naive::embedding_backward(self.embedding_dims(), dwte, dwpe, &dembedded, self.batch.inputs);
+        (losses, gradients)
+    }
+
+    /// `dx` is the gradient of the block's output, then of its input.
+    fn block_backward(&self, idx: usize, s: &BlockState, dx: &mut Vec<f64>, gradients: &mut [f64]) {
+        let name = |layer: &str| format!("h.{idx}.{layer}");
+        let number = 3 * idx as u64;
+        let mut dbranch = vec![0.0; dx.len()];
+        naive::dropout_backward(self.row_dims(), &mut dbranch, dx, self.dropout(3 + number, 1));
+        let dgelu = self.linear_backward(&dbranch, &s.gelu, &name("mlp.c_proj"), gradients);
+        let mut dfc = vec![0.0; dgelu.len()];
+        naive::gelu_backward(&mut dfc, &dgelu, &s.fc);
+        let dnormed = self.linear_backward(&dfc, &s.ln_2.y, &name("mlp.c_fc"), gradients);
+        self.layernorm_backward(dx, &dnormed, &s.middle, &s.ln_2, &name("ln_2"), gradients);
+
+        naive::dropout_backward(self.row_dims(), &mut dbranch, dx, self.dropout(2 + number, 1));
+        let dheads = self.linear_backward(&dbranch, &s.heads, &name("attn.c_proj"), gradients);
+        let mut dqkv = vec![0.0; s.qkv.len()];
+        let dropout = self.dropout(1 + number, self.config.n_heads);
+        let dims = self.attention_dims();
+        naive::attention_backward(dims, &mut dqkv, &dheads, &s.heads, &s.qkv, &s.lse, dropout);
+        let dnormed = self.linear_backward(&dqkv, &s.ln_1.y, &name("attn.c_attn"), gradients);
+        self.layernorm_backward(dx, &dnormed, &s.input, &s.ln_1, &name("ln_1"), gradients);
+    }
+
+    /// Returns the gradient of `x`, from `dy`, the gradient of `y = linear(x)`.
+    fn linear_backward(&self, dy: &[f64], x: &[f64], name: &str, gradients: &mut [f64]) -> Vec<f64> {
+        let (weight, bias) = (self.range(&format!("{name}.weight")), self.range(&format!("{name}.bias")));
+        let dims = LinearDims { rows: self.rows(), inputs: x.len() / self.rows(), outputs: bias.len() };
+        let mut dx = vec![0.0; x.len()];
+        naive::linear_backward_input(dims, &mut dx, dy, &self.w[weight.clone()]);
+        // The bias follows its weight.
+        let (dw, dbias) = gradients[weight.start..bias.end].split_at_mut(weight.len());
+        naive::linear_backward_parameters(dims, dw, Some(dbias), dy, x);
+        dx
+    }
+
+    /// Adds to `dx` the gradient of `x`, from `dy`, the gradient of `y = layernorm(x)`.
+    fn layernorm_backward(
+        &self,
+        dx: &mut [f64],
+        dy: &[f64],
+        x: &[f64],
+        normed: &Normed,
+        name: &str,
+        gradients: &mut [f64],
+    ) {
+        let (weight, bias) = (self.range(&format!("{name}.weight")), self.range(&format!("{name}.bias")));
+        let (dweight, dbias) = gradients[weight.start..bias.end].split_at_mut(weight.len());
+        let Normed { mean, rstd, .. } = normed;
+        naive::layernorm_backward(self.row_dims(), dx, dweight, dbias, dy, x, mean, rstd, &self.w[weight]);
+    }
+}

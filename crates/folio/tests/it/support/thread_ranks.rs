@@ -1,0 +1,106 @@
+//! Ranks that are threads of one process.
+
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use folio::distributed::Communicator;
+use folio::model::tree_split;
+
+/// One rank.
+pub(crate) struct ThreadRank {
+    rank: usize,
+    world_size: usize,
+    meeting: Arc<Meeting>,
+}
+
+/// Where the ranks exchange bytes.
+struct Meeting {
+    state: Mutex<MeetingState>,
+    changed: Condvar,
+}
+
+struct MeetingState {
+    /// One per rank; taken when all have arrived.
+    arrived: Vec<Option<Vec<u8>>>,
+    /// What all ranks brought to the last meeting, and how many have not collected it yet.
+    exchanged: Arc<Vec<Vec<u8>>>,
+    to_collect: usize,
+}
+
+impl ThreadRank {
+    /// All ranks of a run.
+    pub(crate) fn world(world_size: usize) -> Vec<Self> {
+        let state =
+            MeetingState { arrived: vec![None; world_size], exchanged: Arc::default(), to_collect: 0 };
+        let meeting = Arc::new(Meeting { state: Mutex::new(state), changed: Condvar::new() });
+        (0..world_size).map(|rank| Self { rank, world_size, meeting: Arc::clone(&meeting) }).collect()
+    }
+
+    /// The bytes of all ranks.
+    fn exchange(&self, bytes: Vec<u8>) -> Arc<Vec<Vec<u8>>> {
+        /// A rank that failed never arrives.
+        const PATIENCE: Duration = Duration::from_secs(60);
+        let wait = |state, condition: &dyn Fn(&mut MeetingState) -> bool| {
+            let (state, timeout) = (self.meeting.changed)
+                .wait_timeout_while(state, PATIENCE, |state| condition(state))
+                .expect("no rank panics inside");
+            assert!(!timeout.timed_out(), "rank {}: another rank did not arrive", self.rank);
+            state
+        };
+        let state = self.meeting.state.lock().expect("no rank panics inside");
+        let mut state = wait(state, &|state| state.to_collect > 0);
+        assert!(state.arrived[self.rank].replace(bytes).is_none(), "one meeting at a time");
+        if state.arrived.iter().all(Option::is_some) {
+            let all = state.arrived.iter_mut().map(|bytes| bytes.take().expect("arrived")).collect();
+            state.exchanged = Arc::new(all);
+            state.to_collect = self.world_size;
+        } else {
+            state = wait(state, &|state| state.to_collect == 0);
+        }
+        state.to_collect -= 1;
+        self.meeting.changed.notify_all();
+        Arc::clone(&state.exchanged)
+    }
+}
+
+impl Communicator for ThreadRank {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn world_size(&self) -> usize {
+        self.world_size
+    }
+
+    fn all_reduce(&self, values: &mut [f32]) {
+        let all = self.exchange(bytemuck::cast_slice(values).to_vec());
+        let all: Vec<Vec<f32>> = all.iter().map(|bytes| numbers(bytes, f32::from_ne_bytes)).collect();
+        values.copy_from_slice(&tree_sum(&all));
+    }
+
+    fn all_reduce_f64(&self, values: &mut [f64]) {
+        let all = self.exchange(bytemuck::cast_slice(values).to_vec());
+        let all: Vec<Vec<f64>> = all.iter().map(|bytes| numbers(bytes, f64::from_ne_bytes)).collect();
+        values.copy_from_slice(&tree_sum(&all));
+    }
+
+    fn broadcast(&self, bytes: &mut [u8]) {
+        bytes.copy_from_slice(&self.exchange(bytes.to_vec())[0]);
+    }
+
+    fn barrier(&self) {
+        self.exchange(Vec::new());
+    }
+}
+
+fn tree_sum<T: Copy + std::ops::Add<Output = T>>(ranks: &[Vec<T>]) -> Vec<T> {
+    if let [one] = ranks {
+        return one.clone();
+    }
+    let (left, right) = ranks.split_at(tree_split(ranks.len()));
+    tree_sum(left).into_iter().zip(tree_sum(right)).map(|(a, b)| a + b).collect()
+}
+
+fn numbers<T, const SIZE: usize>(bytes: &[u8], parse: fn([u8; SIZE]) -> T) -> Vec<T> {
+    bytes.as_chunks().0.iter().copied().map(parse).collect()
+}
