@@ -33,13 +33,13 @@ enum What {
     /// Time training steps on random tokens; prints one JSON line
     Step(StepArgs),
     /// Time text generation with random weights; prints one JSON line
-    Generate(generate::GenerateArgs),
+    Generate(generate::BenchGenerateArgs),
     /// Time every kernel of a training step, relative to the peak of this machine
     Kernels(KernelsArgs),
     /// Measure the peak arithmetic throughput and memory bandwidth of this machine
     Peak(PeakArgs),
     /// Time tokenizer training and encoding, and encoding with GPT-2's tokenizer; prints one JSON line
-    Tokenizer(tokenizer::TokenizerArgs),
+    Tokenizer(tokenizer::BenchTokenizerArgs),
 }
 
 #[derive(Args)]

@@ -33,8 +33,9 @@ generation; Ctrl-D ends the chat.
   /text                   print the text so far
   /save FILE              write the text so far to a new file
   /seed N                 set the seed of the next continuation
-  /temperature X          set a sampling option: also /top_k N, /top_p X, /min_p X, /repetition_penalty X
-  /top_k off              turn an option off: also /top_p off, /min_p off
+  /temperature X          set a sampling option; also /top_k N, /top_p X, /min_p X and
+                          /repetition_penalty X
+  /top_k off              turn off a sampling option; also /top_p off, /min_p off
   /max_new_tokens N       maximum number of tokens to generate per line
   /help                   print this list";
 
@@ -62,7 +63,7 @@ pub(crate) fn run(args: &ChatArgs) -> anyhow::Result<()> {
     let chosen = args.checkpoints.find()?;
     let run = &chosen.run;
     let tokenizer = Arc::new(run.tokenizer()?);
-    let name = *chosen.names.last().context("a checkpoint")?;
+    let name = *chosen.names.last().expect("at least one checkpoint");
     let model = load_inference_model(run, name, &tokenizer, args.sampling.precision)?;
     let mut chat = Chat {
         generator: Generator::new(Arc::new(model), Arc::clone(&tokenizer)),

@@ -66,7 +66,7 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         }
     };
     let part = args.split.unwrap_or(Part::Eval);
-    // An evaluation without blocks fails below.
+    // Without blocks, `evaluate` returns an error below.
     if !dataset.blocks(part).is_empty() {
         chosen.announce();
     }
@@ -113,5 +113,5 @@ fn print(path: &Path, evaluation: Evaluation) -> std::io::Result<()> {
     screen::out(format_args!("  perplexity          {perplexity:.4}"))?;
     screen::out(format_args!("  bits per character  {bits_per_character:.4}"))?;
     screen::out(format_args!("  bits per byte       {bits_per_byte:.4}"))?;
-    screen::out(format_args!("  over                {tokens} tokens, {characters} characters, {bytes} bytes"))
+    screen::out(format_args!("  evaluated on        {tokens} tokens, {characters} characters, {bytes} bytes"))
 }

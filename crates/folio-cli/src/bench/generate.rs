@@ -26,7 +26,7 @@ share_of_memory is its percentage of the memory read bandwidth; above 100, the d
 Example:
   folio bench generate --block 256 --vocab 65 --emb 384 --blocks 6 --heads 6 \\
       --tokens 256 --streams 16")]
-pub(super) struct GenerateArgs {
+pub(super) struct BenchGenerateArgs {
     #[command(flatten)]
     sizes: ModelArgs,
     /// Tokens to generate, from an empty prompt
@@ -37,7 +37,7 @@ pub(super) struct GenerateArgs {
     streams: usize,
     /// Number format of the weights: f32, bf16, int8, or auto for the faster of f32 and bf16
     #[arg(long, default_value = "auto")]
-    precision: Format,
+    precision: FormatChoice,
     /// How to continue beyond the context: exact, rolling or stop
     #[arg(long, default_value = "exact")]
     past_context: PastContext,
@@ -51,12 +51,12 @@ pub(super) struct GenerateArgs {
 
 /// A format of weights, or the faster of the training formats.
 #[derive(Clone, Copy, Debug)]
-enum Format {
+enum FormatChoice {
     Auto,
     Given(WeightFormat),
 }
 
-impl std::str::FromStr for Format {
+impl std::str::FromStr for FormatChoice {
     type Err = folio::error::Error;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
@@ -64,15 +64,17 @@ impl std::str::FromStr for Format {
     }
 }
 
-pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
+pub(super) fn run(args: &BenchGenerateArgs) -> anyhow::Result<()> {
     let sizes = &args.sizes;
     let config = sizes.config(0.0)?;
     if args.tokens == 0 || args.streams == 0 || args.rounds == 0 {
         return Err(Usage("--tokens, --streams and --rounds must be at least 1".into()).into());
     }
     let format = match args.precision {
-        Format::Given(format) => format,
-        Format::Auto => WeightFormat::of(resolve_precision(PrecisionChoice::Auto, sizes.emb, sizes.heads)),
+        FormatChoice::Given(format) => format,
+        FormatChoice::Auto => {
+            WeightFormat::of(resolve_precision(PrecisionChoice::Auto, sizes.emb, sizes.heads))
+        }
     };
     format.check(&config).map_err(in_own_flags)?;
     join_threads(args.threads)?;

@@ -97,7 +97,7 @@ fn texts_shorter_than_two_blocks() {
 fn numbers_out_of_range() {
     let place = Place::new();
     let sizes = ["n_emb", "n_heads", "n_blocks", "block_sizes", "batch_sizes", "num_epochs", "max_steps"];
-    let counts = ["cosine_T_max", "cosine_T_mult", "threads"];
+    let counts = ["cosine_T_max", "cosine_T_mult"];
     for flag in sizes.iter().chain(&counts) {
         let flag = format!("--{flag}");
         let line = |value: &str| format!("train {DATA} --run_dir x {flag} {value}");
@@ -131,6 +131,8 @@ fn numbers_out_of_range() {
             &["`--grad_clip -1` is out of range", "of at least 0"],
         ),
         ("generate x --temperature -.5", USAGE, &["temperature", "-0.5"]),
+        ("train {DATA} --threads 0", USAGE, &["`--threads 0` is out of range; use at least 1"]),
+        ("train {DATA} --threads -3", USAGE, &["--threads", "'-3'", "give a whole number"]),
         ("serve . --port 80000", USAGE, &["--port", "'80000'", "give a whole number from 0 to 65535"]),
         ("train {DATA} --run_dir x --lr 1e-3,much", USAGE, &["'much'", "give a number such as 0.2"]),
         ("train {DATA} --run_dir --overwrite", USAGE, &["--run_dir <DIR>", "value is required"]),
