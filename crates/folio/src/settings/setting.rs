@@ -202,14 +202,13 @@ impl Range {
     fn in_words(self) -> String {
         match (self.low, self.high) {
             (Bound::Included(low), Bound::Unbounded) => format!("of at least {}", short(low)),
-            (Bound::Excluded(0.0), _) if self.high == Bound::Unbounded => "greater than 0".to_owned(),
-            (Bound::Excluded(0.0), Bound::Included(high)) => {
-                format!("greater than 0, at most {}", short(high))
-            }
             (Bound::Included(low), Bound::Included(high)) => {
                 format!("from {} to {}", short(low), short(high))
             }
             (Bound::Included(low), Bound::Excluded(high)) => format!("in [{}, {})", short(low), short(high)),
+            (Bound::Excluded(low), Bound::Included(high)) => {
+                format!("greater than {}, at most {}", short(low), short(high))
+            }
             _ => "that is finite".to_owned(),
         }
     }
