@@ -90,8 +90,8 @@ pub(crate) struct TrainArgs {
     /// Save nothing: no losses, no model
     #[arg(long, help_heading = "Files", conflicts_with_all = ["resume", "overwrite"])]
     pub(crate) no_save: bool,
-    /// Resume a run or a sweep from its last checkpoint, with its own settings; flags may change only settings that do not
-    /// affect what was learned so far, such as --num_epochs (its new total)
+    /// Resume a run or a sweep from its last checkpoint, with its own settings; flags may change only settings that do
+    /// not affect what was learned so far, such as --num_epochs (its new total)
     #[arg(long, value_name = "RUN_DIR", help_heading = "Continuing", conflicts_with_all = ["from_checkpoint", "overwrite"])]
     pub(crate) resume: Option<PathBuf>,
     /// Skip damaged checkpoints
@@ -125,8 +125,8 @@ pub(crate) struct TrainArgs {
     /// Print one JSON object per epoch
     #[arg(long, help_heading = "Machine", conflicts_with = "tui")]
     json: bool,
-    /// Show a full-screen dashboard: curves, the newest sample, time left, and the runs of a sweep, the best first; press s
-    /// to save, q to save and stop
+    /// Show a full-screen dashboard: curves, the newest sample, time left, and the runs of a sweep, the best first; press
+    /// s to save, q to save and stop
     #[arg(long, help_heading = "Machine")]
     tui: bool,
 }
