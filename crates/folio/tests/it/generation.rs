@@ -291,20 +291,20 @@ fn requests_that_cannot_be_met_are_refused() {
         assert_eq!(generator.texts(), 0);
     };
     refused(&|r| r.prompt = vec![1, 77], "token 77 is outside the vocabulary of 77");
-    refused(&|r| r.max_new_tokens = 0, "--max_new_tokens: 0 writes nothing");
-    refused(&|r| r.stop = vec![String::new()], "--stop: an empty string");
+    refused(&|r| r.max_new_tokens = 0, "max_new_tokens: 0 writes nothing");
+    refused(&|r| r.stop = vec![String::new()], "stop: an empty string");
     refused(
         &|r| r.sampling.temperature = -1.0,
-        "--temperature: must be 0 (always the likeliest token) or more, not -1",
+        "temperature: must be 0 (always the likeliest token) or more, not -1",
     );
     refused(
         &|r| r.sampling.temperature = f64::NAN,
-        "--temperature: must be 0 (always the likeliest token) or more, not NaN",
+        "temperature: must be 0 (always the likeliest token) or more, not NaN",
     );
-    refused(&|r| r.sampling.top_k = Some(0), "--top_k: 0 leaves no token");
-    refused(&|r| r.sampling.top_p = Some(0.0), "--top_p: 0 is outside (0, 1]");
-    refused(&|r| r.sampling.min_p = Some(1.1), "--min_p: 1.1 is outside [0, 1]");
-    refused(&|r| r.sampling.repetition_penalty = 0.0, "--repetition_penalty: must be greater than 0, not 0");
+    refused(&|r| r.sampling.top_k = Some(0), "top_k: 0 leaves no token");
+    refused(&|r| r.sampling.top_p = Some(0.0), "top_p: 0 is outside (0, 1]");
+    refused(&|r| r.sampling.min_p = Some(1.1), "min_p: 1.1 is outside [0, 1]");
+    refused(&|r| r.sampling.repetition_penalty = 0.0, "repetition_penalty: must be greater than 0, not 0");
 }
 
 /// A BPE of 77 more tokens than bytes, whose last ends a text or is like any other.
