@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::builder::{ArgAction, BoolValueParser, NonEmptyStringValueParser, TypedValueParser, ValueParser};
-use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
+use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, ValueHint};
 use folio::error::Error;
 use folio::named_enum;
 use folio::settings::{Choice, Given, Kind, Range, SETTINGS, Section, Setting, Settings, Space};
@@ -93,6 +93,14 @@ pub(crate) fn keys() -> Vec<&'static str> {
     all().into_iter().flat_map(Setting::keys).collect()
 }
 
+/// The keys of the settings that a search can vary, in the order in which a grid nests them.
+pub(crate) fn search_order() -> Vec<&'static str> {
+    let mut searchable = all();
+    searchable.retain(|setting| setting.search_level.is_some());
+    searchable.sort_by_key(|setting| setting.search_level);
+    searchable.into_iter().map(|setting| setting.key).collect()
+}
+
 /// A setting as a flag.
 fn argument(setting: &'static Setting) -> Arg {
     let section = setting.section.expect("settings without a section are not given");
@@ -109,6 +117,7 @@ fn argument(setting: &'static Setting) -> Arg {
         }
         // So that `--n_emb -3` is a wrong size, not an unknown flag.
         Kind::Integer | Kind::Real if !setting.takes_several() => arg.allow_hyphen_values(true),
+        Kind::Path | Kind::Files => arg.value_hint(ValueHint::AnyPath),
         _ => arg,
     };
     let arg = if setting.takes_several() { arg.num_args(1..) } else { arg };

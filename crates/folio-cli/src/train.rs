@@ -15,7 +15,7 @@ use folio::train::{Event, Outcome, Start, Trainer};
 
 use crate::dashboard::{Dashboard, Update};
 use crate::destination::{print_destination, print_next_steps, quoted, reserve};
-use crate::options::{Options, whole};
+use crate::options::{Options, search_order, whole};
 use crate::plan::continuing::FRESH_OPTIMIZER;
 use crate::plan::{Task, Work, plan};
 use crate::presets;
@@ -26,15 +26,13 @@ use crate::standings::Standings;
 use crate::threads::set_threads;
 use crate::usage::Usage;
 
-#[derive(Args)]
-#[command(rename_all = "snake_case")]
-#[command(after_help = "\
-Example:
-  folio train --preset quick --lr 1e-3 --run_dir runs/slow")]
-#[command(after_long_help = "\
+/// The text below the list of flags.
+fn long_help() -> String {
+    let nested = search_order().join(", ");
+    format!(
+        "\
 Flags marked * take several values, as in --lr 1e-3 5e-4 or --lr 1e-3,5e-4: folio trains every \
-combination. The flags are nested in the order block_sizes, batch_sizes, learning_rates, weight_decays, dropouts, \
-cosine_final_lr, cosine_T_max, cosine_T_mult, cosine_lr_restart_decay; the last varies fastest. With --trials they also \
+combination. The flags are nested in the order {nested}; the last varies fastest. With --trials they also \
 take ranges, as in 1e-4..3e-3:log.
 
 Every flag is also a key of a --config file, under each of its names, spelled with _.
@@ -42,6 +40,11 @@ Every flag is also a key of a --config file, under each of its names, spelled wi
 Every run is saved, in --run_dir or in a new directory under runs/, and can be resumed from there. Ctrl-C, SIGTERM or \
 closing the terminal finishes the step, saves and stops; a second signal stops at once. SIGUSR1 saves and continues.
 
+{EXAMPLES}"
+    )
+}
+
+const EXAMPLES: &str = "\
 Examples:
   folio train --preset quick
   folio train --preset shakespeare-char --n_blocks 4 --run_dir runs/four
@@ -61,7 +64,14 @@ Examples:
       --from_checkpoint_step 20 --run_dir runs/more
   folio train --from_checkpoint --from_checkpoint_run_dir runs/mine \\
       --from_checkpoint_step 20 --weights_only --data my.txt \\
-      --learning_rates 1e-4 --run_dir runs/tuned")]
+      --learning_rates 1e-4 --run_dir runs/tuned";
+
+#[derive(Args)]
+#[command(rename_all = "snake_case")]
+#[command(after_help = "\
+Example:
+  folio train --preset quick --lr 1e-3 --run_dir runs/slow")]
+#[command(after_long_help = long_help())]
 pub(crate) struct TrainArgs {
     /// Named settings to start from; other flags override them
     #[arg(long, value_name = "NAME", value_parser = presets::names())]
@@ -79,8 +89,8 @@ pub(crate) struct TrainArgs {
     /// Save nothing: no losses, no model
     #[arg(long, help_heading = "Files", conflicts_with_all = ["resume", "overwrite"])]
     pub(crate) no_save: bool,
-    /// Resume a run or a sweep from its last checkpoint, with its own settings; flags may change only settings that do not
-    /// affect what was learned so far, such as --num_epochs (its new total)
+    /// Resume a run or a sweep from its last checkpoint, with its own settings; flags may change only settings that do
+    /// not affect what was learned so far, such as --num_epochs (its new total)
     #[arg(long, value_name = "RUN_DIR", help_heading = "Continuing", conflicts_with_all = ["from_checkpoint", "overwrite"])]
     pub(crate) resume: Option<PathBuf>,
     /// Skip damaged checkpoints
@@ -114,8 +124,8 @@ pub(crate) struct TrainArgs {
     /// Print one JSON object per epoch
     #[arg(long, help_heading = "Machine", conflicts_with = "tui")]
     json: bool,
-    /// Show a full-screen dashboard: curves, the newest sample, time left, and the runs of a sweep, the best first; press s
-    /// to save, q to save and stop
+    /// Show a full-screen dashboard: curves, the newest sample, time left, and the runs of a sweep, the best first; press
+    /// s to save, q to save and stop
     #[arg(long, help_heading = "Machine")]
     tui: bool,
 }

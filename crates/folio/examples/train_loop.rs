@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use folio::data::{BatchBuffer, Dataset, Part, SplitKind, TokenStream};
+use folio::distributed::SingleProcess;
 use folio::error::Result;
-use folio::evaluate::mean_batch_loss;
-use folio::model::{CpuBackend, ModelConfig, Precision};
+use folio::evaluate::{EvaluationBatches, mean_batch_loss};
+use folio::model::{Backend, CpuBackend, ModelConfig, Precision};
 use folio::optim::{AdamW, AdamWConfig};
 use folio::rng::{Rng, Stream};
 use folio::schedule::warmup_factor;
@@ -38,17 +39,8 @@ fn main() -> Result<()> {
         dropout: 0.1,
     };
     let mut model = CpuBackend::new(config, Precision::F32, &mut Rng::new(seed, Stream::Init));
-    let adamw = AdamWConfig {
-        beta1: 0.9,
-        beta2: 0.99,
-        eps: 1e-8,
-        weight_decay: 0.01,
-        decay_all_parameters: false,
-        grad_clip: 1.0,
-    };
-    let parameter_count = model.parameters().values().len();
-    let mut optimizer = AdamW::new(adamw, parameter_count);
-    println!("{parameter_count} parameters");
+    let mut optimizer = AdamW::new(AdamWConfig { weight_decay: 0.01, ..AdamWConfig::default() });
+    println!("{} parameters", model.parameters().values().len());
 
     let dataset = Dataset::new(stream, config.block_size, seed)?;
     // The blocks of an epoch, as offsets into the stream. 200 steps need only part of them.
@@ -61,17 +53,16 @@ fn main() -> Result<()> {
     let start = Instant::now();
     for (step, starts) in (1..=STEPS).zip(blocks.chunks(BATCH_SIZE)) {
         let batch = buffer.fill(&dataset, starts, config.block_size);
-        let loss = model.train_step(batch, dropout.next_u64());
-        let (parameters, gradients) = model.parameters_and_gradients();
+        let loss = model.loss_and_gradients(batch, dropout.next_u64());
         let learning_rate = LEARNING_RATE * warmup_factor(step - 1, WARMUP_STEPS);
         // Clips the gradients, updates the parameters, and returns the norm before clipping.
-        let norm = optimizer.step(parameters, gradients, learning_rate);
+        let norm = optimizer.step(&mut model, learning_rate);
 
         if step % 50 == 0 {
             let blocks = &dataset.blocks(Part::Eval)[..320];
-            let keep_going = || true;
-            let eval_loss =
-                mean_batch_loss(&mut model, &dataset, blocks, BATCH_SIZE, &mut buffer, keep_going);
+            let batches =
+                EvaluationBatches { dataset: &dataset, blocks, batch_size: BATCH_SIZE, micro_batches: 1 };
+            let eval_loss = mean_batch_loss(&mut model, &SingleProcess, batches, &mut buffer, || true);
             let eval_loss = eval_loss.expect("evaluation was not canceled");
             println!("step {step}: train {loss:.3}, eval {eval_loss:.3}, gradient norm {norm:.2}");
         }

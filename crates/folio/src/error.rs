@@ -8,8 +8,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// A user's mistake or a failure of the machine. Every message is one line: what is wrong, and how to fix it.
 ///
-/// Messages name settings as fields, in backticks where they stand in a sentence: `` `n_emb 385` ``, `` lower `learning_rate` ``.
-/// A program can show them as its users know them: the command line makes flags of them.
+/// Messages name settings as fields, in backticks within a sentence: `` `n_emb 385` ``, `` lower `learning_rate` ``. The
+/// command line turns these into flags.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

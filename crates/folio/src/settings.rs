@@ -40,7 +40,8 @@ pub fn setting(name: &str) -> Option<&'static Setting> {
 pub enum Keep {
     /// Weights and optimizer state.
     All,
-    /// Weights only: enough to generate, to evaluate, and to continue with a fresh optimizer, as in the original project.
+    /// Weights only: enough to generate, to evaluate, and to continue with a fresh optimizer, as the original project
+    /// does.
     #[default]
     Weights,
     /// Nothing.
@@ -50,9 +51,9 @@ pub enum Keep {
 named_enum!(Keep, "way to keep checkpoints", { All => "all", Weights => "weights", Best => "best" });
 
 impl Keep {
-    /// The most bytes that the checkpoints of `epochs` epochs take for a model with this many `parameters`: four bytes per
-    /// weight and eight for AdamW's moments, besides a few thousand for the histories. A checkpoint is written before an
-    /// older one is deleted.
+    /// The most bytes that the checkpoints of `epochs` epochs take for a model with this many `parameters`: four bytes
+    /// per weight and eight for AdamW's moments, besides a few thousand for the histories. A checkpoint is written before
+    /// an older one is deleted.
     pub fn disk_bytes(self, parameters: u64, epochs: u64) -> u64 {
         let whole = match self {
             Self::All => epochs,

@@ -204,7 +204,7 @@ fn with_a_text_to_evaluate_on_all_of_the_other_trains() {
     place.ok("eval run --eval_data moved.txt");
     // A text that has changed under its name was not given as a different one.
     let line = format!("{} --num_epochs 1 --run_dir x", from("run", 2));
-    check_refused(&place, &line, "", USAGE, &["--eval_data", "must stay apart"]);
+    check_refused(&place, &line, "", USAGE, &["--eval_data", "must not mix"]);
 }
 
 #[test]
@@ -312,7 +312,7 @@ fn a_model_goes_on_with_another_text() {
     let same_name = format!("{} --data plays.txt --num_epochs 1 --run_dir y", from("run", 2));
     check_refused(&place, &same_name, "", FAILURE, &["plays.txt", "shares text with"]);
     let line = format!("{} --num_epochs 1 --run_dir x", from("run", 2));
-    check_refused(&place, &line, "", USAGE, &["--data", "must stay apart"]);
+    check_refused(&place, &line, "", USAGE, &["--data", "must not mix"]);
 }
 
 #[test]

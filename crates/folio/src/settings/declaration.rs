@@ -1,7 +1,7 @@
 //! Every setting of a run, declared once.
 //!
-//! From these rows come [`Settings`] and its defaults, the flags of `folio train` with their help, the keys of presets and
-//! config files, what a search can vary, what a continued run inherits, the checks of ranges, and which settings may
+//! From these rows come [`Settings`] and its defaults, the flags of `folio train` with their help, the keys of presets
+//! and config files, what a search can vary, what a continued run inherits, the range checks, and which settings may
 //! change when a run is resumed. To add a setting, add a row here and use the new field of [`Settings`].
 
 use serde::{Deserialize, Serialize};
@@ -92,7 +92,7 @@ declare_settings! {
     /// Number format: f32, bf16, or auto for the faster on this machine
     precision: Precision = Precision::F32 => {
         section: Some(Section::Training), order: -1,
-        // "auto" is settled before training.
+        // "auto" is resolved before training.
         kind: Kind::Name(|name| name.parse::<PrecisionChoice>().map(drop)), default_text: Some("auto"),
     }
     /// Epochs to train; from a checkpoint, further epochs

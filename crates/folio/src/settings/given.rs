@@ -1,8 +1,9 @@
-//! The settings that somebody gave, before defaults fill in the rest.
+//! The settings that a user gave, before defaults fill in the rest.
 
 use std::collections::BTreeMap;
 
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::choice::Choice;
 use super::setting::{Kind, Setting};
@@ -30,26 +31,27 @@ const DEFAULT_VOCAB_SIZE: usize = 1024;
 pub struct Given(BTreeMap<&'static str, Vec<Choice>>);
 
 impl Given {
-    /// The settings of a run that `filter` lets through.
+    /// The settings of a run that satisfy `filter`.
     pub fn from_settings(settings: &Settings, filter: impl Fn(&Setting) -> bool) -> Self {
         let mut given = Self::default();
         for setting in SETTINGS.iter().filter(|setting| setting.section.is_some() && filter(setting)) {
             let value = (setting.get)(settings);
-            // The embedded text is what is read if no text is given.
+            // Without a text, the embedded one is read.
             let is_embedded = setting.name == "data" && settings.data.is_embedded();
             if !value.is_null() && !is_embedded {
-                given.insert(setting, setting.read(&value).expect("a setting's own value can be read"));
+                let values = if let Value::Array(values) = value { values } else { vec![value] };
+                given.insert(setting, values.into_iter().map(Choice::Value).collect());
             }
         }
         given
     }
 
-    /// Gives a setting these values.
+    /// Sets the values of a setting.
     pub fn insert(&mut self, setting: &Setting, values: Vec<Choice>) {
         self.0.insert(setting.name, values);
     }
 
-    /// Takes a setting out.
+    /// Removes a setting.
     pub fn remove(&mut self, name: &str) {
         self.0.remove(name);
     }
@@ -69,7 +71,7 @@ impl Given {
         self.0.get(name).map_or(&[], Vec::as_slice)
     }
 
-    /// The value of a setting that has one.
+    /// The value of a setting, if exactly one is given.
     ///
     /// # Panics
     /// If the setting is of another type.
@@ -87,10 +89,10 @@ impl Given {
         self
     }
 
-    /// The settings that all runs share, and the values to search. What is not given has its default, which for some
-    /// settings depends on others.
+    /// The settings that all runs share, and the values to search. Settings that are not given have their defaults, some
+    /// of which depend on other settings.
     ///
-    /// The text is left at its default: it is recorded once it has been read.
+    /// The text keeps its default: it is recorded once it has been read.
     pub fn resolve(&self) -> (Settings, Space) {
         let mut base = Settings::default();
         let mut space = Space::of(&base);
@@ -122,7 +124,7 @@ impl Given {
         (base, space)
     }
 
-    /// The precision asked for; `auto` if none is given.
+    /// The precision; `auto` if it is not given.
     pub fn precision(&self) -> PrecisionChoice {
         self.get("precision").unwrap_or_default()
     }

@@ -1,4 +1,4 @@
-//! What is known about a setting besides its value, and the macro that declares settings.
+//! The type of a setting's declaration, and the macro that declares settings.
 
 use std::ops::Bound;
 
@@ -20,17 +20,17 @@ pub struct Setting {
     pub help: &'static [&'static str],
     /// What its values are.
     pub kind: Kind,
-    /// Its section in the help; none if the program records the setting and nobody gives it.
+    /// Its section in the help; none if the program records the setting and users cannot give it.
     pub section: Option<Section>,
     /// Its name as a flag and as a key of a config file, if that differs from `name`.
     pub key: &'static str,
     /// Other names as a flag and as a key.
     pub aliases: &'static [&'static str],
-    /// What stands for a value in the help, if the usual word for its kind will not serve.
+    /// The placeholder for its value in the help, if it differs from the usual one of its kind.
     pub value_name: Option<&'static str>,
-    /// The default in words, where a number or a name does not tell all of it.
+    /// The default in words, if it is not simply the value in `Settings::default()`.
     pub default_text: Option<&'static str>,
-    /// The help in a few words, for settings that the short help shows.
+    /// The help in a few words, if the short help shows the setting.
     pub short_help: Option<&'static str>,
     /// Its place in its section of the help. Settings with the same place keep the order of the table.
     pub order: i8,
@@ -43,7 +43,7 @@ pub struct Setting {
     pub may_change: bool,
     /// Whether a run that continues from a checkpoint of another run takes its value from that run.
     pub inherited: bool,
-    /// Whether it says what to save, so that it contradicts `--no_save`.
+    /// Whether it controls what is saved, and so makes no sense for a run that is not saved.
     pub saves: bool,
     /// Its name in labels of runs; empty for settings that do not affect how good a run is.
     pub label: &'static str,
@@ -202,14 +202,13 @@ impl Range {
     fn in_words(self) -> String {
         match (self.low, self.high) {
             (Bound::Included(low), Bound::Unbounded) => format!("of at least {}", short(low)),
-            (Bound::Excluded(0.0), _) if self.high == Bound::Unbounded => "greater than 0".to_owned(),
-            (Bound::Excluded(0.0), Bound::Included(high)) => {
-                format!("greater than 0, at most {}", short(high))
-            }
             (Bound::Included(low), Bound::Included(high)) => {
                 format!("from {} to {}", short(low), short(high))
             }
             (Bound::Included(low), Bound::Excluded(high)) => format!("in [{}, {})", short(low), short(high)),
+            (Bound::Excluded(low), Bound::Included(high)) => {
+                format!("greater than {}, at most {}", short(low), short(high))
+            }
             _ => "that is finite".to_owned(),
         }
     }

@@ -1,5 +1,7 @@
 //! The values that a search goes through.
 
+use serde_json::Value;
+
 use super::choice::Choice;
 use super::setting::Setting;
 use super::{SETTINGS, Settings};
@@ -56,17 +58,7 @@ impl Space {
     pub fn grid(&self, base: &Settings) -> Result<Vec<Settings>> {
         let mut runs = vec![base.clone()];
         for (setting, choices) in &self.0 {
-            if choices.is_empty() {
-                return Err(Error::setting(setting.name, "has no value; give at least one"));
-            }
-            let value = |choice| match choice {
-                &Choice::Value(ref value) => Ok(value),
-                range => {
-                    let reason = format!("{range} is a range; sample from it with `search random`");
-                    Err(Error::setting(setting.name, reason))
-                }
-            };
-            let values = choices.iter().map(value).collect::<Result<Vec<_>>>()?;
+            let values = fixed_values(setting, choices)?;
             let with = |run: &Settings, value| {
                 let mut run = run.clone();
                 (setting.set)(&mut run, value);
@@ -94,6 +86,21 @@ impl Space {
         };
         (0..trials).map(|_| point()).collect()
     }
+}
+
+/// The values of a setting, none of which may be a range.
+fn fixed_values<'a>(setting: &Setting, choices: &'a [Choice]) -> Result<Vec<&'a Value>> {
+    if choices.is_empty() {
+        return Err(Error::setting(setting.name, "has no value; give at least one"));
+    }
+    let value = |choice: &'a Choice| match choice {
+        Choice::Value(value) => Ok(value),
+        range => {
+            let reason = format!("{range} is a range; sample from it with `search random`");
+            Err(Error::setting(setting.name, reason))
+        }
+    };
+    choices.iter().map(value).collect()
 }
 
 #[cfg(test)]

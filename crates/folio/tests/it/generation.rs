@@ -297,14 +297,14 @@ fn invalid_requests_are_refused() {
         assert_eq!(generator.active(), 0);
     };
     refused(&|r| r.prompt = vec![1, 77], "token 77 is outside the vocabulary of 77");
-    refused(&|r| r.max_new_tokens = 0, "--max_new_tokens: must be at least 1, not 0");
-    refused(&|r| r.stop = vec![String::new()], "--stop: a stop string must not be empty");
-    refused(&|r| r.sampling.temperature = -1.0, "--temperature: must be at least 0, not -1");
-    refused(&|r| r.sampling.temperature = f64::NAN, "--temperature: must be at least 0, not NaN");
-    refused(&|r| r.sampling.top_k = Some(0), "--top_k: must be at least 1, not 0");
-    refused(&|r| r.sampling.top_p = Some(0.0), "--top_p: must be greater than 0 and at most 1, not 0");
-    refused(&|r| r.sampling.min_p = Some(1.1), "--min_p: must be between 0 and 1, not 1.1");
-    refused(&|r| r.sampling.repetition_penalty = 0.0, "--repetition_penalty: must be greater than 0, not 0");
+    refused(&|r| r.max_new_tokens = 0, "max_new_tokens: must be at least 1, not 0");
+    refused(&|r| r.stop = vec![String::new()], "stop: a stop string must not be empty");
+    refused(&|r| r.sampling.temperature = -1.0, "temperature: must be at least 0, not -1");
+    refused(&|r| r.sampling.temperature = f64::NAN, "temperature: must be at least 0, not NaN");
+    refused(&|r| r.sampling.top_k = Some(0), "top_k: must be at least 1, not 0");
+    refused(&|r| r.sampling.top_p = Some(0.0), "top_p: must be greater than 0 and at most 1, not 0");
+    refused(&|r| r.sampling.min_p = Some(1.1), "min_p: must be between 0 and 1, not 1.1");
+    refused(&|r| r.sampling.repetition_penalty = 0.0, "repetition_penalty: must be greater than 0, not 0");
 }
 
 /// A BPE of 276 tokens. The last one is `special`, which may be the end token.
