@@ -9,7 +9,7 @@ use anyhow::Context;
 use clap::Args;
 use folio::checkpoint::CheckpointName;
 use folio::generate::{Finish, Generator};
-use folio::memory::{check_generation, texts_at_a_time};
+use folio::memory::{check_generation, parallel_sequences};
 use folio::model::{Gpt2, Predictor, WeightFormat};
 use folio::run_dir::{Found, Pick, Place, RUNS, RunDir, find, locate_or_newest};
 use folio::tokenizer::Tokenizer;
@@ -209,7 +209,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
             screen::out(heading(run, name))?;
         }
         let predictor = Arc::new(predictor);
-        let group = texts_at_a_time(predictor.cache_bytes());
+        let group = parallel_sequences(predictor.cache_bytes());
         for first in (0..args.num_samples).step_by(group) {
             let samples = first..args.num_samples.min(first + group);
             let announce = || {
