@@ -400,7 +400,7 @@ mod tests {
         assert_eq!(
             refused("abc abc", 300, &["<a>"]),
             "--vocab_size: 300 is too large for this text: with 260 tokens every word is one token; give at most \
-             260 or a longer text"
+             260, or a longer text"
         );
         assert_eq!(refused("ab", 300, &["<a>", "<a>"]), "--special: \"<a>\" is empty or given twice");
         assert_eq!(refused("ab", 300, &[""]), "--special: \"\" is empty or given twice");

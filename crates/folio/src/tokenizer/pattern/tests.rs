@@ -112,7 +112,7 @@ fn patterns_that_would_overflow_the_stack_are_refused() {
     let many = 200_000;
     check_refused(&("(?:".repeat(many) + "a" + &")".repeat(many)), "more than 4096 bytes");
     check_refused(&("a?".repeat(many) + "b"), "more than 4096 bytes");
-    check_refused(&("(?:".repeat(33) + "a" + &")".repeat(33)), "more than 32 groups inside each other");
+    check_refused(&("(?:".repeat(33) + "a" + &")".repeat(33)), "more than 32 nested groups");
     check_refused(&("a?".repeat(1000) + "b"), "more than 1000 characters and groups");
     check_refused("a{1000}b", "more than 1000 characters and groups");
     // The largest allowed ones fit in the stack of a thread.
@@ -139,13 +139,13 @@ fn check_refused(pattern: &str, reason: &str) {
 fn ambiguous_syntax_is_refused() {
     check_refused(r"\w+", r"the escape '\w' at character 2");
     check_refused(r"a|\bb", r"the escape '\b' at character 4");
-    check_refused(r"\p{Han}+", "the property 'Han', which is no general category, at character 2");
+    check_refused(r"\p{Han}+", "the property 'Han', which is not a general category, at character 2");
     check_refused("a.", "a '.' at character 2");
     check_refused("a$", "a '$' at character 2");
     check_refused("(?i)a", "a group other than");
     check_refused("(a)", "a group other than");
     check_refused("(?<=a)b", "a group other than");
-    check_refused("(?!ab)c", "a look-ahead of more than one character");
+    check_refused("(?!ab)c", "a lookahead of more than one character");
     check_refused("(?:ab)+", "a repeated group");
     check_refused("a+?", "a lazy repetition");
     check_refused("a{1,2}+", "a repetition of a repetition");
