@@ -1,9 +1,8 @@
-//! Fetches the text from where cargo unpacked it, restores the canonical bytes, verifies and embeds them.
+//! Copies the text from a package, restores its canonical bytes, verifies and embeds them.
 //!
-//! The text is `dataset.txt` of the package `femto-gpt`, a build-dependency that is never linked. Cargo tells
-//! nobody where it unpacks a dependency, except `cargo metadata`. Asked about the whole workspace, that command
-//! wants packages of other platforms and features, which a plain build never downloads. So this script writes a
-//! manifest of its own with that one dependency and asks about it, offline.
+//! The text is `dataset.txt` of the package `femto-gpt`, a build dependency that is never linked. Only `cargo metadata`
+//! knows where cargo unpacks a dependency. For the whole workspace, it needs packages of other platforms and features that
+//! a build never downloads. So this script writes a manifest with only this dependency, and runs it for that, offline.
 
 #![forbid(unsafe_code)]
 
@@ -17,18 +16,18 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 const PACKAGE: &str = "femto-gpt";
-/// The same version as in Cargo.toml: cargo has downloaded that one.
+/// Must be the version in Cargo.toml, which cargo has downloaded.
 const VERSION: &str = "0.2.0";
-/// Hash of the canonical file, `data/tinyshakespeare/input.txt` of the repository karpathy/char-rnn.
+/// The hash of the canonical file, `data/tinyshakespeare/input.txt` of the repository karpathy/char-rnn.
 const SHA256: &str = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed";
-/// Lines, counted from 1, that end in two spaces in the canonical file and in none in the package.
+/// The lines, counting from 1, whose two trailing spaces are missing in the package.
 const LINES_ENDING_IN_SPACES: [usize; 2] = [2478, 2479];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rustc-env=TINY_SHAKESPEARE_SHA256={SHA256}");
     if let Err(message) = embed() {
-        // Cargo fails the build once the script has ended, and shows each of these lines as an error.
+        // Cargo shows each line as an error, and fails the build after the script ends.
         for line in message.lines() {
             println!("cargo::error={line}");
         }
@@ -50,7 +49,7 @@ fn embed() -> Result<(), String> {
     write(&out_dir.join("tiny_shakespeare.txt"), text)
 }
 
-/// Puts back the trailing spaces that the package's copy has lost.
+/// Restores trailing spaces that are missing in the package.
 fn restore_spaces(packaged: &str) -> String {
     let mut text = String::with_capacity(packaged.len() + 4);
     for (line_idx, line) in packaged.split_inclusive('\n').enumerate() {
@@ -64,12 +63,12 @@ fn restore_spaces(packaged: &str) -> String {
     text
 }
 
-/// Asks cargo where it keeps the package. `locate_dir` is this script's own, to put a manifest there.
+/// Finds the directory of the package. Writes a manifest to `locate_dir`.
 fn find_package(locate_dir: &Path) -> Result<PathBuf, String> {
     fs::create_dir_all(locate_dir)
         .map_err(|error| format!("cannot create {}: {error}", locate_dir.display()))?;
     let manifest = locate_dir.join("Cargo.toml");
-    // The empty [workspace] table keeps cargo from taking this for a member of the workspace around `target`.
+    // The empty [workspace] table keeps it out of the workspace that contains `target`.
     let contents = format!(
         "[package]\nname = \"locate\"\nversion = \"0.0.0\"\nedition = \"2024\"\n[workspace]\n[lib]\npath = \"lib.rs\"\n\
          [dependencies]\n{PACKAGE} = {{ version = \"={VERSION}\", default-features = false }}\n"
@@ -101,8 +100,8 @@ fn find_package(locate_dir: &Path) -> Result<PathBuf, String> {
     })
 }
 
-/// Holds the manifest to the versions that the workspace has locked, and so has downloaded. Without a lock
-/// file (this crate may be a dependency elsewhere) cargo chooses among what is downloaded.
+/// Copies the lock file of the workspace, whose versions are downloaded. Without one (as a dependency of another project),
+/// cargo chooses among the downloaded versions.
 fn copy_lock(locate_dir: &Path) -> Result<(), String> {
     let crate_dir = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
     let Some(lock) = crate_dir.ancestors().map(|dir| dir.join("Cargo.lock")).find(|lock| lock.is_file())
@@ -120,7 +119,7 @@ fn package_dir(metadata: &Value) -> Option<PathBuf> {
     Some(Path::new(package["manifest_path"].as_str()?).parent()?.to_owned())
 }
 
-/// The message for a damaged package: what is wrong with `path`, and how to have cargo unpack it again.
+/// The error for a damaged package: what is wrong with `path`, and how to reinstall it.
 fn reinstall(path: &Path, reason: &str) -> String {
     let package_dir = path.parent().unwrap_or(path);
     format!(

@@ -9,7 +9,7 @@ use anyhow::Context;
 use clap::Args;
 use folio::checkpoint::CheckpointName;
 use folio::generate::{Finish, Generator};
-use folio::memory::texts_at_a_time;
+use folio::memory::parallel_sequences;
 use folio::run_dir::RunDir;
 
 use crate::model_args::{CheckpointArgs, load_inference_model};
@@ -95,7 +95,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
             screen::out(heading(run, name))?;
         }
         let model = Arc::new(model);
-        let group = texts_at_a_time(model.cache_bytes());
+        let group = parallel_sequences(model.cache_bytes());
         for first in (0..args.num_samples).step_by(group) {
             let samples = first..args.num_samples.min(first + group);
             let announce = || {

@@ -128,7 +128,7 @@ impl Run {
     fn read(id: String, directory: RunDir, pick: Pick) -> Self {
         let checkpoints = directory.saved().unwrap_or_default();
         // If the picked checkpoint has been removed, fall back to the best of the others.
-        let default = pick.place(&checkpoints).or_else(|| Pick::Best.place(&checkpoints)).unwrap_or_default();
+        let default = pick.index(&checkpoints).or_else(|| Pick::Best.index(&checkpoints)).unwrap_or_default();
         Self { id, directory, checkpoints, default, pick }
     }
 

@@ -1,6 +1,14 @@
-//! Trains GPT-2 from scratch on one's own text, on the machine one has.
+//! Trains GPT-2 from scratch on your own text, on your own hardware.
 //!
-//! Modules in reading order; each uses only those before it.
+//! Modules are listed in reading order. `examples/` has complete programs: a training loop, generation, fine-tuning and a
+//! custom tokenizer.
+//!
+//! Cargo features, all off by default:
+//! - `gpt2-vocabulary`: GPT-2's tokenizer (`Tokenizer::gpt2`)
+//! - `plots`: loss curves as SVG, PNG and terminal text (`plot`)
+//! - `report`: HTML reports (`report`)
+//! - `tensorboard`: event files for TensorBoard (the setting `tensorboard`)
+//! - `full`: all of the above
 //!
 //! ```
 //! use std::sync::Arc;

@@ -7,23 +7,24 @@ use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
 mod cgroup;
 
-/// What a record says of the machine.
+/// The description of a machine in records.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Machine {
-    /// The processor's name, as the system has it; empty if it does not say.
+    /// The processor's name; empty if unknown.
     pub cpu: String,
-    /// Its cores, as far as this process may use them.
+    /// The number of cores that this process may use.
     pub cores: usize,
-    /// Bytes of memory, if the system says.
+    /// Bytes of memory, if known.
     pub memory: Option<u64>,
     /// The operating system.
     pub system: String,
 }
 
 impl Machine {
-    /// This one.
+    /// The machine that this process runs on.
     pub fn here() -> Self {
-        let system = look(RefreshKind::nothing().with_cpu(CpuRefreshKind::nothing()).with_memory(memory()));
+        let system =
+            read_system(RefreshKind::nothing().with_cpu(CpuRefreshKind::nothing()).with_memory(memory()));
         let cpu = system.as_ref().and_then(|system| system.cpus().first());
         Self {
             cpu: cpu.map_or_else(String::new, |cpu| cpu.brand().trim().to_owned()),
@@ -34,22 +35,21 @@ impl Machine {
     }
 }
 
-/// Bytes of memory that this process could take now without pushing others out, if the system says: what the machine has
-/// free, within the limits of the container and of the process (`ulimit -v`).
+/// Bytes of memory that this process can allocate without swapping, if known: the free memory of the machine, within the
+/// limits of the container and of the process (`ulimit -v`).
 pub fn available_memory() -> Option<u64> {
-    let system = look(RefreshKind::nothing().with_memory(memory()))?;
-    // A container may have less than the machine, and a process less than its container.
+    let system = read_system(RefreshKind::nothing().with_memory(memory()))?;
     let limits = [cgroup::free_memory(), address_space()];
     Some(limits.into_iter().flatten().fold(system.available_memory(), u64::min))
 }
 
-/// Bytes that the process may still map, if that is limited.
+/// Bytes of address space that are left, if there is a limit.
 fn address_space() -> Option<u64> {
     #[cfg(unix)]
     {
         use rustix::process::{Resource, getrlimit};
         let limit = getrlimit(Resource::As).current?;
-        // Linux alone says how much is mapped, in pages (proc_pid_statm(5)).
+        // Only Linux reports the mapped memory, in pages (proc_pid_statm(5)).
         let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
         let pages: u64 = statm.split(' ').next().and_then(|pages| pages.parse().ok()).unwrap_or(0);
         Some(limit.saturating_sub(pages * rustix::param::page_size() as u64))
@@ -62,11 +62,11 @@ fn memory() -> MemoryRefreshKind {
     MemoryRefreshKind::nothing().with_ram()
 }
 
-fn look(kinds: RefreshKind) -> Option<System> {
+fn read_system(kinds: RefreshKind) -> Option<System> {
     System::new_with_specifics(kinds).ok()
 }
 
-/// Bytes that this user can still write on the disk that holds `path`, or would hold it, if the system says.
+/// Bytes that this user can still write to the disk of `path`, which may not exist yet; none if unknown.
 pub fn available_disk(path: &Path) -> Option<u64> {
     let existing = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("."));
     #[cfg(unix)]

@@ -1,18 +1,19 @@
-//! Whether what is asked of the machine fits in its memory, before it is begun.
+//! Checks whether training or generation fits in memory before it starts.
 
 use crate::error::{Error, Result};
 use crate::machine::available_memory;
 use crate::model::{CpuBackend, ModelConfig, WeightFormat};
 use crate::settings::Settings;
 
-/// Checks that training with these settings fits in the memory that is free.
+/// Checks that training with these settings fits in the free memory.
 ///
-/// `vocab_size` is the tokenizer's, `blocks` the number of training blocks: no batch is larger.
+/// `vocab_size` is the size of the tokenizer's vocabulary. `blocks` is the number of training blocks, which limits the size
+/// of a batch.
 ///
 /// # Errors
-/// [`Error::Setting`] that names the setting to change and the largest value that fits.
+/// [`Error::Setting`] with the setting to change and the largest value that fits.
 pub fn check_training(settings: &Settings, vocab_size: usize, blocks: usize) -> Result<()> {
-    // Where the system does not say, the run has to try.
+    // If the free memory is unknown, try.
     available_memory().map_or(Ok(()), |free| check_training_in(free, settings, vocab_size, blocks))
 }
 
@@ -20,7 +21,7 @@ fn check_training_in(free: u64, settings: &Settings, vocab_size: usize, blocks: 
     let bytes = |settings: &Settings| {
         let batch = settings.batch_size.min(blocks);
         let config = settings.model_config(vocab_size);
-        // Samples are generated with weights laid out once more.
+        // Generating samples needs another copy of the weights.
         let sampling =
             config.parameters().saturating_mul(WeightFormat::of(settings.precision).bytes_per_weight());
         let micro_batches = settings.gradient_accumulation_steps;
@@ -30,7 +31,7 @@ fn check_training_in(free: u64, settings: &Settings, vocab_size: usize, blocks: 
     if needed <= free {
         return Ok(());
     }
-    /// A flag, its value, and the settings with another.
+    /// A setting, its value, and a function that changes it.
     type Way<'a> = (&'static str, usize, Box<dyn Fn(usize) -> Settings + 'a>);
     let ways: [Way; 4] = [
         (
@@ -57,48 +58,48 @@ fn check_training_in(free: u64, settings: &Settings, vocab_size: usize, blocks: 
             let (value, largest) = (value * per_unit, largest * per_unit);
             let (needed, free) = (gibibytes(needed), gibibytes(free));
             let reason = format!(
-                "{value} takes {needed} of memory to train, and {free} are free: the largest that fits is {largest}"
+                "training with {value} needs {needed} of memory, but {free} are free: the largest value that fits is {largest}"
             );
             return Err(Error::setting(flag, reason));
         }
     }
     let (needed, free) = (gibibytes(needed), gibibytes(free));
-    let reason = format!("the model takes {needed} of memory to train, and {free} are free: make it smaller");
+    let reason = format!("training the model needs {needed} of memory, but {free} are free: make it smaller");
     Err(Error::setting("n_emb", reason))
 }
 
-/// Checks that a model fits in the memory that is free, with its file read and its weights laid out to generate with.
+/// Checks that a model fits in the free memory while it is loaded for generation.
 ///
 /// # Errors
-/// [`Error::Setting`] that says what it takes and how it takes less.
+/// [`Error::Setting`] with the memory it needs and a way to need less.
 pub fn check_generation(config: &ModelConfig, format: WeightFormat) -> Result<()> {
     available_memory().map_or(Ok(()), |free| check_generation_in(free, config, format))
 }
 
 fn check_generation_in(free: u64, config: &ModelConfig, format: WeightFormat) -> Result<()> {
-    // The file and the weights read from it, four bytes each, while they are laid out.
+    // While loading, the file and the f32 weights (4 bytes each) are in memory together with the packed weights.
     let bytes = |format: WeightFormat| config.parameters().saturating_mul(8 + format.bytes_per_weight());
     if bytes(format) <= free {
         return Ok(());
     }
     let way_out =
-        if bytes(WeightFormat::Int8) <= free { "take `precision int8`" } else { "take a smaller model" };
+        if bytes(WeightFormat::Int8) <= free { "use `precision int8`" } else { "use a smaller model" };
     let (needed, free) = (gibibytes(bytes(format)), gibibytes(free));
     let reason =
-        format!("the model takes {needed} of memory in {}, and {free} are free: {way_out}", format.name());
+        format!("the model needs {needed} of memory in {}, but {free} are free: {way_out}", format.name());
     Err(Error::setting("precision", reason))
 }
 
-/// How many texts to generate at a time, with `cache_bytes` of keys and values each: what a quarter of the free memory holds,
-/// from 1 to 256.
-pub fn texts_at_a_time(cache_bytes: usize) -> usize {
-    /// More make no step faster.
-    const MOST: u64 = 256;
+/// How many sequences to generate in parallel, from 1 to 256: their KV caches of `cache_bytes` each may take a quarter of
+/// the free memory.
+pub fn parallel_sequences(cache_bytes: usize) -> usize {
+    /// Larger batches are not faster.
+    const MAX: u64 = 256;
     let free = available_memory().unwrap_or(u64::MAX);
-    (free / 4 / cache_bytes.max(1) as u64).clamp(1, MOST) as usize
+    (free / 4 / cache_bytes.max(1) as u64).clamp(1, MAX) as usize
 }
 
-/// The largest value up to `most` for which `fits` holds, 0 if none; whatever is smaller than one that fits does too.
+/// The largest value up to `most` that fits, or 0, by binary search: `fits` must be monotonic.
 fn largest_where(most: usize, fits: impl Fn(usize) -> bool) -> usize {
     let (mut fitting, mut too_large) = (0, most.saturating_add(1));
     while too_large - fitting > 1 {
@@ -116,8 +117,8 @@ fn gibibytes(bytes: u64) -> String {
 mod tests {
     use super::*;
 
-    /// Checks that settings are refused for their `flag`, whose value is then replaced by the one that is said to fit, and
-    /// that the next larger one does not.
+    /// Checks that the error for these settings names `flag` and the largest value that fits: that value fits, and the next
+    /// larger one does not.
     #[track_caller]
     fn check(free: u64, settings: &Settings, flag: &str, with: impl Fn(usize) -> Settings, step: usize) {
         let refused = check_training_in(free, settings, 65, 1 << 30).expect_err("too large").to_string();
@@ -129,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_value_that_fits_does_and_the_next_does_not() {
+    fn the_suggested_value_is_the_largest_that_fits() {
         let default = Settings::default();
         let free = 4 << 30;
         let wide = |batch_size| Settings { batch_size, ..default.clone() };
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_too_large_to_generate_with_is_refused() {
+    fn a_model_too_large_for_generation_is_refused() {
         let gpt2 = ModelConfig {
             vocab_size: 50_257,
             n_blocks: 12,
@@ -159,12 +160,12 @@ mod tests {
         let refused =
             |free, format| check_generation_in(free, &gpt2, format).map_err(|error| error.to_string());
         assert_eq!(refused(2 << 30, WeightFormat::F32), Ok(()));
-        let told = refused(1_200 << 20, WeightFormat::F32).expect_err("too large");
+        let message = refused(1_200 << 20, WeightFormat::F32).expect_err("too large");
         assert!(
-            told.contains("1.4 GiB of memory in f32, and 1.2 GiB are free: take `precision int8`"),
-            "{told}"
+            message.contains("1.4 GiB of memory in f32, but 1.2 GiB are free: use `precision int8`"),
+            "{message}"
         );
-        let told = refused(1 << 20, WeightFormat::Int8).expect_err("too large");
-        assert!(told.contains("take a smaller model"), "{told}");
+        let message = refused(1 << 20, WeightFormat::Int8).expect_err("too large");
+        assert!(message.contains("use a smaller model"), "{message}");
     }
 }

@@ -1,13 +1,13 @@
-//! Draws the curves of training: losses and learning rates of one run, or of all runs of a sweep in one picture.
+//! Plots of training: losses and learning rates of one run, or of all runs of a sweep in one figure.
 //!
-//! The same picture goes to SVG, to PNG and to a terminal. Nothing is read from the machine: the font is embedded,
-//! so that a server without any font draws what a desktop draws. Writing files is the caller's part.
+//! A figure can be drawn as SVG, PNG or terminal text. The font is embedded, so the result is the same on every machine.
+//! Writing files is up to the caller.
 //!
-//! Runs are ranked by their best eval loss. A figure has one hue a run, the eval losses strong and the train losses
-//! thin and pale, and a dot on the best eval loss; it names the 12 best runs and leaves the others grey. Train losses
-//! of single batches are drawn as their means, with the noise behind them if the run is alone. The loss axis spans
-//! the eval losses and the train losses after their first 2 %; losses above 12.5 nats, worse than a uniform guess
-//! among any tokenizer's tokens, are divergence and run out of the figure.
+//! Runs are ranked by their best eval loss. Each run has its own color: strong for eval losses, thin and pale for train
+//! losses, with a dot on the best eval loss. The legend names the 12 best runs; the others are gray. Train losses of single
+//! batches are smoothed; for a single run the raw values are drawn behind. The loss axis spans the eval losses and the train
+//! losses after their first 2 %. Losses above 12.5 nats, which is worse than a uniform guess with any tokenizer, count as
+//! divergence and are cut off.
 //!
 //! ```
 //! use folio::plot::{Curve, LossUnit, TerminalSize, to_png, to_svg, to_terminal};
@@ -34,15 +34,15 @@ mod terminal;
 
 use crate::error::Result;
 
-/// The history of one run: what one hue of the picture shows.
+/// The curves of one run.
 ///
-/// Points are in order of steps; any of the three lists may be empty. Points that are not finite, as of a run that
-/// diverged, are left out.
+/// Points are in the order of steps. Any of the three lists may be empty. Non-finite points, as of a run that diverged, are
+/// skipped.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Curve {
-    /// What the legend calls the run, such as `lr 0.001`.
+    /// The label in the legend, such as `lr 0.001`.
     pub label: String,
-    /// What the losses are measured in; one figure has one unit, that of its first curve.
+    /// The unit of the losses. A figure uses the unit of its first curve.
     pub unit: LossUnit,
     /// (global optimizer step, loss)
     pub train_losses: Vec<(f64, f64)>,
@@ -52,20 +52,20 @@ pub struct Curve {
     pub learning_rates: Vec<(f64, f64)>,
 }
 
-/// What a loss is measured in.
+/// The unit of a loss.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LossUnit {
-    /// What training minimises.
+    /// The loss that training minimizes.
     #[default]
     NatsPerToken,
-    /// Comparable whatever the tokenizer.
+    /// Comparable across tokenizers.
     BitsPerCharacter,
-    /// Comparable whatever the tokenizer and the script.
+    /// Comparable across tokenizers and scripts.
     BitsPerByte,
 }
 
 impl LossUnit {
-    /// The name of the loss axis.
+    /// The title of the loss axis.
     fn axis(self) -> &'static str {
         match self {
             Self::NatsPerToken => "loss (nats per token)",
@@ -75,19 +75,19 @@ impl LossUnit {
     }
 }
 
-/// The size of a terminal, or of the part of it that the curves may fill, in character cells.
+/// The size of the plot in character cells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TerminalSize {
-    /// Cells from left to right; at most 500 are used.
+    /// Columns; at most 500 are used.
     pub columns: u16,
-    /// Lines from top to bottom; at most 500 are used.
+    /// Rows; at most 500 are used.
     pub rows: u16,
 }
 
 /// The curves as an SVG document of 1200 by 900 user units.
 ///
 /// # Errors
-/// [`Error::Plot`](crate::error::Error::Plot) if no curve holds a finite point.
+/// [`Error::Plot`](crate::error::Error::Plot) if no curve has a finite point.
 pub fn to_svg(curves: &[Curve], title: &str) -> Result<String> {
     sheet::svg(&figure::CurvesFigure::new(&picture::Picture::new(curves)?, title))
 }
@@ -95,16 +95,16 @@ pub fn to_svg(curves: &[Curve], title: &str) -> Result<String> {
 /// The curves as the bytes of a PNG file of 1200 by 900 pixels.
 ///
 /// # Errors
-/// [`Error::Plot`](crate::error::Error::Plot) if no curve holds a finite point.
+/// [`Error::Plot`](crate::error::Error::Plot) if no curve has a finite point.
 pub fn to_png(curves: &[Curve], title: &str) -> Result<Vec<u8>> {
     sheet::png(&figure::CurvesFigure::new(&picture::Picture::new(curves)?, title))
 }
 
-/// The curves as lines of text, `size.rows` of them and none wider than `size.columns`, drawn in Braille dots.
+/// The curves as text: `size.rows` lines, none wider than `size.columns`, drawn in Braille dots.
 ///
-/// With `color` each run has an ANSI colour. Without, the text holds no escape codes, and the runs of a sweep are
-/// told apart by letters. One run shows its train and eval losses; of several, the eval losses alone, where there
-/// are any. If no curve holds a finite point, the text is one line that says so.
+/// With `color`, runs have ANSI colors. Without, the text has no escape codes, and the runs of a sweep are marked by
+/// letters. For a single run, train and eval losses are shown; for several, only eval losses where there are any. If no
+/// curve has a finite point, the text is one line that says so.
 pub fn to_terminal(curves: &[Curve], size: TerminalSize, color: bool) -> String {
     match picture::Picture::new(curves) {
         Ok(picture) => terminal::text(&picture, size, color),
@@ -151,7 +151,7 @@ mod tests {
         bytes.chunks_exact(3).map(|pixel| [pixel[0], pixel[1], pixel[2]]).collect()
     }
 
-    /// The attribute of the elements of that name, and their text.
+    /// An attribute and the text of all elements with this name.
     fn elements(svg: &str, name: &str, attribute: &str) -> Vec<(String, String)> {
         let document = roxmltree::Document::parse(svg).unwrap();
         let elements =
@@ -164,14 +164,14 @@ mod tests {
             .collect()
     }
 
-    /// Where the text that starts so is, in pixels of the figure.
+    /// The x coordinate of the text with this beginning, in pixels of the figure.
     fn text_left(svg: &str, start: &str) -> f64 {
         let texts = elements(svg, "text", "x");
         let (x, _) = texts.iter().find(|(_, text)| text.starts_with(start)).unwrap();
         x.parse::<f64>().unwrap() / 3.0
     }
 
-    /// All corners of all lines, in pixels of the figure.
+    /// All points of all lines, in pixels of the figure.
     fn corners(svg: &str) -> Vec<(f64, f64)> {
         let lines = elements(svg, "polyline", "points");
         let pairs = lines.iter().flat_map(|(points, _)| points.split_whitespace());
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn png_shows_every_run_in_its_colour() {
+    fn png_shows_every_run_in_its_color() {
         let shown = |len: usize| {
             let pixels = decoded(&to_png(&runs(len), "title").unwrap());
             let white_len = pixels.iter().filter(|&&pixel| pixel == [255; 3]).count();
@@ -242,7 +242,7 @@ mod tests {
         let right = |svg: &str| corners(svg).iter().fold(0.0f64, |right, corner| right.max(corner.0));
         assert!(text_left(&inside, "run 000") < 1000.0);
         assert!(right(&inside) > 1150.0, "the panel takes the whole width");
-        // Rises into the corner: the panel ends left of the legend, whose sample lines are all that is right of it.
+        // The curve rises into the corner: the panel ends left of the legend, and only the legend has lines right of it.
         let beside = to_svg(&[run("overfit", 1.5, 4.0)], "").unwrap();
         let legend_left = text_left(&beside, "overfit") - 36.0;
         let loss_lines = corners(&beside).into_iter().filter(|&(x, _)| x < legend_left);
@@ -367,7 +367,7 @@ mod tests {
         for (code, label) in [("\x1b[94m", "run 000"), ("\x1b[93m", "run 001"), ("\x1b[92m", "run 002")] {
             let line = colored.lines().find(|line| line.contains(label)).unwrap();
             assert!(line.starts_with(code), "{line:?}");
-            assert!(colored.matches(code).count() > 3, "{label} has no line of its colour");
+            assert!(colored.matches(code).count() > 3, "{label} has no line of its color");
         }
         assert!(
             colored

@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: what a run told while it trained, one JSON object a line.
+//! `metrics.jsonl`: the records of every start, step and epoch of a run, one JSON object per line.
 //!
 //! ```text
 //! {"event":"start","step":0,"epoch":0,"parameters":…,"precision":"bf16","threads":2,"unix_time":…,"machine":{…},"folio":"0.1.0"}
@@ -6,8 +6,8 @@
 //! {"event":"epoch","epoch":1,"step":490,"train_loss":…,"eval_loss":…,"train_bits_per_character":…,…,"sample":"…"}
 //! ```
 //!
-//! A run that goes on from a checkpoint drops the lines of what came after it, so that every step and epoch is told
-//! once. With `--tensorboard` the same numbers are written for TensorBoard too.
+//! A resumed run first removes the records of steps and epochs after its checkpoint, so that each appears once. With the
+//! setting `tensorboard` the same numbers are also written as TensorBoard event files.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, ErrorKind, Write};
@@ -32,13 +32,14 @@ mod tensorboard;
 use metrics::Metrics;
 use tensorboard::TensorBoard;
 
-/// How long lines wait to be written together.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long the records of steps are buffered.
+const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Trains as [`Trainer::run`] does, and keeps the records of the run in its directory.
+/// Runs [`Trainer::run`], and writes the records of the run to its directory.
 ///
 /// # Errors
-/// As [`Trainer::run`]; and [`Error::Unsaved`] if the records could not be written.
+/// As [`Trainer::run`]; [`Error::Unsaved`] if the records could not be written; [`Error::Setting`] if TensorBoard files
+/// are requested in a build without the cargo feature `tensorboard`.
 pub fn run_recorded(
     trainer: &mut Trainer,
     run_dir: Option<&RunDir>,
@@ -48,7 +49,7 @@ pub fn run_recorded(
     let Some(run_dir) = run_dir else { return trainer.run(None, requests, on_event) };
     if trainer.settings().tensorboard && cfg!(not(feature = "tensorboard")) {
         let reason = "TensorBoard is not part of this build: enable folio's cargo feature tensorboard";
-        return Err(Error::setting("--tensorboard", reason));
+        return Err(Error::setting("tensorboard", reason));
     }
     let mut recorder = Recorder::new(run_dir.path(), trainer.settings());
     let outcome = trainer.run(Some(run_dir), requests, &mut |event| {
@@ -56,19 +57,19 @@ pub fn run_recorded(
         on_event(event);
     });
     let written = recorder.flush();
-    // What went wrong in training is told before what went wrong in telling of it.
+    // An error of training takes precedence.
     outcome.and_then(|outcome| {
         let unsaved = |error| Error::Unsaved { path: run_dir.path().to_path_buf(), source: Box::new(error) };
         written.map(|()| outcome).map_err(unsaved)
     })
 }
 
-/// Makes records of events, and has them written.
+/// Turns events into records.
 struct Recorder {
     metrics: Metrics,
     board: Option<TensorBoard>,
     written_at: Instant,
-    /// When the last step ended, or its epoch began.
+    /// When the last step ended or the epoch began.
     last_step: Instant,
 }
 
@@ -99,18 +100,18 @@ impl Recorder {
             Event::Step(report) => self.push_step(report),
             Event::EpochEnded { epoch, report, sample, .. } => {
                 let mut record = json!({ "event": "epoch", "epoch": epoch });
-                let told = serde_json::to_value(report).expect("numbers are JSON");
+                let numbers = serde_json::to_value(report).expect("numbers are JSON");
                 record
                     .as_object_mut()
                     .expect("an object")
-                    .extend(told.as_object().expect("a struct").clone());
+                    .extend(numbers.as_object().expect("a struct").clone());
                 record["sample"] = json!(sample);
                 self.push(&record);
             }
             Event::Saving | Event::Saved { .. } | Event::Evaluating | Event::Warning { .. } => {}
         }
-        if !matches!(event, Event::Step(_)) || self.written_at.elapsed() >= PATIENCE {
-            // What cannot be written stays, and is tried again.
+        if !matches!(event, Event::Step(_)) || self.written_at.elapsed() >= FLUSH_INTERVAL {
+            // After an error the records stay buffered, and the next flush retries.
             let _ = self.flush();
         }
     }
@@ -133,17 +134,17 @@ impl Recorder {
         }
     }
 
-    /// Writes what waits.
+    /// Writes the buffered records.
     fn flush(&mut self) -> Result<()> {
         self.written_at = Instant::now();
         let written = self.metrics.flush();
-        // Each whether or not the other fails.
-        let shown = self.board.as_mut().map_or(Ok(()), TensorBoard::flush);
-        written.and(shown)
+        // Try both, even if the first fails.
+        let board = self.board.as_mut().map_or(Ok(()), TensorBoard::flush);
+        written.and(board)
     }
 }
 
-/// Appends to a file, all or nothing, so that nothing is written twice when it is tried again.
+/// Appends to a file. A failed write is undone, so that it can be retried.
 fn append(path: &Path, bytes: &[u8]) -> Result<()> {
     if bytes.is_empty() {
         return Ok(());
@@ -156,17 +157,17 @@ fn append(path: &Path, bytes: &[u8]) -> Result<()> {
     write().map_err(Error::file("write", path))
 }
 
-/// The time, of which clocks before 1970 know nothing.
+/// The time since 1970; 0 if the clock is set to an earlier time.
 fn since_1970() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// The file that a run's records are in, once it has begun.
+/// The file with the records of a run.
 pub fn records_path(run_dir: &RunDir) -> PathBuf {
     run_dir.path().join(METRICS_FILE)
 }
 
-/// The records of a run, oldest first; none if it has none. A last line that is half-written is left out.
+/// The records of a run, oldest first; empty if the file does not exist. An incomplete last line is skipped.
 ///
 /// # Errors
 /// If the file cannot be read.
@@ -192,8 +193,8 @@ mod tests {
     use crate::model::Precision;
     use crate::text::Bits;
 
-    /// Records epochs of 3 steps from a place in the run, until `last_step` or, if `ends` says so, the end of its epoch.
-    /// Losses depend on `session`.
+    /// Records epochs of 3 steps from an epoch and step until `last_step`, and with `ends` the end of its epoch. Losses
+    /// depend on `session`.
     fn record(run_dir: &Path, (epoch, step): (u64, u64), last_step: u64, ends: bool, session: u64) {
         let settings = Settings { tensorboard: true, ..Settings::default() };
         let mut recorder = Recorder::new(run_dir, &settings);
@@ -216,7 +217,7 @@ mod tests {
             recorder.on_event(&Event::EpochEnded { epoch: step / 3, last_epoch: 9, report, sample });
         };
         if step > epoch * 3 && step % 3 == 0 {
-            // Its last step was taken, but it has still to end.
+            // The last step of the epoch was taken, but the epoch has not ended.
             end(&mut recorder, step);
         }
         for step in step + 1..=last_step {
@@ -237,10 +238,10 @@ mod tests {
         recorder.flush().expect("room");
     }
 
-    /// The curves that metrics.jsonl tells.
+    /// The curves in metrics.jsonl.
     fn recorded(run_dir: &Path) -> BTreeMap<(String, i64), Vec<f32>> {
         let records = read(&RunDir::new(run_dir)).expect("readable");
-        let told = records.iter().filter(|record| record["event"] != "start").flat_map(|record| {
+        let points = records.iter().filter(|record| record["event"] != "start").flat_map(|record| {
             let (kind, step) = (record["event"].as_str().expect("a name"), record["step"].as_i64());
             let numbers = record.as_object().expect("an object").iter();
             let numbers = numbers.filter(|(key, _)| !matches!(key.as_str(), "step" | "epoch"));
@@ -248,19 +249,19 @@ mod tests {
                 Some(((format!("{kind}/{key}"), step?), vec![value.as_f64()? as f32]))
             })
         });
-        told.collect()
+        points.collect()
     }
 
     #[test]
-    fn tensorboard_shows_what_the_metrics_tell_after_any_resumption() {
-        // Where a first session ends, whether with its epoch, and what was saved of it: an epoch and a step.
+    fn tensorboard_shows_the_metrics_after_resuming() {
+        // The last step of a first session, whether the epoch ended with it, and the saved epoch and step.
         for (last_step, ends, saved) in [
             (5, true, (0, 0)),
             (5, true, (1, 3)),
             (5, true, (1, 4)),
             (5, true, (1, 5)),
             (6, false, (1, 6)),
-            // The epoch has ended, but was saved before, or is taken back to go on.
+            // The epoch has ended, but was saved before its end, or is reopened to continue.
             (6, true, (1, 6)),
             (6, true, (2, 6)),
         ] {

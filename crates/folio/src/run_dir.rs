@@ -1,16 +1,16 @@
-//! The files of a run, and of a sweep of runs.
+//! The files of a run or a sweep.
 //!
 //! ```text
 //! RUN_DIR/hyperparameters.json  model_hyperparameters.json  losses.json  lrs.json
 //!         tokenizer.json  tokenizer_config.json  vocab.json
-//!         status.json           whether it trains, has ended, was stopped or failed
+//!         status.json           running, stopped, finished, diverged or failed
 //!         metrics.jsonl         the records of every step and epoch
-//!         events.out.tfevents.N.folio   the same for TensorBoard, a file for each start
+//!         events.out.tfevents.N.folio   the same for TensorBoard, one file per start
 //!         checkpoint_N/         after epoch N
-//!         step_N/               after step N: one at most, and only while no later checkpoint is there
+//!         step_N/               after step N, inside an epoch; removed when a later checkpoint is saved
 //!         latest  best          links to the newest checkpoint and to the one with the lowest evaluation loss
-//!         .lock                 held by the process that writes here
-//!         run_1/ run_2/ …       the runs of a sweep, each laid out like a run
+//!         .lock                 locked by the process that writes here
+//!         run_1/ run_2/ …       the runs of a sweep, each with this layout
 //! ```
 
 use std::fs;
@@ -47,11 +47,12 @@ const MODEL_FILE: &str = "model_hyperparameters.json";
 const LOSSES_FILE: &str = "losses.json";
 const RATES_FILE: &str = "lrs.json";
 const STATUS_FILE: &str = "status.json";
-/// One JSON object for every step and epoch.
+/// One JSON object per step and epoch.
 pub(crate) const METRICS_FILE: &str = "metrics.jsonl";
 /// Links to checkpoints.
 const LATEST: &str = "latest";
 const BEST: &str = "best";
+
 /// The directory of one run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunDir {
@@ -59,12 +60,12 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// The run at `path`, which need not exist yet.
+    /// The run at `path`, which may not exist yet.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into() }
     }
 
-    /// Where it is.
+    /// The path of the directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -75,11 +76,11 @@ impl RunDir {
         name(&self.path).or_else(|| name(&self.path.canonicalize().ok()?)).unwrap_or_else(|| "run".to_owned())
     }
 
-    /// Checks that a new run may be written here; touches nothing.
+    /// Checks that a new run may be written here, without changing anything.
     ///
     /// # Errors
-    /// If the path is not a directory, if it holds a run and `overwrite` is not set, or if something stands in a run's way
-    /// that folio cannot prove it wrote.
+    /// If the path is not a directory, if it holds a run and `overwrite` is not set, or if a file would be overwritten that
+    /// folio cannot verify it wrote.
     pub fn check_free(&self, overwrite: bool) -> Result<()> {
         if self.path.exists() && !self.path.is_dir() {
             return Err(self.error("is not a directory: give another --run_dir"));
@@ -88,16 +89,16 @@ impl RunDir {
         if !overwrite && !remains.is_empty() {
             let path = self.path.display();
             return Err(self.error(&format!(
-                "already holds a run: go on with --resume {path}, give another --run_dir, or --overwrite to replace it"
+                "already holds a run: continue it with --resume {path}, give another --run_dir, or replace it with --overwrite"
             )));
         }
         Ok(())
     }
 
-    /// Removes what an earlier run or sweep left here: its files, its checkpoints and its sub-runs, nothing else.
+    /// Removes the files, checkpoints and sub-runs of an earlier run or sweep, and nothing else.
     ///
     /// # Errors
-    /// If folio cannot prove that it wrote one of them; then all are still there. Or if one cannot be removed.
+    /// If folio cannot verify that it wrote one of them; then nothing is removed. Or if one cannot be removed.
     pub fn clear(&self) -> Result<()> {
         ownership::removable(self)?.iter().try_for_each(|path| remove(path))
     }
@@ -105,27 +106,28 @@ impl RunDir {
     /// Removes the checkpoints after the end of epoch `number`.
     ///
     /// # Errors
-    /// If one of them holds what folio did not write; then all are still there. Or if one cannot be removed.
+    /// If one of them contains a file that folio did not write; then nothing is removed. Or if one cannot be removed.
     pub fn clear_after(&self, number: u64) -> Result<()> {
         let later = self.later_than(number)?;
         later.iter().try_for_each(|name| ownership::check_checkpoint(&self.checkpoint(*name)))?;
         later.into_iter().try_for_each(|name| self.remove_checkpoint(name))
     }
 
-    /// The checkpoints after the end of epoch `number`; one inside an epoch always counts as such.
+    /// The checkpoints after the end of epoch `number`. A checkpoint inside an epoch always counts as later.
     pub fn later_than(&self, number: u64) -> Result<Vec<CheckpointName>> {
         let mut names = self.checkpoints()?;
         names.retain(|name| !matches!(name, CheckpointName::Epoch(epoch) if *epoch <= number));
         Ok(names)
     }
 
-    /// Makes the directory if its parent is there, and clears it of what a process that was killed left half-written.
+    /// Creates the directory and its parents, and removes temporary files left by a killed process.
     pub fn create(&self) -> Result<()> {
         create_directory(&self.path)?;
         remove_rubbish(&self.path)
     }
 
-    /// Writes what describes the run. The settings come first: where they are, the run can be resumed.
+    /// Writes the settings, the model configuration and the tokenizer. Settings come first: a run that has them can be
+    /// resumed.
     pub fn write_description(
         &self,
         settings: &Settings,
@@ -137,18 +139,18 @@ impl RunDir {
         tokenizer.save(&self.path)
     }
 
-    /// Whether the description is there.
+    /// Whether the directory holds the settings of a run.
     pub fn is_run(&self) -> bool {
         self.path.join(SETTINGS_FILE).is_file()
     }
 
-    /// Says how the run fares.
+    /// Writes `status.json`.
     pub fn write_status(&self, status: &Status) -> Result<()> {
         write_json(&self.path.join(STATUS_FILE), status)
     }
 
-    /// The run's status when it was last written; none if it is missing or damaged, because nothing depends on it.
-    /// [`RunLock::is_held`] says whether the run still trains.
+    /// The status as it was last written. None if the file is missing or damaged, since nothing depends on it. Whether
+    /// the run is still training is up to [`RunLock::is_held`].
     pub fn status(&self) -> Option<Status> {
         self.read_if_there(STATUS_FILE).ok().flatten()
     }
@@ -162,7 +164,7 @@ impl RunDir {
         }
     }
 
-    /// Adds to the status what could not be printed.
+    /// Records in the status that output could not be printed.
     pub fn note_lost_output(&self, lost: &str) -> Result<()> {
         match self.status() {
             Some(status) => self.write_status(&Status { lost_output: Some(lost.to_owned()), ..status }),
@@ -170,7 +172,7 @@ impl RunDir {
         }
     }
 
-    /// Writes the losses and rates so far.
+    /// Writes `losses.json` and `lrs.json`.
     pub fn write_history(&self, history: &History) -> Result<()> {
         write_json(&self.path.join(LOSSES_FILE), &LossLists::of(history))?;
         let rates: Vec<f64> = history.epochs.iter().map(|epoch| epoch.learning_rate).collect();
@@ -183,7 +185,7 @@ impl RunDir {
         read_json(&self.path.join(SETTINGS_FILE))
     }
 
-    /// The sizes of the run's model.
+    /// The configuration of the run's model.
     pub fn model_config(&self) -> Result<ModelConfig> {
         self.check_is_run()?;
         let config: ModelConfig = read_json(&self.path.join(MODEL_FILE))?;
@@ -205,11 +207,11 @@ impl RunDir {
         Ok(Some(losses.into_history(&rates)))
     }
 
-    /// Writes a checkpoint and [applies the retention policy](RunDir::apply_retention). Whenever it is stopped, the newest checkpoint that was
-    /// written in full is there and `latest` leads to it or to the one before.
+    /// Writes a checkpoint and [applies the retention policy](RunDir::apply_retention). If the process is killed at any point, the
+    /// newest complete checkpoint exists and `latest` points to it or to the one before.
     ///
     /// # Errors
-    /// If something cannot be written or removed. The checkpoints that were there still are.
+    /// If something cannot be written or removed. Earlier checkpoints are kept.
     pub fn save_checkpoint(
         &self,
         name: CheckpointName,
@@ -225,8 +227,8 @@ impl RunDir {
         Ok(path)
     }
 
-    /// Points the links at what is newest and best, and gives up what `keep` does not keep beside a checkpoint that is
-    /// the newest. Also finishes what a stop has left undone.
+    /// Updates the links `latest` and `best`, and removes what `keep` does not keep of the checkpoints other than `newest`.
+    /// `eval_losses` has one value per epoch. Also completes an earlier call that was interrupted.
     ///
     /// # Errors
     /// If something cannot be written or removed.
@@ -240,7 +242,7 @@ impl RunDir {
         let whole = self.kept_whole(&names, newest, best);
         for other in names {
             let path = self.checkpoint(other);
-            // What is damaged, such as a later checkpoint that was passed over, or holds what folio did not write, stays.
+            // Keeps checkpoints that are later (training resumed from before them), damaged, or contain other files.
             let is_later = matches!((other, newest), (CheckpointName::Epoch(other), CheckpointName::Epoch(newest)) if other > newest);
             if whole.contains(&other) || is_later || ownership::check_checkpoint(&path).is_err() {
                 continue;
@@ -256,8 +258,8 @@ impl RunDir {
         Ok(())
     }
 
-    /// The checkpoints that always keep their optimizer: the newest, the best, and the newest two that it can be resumed from,
-    /// so that there is one if the newest is damaged.
+    /// The checkpoints that keep their optimizer state in any case: the newest, the best, and the newest resumable one before
+    /// that, in case the newest gets damaged.
     fn kept_whole(
         &self,
         names: &[CheckpointName],
@@ -275,19 +277,19 @@ impl RunDir {
         whole
     }
 
-    /// Removes a checkpoint, unless it holds something that folio did not write.
+    /// Removes a checkpoint, unless it contains files that folio did not write.
     fn remove_checkpoint(&self, name: CheckpointName) -> Result<()> {
         let path = self.checkpoint(name);
         ownership::check_checkpoint(&path)?;
         remove_directory(&path).map_err(Error::file("remove", &path))
     }
 
-    /// Where a checkpoint is or will be.
+    /// The path of a checkpoint, which may not exist yet.
     pub fn checkpoint(&self, name: CheckpointName) -> PathBuf {
         self.path.join(name.to_string())
     }
 
-    /// The checkpoints that were saved: those after epochs, ascending, then the one inside an epoch.
+    /// The saved checkpoints: those after epochs in ascending order, then the one inside an epoch.
     pub fn checkpoints(&self) -> Result<Vec<CheckpointName>> {
         let mut names: Vec<_> =
             self.directories()?.iter().filter_map(|name| CheckpointName::parse(name)).collect();
@@ -295,16 +297,16 @@ impl RunDir {
         Ok(names)
     }
 
-    /// The epochs after which checkpoints were saved, ascending.
+    /// The epochs with a checkpoint, in ascending order.
     pub fn epochs(&self) -> Result<Vec<u64>> {
         let epoch = |name| if let CheckpointName::Epoch(epoch) = name { Some(epoch) } else { None };
         Ok(self.checkpoints()?.into_iter().filter_map(epoch).collect())
     }
 
-    /// Opens a checkpoint that was saved.
+    /// Opens a checkpoint.
     ///
     /// # Errors
-    /// If it was not saved; the error lists those that were. Or if it is damaged.
+    /// If it is damaged, or does not exist; then the error lists those that do.
     pub fn open_checkpoint(&self, name: CheckpointName) -> Result<Checkpoint> {
         self.check_is_run()?;
         let path = self.checkpoint(name);
@@ -326,17 +328,17 @@ impl RunDir {
         Err(self.error(&format!("holds no {number}: there are {}", list.join(", "))))
     }
 
-    /// The newest checkpoint that training can go on from, every byte of it checked; none if nothing was saved.
-    /// Damaged ones are passed over and returned beside it, if `skip_damaged` says so.
+    /// The newest resumable checkpoint, with all its files verified; none if there is none. With `skip_damaged`, damaged
+    /// checkpoints are skipped and returned as the second value.
     ///
     /// # Errors
-    /// If the newest is damaged and must not be passed over. The error names the newest that is sound.
+    /// If the newest is damaged and `skip_damaged` is not set. The error names the newest intact one.
     pub fn newest(&self, skip_damaged: bool) -> Result<(Option<Checkpoint>, Vec<CheckpointName>)> {
         let mut damage: Vec<(CheckpointName, Error)> = Vec::new();
         let mut found = None;
         for name in self.by_age()? {
             let checkpoint = Checkpoint::open(&self.checkpoint(name)).and_then(|checkpoint| {
-                // All of it, now: a file that turns out to be damaged later has cost the time until then.
+                // Verify everything now, rather than fail on a damaged file later.
                 if checkpoint.is_resumable() {
                     checkpoint.verify()?
                 }
@@ -355,19 +357,19 @@ impl RunDir {
             return Ok((found, damage.into_iter().map(|(name, _)| name).collect()));
         }
         let (_, error) = damage.swap_remove(0);
-        let offer =
-            found.map_or("the run's beginning".to_owned(), |found| found.directory().display().to_string());
-        let reason = format!("{error}; --skip_damaged goes on from {offer}");
+        let offer = found
+            .map_or("the beginning of the run".to_owned(), |found| found.directory().display().to_string());
+        let reason = format!("{error}; --skip_damaged resumes from {offer}");
         Err(Error::RunDirectory { path: self.path.clone(), reason })
     }
 
-    /// The checkpoints, the newest first. One inside an epoch is newer than those of the epochs that had ended by then.
+    /// The checkpoints, newest first. One inside an epoch is newer than those of the epochs completed by then.
     fn by_age(&self) -> Result<Vec<CheckpointName>> {
         let mut names = self.checkpoints()?;
         names.sort_by_key(|&name| match name {
             CheckpointName::Epoch(epoch) => (epoch, 0),
             CheckpointName::Step(_) => {
-                // If it cannot be read, it is looked at first, so that its damage is told.
+                // An unreadable one comes first, so that its damage is reported.
                 let opened = Checkpoint::open(&self.checkpoint(name));
                 (opened.map_or(u64::MAX, |checkpoint| checkpoint.state().epoch), 1)
             }
@@ -376,7 +378,7 @@ impl RunDir {
         Ok(names)
     }
 
-    /// The runs of the sweep that is here, in order; empty if this is not a sweep.
+    /// The runs of this sweep, in order; empty if this is not a sweep.
     pub fn sub_runs(&self) -> Result<Vec<RunDir>> {
         let names = self.directories()?;
         let mut numbers: Vec<u64> = names.iter().filter_map(|name| number_of_run(name)).collect();
@@ -389,10 +391,10 @@ impl RunDir {
         RunDir::new(self.path.join(sub_run_name(index)))
     }
 
-    /// This run, or the runs of the sweep that is here.
+    /// This run, or the runs of this sweep.
     ///
     /// # Errors
-    /// If there is neither.
+    /// If this is neither a run nor a sweep.
     pub fn runs(&self) -> Result<Vec<RunDir>> {
         let sub_runs = self.sub_runs()?;
         if sub_runs.is_empty() {
@@ -402,14 +404,14 @@ impl RunDir {
         Ok(sub_runs)
     }
 
-    /// Of all checkpoints of all runs here, the one with the lowest evaluation loss: its run and its epoch. An
-    /// epoch without a checkpoint, such as those before a resumption, does not count.
+    /// The checkpoint with the lowest evaluation loss of this run or of all runs of this sweep: its run and its epoch.
+    /// Epochs without a checkpoint do not count.
     ///
     /// # Errors
     /// If there is no checkpoint, or no run saved its losses.
     pub fn best(&self) -> Result<(RunDir, u64)> {
         let mut best = Vec::new();
-        let mut lacks = "has no losses.json to find the best model by: give --checkpoint_step";
+        let mut lacks = "has no losses.json, so the best model is unknown: give --checkpoint_step";
         for run in self.runs()? {
             let Some(history) = run.history()? else { continue };
             lacks = "holds no checkpoint: none was saved yet, or they were removed";
@@ -428,18 +430,18 @@ impl RunDir {
         Ok(lowest_loss(self.epochs()?.into_iter().filter_map(with_loss)))
     }
 
-    /// Checks that there is a run here.
+    /// Checks that this is a run.
     fn check_is_run(&self) -> Result<()> {
         if !self.path.exists() {
             return Err(self.error("does not exist: give the --run_dir of a training run"));
         }
         if !self.is_run() {
-            return Err(self.error("is not a run of folio's: it has no hyperparameters.json"));
+            return Err(self.error("is not a folio run: it has no hyperparameters.json"));
         }
         Ok(())
     }
 
-    /// The names of the directories in this one.
+    /// The names of the subdirectories.
     fn directories(&self) -> Result<Vec<String>> {
         let entries = match fs::read_dir(&self.path) {
             Ok(entries) => entries,
@@ -466,7 +468,7 @@ pub fn sub_run_name(index: usize) -> String {
     format!("run_{}", index + 1)
 }
 
-/// The number of a sweep's run, if this is the name of one: `run_7`, not `run_007`.
+/// The number in the name of a sweep's run; none for other names, such as `run_007`.
 fn number_of_run(name: &str) -> Option<u64> {
     let number: u64 = name.strip_prefix("run_")?.parse().ok()?;
     (format!("run_{number}") == name).then_some(number)

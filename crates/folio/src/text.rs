@@ -1,4 +1,4 @@
-//! The text that a model is trained on: the embedded tiny Shakespeare, or files of the user's.
+//! The text that a model is trained on: the embedded tiny Shakespeare, or the user's files.
 //!
 //! ```
 //! use folio::text::Corpus;
@@ -23,21 +23,21 @@ pub use sources::{STDIN, TextFiles, shell_quoted};
 /// The size of some text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TextSize {
-    /// Characters. Of text that begins or ends inside one, those that begin in it.
+    /// Characters that begin in the text.
     pub characters: u64,
     /// Bytes of UTF-8.
     pub bytes: u64,
 }
 
 impl TextSize {
-    /// The size of bytes of UTF-8, which may begin or end inside a character.
+    /// The size of UTF-8 text, which may begin or end inside a character.
     ///
     /// ```
     /// # use folio::text::TextSize;
     /// assert_eq!(TextSize::of("été".as_bytes()), TextSize { characters: 3, bytes: 5 });
     /// ```
     pub fn of(bytes: &[u8]) -> Self {
-        // A character's first byte is the one that is not a continuation.
+        // Every byte that is not a continuation byte begins a character.
         let characters = bytes.iter().filter(|&&byte| byte & 0xC0 != 0x80).count() as u64;
         Self { characters, bytes: bytes.len() as u64 }
     }
@@ -50,7 +50,7 @@ impl AddAssign for TextSize {
     }
 }
 
-/// Makes text of bytes that come in pieces, in the midst of characters too.
+/// Decodes UTF-8 that arrives in pieces, which may end inside characters.
 ///
 /// ```
 /// # use folio::text::TextStream;
@@ -63,19 +63,19 @@ impl AddAssign for TextSize {
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct TextStream {
-    /// The beginning of a character whose end has not come yet.
+    /// The beginning of an incomplete character.
     begun: Vec<u8>,
 }
 
 impl TextStream {
-    /// All whole characters up to the end of `bytes`. What cannot become one is U+FFFD.
+    /// Decodes all complete characters up to the end of `bytes`. Invalid bytes become U+FFFD.
     pub fn push(&mut self, bytes: &[u8]) -> String {
         let mut text = String::new();
         self.push_to(bytes, &mut text);
         text
     }
 
-    /// [`TextStream::push`] that appends to a text.
+    /// As [`TextStream::push`], but appends to `text`.
     pub fn push_to(&mut self, bytes: &[u8], text: &mut String) {
         self.begun.extend_from_slice(bytes);
         let mut begun = 0;
@@ -83,9 +83,9 @@ impl TextStream {
         while let Some(chunk) = chunks.next() {
             text.push_str(chunk.valid());
             let broken = chunk.invalid();
-            // The last character may still be completed if nothing in it is wrong so far; what others follow may not.
-            let may_go_on = std::str::from_utf8(broken).is_err_and(|error| error.error_len().is_none());
-            if may_go_on && chunks.peek().is_none() {
+            // Only the last character can still be completed, if it is valid so far.
+            let is_incomplete = std::str::from_utf8(broken).is_err_and(|error| error.error_len().is_none());
+            if is_incomplete && chunks.peek().is_none() {
                 begun = broken.len();
             } else if !broken.is_empty() {
                 text.push(char::REPLACEMENT_CHARACTER);
@@ -94,13 +94,13 @@ impl TextStream {
         self.begun.drain(..self.begun.len() - begun);
     }
 
-    /// What is left: U+FFFD if a character has begun and not ended.
+    /// The rest: U+FFFD if the last character is incomplete.
     pub fn finish(self) -> &'static str {
         if self.begun.is_empty() { "" } else { "\u{fffd}" }
     }
 }
 
-/// How much text a token stands for, on average: what makes losses of different tokenizers comparable.
+/// The mean amount of text per token, which makes the losses of different tokenizers comparable.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TextPerToken {
     characters: f64,
@@ -108,58 +108,59 @@ pub struct TextPerToken {
 }
 
 impl TextPerToken {
-    /// Of so many tokens that stand for text of this size.
+    /// The mean for a text of this size and number of tokens.
     pub fn new(size: TextSize, tokens: u64) -> Self {
         Self { characters: size.characters as f64 / tokens as f64, bytes: size.bytes as f64 / tokens as f64 }
     }
 
-    /// A loss in nats a token as bits a character and a byte.
+    /// Converts a loss in nats per token to bits per character and per byte.
     pub fn bits(self, loss: f64) -> Bits {
         let bits = loss / std::f64::consts::LN_2;
         Bits { per_character: bits / self.characters, per_byte: bits / self.bytes }
     }
 }
 
-/// A loss on a scale that does not depend on the tokenizer.
+/// A loss in units that do not depend on the tokenizer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Bits {
-    /// Bits a character.
+    /// Bits per character.
     pub per_character: f64,
-    /// Bits a byte of UTF-8.
+    /// Bits per byte of UTF-8.
     pub per_byte: f64,
 }
 
 /// The name of the embedded text.
 pub const EMBEDDED_NAME: &str = "tiny-shakespeare";
 
-/// A text, with what a report says of where it came from.
+/// A text, its documents and its identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Corpus {
     /// [`EMBEDDED_NAME`], the name of the file without its folders, or the number of files.
     pub name: String,
-    /// The documents one after the other, lines ending in LF. Never empty.
+    /// The concatenated documents, with LF line endings. Never empty.
     pub text: Cow<'static, str>,
-    /// What the text is made of; one at least.
+    /// The documents of the text; at least one.
     pub documents: Vec<Document>,
-    /// Of one document the sha256 of its text in lower-case hexadecimal; of several, that of theirs, one a line.
+    /// For one document, the SHA-256 of its text in lower-case hexadecimal. For several, the SHA-256 of the list of their
+    /// hashes, one per line.
     pub sha256: String,
-    /// Line endings (CRLF and lone CR) that became LF.
+    /// The number of line endings (CRLF and lone CR) that were converted to LF.
     pub converted_endings: usize,
 }
 
-/// A document: what one file holds.
+/// A document: the content of one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Document {
     /// The file: an absolute path, [`STDIN`] or [`EMBEDDED_NAME`].
     pub file: String,
-    /// Where it ends in the text of its corpus, in bytes.
+    /// The byte offset of its end in the text of the corpus.
     pub end: usize,
-    /// The sha256 of its text.
+    /// The SHA-256 of its text.
     pub sha256: String,
 }
 
 impl Corpus {
-    /// Tiny Shakespeare, which is part of the program.
+    /// Tiny Shakespeare, which is embedded in the library.
     pub fn embedded() -> Self {
         Self::of_one(
             EMBEDDED_NAME.to_owned(),
@@ -169,31 +170,31 @@ impl Corpus {
         )
     }
 
-    /// Reads a UTF-8 text, packed with gzip or not. A byte-order mark at its start is dropped; CRLF and a lone CR become LF,
-    /// as in Python's text mode; every other byte is kept.
+    /// Reads UTF-8 text, optionally compressed with gzip. Removes a byte-order mark at the start, and converts CRLF and lone
+    /// CR to LF, as Python's text mode does.
     ///
     /// # Errors
-    /// [`Error::Corpus`] if there is no file at `path`, if it is a directory, if it is empty, or if it is not
+    /// [`Error::Corpus`] if the file does not exist, is a directory, is empty, or is not
     /// UTF-8; [`Error::File`] if the system refuses to read it.
     pub fn from_file(path: &Path) -> Result<Self> {
         Self::from_bytes(path, sources::read(path)?)
     }
 
-    /// The text in these bytes, of which `path` says where they are from; as [`Corpus::from_file`].
+    /// As [`Corpus::from_file`], for the content of a file. `path` is its name.
     ///
     /// # Errors
-    /// [`Error::Corpus`] if they are none or not UTF-8.
+    /// [`Error::Corpus`] if the content is empty or not UTF-8.
     pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self> {
         let plain = plain(path, bytes, LineEndings::Lf)?;
         Self::of_documents(vec![(path.to_path_buf(), plain)])
     }
 
-    /// Reads the files that are meant by `given`: paths, [`STDIN`], patterns such as `plays/*.txt`, and directories, which
-    /// stand for the files in them that end in `.txt` or `.gz`. Each is read as by [`Corpus::from_file`] and is a
-    /// document; one that does not end a line is followed by LF, and an empty one is left out.
+    /// Reads several files: paths, [`STDIN`], patterns such as `plays/*.txt`, and directories, which stand for the `.txt` and
+    /// `.gz` files in them. Each file is read like [`Corpus::from_file`] and becomes a document. A newline is added between
+    /// documents where it is missing. Empty files are skipped.
     ///
     /// # Errors
-    /// As [`Corpus::from_file`], and if there is no file, or one is given twice.
+    /// As [`Corpus::from_file`], and if there is no file or a file is given twice.
     pub fn read(given: &[PathBuf]) -> Result<Self> {
         let files = sources::expand(given)?;
         let read = |path: PathBuf| {
@@ -203,7 +204,7 @@ impl Corpus {
         Self::of_documents(files.into_iter().map(read).collect::<Result<_>>()?)
     }
 
-    /// Reads a text again that is known by its hash.
+    /// Reads the text of an earlier run, given its hash.
     ///
     /// # Errors
     /// As [`Corpus::read`].
@@ -213,7 +214,7 @@ impl Corpus {
         {
             return Ok(corpus);
         }
-        // It may be of a run that was begun when line endings were kept.
+        // Older versions did not convert line endings.
         let read = |path: PathBuf| {
             let plain = plain(&path, sources::read(&path)?, LineEndings::Kept)?;
             Ok((path, plain))
@@ -225,7 +226,7 @@ impl Corpus {
 
     fn of_documents(mut plains: Vec<(PathBuf, Plain)>) -> Result<Self> {
         let Some((first, _)) = plains.first() else {
-            return Err(Error::setting("data", "no file is given: give one at least"));
+            return Err(Error::setting("data", "no file is given: give at least one"));
         };
         let (first, count) = (first.clone(), plains.len());
         let converted_endings = plains.iter().map(|(_, plain)| plain.converted_endings).sum();
@@ -257,7 +258,7 @@ impl Corpus {
         }
         if documents.is_empty() {
             let reason = if count == 1 { "it is empty" } else { "it and the other files are empty" };
-            return Err(unusable(&first, format!("{reason}; give a file with some text in it")));
+            return Err(unusable(&first, format!("{reason}; give a file with text in it")));
         }
         let hashes: String = documents.iter().map(|document| format!("{}\n", document.sha256)).collect();
         let sha256 = digest(hashes.as_bytes());
@@ -270,35 +271,34 @@ impl Corpus {
         Self { name, text, documents, sha256, converted_endings: 0 }
     }
 
-    /// The files, as settings name them.
+    /// The files, in the form of the setting `data`.
     pub fn files(&self) -> TextFiles {
         TextFiles::new(self.documents.iter().map(|document| document.file.clone()).collect())
     }
 
-    /// Checks that this text, which a model is to be evaluated on, has no document in common with its training text and
-    /// is no part of it.
+    /// Checks that this evaluation text and the training text share no document: none of one contains or is part of a
+    /// document of the other.
     ///
     /// # Errors
-    /// [`Error::Corpus`].
+    /// [`Error::Corpus`] if they do.
     pub fn check_apart_from(&self, training: &Corpus) -> Result<()> {
         let mut texts = self.documents_with_text();
         let Some((document, _)) = texts.find(|(_, text)| training.shares(text)) else { return Ok(()) };
-        let reason =
-            "it has text in common with the training text, and must not be evaluated on; give another";
+        let reason = "it has text in common with the training text, so it cannot be used for evaluation; give another file";
         Err(unusable(Path::new(&document.file), reason))
     }
 
-    /// Whether a document of one of two texts contains a document of the other. White space at their ends does not count.
+    /// Whether a document of one text contains a document of the other, ignoring white space at their ends.
     pub fn shares_text_with(&self, other: &Corpus) -> bool {
         self.documents_with_text().any(|(_, text)| other.shares(text))
     }
 
-    /// Whether a document contains `text`, or is contained in it.
+    /// Whether a document contains `text` or is contained in it.
     fn shares(&self, text: &str) -> bool {
         self.documents_with_text().any(|(_, own)| own.contains(text) || text.contains(own))
     }
 
-    /// The documents that are more than white space, with their text, trimmed.
+    /// The documents with their trimmed text, without those that are only white space.
     fn documents_with_text(&self) -> impl Iterator<Item = (&Document, &str)> {
         let starts = std::iter::once(0).chain(self.documents.iter().map(|document| document.end));
         let texts = self.documents.iter().zip(starts);
@@ -307,7 +307,7 @@ impl Corpus {
     }
 }
 
-/// Bytes as text, every one kept; `path` says where they are from.
+/// Decodes UTF-8 without any changes. `path` is for error messages.
 ///
 /// # Errors
 /// [`Error::Corpus`] if they are not UTF-8.
@@ -331,7 +331,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_in_pieces_become_the_text_of_the_whole() {
+    fn pieces_decode_like_the_whole() {
         let mixed =
             [b"a\xc3", "été 日本 👧".as_bytes(), b"\xf0\x9f\x91", b"x\xe6\x97", b"\xff\x80", b"\xd0\xcd{8"]
                 .concat();
@@ -342,7 +342,7 @@ mod tests {
         }
     }
 
-    /// The corpus made from a file of these bytes.
+    /// The corpus of a file with this content.
     fn corpus(bytes: &[u8]) -> Result<Corpus> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("plays.txt");
@@ -392,7 +392,7 @@ mod tests {
         assert!(directory.ends_with(": it is a directory; give the path of a text file"), "{directory:?}");
     }
 
-    /// The corpus of files with these contents, in this order.
+    /// The corpus of files with these contents.
     fn files(dir: &Path, contents: &[&str]) -> Result<Corpus> {
         let write = |(index, content): (usize, &&str)| {
             let path = dir.join(format!("{index}.txt"));
@@ -403,26 +403,26 @@ mod tests {
     }
 
     #[test]
-    fn several_files_are_documents_that_end_their_lines() {
+    fn several_files_become_documents() {
         let dir = tempfile::tempdir().unwrap();
         let corpus = files(dir.path(), &["one", "", "two\r\n", "three"]).unwrap();
         assert_eq!((&*corpus.text, corpus.name.as_str()), ("one\ntwo\nthree", "3 files"));
         assert_eq!(corpus.documents.iter().map(|document| document.end).collect::<Vec<_>>(), [4, 8, 13]);
         assert_eq!(corpus.converted_endings, 1);
         assert!(corpus.files().names()[2].ends_with("3.txt"), "{}", corpus.files());
-        // The order counts, and where documents end.
+        // The hash depends on the order and on the ends of documents.
         let other = |contents: &[&str]| files(dir.path(), contents).unwrap().sha256;
         assert_eq!(other(&["one\n", "two\n", "three"]), corpus.sha256);
         assert_ne!(other(&["two\n", "one\n", "three"]), corpus.sha256);
         assert_ne!(other(&["one\ntwo\n", "three"]), corpus.sha256);
-        // Files that are empty make no documents, and one that is left is a text like any.
+        // Empty files are skipped. A single remaining file has the plain hash of its text.
         assert_eq!(other(&["", "one"]), digest(b"one"));
         let message = files(dir.path(), &["", "\u{feff}"]).unwrap_err().to_string();
         assert!(message.contains("0.txt: it and the other files are empty"), "{message}");
     }
 
     #[test]
-    fn a_text_of_a_run_that_kept_line_endings_is_known_again() {
+    fn old_hashes_with_kept_line_endings_are_recognized() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("old.txt");
         fs::write(&path, "a\r\nb").unwrap();
@@ -436,16 +436,16 @@ mod tests {
     fn evaluation_text_that_is_training_text_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let training = files(dir.path(), &["one\n", "two\nthree\n"]).unwrap();
-        // The same, a part of it, and all of it with more, whatever white space is at the ends.
+        // The same text, a part of it, and a text that contains it, with various white space at the ends.
         for content in ["one\n", "three\n\n", "  two", "zero\none\ntwo\nthree\nfour"] {
             let message =
                 corpus(content.as_bytes()).unwrap().check_apart_from(&training).unwrap_err().to_string();
             assert!(message.contains("plays.txt") && message.contains("in common"), "{message}");
         }
-        // One of several, although together they are no part of the training text.
+        // One of several documents is shared.
         let several = files(dir.path(), &["five", "two\nthree"]).unwrap();
         assert!(several.check_apart_from(&training).is_err());
-        // White space is in every text.
+        // White space alone is not shared text.
         files(dir.path(), &["five", " \n"]).unwrap().check_apart_from(&training).unwrap();
         corpus(b"four").unwrap().check_apart_from(&training).unwrap();
     }

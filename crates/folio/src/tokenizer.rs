@@ -1,4 +1,4 @@
-//! Text to token ids and back: one token a character, or a byte-level BPE, GPT-2's or one of the text's own.
+//! Tokenizers: one token per character, GPT-2's byte-level BPE, or a byte-level BPE trained on your text.
 //!
 //! ```
 //! use folio::tokenizer::Tokenizer;
@@ -42,16 +42,16 @@ use config::Borders;
 pub(crate) use config::CONFIG_FILE;
 pub use kind::TokenizerKind;
 
-/// The file of a run or of a checkpoint that holds its tokenizer.
+/// The tokenizer file of a run or a checkpoint.
 pub(crate) const TOKENIZER_FILE: &str = "tokenizer.json";
 
-/// The file of a run that lists the characters of a `chrs` tokenizer.
+/// The file with the characters of a `chrs` tokenizer.
 const CHARACTERS_FILE: &str = "vocab.json";
 
 /// The special token that separates documents in GPT-2's vocabulary.
 pub const END_OF_TEXT: &str = gpt2::END_OF_TEXT.0;
 
-/// Turns text into token ids, which count from 0 to `vocab_size() - 1`, and back.
+/// Converts text to token ids from 0 to `vocab_size() - 1`, and back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tokenizer {
     model: TokenizerModel,
@@ -75,7 +75,7 @@ impl TokenizerModel {
 }
 
 impl Tokenizer {
-    /// One token for each distinct character of a text, in ascending order.
+    /// One token per distinct character of a text, in ascending order.
     pub fn chars(text: &str) -> Self {
         Self::new(TokenizerModel::Chars(CharVocabulary::of_text(text)))
     }
@@ -105,19 +105,20 @@ impl Tokenizer {
         Self { model, borders }
     }
 
-    /// A byte-level BPE of `vocab_size` tokens that is learned from a text: 256 bytes in GPT-2's order, the tokens in
-    /// the order in which they were made, and the special tokens. The same text gives the same vocabulary on any number
-    /// of threads.
+    /// Trains a byte-level BPE of `vocab_size` tokens: 256 bytes in GPT-2's order, the merged tokens in the order of their
+    /// merges, then the special tokens. The result does not depend on the number of threads.
     ///
     /// # Errors
-    /// [`Error::Setting`] if so many tokens cannot be: too few for the bytes and the special tokens, or more than the
-    /// text's pairs make; or if a special token is empty, given twice, or written like an ordinary one.
+    /// [`Error::Setting`] if `vocab_size` is too small for the bytes and special tokens or larger than the text allows, or
+    /// if a special token is empty, given twice, or spelled like an ordinary one.
     pub fn train_bpe(text: &str, vocab_size: usize, specials: &[&str]) -> Result<Self> {
         let least = bpe::BYTES + specials.len();
         if vocab_size < least {
             let reason = match specials.len() {
-                0 => format!("{vocab_size} is too few: 256 tokens are single bytes"),
-                count => format!("{vocab_size} is too few: 256 tokens are single bytes and {count} special"),
+                0 => format!("{vocab_size} is too small: 256 tokens are single bytes"),
+                count => {
+                    format!("{vocab_size} is too small: 256 tokens are single bytes, and {count} are special")
+                }
             };
             return Err(Error::setting("vocab_size", format!("{reason}, so give at least {least}")));
         }
@@ -129,27 +130,27 @@ impl Tokenizer {
         let trained = bpe::train::train(text, vocab_size, specials);
         let bpe = trained.map_err(|bpe::train::TooSmall { reached }| {
             let reason = format!(
-                "{vocab_size} are more than the text can give: after {reached} every word is one token, so give at \
-                 most {reached} or a longer text"
+                "{vocab_size} is too large for this text: with {reached} tokens every word is one token; give at most \
+                 {reached}, or a longer text"
             );
             Error::setting("vocab_size", reason)
         })?;
-        // A file lists tokens by their spelling, in which each may stand once.
+        // Spellings in the file must be unique.
         let alphabet = gpt2::byte_alphabet();
         let ordinary = (0..bpe.vocab_size() as u32).filter(|&id| !bpe.is_special(id));
         let mut spellings = ordinary.map(|id| gpt2::spell(&alphabet, bpe.token(id)));
         if let Some(taken) = spellings.find(|spelling| specials.contains(&spelling.as_str())) {
-            let reason = format!("{taken:?} is an ordinary token: give one like \"<|{taken}|>\"");
+            let reason = format!("{taken:?} is an ordinary token: give a name like \"<|{taken}|>\"");
             return Err(Error::setting("special", reason));
         }
         Ok(Self::new(TokenizerModel::Bpe(Arc::new(bpe))))
     }
 
-    /// The tokenizer in a `tokenizer.json` of Hugging Face's format. A `tokenizer_config.json` beside it names the
-    /// tokens that begin and end a text; without one they are known by their names.
+    /// Reads a `tokenizer.json` in Hugging Face's format. A `tokenizer_config.json` next to it defines the tokens that begin
+    /// and end a text; without one they are recognized by their names.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] if the file is missing, broken, or of a sort that this program does not run;
+    /// [`Error::Tokenizer`] if the file is missing, invalid, or uses a feature that is not supported;
     /// [`Error::File`] if the system refuses to read it.
     pub fn read(path: &Path) -> Result<Self> {
         let mut tokenizer = Self::new(json::read(path)?);
@@ -166,8 +167,8 @@ impl Tokenizer {
         write_json(path, &json::of(&self.model))
     }
 
-    /// Writes the `tokenizer_config.json` by which transformers loads the `tokenizer.json` beside it. `context` is the
-    /// largest number of tokens that the model takes, if there is a model.
+    /// Writes the `tokenizer_config.json` that transformers needs to load a `tokenizer.json`. `context` is the model's
+    /// context length, if there is a model.
     ///
     /// # Errors
     /// [`Error::File`] if it cannot be written.
@@ -175,12 +176,12 @@ impl Tokenizer {
         write_json(path, &config::of(self, context))
     }
 
-    /// The SHA-256 of the file that [`Tokenizer::write`] writes, by which a model knows its tokenizer again.
+    /// The SHA-256 of the file that [`Tokenizer::write`] writes. Checkpoints identify their tokenizer by it.
     pub fn digest(&self) -> String {
         digest(files::json(&json::of(&self.model)).as_bytes())
     }
 
-    /// The tokenizer that [`Tokenizer::save`] wrote to the folder of a run.
+    /// Loads the tokenizer of a run, written by [`Tokenizer::save`].
     ///
     /// # Errors
     /// As [`Tokenizer::read`].
@@ -188,8 +189,8 @@ impl Tokenizer {
         Self::read(&run_dir.join(TOKENIZER_FILE))
     }
 
-    /// Writes `tokenizer.json` and `tokenizer_config.json` to the folder of a run and, for characters, `vocab.json`: the
-    /// list of the characters in the order of their ids.
+    /// Writes `tokenizer.json`, `tokenizer_config.json` and, for characters, `vocab.json` to a run's directory. The latter
+    /// lists the characters in the order of their ids.
     ///
     /// # Errors
     /// [`Error::File`] if a file cannot be written.
@@ -201,7 +202,7 @@ impl Tokenizer {
         self.write(&run_dir.join(TOKENIZER_FILE))
     }
 
-    /// The number of tokens, V, special ones included.
+    /// V, the number of tokens, including special ones.
     pub fn vocab_size(&self) -> usize {
         match &self.model {
             TokenizerModel::Chars(vocabulary) => vocabulary.chars().len(),
@@ -209,7 +210,7 @@ impl Tokenizer {
         }
     }
 
-    /// The number of merges; none if tokens are characters.
+    /// The number of merges; 0 if tokens are characters.
     pub fn merges(&self) -> usize {
         match &self.model {
             TokenizerModel::Chars(_) => 0,
@@ -217,7 +218,7 @@ impl Tokenizer {
         }
     }
 
-    /// Whether a token is special: no ordinary text becomes it.
+    /// Whether a token is special: ordinary text is never encoded as it.
     pub fn is_special(&self, id: u32) -> bool {
         match &self.model {
             TokenizerModel::Chars(_) => false,
@@ -230,19 +231,17 @@ impl Tokenizer {
         self.borders.begin
     }
 
-    /// The token that ends a text, if the tokenizer has one: GPT-2's is `<|endoftext|>`. It also stands between
-    /// documents.
+    /// The token that ends a text, if the tokenizer has one, such as GPT-2's `<|endoftext|>`. It also separates documents.
     pub fn end_token(&self) -> Option<u32> {
         self.borders.end
     }
 
-    /// The size of the text that each token stands for, in the order of their ids.
+    /// The size of the text of every token, in the order of their ids.
     pub fn text_sizes(&self) -> Vec<TextSize> {
         (0..self.vocab_size() as u32).map(|id| TextSize::of(&self.decode_bytes(&[id]))).collect()
     }
 
-    /// The text that these ids stand for. BPE ids may begin or end inside a character: each broken part becomes
-    /// U+FFFD.
+    /// Decodes ids. BPE tokens may begin or end inside a character; incomplete characters become U+FFFD.
     ///
     /// # Panics
     /// If an id is not below [`Tokenizer::vocab_size`].
@@ -253,7 +252,7 @@ impl Tokenizer {
         }
     }
 
-    /// Appends the bytes that a token stands for.
+    /// Appends the bytes of a token.
     ///
     /// # Panics
     /// If the id is not below [`Tokenizer::vocab_size`].
@@ -266,7 +265,7 @@ impl Tokenizer {
         }
     }
 
-    /// The bytes that these ids stand for, which for BPE need not be whole characters.
+    /// Decodes ids to bytes, which for BPE may contain incomplete characters.
     ///
     /// # Panics
     /// If an id is not below [`Tokenizer::vocab_size`].
@@ -339,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn special_tokens_count_only_where_that_is_asked_for() {
+    fn special_tokens_are_recognized_only_on_request() {
         let own = own();
         let (end, x) = (268, 269);
         assert!(own.is_special(end) && own.is_special(x) && !own.is_special(267));
@@ -386,27 +385,27 @@ mod tests {
     }
 
     #[test]
-    fn vocabularies_that_cannot_be_are_refused() {
+    fn invalid_vocabularies_are_refused() {
         let refused = |text: &str, size: usize, specials: &[&str]| {
             Tokenizer::train_bpe(text, size, specials).unwrap_err().to_string()
         };
         assert_eq!(
             refused("ab", 255, &[]),
-            "vocab_size: 255 is too few: 256 tokens are single bytes, so give at least 256"
+            "vocab_size: 255 is too small: 256 tokens are single bytes, so give at least 256"
         );
         assert_eq!(
             refused("ab", 257, &["<a>", "<b>"]),
-            "vocab_size: 257 is too few: 256 tokens are single bytes and 2 special, so give at least 258"
+            "vocab_size: 257 is too small: 256 tokens are single bytes, and 2 are special, so give at least 258"
         );
         assert_eq!(
             refused("abc abc", 300, &["<a>"]),
-            "vocab_size: 300 are more than the text can give: after 260 every word is one token, so give at most \
-             260 or a longer text"
+            "vocab_size: 300 is too large for this text: with 260 tokens every word is one token; give at most \
+             260, or a longer text"
         );
         assert_eq!(refused("ab", 300, &["<a>", "<a>"]), "special: \"<a>\" is empty or given twice");
         assert_eq!(refused("ab", 300, &[""]), "special: \"\" is empty or given twice");
         let taken = |special: &str| refused("the the", 260, &[special]);
-        assert_eq!(taken("a"), "special: \"a\" is an ordinary token: give one like \"<|a|>\"");
+        assert_eq!(taken("a"), "special: \"a\" is an ordinary token: give a name like \"<|a|>\"");
         assert!(taken("Ġthe").contains("is an ordinary token"), "{}", taken("Ġthe"));
         assert_eq!(Tokenizer::train_bpe("abc abc", 260, &["<a>"]).unwrap().vocab_size(), 260);
         assert_eq!(Tokenizer::train_bpe("", 256, &[]).unwrap().merges(), 0);

@@ -1,7 +1,7 @@
 //! The text known as tiny Shakespeare: 40,000 lines from Shakespeare's plays, in the public domain.
 //!
-//! Andrej Karpathy put it together for char-rnn, and small language models have been measured on it since. The
-//! build script takes it from a package, verifies its hash and embeds it here; no file is read at run time.
+//! Andrej Karpathy compiled it for char-rnn. It has been a common benchmark for small language models since. The build
+//! script takes it from a package, verifies its hash and embeds it; no file is read at run time.
 //!
 //! ```
 //! assert!(tiny_shakespeare::TEXT.starts_with("First Citizen:\nBefore we proceed any further, hear me speak.\n"));
@@ -9,10 +9,10 @@
 
 #![forbid(unsafe_code)]
 
-/// The whole text: 1,115,394 bytes of ASCII, 65 distinct characters, lines that end in `\n`.
+/// The text: 1,115,394 bytes of ASCII with 65 distinct characters and `\n` line endings.
 pub const TEXT: &str = include_str!(concat!(env!("OUT_DIR"), "/tiny_shakespeare.txt"));
 
-/// The sha256 of [`TEXT`] in lower-case hexadecimal, which the build has verified.
+/// The SHA-256 of [`TEXT`] in lower-case hexadecimal, verified at build time.
 pub const SHA256: &str = env!("TINY_SHAKESPEARE_SHA256");
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::place::{Place, TINY};
 #[track_caller]
 fn check_stopped_by(place: &Place, name: &str, overwrite: &str) {
     place.write(name, "mine");
-    check_refused(place, overwrite, FAILURE, &[name, "nothing proves that folio wrote it", "move it away"]);
+    check_refused(place, overwrite, FAILURE, &[name, "folio cannot verify that it wrote it", "move it away"]);
     assert_eq!(place.text(name), "mine");
     fs::remove_file(place.path(name)).expect("there");
 }
@@ -203,14 +203,14 @@ fn files_of_other_programs_are_not_taken_for_folio_s() {
     place.write("tokenizer/tokenizer.json", place.read("run/tokenizer.json"));
     for overwrite in ["", "--overwrite"] {
         let line = format!("train {TINY} --run_dir tokenizer {overwrite}");
-        check_refused(&place, &line, FAILURE, &["tokenizer/tokenizer.json", "nothing proves"]);
+        check_refused(&place, &line, FAILURE, &["tokenizer/tokenizer.json", "folio cannot verify"]);
     }
     // Weights that another program saved where folio's were.
     let mut weights = place.read("run/checkpoint_1/model.safetensors");
     weights.extend([0; 4]);
     place.write("run/checkpoint_1/model.safetensors", weights);
     let line = format!("train {TINY} --run_dir run --overwrite");
-    check_refused(&place, &line, FAILURE, &["run/checkpoint_1/model.safetensors", "nothing proves"]);
+    check_refused(&place, &line, FAILURE, &["run/checkpoint_1/model.safetensors", "folio cannot verify"]);
 }
 
 #[test]

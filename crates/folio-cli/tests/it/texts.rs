@@ -216,7 +216,7 @@ fn evaluation_text_is_no_training_text() {
     place.write("whole.txt", plays() + "One more line.\n");
     for eval in ["same.txt", "part.txt", "whole.txt"] {
         let line = format!("train {TINY} --eval_data {eval} --run_dir x");
-        let expected = [eval, "has text in common with the training text", "must not be evaluated on"];
+        let expected = [eval, "has text in common with the training text", "cannot be used for evaluation"];
         check_refused(&place, &line, "", FAILURE, &expected);
     }
     let line = format!("train {TINY} --eval_data more.txt --split blocks --run_dir x");

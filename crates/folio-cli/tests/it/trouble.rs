@@ -149,7 +149,7 @@ fn a_second_process_in_a_directory_is_refused() {
     ] {
         let ran = place.run(&line);
         assert_eq!(ran.code, Some(1), "{line}: {}", ran.stderr);
-        let expected = format!("run: is being written by process {}: wait for it, stop it", running.id());
+        let expected = format!("run: is in use by process {}: wait for it, stop it", running.id());
         assert!(ran.stderr.contains(&expected), "{line}: {}", ran.stderr);
     }
     // Commands that only read are not locked out.
@@ -179,7 +179,7 @@ fn what_does_not_fit_in_memory_is_refused_with_what_does() {
         let last = told.lines().last().expect("a message");
         assert!(last.starts_with(&format!("error: {flag}")), "{flags}: {told}");
         assert!(
-            last.contains("of memory to train, and ") && last.contains("the largest that fits is "),
+            last.contains("of memory, but ") && last.contains("the largest value that fits is "),
             "{told}"
         );
         assert!(place.files("") == before, "{flags}: nothing is written");

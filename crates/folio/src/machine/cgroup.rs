@@ -1,16 +1,16 @@
-//! The memory that Linux's control groups leave to this process: the limit of a container, of a job under Slurm, or of a
-//! service.
+//! The memory limit of this process's control groups on Linux: of a container, a Slurm job, or a service.
 //!
-//! Source: the kernel's documentation, Control Group v2 (memory.max, memory.current, memory.stat) and v1's memory controller.
+//! Source: the kernel's documentation of Control Group v2 (memory.max, memory.current, memory.stat) and of the memory
+//! controller of v1.
 
 use std::fs;
 use std::path::Path;
 
-/// The names of one version's files.
+/// The file names of one version.
 struct Names {
     limit: &'static str,
     usage: &'static str,
-    /// The lines of memory.stat that count file pages, which the kernel drops when memory is short.
+    /// The lines of memory.stat that count file pages, which the kernel can evict.
     files: [&'static str; 2],
 }
 
@@ -22,13 +22,13 @@ const V1: Names = Names {
 const V2: Names =
     Names { limit: "memory.max", usage: "memory.current", files: ["inactive_file", "active_file"] };
 
-/// Bytes that the groups of this process leave; none if they set no limit.
+/// Bytes that are free in the groups of this process; none if they have no limit.
 pub(super) fn free_memory() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     free_memory_in(Path::new("/sys/fs/cgroup"), &groups)
 }
 
-/// The same for a file system of groups at `root` and the lines of /proc/self/cgroup.
+/// The same, given the mount point of the groups and the content of /proc/self/cgroup.
 fn free_memory_in(root: &Path, groups: &str) -> Option<u64> {
     let free = groups.lines().filter_map(|line| {
         // Hierarchy, controllers, path.
@@ -38,7 +38,7 @@ fn free_memory_in(root: &Path, groups: &str) -> Option<u64> {
             _ if controllers.split(',').any(|controller| controller == "memory") => (root.join("memory"), V1),
             _ => return None,
         };
-        // The limits of all groups above count too.
+        // The limits of all parent groups apply, too.
         let group = root.join(path.trim_start_matches('/'));
         let groups = group.ancestors().take_while(|group| group.starts_with(&root));
         groups.filter_map(|group| free_in_group(group, &names)).min()
@@ -48,7 +48,7 @@ fn free_memory_in(root: &Path, groups: &str) -> Option<u64> {
 
 fn free_in_group(group: &Path, names: &Names) -> Option<u64> {
     let read = |name: &str| fs::read_to_string(group.join(name)).ok();
-    // No limit is the word `max`, or in version 1 a number larger than any memory.
+    // Without a limit, the file holds `max`, or in v1 a number larger than any memory.
     let number = |name: &str| read(name)?.trim().parse::<u64>().ok();
     let (limit, usage) = (number(names.limit)?, number(names.usage)?);
     let stat = read("memory.stat").unwrap_or_default();
@@ -63,7 +63,7 @@ fn free_in_group(group: &Path, names: &Names) -> Option<u64> {
 mod tests {
     use super::*;
 
-    /// A file system with one group `path`.
+    /// Creates the group `path`.
     fn group(root: &Path, path: &str, files: &[(&str, &str)]) {
         let group = root.join(path);
         fs::create_dir_all(&group).unwrap();
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn the_narrowest_group_counts_and_file_pages_are_free() {
+    fn the_tightest_limit_applies_and_file_pages_count_as_free() {
         let root = tempfile::tempdir().unwrap();
         let free = |groups: &str| free_memory_in(root.path(), groups);
         assert_eq!(free("0::/\n"), None, "no limit");
@@ -83,11 +83,11 @@ mod tests {
         assert_eq!(free("0::/slurm/job_1\n"), Some(50));
         group(root.path(), "slurm", &[("memory.max", "520\n")]);
         assert_eq!(free("0::/slurm/job_1\n"), Some(20));
-        assert_eq!(free("0::/slurm/job_1/step\n"), Some(20), "a group without limits of its own");
+        assert_eq!(free("0::/slurm/job_1/step\n"), Some(20), "a group without a limit");
     }
 
     #[test]
-    fn the_first_version_has_a_tree_of_its_own() {
+    fn v1_has_a_separate_tree() {
         let root = tempfile::tempdir().unwrap();
         let files = [
             ("memory.limit_in_bytes", "100\n"),

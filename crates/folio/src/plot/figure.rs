@@ -1,4 +1,4 @@
-//! The figure: where the panels, the lines, the axes and the legend go on a sheet.
+//! The layout of a figure: panels, lines, axes and legend.
 
 use std::ops::Range;
 
@@ -11,18 +11,18 @@ use super::sheet::{Anchor, DrawResult, Figure, HEIGHT, Lettering, Sheet, Spot, W
 
 const MARGIN: f64 = 28.0;
 const TITLE_HEIGHT: f64 = 62.0;
-/// Left of the panels: the name of the axis and the labels of its ticks.
+/// The margin left of the panels, for the axis title and the tick labels.
 const Y_LABELS_WIDTH: f64 = 70.0;
-/// Below the panels.
+/// The margin below the panels.
 const X_LABELS_HEIGHT: f64 = 52.0;
 const RATE_PANEL_HEIGHT: f64 = 150.0;
 const PANEL_GAP: f64 = 22.0;
 const LEGEND_ROW_HEIGHT: f64 = 23.0;
 const LEGEND_SWATCH_WIDTH: f64 = 36.0;
 const LEGEND_PADDING: f64 = 12.0;
-/// Whatever the labels are, the curves keep half of the sheet.
+/// Labels leave at least half of the sheet to the curves.
 const LEGEND_WIDTH_MAX: f64 = 560.0;
-/// The font with which a viewer draws the SVG may be wider than the embedded one.
+/// A viewer may draw the SVG with a wider font than the embedded one.
 const LEGEND_TEXT_SLACK: f64 = 1.1;
 
 const EVAL_WIDTH: f64 = 2.4;
@@ -37,8 +37,8 @@ const INK: RGBColor = RGBColor(34, 34, 34);
 const GRID: RGBColor = RGBColor(230, 230, 230);
 const FRAME: RGBColor = RGBColor(150, 150, 150);
 
-/// Okabe and Ito, 'Color Universal Design' (2008): hues that colour-blind eyes tell apart. Without black, which is
-/// ink here, and yellow, which is lost on white.
+/// Colors that are distinct for color-blind people (Okabe and Ito, 'Color Universal Design', 2008), without black, which is
+/// the color of text, and yellow, which is hard to see on white.
 const PALETTE: [RGBColor; 6] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -48,8 +48,8 @@ const PALETTE: [RGBColor; 6] = [
     RGBColor(230, 159, 0),
 ];
 
-/// Viridis (van der Walt and Smith, 2015) at 0, 2/9, 4/9, 6/9 and 8/9, from the best run to the last that has a name:
-/// for more runs than the palette has hues, an order that any eye sees. Its yellow end is lost on white.
+/// Viridis (van der Walt and Smith, 2015) at 0, 2/9, 4/9, 6/9 and 8/9, from the best run to the last in the legend, for
+/// more runs than the palette has colors. Its yellow end is left out, since it is hard to see on white.
 const RAMP: [RGBColor; 5] = [
     RGBColor(68, 1, 84),
     RGBColor(62, 73, 137),
@@ -58,23 +58,23 @@ const RAMP: [RGBColor; 5] = [
     RGBColor(181, 222, 43),
 ];
 
-/// Runs that the legend does not name.
+/// The color of runs that are not in the legend.
 const UNNAMED: RGBColor = RGBColor(200, 200, 200);
 
-/// A picture and its title, laid out on a sheet of `WIDTH` by `HEIGHT`.
+/// A picture and its title, on a sheet of `WIDTH` by `HEIGHT`.
 pub(super) struct CurvesFigure<'a> {
     picture: &'a Picture,
     title: &'a str,
 }
 
-/// The colours of a run's two lines.
+/// The colors of a run's two lines.
 #[derive(Clone, Copy)]
 struct Hue {
     train: RGBColor,
     eval: RGBColor,
 }
 
-/// A pair of axes: where it is on the sheet, and the values at its edges.
+/// A pair of axes: its position on the sheet, and the values at its edges.
 struct Panel {
     left: f64,
     right: f64,
@@ -84,7 +84,7 @@ struct Panel {
     values: Range<f64>,
 }
 
-/// One line of the legend, with a piece of the line that it explains.
+/// One row of the legend, with a sample of its line.
 struct LegendRow {
     text: String,
     color: RGBColor,
@@ -107,7 +107,7 @@ impl<'a> CurvesFigure<'a> {
             return Hue { train: PALETTE[1], eval: PALETTE[0] };
         }
         let eval = if runs.len() <= PALETTE.len() {
-            PALETTE[runs[rank].index] // its own even when the ranks change
+            PALETTE[runs[rank].index] // independent of the ranking
         } else if rank < LEGEND_RUNS_MAX {
             ramp(rank as f64 / (self.named().len() - 1) as f64)
         } else {
@@ -138,10 +138,10 @@ impl<'a> CurvesFigure<'a> {
         rows
     }
 
-    /// The panel of the losses and, if there are learning rates, theirs below it.
+    /// The panel of the losses and, if there are learning rates, the panel below it.
     fn panels(&self, right: f64) -> (Panel, Option<Panel>) {
         let (left, bottom) = (MARGIN + Y_LABELS_WIDTH, f64::from(HEIGHT) - X_LABELS_HEIGHT - MARGIN / 2.0);
-        // Room for the dot at the end of the best run.
+        // Room for the dot at the right end.
         let steps = &self.picture.steps;
         let steps = &(steps.start..steps.end + 0.015 * (steps.end - steps.start));
         let rates = self.picture.rates.clone().map(|values| {
@@ -162,7 +162,7 @@ impl Figure for CurvesFigure<'_> {
         let (mut losses, mut rates) = self.panels(right);
         let legend_left = losses.right - legend_width;
         if losses.is_crossed(&self.picture.runs, (legend_left, legend_bottom(&losses, &rows))) {
-            // No room in the corner: the legend gets a column of its own.
+            // No room in the corner: the legend gets its own column.
             (losses, rates) = self.panels(right - legend_width);
         }
 
@@ -182,7 +182,7 @@ impl Figure for CurvesFigure<'_> {
 }
 
 impl CurvesFigure<'_> {
-    /// The best run is drawn last, above the others, and all eval losses above all train losses.
+    /// Draws the best run last, on top of the others, and all eval losses on top of all train losses.
     fn draw_losses<DB: DrawingBackend>(&self, sheet: &Sheet<DB>, panel: &Panel) -> DrawResult<(), DB> {
         let worst_first = || self.picture.runs.iter().enumerate().rev();
         for (rank, run) in worst_first() {
@@ -203,7 +203,7 @@ impl CurvesFigure<'_> {
         let lettering = Lettering { size: 16.0, color: self.hue(0).eval, anchor: Anchor::Center };
         let text = loss_text(best.1);
         let width = sheet.text_width(&text, lettering)? + 8.0;
-        // Below the dot, where its own line is not; above it if the panel ends there.
+        // Below the dot, where the line does not pass, or above it at the end of the panel.
         let (x, y) = panel.spot(best);
         let x = x.clamp(panel.left + width / 2.0, panel.right - width / 2.0);
         let y = if y + 30.0 < panel.bottom { y + 18.0 } else { y - 18.0 };
@@ -280,7 +280,7 @@ impl Panel {
         Ok(())
     }
 
-    /// Whether a loss shows in the panel's top right corner, right of and above `corner`.
+    /// Whether a loss is visible in the top right corner of the panel, right of and above `corner`.
     fn is_crossed(&self, runs: &[Run], corner: Spot) -> bool {
         let in_corner = |[start, end]: [Spot; 2]| {
             let above = clipped([start, end], [self.top, corner.1]);
@@ -325,7 +325,7 @@ fn draw_legend<DB: DrawingBackend>(
     corner: Spot,
 ) -> DrawResult<(), DB> {
     let left = corner.0 + LEGEND_PADDING;
-    // Over the grid.
+    // On top of the grid.
     let height = rows.len() as f64 * LEGEND_ROW_HEIGHT;
     let bottom_right = (f64::from(WIDTH) - MARGIN + 1.0, corner.1 + LEGEND_PADDING + height);
     sheet.veil([(corner.0, corner.1 + LEGEND_PADDING), bottom_right])?;
@@ -344,7 +344,7 @@ fn ramp(share: f64) -> RGBColor {
     mixed(RAMP[i], RAMP[i + 1], position - i as f64)
 }
 
-/// `share` of `b`, the rest of `a`.
+/// Mixes `share` of `b` with the rest of `a`.
 fn mixed(a: RGBColor, b: RGBColor, share: f64) -> RGBColor {
     let mix = |a: u8, b: u8| (f64::from(a) * (1.0 - share) + f64::from(b) * share).round() as u8;
     RGBColor(mix(a.0, b.0), mix(a.1, b.1), mix(a.2, b.2))

@@ -1,4 +1,4 @@
-//! What is to be drawn, before any pen touches paper: cleaned points, ranges of the axes, ticks.
+//! The data of a figure, independent of the output format: cleaned points, ranges of the axes, ticks.
 
 use std::ops::Range;
 
@@ -8,41 +8,41 @@ use crate::error::{Error, Result};
 /// (global optimizer step, loss or learning rate)
 pub(super) type Point = (f64, f64);
 
-/// The legend names at most this many runs, the best by eval loss.
+/// The maximum number of runs in the legend.
 pub(super) const LEGEND_RUNS_MAX: usize = 12;
 
-/// Two points for each of about 1000 columns of pixels: the eye sees no more.
+/// Two points for each of about 1,000 columns of pixels; more would not be visible.
 const LINE_POINTS_MAX: usize = 2000;
 
-/// All lines of one kind together, so that the SVG of a sweep of 200 runs stays at a few megabytes.
+/// The maximum for all lines of a kind together, so that the SVG of 200 runs has only a few megabytes.
 const KIND_POINTS_MAX: usize = 60_000;
 
-/// Train losses of single batches, told by there being more than twice as many, are noise; the eye follows their
-/// means over this many stretches of equal length.
+/// More than twice this many train losses are noisy losses of single batches. They are drawn as means over this many
+/// stretches of equal length.
 const TREND_POINTS: usize = 200;
 
-/// A label longer than this loses its middle.
+/// The middle of longer labels is cut out.
 const LABEL_CHARS_MAX: usize = 52;
 
-/// No step, loss or rate of training is beyond this; what is counts as not finite.
+/// Values beyond this do not occur in training, and count as non-finite.
 const MAGNITUDE_MAX: f64 = 1e12;
 
-/// Nats of a uniform guess among 268,000 tokens, more than any tokenizer in use has. A loss above it is
-/// divergence, which runs out of the picture rather than crush the rest.
+/// The loss of a uniform guess among 268,000 tokens, more than any common tokenizer has, in nats. Higher losses count as
+/// divergence and are cut off, so that the rest stays readable.
 const LOSS_GUESS_MAX: f64 = 12.5;
 
-/// Share of the train losses, from the first, that the range of the loss axis disregards: they fall from the
-/// uniform guess within a few steps.
+/// The fraction of train losses, from the first, that the range of the loss axis ignores: they fall from the uniform guess
+/// within a few steps.
 const TRAIN_WARMUP_SHARE: f64 = 0.02;
 
 /// One run, ready to draw.
 pub(super) struct Run {
-    /// The position among the caller's curves.
+    /// The index of the caller's curve.
     pub(super) index: usize,
     pub(super) label: String,
-    /// The trend of the train losses: all of them if few, else means.
+    /// The trend of the train losses: all of them if there are few, otherwise means.
     pub(super) train: Vec<Point>,
-    /// The noise around the trend; empty if there is none, or if other runs would drown in it.
+    /// The raw train losses behind the trend; empty without a trend or with several runs.
     pub(super) train_noise: Vec<Point>,
     pub(super) eval: Vec<Point>,
     pub(super) rates: Vec<Point>,
@@ -50,7 +50,7 @@ pub(super) struct Run {
     pub(super) best: Option<Point>,
 }
 
-/// All runs, best eval loss first and runs without one last, and the ranges of the three axes.
+/// All runs, sorted by their best eval loss, runs without one last; and the ranges of the three axes.
 pub(super) struct Picture {
     pub(super) runs: Vec<Run>,
     pub(super) unit: LossUnit,
@@ -61,13 +61,14 @@ pub(super) struct Picture {
 }
 
 impl Picture {
-    /// Fails if there is not one finite point to draw.
+    /// # Errors
+    /// If there is no finite point.
     pub(super) fn new(curves: &[Curve]) -> Result<Self> {
         if curves.is_empty() {
             return Err(Error::Plot { reason: "there are none; give at least one run".to_string() });
         }
         let mut runs: Vec<Run> = (0..curves.len()).map(|index| Run::new(curves, index)).collect();
-        // A stable sort: runs without eval losses keep the caller's order.
+        // A stable sort keeps the caller's order of runs without eval losses.
         runs.sort_by(|a, b| match (a.best, b.best) {
             (Some(a), Some(b)) => a.1.total_cmp(&b.1),
             (a, b) => b.is_some().cmp(&a.is_some()),
@@ -103,7 +104,7 @@ impl Run {
         }
     }
 
-    /// The run's line in the legend, such as `lr 0.001 eval 1.4697 @ 5000`.
+    /// The run's text in the legend, such as `lr 0.001 eval 1.4697 @ 5000`.
     pub(super) fn legend(&self) -> String {
         let result = match (self.best, self.train.last()) {
             (Some((step, loss)), _) => format!("eval {} @ {step:.0}", loss_text(loss)),
@@ -114,14 +115,14 @@ impl Run {
     }
 }
 
-/// A loss with the four decimals that the reports print.
+/// A loss with four decimals, as in reports.
 pub(super) fn loss_text(loss: f64) -> String {
     if loss.abs() < 1e6 { format!("{loss:.4}") } else { format!("{loss:.4e}") }
 }
 
-/// One line without control characters, which XML forbids and terminals obey; its middle cut if too long.
+/// Replaces control characters, which are invalid in XML and have effects in terminals, and cuts out the middle of long text.
 pub(super) fn clean_text(text: &str, chars_max: usize) -> String {
-    // The noncharacters U+FFFE and U+FFFF are the only others that XML forbids.
+    // The only other characters that are invalid in XML are U+FFFE and U+FFFF.
     let forbidden = |c: char| c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}');
     let chars: Vec<char> = text.chars().map(|c| if forbidden(c) { ' ' } else { c }).collect();
     if chars.len() <= chars_max {
@@ -143,25 +144,25 @@ fn step_range(runs: &[Run]) -> Option<Range<f64>> {
     if max - min < 1.0 {
         return Some(min - 1.0..max + 1.0);
     }
-    // A run that was resumed far out need not show the steps that it did not make.
+    // A run that continues another may begin at a late step.
     let start = if (0.0..=max / 2.0).contains(&min) { 0.0 } else { min };
     Some(start..max)
 }
 
-/// The padded span of all eval losses and of the train losses after their first 2 %, divergence left out.
+/// The padded span of all eval losses and of the train losses after their first 2 %, without divergence.
 fn loss_range<'a>(runs: &'a [Run]) -> Range<f64> {
     let warm = |line: &'a [Point]| &line[(line.len() as f64 * TRAIN_WARMUP_SHARE) as usize..];
     let lines = runs.iter().flat_map(|run| [&run.eval[..], warm(&run.train), warm(&run.train_noise)]);
     let losses = lines.flatten().map(|point| point.1);
     let sensible = span(losses.clone().filter(|&loss| loss <= LOSS_GUESS_MAX));
     let (min, max) = sensible.or_else(|| span(losses)).unwrap_or((0.0, 1.0));
-    // A flat line gets some air too.
+    // Pad a constant line, too.
     let padding = (0.05 * (max - min)).max(0.01 * max.abs()).max(0.01);
     let low = if min >= 0.0 { (min - padding).max(0.0) } else { min - padding };
     low..max + padding
 }
 
-/// From zero, so that a constant rate looks constant and a cosine shows how far it falls.
+/// Starts at zero, so that a constant rate looks constant and the depth of a cosine shows.
 fn rate_range(runs: &[Run]) -> Option<Range<f64>> {
     let (min, max) = span(runs.iter().flat_map(|run| &run.rates).map(|point| point.1))?;
     Some(min.min(0.0)..(max * 1.12).max(1e-12))
@@ -174,8 +175,8 @@ fn span(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     })
 }
 
-/// At most about `points_max` points that look the same: the lowest and the highest of each stretch, in their order,
-/// and the two ends.
+/// Reduces a line to about `points_max` points that look the same: the lowest and the highest of each stretch, in order, and
+/// both ends.
 fn thinned(points: Vec<Point>, points_max: usize) -> Vec<Point> {
     if points.len() <= points_max {
         return points;
@@ -210,7 +211,7 @@ fn means(points: &[Point]) -> Vec<Point> {
     points.chunks(points.len().div_ceil(TREND_POINTS)).map(mean).collect()
 }
 
-/// Multiples of 1, 2 or 5 times a power of ten within `range`, about `count` of them, and the step between them.
+/// About `count` ticks within `range`, at multiples of 1, 2 or 5 times a power of ten, and the step between them.
 pub(super) fn ticks(range: &Range<f64>, count: usize, step_min: f64) -> (Vec<f64>, f64) {
     let coarse = ((range.end - range.start) / count.max(1) as f64).max(f64::MIN_POSITIVE);
     let power = 10f64.powf(coarse.log10().floor());
@@ -218,12 +219,12 @@ pub(super) fn ticks(range: &Range<f64>, count: usize, step_min: f64) -> (Vec<f64
         [1.0, 2.0, 5.0, 10.0].map(|factor| factor * power).into_iter().find(|&step| step >= coarse * 0.999);
     let step = step.unwrap_or(10.0 * power).max(step_min);
     let first = (range.start / step).ceil();
-    // A step that vanishes beside the values, as f64 has no digits left for it, would never reach the end.
+    // A step below the precision of f64 would never reach the end.
     let ticks = (0..=2 * count).map(|i| (first + i as f64) * step).take_while(|&tick| tick <= range.end);
     (ticks.collect(), step)
 }
 
-/// `1.4`, with the decimals that tell the ticks apart.
+/// `1.4`, with enough decimals to distinguish the ticks.
 pub(super) fn loss_tick(loss: f64, step: f64) -> String {
     if loss.abs() >= 1e6 {
         return rate_tick(loss, step);
@@ -232,7 +233,7 @@ pub(super) fn loss_tick(loss: f64, step: f64) -> String {
     format!("{loss:.decimals$}")
 }
 
-/// `2e-4`, with the digits that tell the ticks apart.
+/// `2e-4`, with enough digits to distinguish the ticks.
 pub(super) fn rate_tick(rate: f64, step: f64) -> String {
     if rate.abs() < step / 2.0 {
         return "0".to_string();
@@ -270,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn first_train_losses_do_not_crush_the_picture() {
+    fn first_train_losses_do_not_affect_the_range() {
         let curve =
             Curve { train_losses: falling(1000), eval_losses: vec![(999.0, 1.7)], ..Curve::default() };
         let losses = Picture::new(&[curve]).unwrap().losses;
@@ -278,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn divergence_does_not_crush_the_picture() {
+    fn divergence_does_not_affect_the_range() {
         let good = Curve { eval_losses: vec![(0.0, 4.2), (100.0, 1.5)], ..Curve::default() };
         let bad = Curve { eval_losses: vec![(0.0, 4.2), (100.0, 3e8)], ..Curve::default() };
         let losses = Picture::new(&[good, bad.clone()]).unwrap().losses;

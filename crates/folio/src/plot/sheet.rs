@@ -1,8 +1,7 @@
-//! The paper and the pen: SVG and PNG through the backends of plotters.
+//! Drawing primitives for SVG and PNG, with the backends of plotters.
 //!
-//! The backends take whole pixels. The drawing is therefore made on a sheet `SCALE` times the size of the figure: the
-//! SVG shows that sheet through its `viewBox`, and the PNG averages each square of `SCALE` by `SCALE` pixels, which
-//! smooths every edge.
+//! The backends draw at whole pixels. So the sheet is `SCALE` times the size of the figure: the SVG scales it with its
+//! `viewBox`, and the PNG averages squares of `SCALE` by `SCALE` pixels, which anti-aliases edges.
 
 use std::error::Error as StdError;
 use std::io::Cursor;
@@ -20,17 +19,17 @@ use plotters::style::{
 use crate::error::{Error, Result};
 use crate::files::GENERATOR;
 
-/// The figure, in pixels; every position and length given to a `Sheet` is in these units.
+/// The size of the figure in pixels, the unit of all positions and lengths.
 pub(super) const WIDTH: u32 = 1200;
 pub(super) const HEIGHT: u32 = 900;
 
-/// Pixels of the sheet to a side of one pixel of the figure. Three make smooth lines; four cost twice the memory.
+/// Pixels of the sheet per pixel of the figure, in each direction. 3 gives smooth lines; 4 needs twice the memory.
 const SCALE: u32 = 3;
 
-/// An SVG viewer resolves this generic family to a font of its own; ours is registered under the same name.
+/// SVG viewers resolve this generic family to one of their fonts. The embedded font is registered under the same name.
 const FONT_FAMILY: &str = "sans-serif";
 
-/// What drawing on the backend `DB` comes to.
+/// The result of drawing on the backend `DB`.
 pub(super) type DrawResult<T, DB> =
     std::result::Result<T, DrawingAreaErrorKind<<DB as DrawingBackend>::ErrorType>>;
 
@@ -40,17 +39,17 @@ pub(super) type Spot = (f64, f64);
 /// A position on the sheet.
 type Pixel = (i32, i32);
 
-/// Which point of a text lies on the spot given for it. Vertically it is the middle.
+/// The horizontal alignment of text. Vertically, text is centered.
 #[derive(Clone, Copy)]
 pub(super) enum Anchor {
     Left,
     Center,
     Right,
-    /// The middle of a text that runs upwards.
+    /// The center of text that runs upward.
     Upwards,
 }
 
-/// How a text looks.
+/// The style of text.
 #[derive(Clone, Copy)]
 pub(super) struct Lettering {
     pub(super) size: f64,
@@ -58,20 +57,20 @@ pub(super) struct Lettering {
     pub(super) anchor: Anchor,
 }
 
-/// A white sheet of paper.
+/// A white drawing area.
 pub(super) struct Sheet<DB: DrawingBackend> {
     area: DrawingArea<DB, Shift>,
     medium: Medium,
 }
 
-/// What the backend makes of a line and of a text.
+/// The kind of backend.
 #[derive(Clone, Copy, PartialEq)]
 enum Medium {
     Vectors,
     Pixels,
 }
 
-/// Share of its size by which the bitmap draws a text above the spot for its middle. Plotters puts the baseline
+/// The bitmap backend draws text this fraction of its size above the center. Plotters puts the baseline
 /// size * (1/2 - 1/2.48) below the spot, and our digits are size * 0.6 high.
 const PIXEL_TEXT_RISE: f64 = 0.3 - (0.5 - 0.5 / 1.24);
 
@@ -94,17 +93,17 @@ impl<DB: DrawingBackend> Sheet<DB> {
         path.windows(2).try_for_each(|ends| self.stroke([ends[0], ends[1]], color, width))
     }
 
-    /// A straight line of pixels with round ends. The bitmap of plotters would make one polygon of a whole line, whose
-    /// sharp turns grow horns.
+    /// A straight segment with round ends. The bitmap backend of plotters draws a whole line as one polygon, with spikes at
+    /// sharp turns.
     fn stroke(&self, [start, end]: [Pixel; 2], color: RGBColor, width: f64) -> DrawResult<(), DB> {
         let radius = width * f64::from(SCALE) / 2.0;
         let (dx, dy) = (f64::from(end.0 - start.0), f64::from(end.1 - start.1));
-        // Of the way from start to end, the share at which the line is nearest to a pixel.
+        // The position along the line, from 0 to 1, that is nearest to a pixel.
         let nearest = |x: i32, y: i32| {
             let along = f64::from(x - start.0) * dx + f64::from(y - start.1) * dy;
             (along / (dx * dx + dy * dy).max(1.0)).clamp(0.0, 1.0)
         };
-        // Walks along the longer side; across it, the stroke reaches at most sqrt(2) times its radius.
+        // Steps along the longer side. Across it, the stroke extends at most sqrt(2) times its radius.
         let reach = (radius * std::f64::consts::SQRT_2).ceil() as i32;
         let is_steep = dy.abs() > dx.abs();
         let (from, to, across, slope) = if is_steep {
@@ -128,14 +127,14 @@ impl<DB: DrawingBackend> Sheet<DB> {
         Ok(())
     }
 
-    /// A disc with a white rim, so that it stands out from its own line.
+    /// A disc with a white rim, which sets it off from its line.
     pub(super) fn dot(&self, center: Spot, color: RGBColor, radius: f64) -> DrawResult<(), DB> {
         let center = to_sheet(center);
         self.area.draw(&Circle::new(center, length_to_sheet(radius + 1.2) as i32, WHITE.filled()))?;
         self.area.draw(&Circle::new(center, length_to_sheet(radius) as i32, color.filled()))
     }
 
-    /// White, and nearly opaque: what lies below remains as a hint.
+    /// A nearly opaque white rectangle.
     pub(super) fn veil(&self, corners: [Spot; 2]) -> DrawResult<(), DB> {
         self.area.draw(&Rectangle::new(corners.map(to_sheet), WHITE.mix(0.85).filled()))
     }
@@ -149,7 +148,7 @@ impl<DB: DrawingBackend> Sheet<DB> {
         self.area.draw(&Text::new(text, to_sheet(spot), lettering.style()))
     }
 
-    /// In the embedded font, which is wider than what most viewers of the SVG will choose.
+    /// The width in the embedded font, which is wider than the fonts of most SVG viewers.
     pub(super) fn text_width(&self, text: &str, lettering: Lettering) -> DrawResult<f64, DB> {
         let (width, _) = self.area.estimate_text_size(text, &lettering.style())?;
         Ok(f64::from(width) / f64::from(SCALE))
@@ -171,7 +170,7 @@ impl Lettering {
     }
 }
 
-/// What draws on a sheet, whichever its backend: a trait, as no closure can be generic over `DB`.
+/// Something that can be drawn on a sheet with any backend. A trait, since closures cannot be generic over `DB`.
 pub(super) trait Figure {
     fn draw<DB: DrawingBackend>(&self, sheet: &Sheet<DB>) -> DrawResult<(), DB>;
 }
@@ -181,7 +180,7 @@ pub(super) fn svg(figure: &impl Figure) -> Result<String> {
     let (width, height) = (WIDTH * SCALE, HEIGHT * SCALE);
     let mut document = String::new();
     render(SVGBackend::with_string(&mut document, (width, height)), Medium::Vectors, figure)?;
-    // The sheet is shown at the size of the figure. Round joins keep the spikes of noisy lines from growing horns.
+    // Scales the sheet to the size of the figure. Round joins avoid spikes in noisy lines.
     let sheet = format!(r#"width="{width}" height="{height}""#);
     let shown = format!(r#"width="{WIDTH}" height="{HEIGHT}" stroke-linejoin="round""#);
     Ok(format!("<!-- {GENERATOR} -->\n{}", document.replacen(&sheet, &shown, 1)))
@@ -235,7 +234,7 @@ fn length_to_sheet(length: f64) -> u32 {
     (length * f64::from(SCALE)).round() as u32
 }
 
-/// The mean of each square of `SCALE` by `SCALE` pixels, for a sheet of red, green and blue bytes.
+/// Averages squares of `SCALE` by `SCALE` pixels of an RGB sheet.
 fn shrunk(sheet: &[u8]) -> Vec<u8> {
     let (scale, row_len) = (SCALE as usize, (WIDTH * SCALE * 3) as usize);
     let mut pixels = Vec::with_capacity(sheet.len() / (scale * scale));
@@ -256,7 +255,7 @@ fn shrunk(sheet: &[u8]) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    /// Strokes between all pairs of some pixels, so that every slope and both directions occur.
+    /// Strokes between all pairs of some pixels, with all kinds of slopes in both directions.
     struct Fan;
 
     const HUB: Spot = (100.0, 100.0);
@@ -273,13 +272,13 @@ mod tests {
         let mut reader = png::Decoder::new(Cursor::new(png(&Fan).unwrap())).read_info().unwrap();
         let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
         reader.next_frame(&mut pixels).unwrap();
-        // Of the pixel's middle, in the units of the figure.
+        // The center of the pixel, in the units of the figure.
         let middle = |i: usize| i as f64 + f64::from(SCALE - 1) / 2.0 / f64::from(SCALE);
         for (x, y) in (40..170).flat_map(|x| (40..170).map(move |y| (x, y))) {
             let spot = (middle(x), middle(y));
             let nearest = RIM.iter().map(|&end| distance(spot, HUB, end)).fold(f64::INFINITY, f64::min);
             let ink = 255 - pixels[(y * WIDTH as usize + x) * 3];
-            // The squares of the sheet that make a pixel are within sqrt(2) / 3 < 1/2 of its middle.
+            // The pixels of the sheet in a pixel of the figure are within sqrt(2) / 3 < 1/2 of its center.
             if nearest < 2.0 - 0.5 {
                 assert_eq!(ink, 255, "of ({x}, {y}), {nearest} from a line of half width 2");
             }
@@ -289,7 +288,7 @@ mod tests {
         }
     }
 
-    /// From a spot to a segment, found by trying many of its points.
+    /// The distance from a spot to a segment, by trying many points of the segment.
     fn distance(spot: Spot, start: Spot, end: Spot) -> f64 {
         let shares = (0..=400).map(|i| f64::from(i) / 400.0);
         let at = |share: f64| (start.0 + share * (end.0 - start.0), start.1 + share * (end.1 - start.1));

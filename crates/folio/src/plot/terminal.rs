@@ -1,4 +1,4 @@
-//! The curves in a terminal: charts of ratatui, rendered to lines of text.
+//! Plots as terminal text, with the charts of ratatui.
 
 use std::ops::Range;
 
@@ -12,16 +12,16 @@ use ratatui::widgets::{Axis, Block, Chart, Dataset, GraphType, Widget};
 use super::TerminalSize;
 use super::picture::{Picture, Point, Run, loss_tick, rate_tick, step_tick, ticks};
 
-/// No terminal is larger; what asks for more is a mistake, and would cost memory.
+/// A limit on memory. No terminal is larger.
 const SIDE_MAX: u16 = 500;
 
-/// The legend names at most this many runs, in a quarter of the rows at most.
+/// The legend has at most this many runs, and uses at most a quarter of the rows.
 const LEGEND_RUNS_MAX: usize = 6;
 
-/// From this many rows on there is room for the learning rates.
+/// Learning rates are shown if there are at least this many rows.
 const RATE_ROWS_MIN: u16 = 18;
 
-/// In the terminal's own shades, which its user has chosen to be readable.
+/// Colors of the terminal's palette, which the user can configure.
 const COLORS: [Color; LEGEND_RUNS_MAX] = [
     Color::LightBlue,
     Color::LightYellow,
@@ -31,14 +31,14 @@ const COLORS: [Color; LEGEND_RUNS_MAX] = [
     Color::LightRed,
 ];
 
-/// How one line looks.
+/// The style of a line.
 #[derive(Clone, Copy)]
 struct SeriesStyle {
     color: Color,
     marker: Marker,
 }
 
-/// The axis of the values, with what tells its ticks: see `loss_tick`.
+/// The value axis, with a formatter for its ticks such as `loss_tick`.
 #[derive(Clone, Copy)]
 struct Values<'a> {
     name: &'static str,
@@ -82,7 +82,7 @@ fn render(picture: &Picture, color: bool, buffer: &mut Buffer) {
     }
     let mut loss_lines: Vec<(&[Point], SeriesStyle)> = Vec::new();
     let mut rate_lines: Vec<(&[Point], SeriesStyle)> = Vec::new();
-    // The best run comes last, above the others.
+    // The best run comes last, on top of the others.
     for (rank, run) in picture.runs.iter().enumerate().rev() {
         let look = look(picture, rank, named_len, color);
         if picture.runs.len() == 1 {
@@ -115,7 +115,7 @@ fn look(picture: &Picture, rank: usize, named_len: usize, color: bool) -> Series
     }
 }
 
-/// Of the only run.
+/// The legend of a single run.
 fn train_look(color: bool) -> SeriesStyle {
     if color {
         SeriesStyle { color: COLORS[1], marker: Marker::Braille }
@@ -146,14 +146,14 @@ fn legend_line(picture: &Picture, rank: usize, run: &Run, color: bool) -> Line<'
     line
 }
 
-/// An axis for `rows` lines of text, whose ends are ticks, as ratatui spreads the labels evenly.
+/// An axis for `rows` lines of text. Its ends are ticks, since ratatui spreads labels evenly.
 fn value_axis(values: Values, rows: u16) -> Axis<'static> {
     let ticks_len = usize::from(rows / 2).clamp(3, 8);
     let (_, distance) = ticks(values.range, ticks_len, 0.0);
     let (first, last) = ((values.range.start / distance).floor(), (values.range.end / distance).ceil());
     let labels_len = (last - first).clamp(1.0, 2.0 * ticks_len as f64) as usize;
     let label = |i: usize| (values.tick_text)((first + i as f64) * distance, distance);
-    // Of one width, so that the charts stand exactly one above the other.
+    // Equal widths align the charts.
     let labels = (0..=labels_len).map(|i| format!("{:>6}", label(i)));
     Axis::default().bounds([first * distance, last * distance]).labels(labels)
 }
@@ -183,7 +183,7 @@ fn render_chart(
         .render(area, buffer);
 }
 
-/// One line a row, without the blanks at its end; escape codes only where a cell has a colour.
+/// One line per row, without trailing blanks. Escape codes only where a cell has a color.
 fn to_lines(buffer: &Buffer) -> String {
     let mut text = String::new();
     for row in buffer.area.rows() {
@@ -192,7 +192,7 @@ fn to_lines(buffer: &Buffer) -> String {
         while column < row.right() {
             let cell = &buffer[(column, row.y)];
             cells.push((cell.symbol(), cell.fg));
-            // A wide character takes the cells after its own.
+            // A wide character occupies more than one cell.
             column += Span::raw(cell.symbol()).width().max(1) as u16;
         }
         while cells.last().is_some_and(|(symbol, _)| symbol.trim().is_empty()) {
@@ -214,7 +214,7 @@ fn to_lines(buffer: &Buffer) -> String {
     text
 }
 
-/// ECMA-48, Select Graphic Rendition, with the common codes from 90 on for the light colours.
+/// ECMA-48 Select Graphic Rendition, with the common codes from 90 on for light colors.
 fn escape_code(color: Color) -> &'static str {
     match color {
         Color::LightBlue => "\x1b[94m",

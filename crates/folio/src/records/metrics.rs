@@ -14,9 +14,9 @@ use crate::run_dir::METRICS_FILE;
 /// Writes `metrics.jsonl`.
 pub(super) struct Metrics {
     path: PathBuf,
-    /// Lines that are not written yet; they wait here while the disk is full.
+    /// Buffered lines. They stay here while the disk is full.
     lines: Vec<u8>,
-    /// Whether they take the place of those in the file, which could not be rewritten when it should have been.
+    /// Whether the buffer replaces the content of the file, because an earlier rewrite failed.
     replace: bool,
 }
 
@@ -25,9 +25,9 @@ impl Metrics {
         Self { path: run_dir.join(METRICS_FILE), lines: Vec::new(), replace: false }
     }
 
-    /// Drops the lines of what came after an epoch and a step. Returns the others.
+    /// Removes the records after an epoch and a step. Returns the remaining lines.
     pub(super) fn go_back_to(&mut self, epoch: u64, step: u64) -> Vec<u8> {
-        // If the old file cannot be read now, the failure is told by the first attempt to write.
+        // If the file cannot be read, the first write will report it.
         let Ok((kept, all_stay)) = kept_lines(&self.path, epoch, step) else { return Vec::new() };
         if !all_stay && write_atomic(&self.path, &kept).is_err() {
             self.lines.clone_from(&kept);
@@ -40,7 +40,7 @@ impl Metrics {
         self.lines.extend_from_slice(format!("{record}\n").as_bytes());
     }
 
-    /// Writes the lines that wait.
+    /// Writes the buffered lines.
     pub(super) fn flush(&mut self) -> Result<()> {
         if self.replace {
             write_atomic(&self.path, &self.lines)?;
@@ -53,7 +53,7 @@ impl Metrics {
     }
 }
 
-/// The lines of a file up to an epoch and a step, and whether these are all.
+/// The lines of a file up to an epoch and a step, and whether these are all of its lines.
 fn kept_lines(path: &Path, epoch: u64, step: u64) -> Result<(Vec<u8>, bool)> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
@@ -82,12 +82,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_could_not_be_rewritten_at_first_is_rewritten_later() {
+    fn a_failed_rewrite_is_retried() {
         let directory = tempfile::tempdir().expect("room");
         let line = |step: u64| format!("{}\n", json!({ "event": "step", "step": step }));
         let path = directory.path().join(METRICS_FILE);
         fs::write(&path, [line(1), line(2)].concat()).expect("room");
-        // As after an attempt to go back to step 1 on a disk without room.
+        // The state after a rewrite to step 1 failed on a full disk.
         let mut metrics = Metrics { path, lines: line(1).into_bytes(), replace: true };
         for step in [2, 3] {
             metrics.push(&json!({ "event": "step", "step": step }));

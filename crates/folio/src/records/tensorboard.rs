@@ -1,17 +1,17 @@
-//! EventMessage files, by which TensorBoard shows a run.
+//! Event files for TensorBoard.
 //!
-//! They lie in the run's directory itself, so that `tensorboard --logdir runs` calls runs what their directories are
-//! called. A file is a row of records, all numbers little-endian:
+//! They are in the run's directory, so that `tensorboard --logdir runs` names runs after their directories. A file is a
+//! sequence of records, with all numbers little-endian:
 //!
 //! ```text
-//! u64 length    u32 masked CRC of the length    an event of so many bytes    u32 masked CRC of the event
+//! u64 length    u32 masked CRC of the length    the event    u32 masked CRC of the event
 //! ```
 //!
 //! The format is TensorFlow's: core/lib/io/record_writer.h, and core/lib/hash/crc32c.h for the mask.
 //!
-//! Every start of a run begins a file of its own with a START at the step it goes on from, upon which TensorBoard
-//! forgets what it was told from that step on: the steps of a run that was killed after its last save. The records of
-//! that step itself are told again, but for those of an epoch that has still to end.
+//! Every start of a run begins a new file with a START at the current step. TensorBoard then discards earlier records
+//! from that step on, such as those of steps that a killed run took after its last save. The records of the step itself
+//! are repeated, except those of an epoch that has not ended.
 
 use std::path::{Path, PathBuf};
 
@@ -27,26 +27,26 @@ mod proto;
 
 use proto::{EventMessage, SessionLog, Summary, SummaryValue};
 
-/// What TensorBoard knows the format of the events by.
+/// The format version of event files.
 const VERSION: &str = "brain.Event:2";
 
 /// Writes an event file.
 pub(super) struct TensorBoard {
     run_dir: PathBuf,
-    /// None before there was room for it.
+    /// None until the first write succeeds.
     file: Option<PathBuf>,
     settings: Value,
-    /// Records that are not written yet; they wait here while the disk is full.
-    waiting: Vec<u8>,
+    /// Buffered records. They stay here while the disk is full.
+    buffer: Vec<u8>,
 }
 
 impl TensorBoard {
     pub(super) fn new(run_dir: &Path, settings: &Settings) -> Self {
         let settings = serde_json::to_value(settings).expect("settings are JSON");
-        Self { run_dir: run_dir.to_path_buf(), file: None, settings, waiting: Vec::new() }
+        Self { run_dir: run_dir.to_path_buf(), file: None, settings, buffer: Vec::new() }
     }
 
-    /// Begins at `step`, whose records were written before if the run goes on.
+    /// Begins a file at `step`. `records` are the earlier records of this step, if the run is resumed.
     pub(super) fn begin(&mut self, step: u64, records: impl Iterator<Item = Value>) {
         self.push_event(EventMessage { file_version: Some(VERSION.to_owned()), ..EventMessage::default() });
         let session_log = Some(SessionLog { status: SessionLog::START });
@@ -62,7 +62,7 @@ impl TensorBoard {
         records.for_each(|record| self.push(&record));
     }
 
-    /// Takes one record of metrics.jsonl.
+    /// Adds one record of metrics.jsonl.
     pub(super) fn push(&mut self, record: &Value) {
         let (Some(kind @ ("step" | "epoch")), Some(step)) =
             (record["event"].as_str(), record["step"].as_u64())
@@ -70,9 +70,9 @@ impl TensorBoard {
             return;
         };
         let record = record.as_object().expect("it has keys");
-        let told = record.iter().filter(|(key, _)| !matches!(key.as_str(), "step" | "epoch"));
-        let values = told.filter_map(|(key, value)| match value {
-            // Numbers that are not finite have no form in JSON: there is a gap in the curve.
+        let entries = record.iter().filter(|(key, _)| !matches!(key.as_str(), "step" | "epoch"));
+        let values = entries.filter_map(|(key, value)| match value {
+            // Non-finite numbers are null in JSON, and leave a gap in the curve.
             Value::Number(number) => {
                 Some(SummaryValue::scalar(format!("{kind}/{key}"), number.as_f64()? as f32))
             }
@@ -94,34 +94,34 @@ impl TensorBoard {
         event.wall_time = since_1970().as_secs_f64();
         let event = event.encode_to_vec();
         let length = (event.len() as u64).to_le_bytes();
-        self.waiting.extend_from_slice(&length);
-        self.waiting.extend_from_slice(&masked_crc(&length).to_le_bytes());
-        self.waiting.extend_from_slice(&event);
-        self.waiting.extend_from_slice(&masked_crc(&event).to_le_bytes());
+        self.buffer.extend_from_slice(&length);
+        self.buffer.extend_from_slice(&masked_crc(&length).to_le_bytes());
+        self.buffer.extend_from_slice(&event);
+        self.buffer.extend_from_slice(&masked_crc(&event).to_le_bytes());
     }
 
-    /// Appends the records that wait.
+    /// Writes the buffered records.
     pub(super) fn flush(&mut self) -> Result<()> {
-        if self.waiting.is_empty() {
+        if self.buffer.is_empty() {
             return Ok(());
         }
         let path = match &self.file {
             Some(path) => path.clone(),
             None => next_event_file(&self.run_dir)?,
         };
-        append(&path, &self.waiting)?;
-        self.waiting.clear();
+        append(&path, &self.buffer)?;
+        self.buffer.clear();
         self.file = Some(path);
         Ok(())
     }
 }
 
-/// A text as Markdown shows it unchanged: indented by four spaces.
+/// A Markdown code block: every line indented by four spaces.
 fn verbatim(text: &str) -> String {
     text.split('\n').map(|line| format!("    {line}\n")).collect()
 }
 
-/// A CRC in disguise, since the CRC of bytes that hold a CRC is a weak one.
+/// A masked CRC. The CRC of data that itself contains a CRC is weak.
 fn masked_crc(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
 }
@@ -136,7 +136,7 @@ pub(super) mod tests {
     use super::*;
     use crate::run_dir::event_files;
 
-    /// The events of a file, every length and CRC of which is checked.
+    /// Reads the events of a file, and checks every length and CRC.
     fn read_events(mut bytes: &[u8]) -> Vec<EventMessage> {
         let mut events = Vec::new();
         while !bytes.is_empty() {
@@ -151,7 +151,7 @@ pub(super) mod tests {
         events
     }
 
-    /// The curves as TensorBoard shows them: what follows a START makes it forget what came before, from that step on.
+    /// The curves that TensorBoard shows. A START discards earlier events from its step on.
     pub(in crate::records) fn shown(run_dir: &Path) -> BTreeMap<(String, i64), Vec<f32>> {
         let mut shown: BTreeMap<(String, i64), Vec<f32>> = BTreeMap::new();
         for file in event_files(run_dir).expect("readable") {
@@ -170,11 +170,11 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_first_bytes_are_those_of_every_event_file() {
+    fn first_bytes_match_the_format() {
         let mut board = TensorBoard::new(Path::new(""), &Settings::default());
         board.begin(0, std::iter::empty());
-        // An event of 24 bytes, a length whose CRC TensorFlow writes so.
-        assert_eq!(board.waiting[..12], *b"\x18\0\0\0\0\0\0\0\xa3\x7f\x4b\x22");
+        // The length of a 24-byte event, with the CRC that TensorFlow writes for it.
+        assert_eq!(board.buffer[..12], *b"\x18\0\0\0\0\0\0\0\xa3\x7f\x4b\x22");
         // RFC 3720, appendix B.4: the CRC of 32 bytes of zeros is 8a9136aa.
         assert_eq!(masked_crc(&[0; 32]), 0x8a91_36aa_u32.rotate_right(15).wrapping_add(0xa282_ead8));
     }
@@ -190,7 +190,7 @@ pub(super) mod tests {
         board.push(
             &json!({ "event": "epoch", "step": 8, "epoch": 1, "eval_loss": 2.5, "sample": "a\n```\nb" }),
         );
-        let told = |event: EventMessage| {
+        let entries = |event: EventMessage| {
             let values = event.summary.expect("a summary").value.into_iter();
             let value = |value: SummaryValue| {
                 let text = value.tensor.map(|tensor| tensor.string_val[0].clone());
@@ -199,7 +199,7 @@ pub(super) mod tests {
             };
             (event.step, values.map(value).collect::<Vec<_>>())
         };
-        let told: Vec<_> = read_events(&board.waiting).into_iter().map(told).collect();
+        let got: Vec<_> = read_events(&board.buffer).into_iter().map(entries).collect();
         let named = |pairs: &[(&str, &str)]| {
             pairs.iter().map(|(tag, value)| ((*tag).to_owned(), (*value).to_owned())).collect::<Vec<_>>()
         };
@@ -208,11 +208,11 @@ pub(super) mod tests {
             (8, named(&[("step/lr", "0.1")])),
             (8, named(&[("epoch/eval_loss", "2.5"), ("sample", "    a\n    ```\n    b\n")])),
         ];
-        assert_eq!(told, expected);
+        assert_eq!(got, expected);
     }
 
     #[test]
-    fn what_cannot_be_written_is_written_once_when_it_can() {
+    fn failed_writes_are_retried_without_duplicates() {
         let directory = tempfile::tempdir().expect("room");
         let run_dir = directory.path().join("run");
         let mut board = TensorBoard::new(&run_dir, &Settings::default());

@@ -1,10 +1,12 @@
-//! Which checkpoint a path means.
+//! Finds the checkpoint that a path refers to.
 //!
 //! ```text
-//! runs/quick               its best checkpoint by evaluation loss, the newest if no losses were saved
-//! runs/quick/best          the same; runs/quick/latest the newest, runs/quick/checkpoint_5 that of epoch 5
+//! runs/quick               the checkpoint with the lowest evaluation loss; the newest if no losses were saved
+//! runs/quick/best          the same
+//! runs/quick/latest        the newest checkpoint
+//! runs/quick/checkpoint_5  the checkpoint of epoch 5
 //! runs/search              the best checkpoint of all runs of a sweep
-//! runs                     of the runs and sweeps in it, the one that saved a checkpoint last
+//! runs                     the run or sweep in this directory that saved a checkpoint last
 //! ```
 
 use std::fs;
@@ -16,10 +18,10 @@ use crate::checkpoint::CheckpointName;
 use crate::error::{Error, Result};
 use crate::history::lowest_loss;
 
-/// The directory that is searched for runs if no path is given.
+/// The directory to search for runs if no path is given.
 pub const RUNS: &str = "runs";
 
-/// What a path leads to.
+/// What a path refers to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
     /// A run.
@@ -40,40 +42,40 @@ pub enum Pick {
     Best,
     /// The newest.
     Latest,
-    /// This one.
+    /// The one with this name.
     Named(CheckpointName),
 }
 
 /// A checkpoint of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Saved {
-    /// What it is called.
+    /// Its name.
     pub name: CheckpointName,
     /// Its directory.
     pub path: PathBuf,
-    /// When it was written.
+    /// When it was saved.
     pub modified: SystemTime,
     /// The evaluation loss after its epoch, nats per token.
     pub eval_loss: Option<f64>,
 }
 
-/// The checkpoint that a path means.
+/// The checkpoint that a path refers to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Found {
-    /// The run or sweep that the path leads to.
+    /// The run or sweep that the path refers to.
     pub directory: RunDir,
     /// The run of the checkpoint.
     pub run: RunDir,
     /// The checkpoint.
     pub checkpoint: Saved,
-    /// How it was picked.
+    /// How it was selected.
     pub pick: Pick,
 }
 
-/// The checkpoint that a path means; without a path, that of the newest run in [`RUNS`].
+/// The checkpoint that a path refers to; without a path, the one of the newest run in [`RUNS`].
 ///
 /// # Errors
-/// If nothing is there, or no checkpoint was saved.
+/// If the path does not exist, or no checkpoint was saved.
 pub fn find(path: Option<&Path>) -> Result<Found> {
     let (directory, pick) = match locate_or_newest(path)? {
         Place::Run(run) => (run, Pick::Best),
@@ -87,16 +89,16 @@ pub fn find(path: Option<&Path>) -> Result<Found> {
     {
         directory.open_checkpoint(name)?;
     }
-    let Some(place) = pick.place(&saved) else {
+    let Some(index) = pick.index(&saved) else {
         return Err(directory.no_checkpoint());
     };
-    Ok(Found { run: directory.clone(), directory, checkpoint: saved[place].clone(), pick })
+    Ok(Found { run: directory.clone(), directory, checkpoint: saved[index].clone(), pick })
 }
 
-/// What a path leads to, where a directory of runs means the newest run or sweep in it.
+/// What a path refers to, where a directory of runs refers to the newest run or sweep in it.
 ///
 /// # Errors
-/// If nothing is there, or no run in the directory has saved a checkpoint.
+/// If the path does not exist, or no run in the directory has saved a checkpoint.
 pub fn locate_or_newest(path: Option<&Path>) -> Result<Place> {
     let runs = path.unwrap_or(Path::new(RUNS));
     let nothing = || {
@@ -115,7 +117,7 @@ pub fn locate_or_newest(path: Option<&Path>) -> Result<Place> {
         Err(_) if path.is_none() => return Err(nothing()),
         other => return other,
     };
-    // Of several that saved at the same moment, the last by name.
+    // For equal times, the last by name.
     let saved_last = |directory: &RunDir| {
         let runs = std::iter::once(directory.clone()).chain(directory.sub_runs().unwrap_or_default());
         runs.flat_map(|run| run.saved().unwrap_or_default()).map(|saved| saved.modified).max()
@@ -125,10 +127,10 @@ pub fn locate_or_newest(path: Option<&Path>) -> Result<Place> {
     run_or_sweep(newest.path()).ok_or_else(nothing)
 }
 
-/// What a path leads to.
+/// What a path refers to.
 ///
 /// # Errors
-/// If it leads to nothing that folio has written.
+/// If there is nothing at the path that folio wrote.
 pub fn locate(path: &Path) -> Result<Place> {
     if let Some(place) = run_or_sweep(path) {
         return Ok(place);
@@ -150,7 +152,7 @@ pub fn locate(path: &Path) -> Result<Place> {
     let children: Vec<RunDir> = children.collect();
     if children.is_empty() {
         return Err(directory.error(
-            "is not a run of folio's: it has no hyperparameters.json, and no directory in it has one; give the \
+            "is not a folio run: neither it nor a directory in it has a hyperparameters.json; give the \
              --run_dir of a training run, or a directory of runs",
         ));
     }
@@ -161,14 +163,14 @@ fn run_or_sweep(path: &Path) -> Option<Place> {
     let directory = RunDir::new(path);
     let is_sweep = || directory.sub_runs().is_ok_and(|runs| runs.iter().any(RunDir::is_run));
     if directory.is_run() {
-        // A sweep that is in a run's directory is meant where the run itself has saved nothing.
+        // If a directory is both a run and a sweep, it counts as a sweep unless the run itself has checkpoints.
         let is_empty = directory.checkpoints().is_ok_and(|names| names.is_empty());
         return Some(if is_empty && is_sweep() { Place::Sweep(directory) } else { Place::Run(directory) });
     }
     is_sweep().then_some(Place::Sweep(directory))
 }
 
-/// The run whose checkpoint a path names, which need not be there.
+/// The run and the checkpoint that a path names; the checkpoint may not exist.
 fn checkpoint_of(path: &Path) -> Option<(RunDir, Pick)> {
     let named = |path: &Path| {
         let pick = match path.file_name()?.to_str()? {
@@ -180,20 +182,20 @@ fn checkpoint_of(path: &Path) -> Option<(RunDir, Pick)> {
         let run = RunDir::new(if parent.as_os_str().is_empty() { Path::new(".") } else { parent });
         run.is_run().then_some((run, pick))
     };
-    // `.` in a checkpoint's directory has its name only when resolved, and so has a link from elsewhere.
+    // `.` inside a checkpoint, or a link from elsewhere, has the name only once resolved.
     named(path).or_else(|| named(&path.canonicalize().ok()?))
 }
 
-/// The best checkpoint of all runs of a sweep; if no losses were saved, the newest.
+/// The best checkpoint of all runs of a sweep; the newest if no losses were saved.
 fn find_in_sweep(sweep: RunDir) -> Result<Found> {
     let mut all: Vec<(RunDir, Saved)> = Vec::new();
     for run in sweep.sub_runs()? {
         all.extend(run.saved()?.into_iter().map(|saved| (run.clone(), saved)));
     }
     let saved: Vec<Saved> = all.iter().map(|(_, saved)| saved.clone()).collect();
-    let newest = || (0..saved.len()).max_by_key(|&place| saved[place].modified);
-    let place = best_index(&saved).or_else(newest).ok_or_else(|| sweep.no_checkpoint())?;
-    let (run, checkpoint) = all.swap_remove(place);
+    let newest = || (0..saved.len()).max_by_key(|&index| saved[index].modified);
+    let index = best_index(&saved).or_else(newest).ok_or_else(|| sweep.no_checkpoint())?;
+    let (run, checkpoint) = all.swap_remove(index);
     Ok(Found { directory: sweep, run, checkpoint, pick: Pick::Best })
 }
 
@@ -204,9 +206,9 @@ fn best_index(saved: &[Saved]) -> Option<usize> {
 }
 
 impl Pick {
-    /// The place of the checkpoint among those of a run, as [`RunDir::saved`] returns them.
-    pub fn place(self, saved: &[Saved]) -> Option<usize> {
-        // One inside an epoch is there only until a later one is.
+    /// The index of the checkpoint in what [`RunDir::saved`] returns.
+    pub fn index(self, saved: &[Saved]) -> Option<usize> {
+        // A checkpoint inside an epoch, the last in the list, is removed once a later one is saved.
         let newest = saved.len().checked_sub(1);
         match self {
             Self::Best => best_index(saved).or(newest),
@@ -217,7 +219,7 @@ impl Pick {
 }
 
 impl Found {
-    /// Which checkpoint it is and why, for people.
+    /// A description for people: which checkpoint it is, and why.
     pub fn describe(&self) -> String {
         let path = self.checkpoint.path.display();
         match (self.pick, self.checkpoint.eval_loss) {
@@ -230,7 +232,7 @@ impl Found {
 }
 
 impl RunDir {
-    /// The checkpoints with their evaluation losses: those after epochs, ascending, then the one inside an epoch.
+    /// The checkpoints with their evaluation losses: those after epochs in ascending order, then the one inside an epoch.
     ///
     /// # Errors
     /// If the directory cannot be read.
@@ -244,7 +246,7 @@ impl RunDir {
         };
         let saved = |name| {
             let path = self.checkpoint(name);
-            // One that was removed just now is left out.
+            // Leaves out a checkpoint that was removed in the meantime.
             let modified = path.metadata().and_then(|metadata| metadata.modified()).ok()?;
             Some(Saved { name, path, modified, eval_loss: eval_loss(name) })
         };

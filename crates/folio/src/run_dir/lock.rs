@@ -1,4 +1,4 @@
-//! One process at a time writes to a run's directory.
+//! The lock that lets only one process write to a run's directory.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -9,27 +9,28 @@ use crate::error::{Error, Result};
 
 pub(super) const LOCK_FILE: &str = ".lock";
 
-/// The right to write to a run's directory, until it is dropped or its process ends, however it ends: the system keeps
-/// it, so that a lock whose holder is gone is none. The file, which stays, tells the holder's number.
+/// An exclusive lock on a run's directory, until it is dropped or the process ends. The operating system releases the
+/// lock of a killed process, so locks never go stale. The lock file stays, and contains the process id of its last holder.
 #[derive(Debug)]
 pub struct RunLock {
     _file: File,
 }
 
 impl RunLock {
-    /// Takes the lock of a directory that exists.
+    /// Locks a directory, which must exist.
     ///
     /// # Errors
-    /// [`Error::RunDirectory`] if another process has it; [`Error::File`] if the file cannot be made.
+    /// [`Error::RunDirectory`] if another process holds the lock; [`Error::File`] if the file cannot be
+    /// created.
     pub fn take(run: &RunDir) -> Result<Self> {
         let path = run.path().join(LOCK_FILE);
         let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         let mut file = open.map_err(Error::file("write", &path))?;
-        match patiently(&file) {
+        match try_lock_with_retries(&file) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut holder = String::new();
-                // Whoever holds it may be just about to write its number.
+                // Empty if the holder has not written its process id yet.
                 let _ = file.read_to_string(&mut holder);
                 let holder = if holder.is_empty() {
                     "another process".to_owned()
@@ -37,31 +38,31 @@ impl RunLock {
                     format!("process {}", holder.trim())
                 };
                 let reason =
-                    format!("is being written by {holder}: wait for it, stop it, or give another --run_dir");
+                    format!("is in use by {holder}: wait for it, stop it, or give another --run_dir");
                 return Err(Error::RunDirectory { path: run.path().to_path_buf(), reason });
             }
-            // Some network file systems know no locks; training there is better than not training.
+            // Some network file systems do not support locks. Train without one there.
             Err(TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => {}
             Err(TryLockError::Error(error)) => return Err(Error::file("lock", &path)(error)),
         }
-        let tell = |file: &mut File| {
+        let write_id = |file: &mut File| {
             file.set_len(0)?;
             file.rewind()?;
             writeln!(file, "{}", std::process::id())
         };
-        tell(&mut file).map_err(Error::file("write", &path))?;
+        write_id(&mut file).map_err(Error::file("write", &path))?;
         Ok(Self { _file: file })
     }
 
-    /// Whether some process, this one included, writes to the directory now.
+    /// Whether a process, possibly this one, holds the lock.
     pub fn is_held(run: &RunDir) -> bool {
         let file = File::open(run.path().join(LOCK_FILE));
         file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
     }
 }
 
-/// Tries again if the lock is taken: it may be by someone who only looks whether it is.
-fn patiently(file: &File) -> std::result::Result<(), TryLockError> {
+/// Retries for 50 ms: another process may hold the lock for a moment, in [`RunLock::is_held`].
+fn try_lock_with_retries(file: &File) -> std::result::Result<(), TryLockError> {
     for _ in 0..5 {
         match file.try_lock() {
             Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(10)),

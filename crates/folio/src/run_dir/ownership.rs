@@ -1,8 +1,7 @@
-//! Which files folio can prove it wrote: the only ones it deletes.
+//! Verifies which files folio wrote. Only those are ever deleted.
 //!
-//! A name proves nothing. Files count only beside the settings of a run or sweep, and each has to read as what its name
-//! promises. A checkpoint has to hold the files of its manifest and no others, and a run of a sweep has to consist of such
-//! files alone.
+//! A name is not enough. A file must be next to the settings of a run or sweep, and its content must match its name. A
+//! checkpoint must contain the files of its manifest and no others, and a run of a sweep must contain only such files.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -23,11 +22,11 @@ use crate::model::ModelConfig;
 use crate::sweep::{SWEEP_FILE, Sweep};
 use crate::tokenizer::Tokenizer;
 
-/// What an earlier run or sweep left directly in a directory, each path checked: the paths that make way for a new run.
-/// Files of other names are not among them.
+/// The files and directories of an earlier run or sweep, all verified, which a new run may replace. Files with other names
+/// are not included.
 ///
 /// # Errors
-/// [`Error::RunDirectory`] with the first path that stands in the way and that folio cannot prove it wrote.
+/// [`Error::RunDirectory`] with the first path that has a name of folio's but cannot be verified.
 pub(super) fn removable(run: &RunDir) -> Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for path in entries(run.path())? {
@@ -40,7 +39,7 @@ pub(super) fn removable(run: &RunDir) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// Whether a run or a sweep uses this name.
+/// Whether runs or sweeps use this name.
 pub(super) fn is_in_the_way(path: &Path) -> bool {
     let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };
     if path.is_dir() && !path.is_symlink() {
@@ -49,12 +48,12 @@ pub(super) fn is_in_the_way(path: &Path) -> bool {
     proof(name).is_some() || is_event_file(path)
 }
 
-/// Checks that folio wrote a path, and everything below it.
+/// Verifies that folio wrote a path and everything below it.
 fn check(path: &Path) -> Result<()> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     if !path.is_dir() || path.is_symlink() {
         let proof = proof(name).unwrap_or(is_event_log);
-        // Nothing is lost with an empty file.
+        // Deleting an empty file loses nothing.
         let is_empty = fs::metadata(path).is_ok_and(|file| file.is_file() && file.len() == 0);
         return if is_empty || proof(path) { Ok(()) } else { Err(foreign(path)) };
     }
@@ -74,7 +73,7 @@ fn check(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Checks that a file lies beside the settings of a run or of a sweep.
+/// Checks that a file is next to the settings of a run or sweep.
 fn check_described(directory: &Path, path: &Path) -> Result<()> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let is_described = [SETTINGS_FILE, SWEEP_FILE].iter().any(|name| {
@@ -86,13 +85,13 @@ fn check_described(directory: &Path, path: &Path) -> Result<()> {
     if counts && !is_described { Err(foreign(path)) } else { Ok(()) }
 }
 
-/// Checks that a checkpoint holds what its manifest lists and nothing else.
+/// Checks that a checkpoint contains the files that its manifest lists, and no others.
 ///
 /// # Errors
-/// [`Error::RunDirectory`] with the first file that folio cannot prove it wrote.
+/// [`Error::RunDirectory`] with the first file that cannot be verified.
 pub(super) fn check_checkpoint(path: &Path) -> Result<()> {
     let Ok(listed) = checkpoint::listed_files(path) else {
-        // Without a sound manifest nothing in it is known: the first file is as good an example as any.
+        // Without a valid manifest no file can be verified; report the first one.
         return Err(foreign(entries(path)?.first().map_or(path, PathBuf::as_path)));
     };
     let is_ours = |file: &PathBuf| {
@@ -100,11 +99,11 @@ pub(super) fn check_checkpoint(path: &Path) -> Result<()> {
         listed.iter().any(|known| known == name) || is_temporary(name)
     };
     entries(path)?.into_iter().find(|file| !is_ours(file)).map_or(Ok(()), |file| Err(foreign(&file)))?;
-    // Other programs write files of the same names.
+    // Other programs use the same file names, so compare lengths, too.
     checkpoint::check_lengths(path).map_err(|file| foreign(&file))
 }
 
-/// How a file of this name is recognised; none if folio writes no such file.
+/// The check of a file's content, by its name; none if folio writes no such file.
 fn proof(name: &str) -> Option<fn(&Path) -> bool> {
     Some(match name {
         SETTINGS_FILE => |path| {
@@ -132,24 +131,24 @@ fn proof(name: &str) -> Option<fn(&Path) -> bool> {
     })
 }
 
-/// The content of a JSON file, if it is of this form.
+/// The value in a JSON file, if it has this type.
 fn parsed<T: DeserializeOwned>(path: &Path) -> Option<T> {
     serde_json::from_slice(&fs::read(path).ok()?).ok()
 }
 
-/// The first record of a file of records.
+/// The first record of a JSON Lines file.
 fn first_line(path: &Path) -> Option<Value> {
     let text = fs::read(path).ok()?;
     serde_json::from_slice(text.split(|&byte| byte == b'\n').next()?).ok()
 }
 
-/// Whether a figure or page names folio.
+/// Whether a figure or page contains the name of its generator, folio.
 fn says_who_made_it(path: &Path) -> bool {
     let text = fs::read(path).unwrap_or_default();
     text.windows(GENERATOR.len()).any(|part| part == GENERATOR.as_bytes())
 }
 
-/// Whether a file begins as TensorBoard's event files do: a frame of a few bytes, with the format's version in it.
+/// Whether a file begins like a TensorBoard event file: a short record with the format version.
 fn is_event_log(path: &Path) -> bool {
     let mut start = [0; 64];
     let count = File::open(path).and_then(|mut file| file.read(&mut start)).unwrap_or(0);
@@ -168,7 +167,7 @@ fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn foreign(path: &Path) -> Error {
-    let reason = "stands in the way of the run, and nothing proves that folio wrote it: move it away, or give another \
+    let reason = "would be overwritten, but folio cannot verify that it wrote it: move it away, or give another \
                   --run_dir";
     Error::RunDirectory { path: path.to_path_buf(), reason: reason.to_owned() }
 }

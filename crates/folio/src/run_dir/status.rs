@@ -1,50 +1,50 @@
-//! `status.json`: how a run fares. Nothing depends on it.
+//! `status.json`: the progress of a run. Nothing depends on it.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
-/// How a run fares.
+/// The progress of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
-    /// In a word.
+    /// The state.
     pub state: RunState,
-    /// Epochs ended.
+    /// Completed epochs.
     pub epoch: u64,
     /// Steps taken.
     pub step: u64,
-    /// The evaluation loss of each epoch, nats a token.
+    /// The evaluation loss of each epoch, nats per token.
     pub eval_losses: Vec<f64>,
-    /// What made it fail.
+    /// The error message, if the run failed.
     pub error: Option<String>,
-    /// What the program that trained it could not print, if anything.
+    /// The output that could not be printed, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost_output: Option<String>,
 }
 
-/// How a run fares, in a word.
+/// The state of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RunState {
-    /// It trains, or was killed.
+    /// Training, or killed: see [`RunDir::state_name`](super::RunDir::state_name).
     Running,
-    /// It was stopped before its end, and can go on.
+    /// Stopped before its end; can be resumed.
     Stopped,
-    /// It has done all it was asked to.
+    /// Finished all epochs or steps.
     Finished,
-    /// Its losses or gradients ceased to be finite, and would again.
+    /// Failed because losses or gradients were not finite; resuming would fail again.
     Diverged,
-    /// Something outside of it failed.
+    /// Failed for another reason.
     Failed,
 }
 
 impl RunState {
-    /// How a run fares that ended with an error.
+    /// The state of a run that ended with an error.
     pub fn of(error: &Error) -> Self {
         if matches!(error, Error::Diverged { .. }) { Self::Diverged } else { Self::Failed }
     }
 
-    /// The word itself.
+    /// The name in files and messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Running => "running",
@@ -55,7 +55,7 @@ impl RunState {
         }
     }
 
-    /// Whether it has ended with an error.
+    /// Whether the run ended with an error.
     pub fn has_failed(self) -> bool {
         matches!(self, Self::Diverged | Self::Failed)
     }

@@ -1,5 +1,5 @@
-//! From the bytes of a file to plain text: unpacked, UTF-8, without a byte-order mark, lines ending in LF. What is not
-//! text is named, with the way out.
+//! Converts the content of a file to plain text: decompressed UTF-8 without a byte-order mark, with LF line endings. For
+//! other formats the error says what the file is and how to convert it.
 
 use std::fmt::Display;
 use std::io::Read;
@@ -14,13 +14,13 @@ use crate::machine::available_memory;
 
 const GZIP: &[u8] = b"\x1f\x8b";
 
-/// What begins with these bytes at this offset, and the command that makes text of it; `{}` stands for the file.
+/// File formats: signature, its offset, name, and a command that converts it to text, where `{}` is the file.
 const KINDS: [(&[u8], usize, &str, &str); 11] = [
     (b"PK\x03\x04", 0, "a zip archive (so are .docx, .odt and .epub)", "unzip it: unzip {}"),
     (b"%PDF-", 0, "a PDF", "extract its text: pdftotext {}"),
-    (b"\xfd7zXZ\0", 0, "packed with xz", "unpack it: xz -dk {}"),
-    (b"\x28\xb5\x2f\xfd", 0, "packed with zstd", "unpack it: zstd -dk {}"),
-    (b"1AY&SY", 4, "packed with bzip2", "unpack it: bzip2 -dk {}"),
+    (b"\xfd7zXZ\0", 0, "compressed with xz", "decompress it: xz -dk {}"),
+    (b"\x28\xb5\x2f\xfd", 0, "compressed with zstd", "decompress it: zstd -dk {}"),
+    (b"1AY&SY", 4, "compressed with bzip2", "decompress it: bzip2 -dk {}"),
     (b"7z\xbc\xaf\x27\x1c", 0, "a 7z archive", "unpack it: 7z x {}"),
     (b"ustar", 257, "a tar archive", "unpack it: tar -xf {}"),
     (b"{\\rtf", 0, "RTF", "save it as plain text: soffice --convert-to txt:Text {}"),
@@ -34,31 +34,31 @@ const KINDS: [(&[u8], usize, &str, &str); 11] = [
     (b"SQLite format 3\0", 0, "an SQLite database", "write its column of text to a file first"),
 ];
 
-/// What becomes of CRLF and of a lone CR.
+/// The treatment of CRLF and lone CR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LineEndings {
-    /// They become LF, as in Python's text mode.
+    /// Converted to LF, as in Python's text mode.
     Lf,
-    /// They stay.
+    /// Kept.
     Kept,
 }
 
-/// A text, and what was done to it.
+/// A converted text.
 pub(super) struct Plain {
     pub(super) text: String,
-    /// Line endings that became LF.
+    /// The number of line endings that were converted to LF.
     pub(super) converted_endings: usize,
 }
 
-/// The text in the bytes of a file; `path` is [`STDIN`] or the file.
+/// Converts the content of a file; `path` is [`STDIN`] or its path.
 ///
 /// # Errors
-/// [`crate::error::Error::Corpus`] if they are not text.
+/// [`crate::error::Error::Corpus`] if it is not text.
 pub(super) fn plain(path: &Path, mut bytes: Vec<u8>, endings: LineEndings) -> Result<Plain> {
     if bytes.starts_with(GZIP) {
         bytes = unpacked(path, &bytes)?;
     }
-    // Named before its bytes are looked at: some of these formats are valid UTF-8.
+    // First of all, since some of these formats can be valid UTF-8.
     let known = KINDS
         .iter()
         .find(|(magic, offset, ..)| bytes.get(*offset..).is_some_and(|bytes| bytes.starts_with(magic)));
@@ -78,7 +78,7 @@ pub(super) fn plain(path: &Path, mut bytes: Vec<u8>, endings: LineEndings) -> Re
     Ok(Plain { text, converted_endings })
 }
 
-/// Bytes as text, every one kept.
+/// Decodes UTF-8 without any changes.
 ///
 /// # Errors
 /// [`crate::error::Error::Corpus`] if they are not UTF-8.
@@ -92,7 +92,7 @@ pub(super) fn utf8(path: &Path, bytes: Vec<u8>) -> Result<String> {
     String::from_utf8(bytes).map_err(|error| unusable(path, not_utf8(path, error.as_bytes())))
 }
 
-/// What gzip has packed.
+/// Decompresses gzip.
 fn unpacked(path: &Path, packed: &[u8]) -> Result<Vec<u8>> {
     let room = available_memory().unwrap_or(u64::MAX);
     let mut bytes = Vec::new();
@@ -101,19 +101,19 @@ fn unpacked(path: &Path, packed: &[u8]) -> Result<Vec<u8>> {
         let way_out = format!("fetch it again; gzip -t {} tests it", named(path));
         return Err(unusable(
             path,
-            format!("it is packed with gzip, and damaged or cut off ({error}); {way_out}"),
+            format!("it is compressed with gzip, and damaged or cut off ({error}); {way_out}"),
         ));
     }
     if bytes.len() as u64 == room {
         return Err(unusable(
             path,
-            format!("unpacked it is larger than the {room} bytes of memory that are free"),
+            format!("decompressed, it is larger than the {room} bytes of free memory"),
         ));
     }
     Ok(bytes)
 }
 
-/// A text whose lines end in LF alone, and how many did not.
+/// Converts line endings to LF, and counts the conversions.
 fn with_lf(text: String) -> (String, usize) {
     if !text.contains('\r') {
         return (text, 0);
@@ -130,7 +130,7 @@ fn with_lf(text: String) -> (String, usize) {
     (out, converted)
 }
 
-/// The encoding of text in units of two or four bytes, and whether it begins with a byte-order mark.
+/// Detects UTF-16 and UTF-32: the encoding, and whether there is a byte-order mark.
 fn wide_encoding(bytes: &[u8]) -> Option<(&'static str, bool)> {
     match bytes {
         [0xff, 0xfe, 0, 0, ..] | [0, 0, 0xfe, 0xff, ..] => return Some(("UTF-32", true)),
@@ -147,7 +147,7 @@ fn wide_encoding(bytes: &[u8]) -> Option<(&'static str, bool)> {
     if quads == 0 || nuls == [0; 4] {
         return None;
     }
-    // Of four bytes the highest is always 0, and the one below it is for all but rare characters.
+    // UTF-32: the highest byte is always 0, and the next one is 0 except for rare characters.
     match nuls {
         _ if fourth == quads && third * 2 >= quads && first * 2 < quads => {
             return Some(("UTF-32LE", false));
@@ -157,8 +157,8 @@ fn wide_encoding(bytes: &[u8]) -> Option<(&'static str, bool)> {
         }
         _ => {}
     }
-    // Of two bytes the high one is 0 for spaces, digits and line endings in every script. There have to be many of them, for
-    // any text may have a stray NUL.
+    // UTF-16: the high byte is 0 for spaces, digits and line endings in every script. Requires many of them, since any text
+    // may contain a stray NUL.
     let (even, odd) = (first + third, second + fourth);
     let least = quads / 25;
     let (encoding, count, unit): (_, _, fn([u8; 2]) -> u16) = match (odd > 20 * even, even > 20 * odd) {
@@ -169,13 +169,13 @@ fn wide_encoding(bytes: &[u8]) -> Option<(&'static str, bool)> {
     let (units, _) = sample.as_chunks::<2>();
     let broken =
         char::decode_utf16(units.iter().map(|&bytes| unit(bytes))).filter(|unit| unit.is_err()).count();
-    // The sample may end inside a pair.
+    // The sample may end inside a surrogate pair.
     (count > least && broken <= 1).then_some((encoding, false))
 }
 
-/// Checks that a text is not full of NULs.
+/// Refuses text with more than 1 % NULs, or with a long run of them.
 fn check_nuls(path: &Path, bytes: &[u8]) -> Result<()> {
-    /// NULs in a row that no text has, but a file whose end was never written.
+    /// A run this long is typical of a file that was not completely written.
     const RUN: usize = 64;
     let Some(first) = bytes.iter().position(|&byte| byte == 0) else { return Ok(()) };
     let count = bytes.iter().filter(|&&byte| byte == 0).count();
@@ -193,12 +193,12 @@ fn check_nuls(path: &Path, bytes: &[u8]) -> Result<()> {
     ))
 }
 
-/// Says what bytes are that are not UTF-8, and which command makes them so.
+/// Describes content that is not UTF-8, with a command that converts it.
 fn not_utf8(path: &Path, bytes: &[u8]) -> String {
     let (mut offset, mut broken, mut broken_bytes, mut characters) = (None, 0, 0, 0);
     let (mut done, mut ends_broken) = (0, false);
     for chunk in bytes.utf8_chunks() {
-        // Characters of several bytes: each has one byte that begins with the bits 11.
+        // Counts multi-byte characters by their first byte, which begins with the bits 11.
         characters += chunk.valid().bytes().filter(|byte| byte & 0xC0 == 0xC0).count();
         done += chunk.valid().len();
         if !chunk.invalid().is_empty() {
@@ -229,7 +229,7 @@ fn not_utf8(path: &Path, bytes: &[u8]) -> String {
     if characters > broken {
         let command = format!("iconv -c -f UTF-8 -t UTF-8 {} > {}", named(path), beside(path, ".utf8"));
         return format!(
-            "{at}, and {broken_bytes} of its bytes are not in all; fetch it again, or drop these: {command}"
+            "{at}, and {broken_bytes} bytes are invalid in all; fetch it again, or drop these: {command}"
         );
     }
     let cut_off = if ends_broken && broken == 1 { "fetch it again if it was cut off, or " } else { "" };
@@ -248,12 +248,12 @@ fn converted(path: &Path, encoding: &str) -> String {
     format!("iconv -f {encoding} -t UTF-8 {} > {}", named(path), beside(path, ".utf8"))
 }
 
-/// A file in a command. What came from stdin was in one, or came from a program.
+/// The name of a file in a command; for stdin a placeholder.
 fn named(path: &Path) -> String {
     if path == Path::new(STDIN) { "FILE".to_owned() } else { shell_quoted(&path.display().to_string()) }
 }
 
-/// The file beside another that a command writes.
+/// The name of the output file of a command: the input with another ending.
 fn beside(path: &Path, ending: impl Display) -> String {
     let path = if path == Path::new(STDIN) { Path::new("FILE") } else { path };
     shell_quoted(&format!("{}{ending}", path.display()))
@@ -303,21 +303,21 @@ mod tests {
 
     #[test]
     fn gzip_is_unpacked_by_its_content() {
-        // As `cat a.gz b.gz` makes it, with a mark and CRLF inside.
+        // The output of `cat a.gz b.gz`, with a byte-order mark and CRLF inside.
         let twice = [packed("\u{feff}Enter\r\n".as_bytes()), packed("Hamlet é".as_bytes())].concat();
         assert_eq!(read(&twice).unwrap().text, "Enter\nHamlet é");
         let whole = packed(&b"Exeunt. ".repeat(100));
         check_refused(
             &whole[..whole.len() - 9],
-            &["packed with gzip", "damaged or cut off", "gzip -t 'a play.txt'"],
+            &["compressed with gzip", "damaged or cut off", "gzip -t 'a play.txt'"],
             "iconv",
         );
-        // What is packed is looked at like any other.
+        // The decompressed content is checked, too.
         check_refused(&packed(b"%PDF-1.4"), &["it is a PDF"], "iconv");
     }
 
     #[test]
-    fn what_is_not_text_is_named_with_the_way_out() {
+    fn other_formats_are_named_with_a_command() {
         let mut tar = vec![b'a'; 257];
         tar.extend_from_slice(b"ustar\0");
         let files: [(&[u8], &[&str]); 9] = [
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn nuls_are_counted_and_a_stray_one_is_text() {
+    fn many_nuls_are_refused_and_a_stray_one_is_not() {
         let text = "To be, or not to be. ".repeat(20);
         check_refused(
             &[text.as_bytes(), &[0; 100]].concat(),
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn text_in_wide_units_is_recognised_with_and_without_a_mark() {
+    fn utf16_and_utf32_are_recognized() {
         let units = |text: &str, little: bool, wide: bool| -> Vec<u8> {
             let bytes = |unit: u32, size: usize| {
                 let bytes = unit.to_be_bytes()[4 - size..].to_vec();
@@ -393,14 +393,14 @@ mod tests {
     }
 
     #[test]
-    fn iconv_is_advised_where_it_helps() {
+    fn iconv_is_suggested_where_it_helps() {
         let latin = b"caf\xe9 noir, encore un caf\xe9";
         check_refused(
             latin,
             &["offset 3 (0xe9); convert it, for", "iconv -f WINDOWS-1252 -t UTF-8 'a play.txt'"],
             "cut off",
         );
-        // Could be Latin-1 as well as cut off.
+        // Latin-1 or cut off.
         check_refused(b"caf\xc3", &["offset 3 (0xc3)", "cut off", "iconv -f WINDOWS-1252"], "");
         check_refused(
             "été caf\u{e9}".as_bytes().split_last().unwrap().1,
@@ -408,8 +408,8 @@ mod tests {
             "iconv",
         );
         let damaged = [&"été ".repeat(9).into_bytes()[..], b"\xe9 ", "été".as_bytes()].concat();
-        check_refused(&damaged, &["1 of its bytes", "drop these: iconv -c -f UTF-8"], "WINDOWS");
-        // Russian in KOI8-R: guessing would make rubbish of it.
+        check_refused(&damaged, &["1 bytes are invalid", "drop these: iconv -c -f UTF-8"], "WINDOWS");
+        // Russian in KOI8-R: a wrong guess would garble it.
         check_refused(
             b"\xf7\xd9\xc8\xcf\xc4\xc9\xd4 \xcd\xc5\xc4\xd7\xc5\xc4\xd8",
             &["iconv -f ENCODING", "`file 'a play.txt'`"],
@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn commands_for_what_came_from_stdin_name_no_file() {
+    fn commands_for_stdin_use_a_placeholder() {
         let Err(error) = plain(Path::new(STDIN), b"%PDF-1".to_vec(), LineEndings::Lf) else {
             panic!("a PDF")
         };

@@ -1,4 +1,4 @@
-//! Which files a text is made of: names, directories, patterns and stdin.
+//! The files of a text: names, directories, patterns and stdin.
 
 use std::collections::HashSet;
 use std::fmt::{self, Display};
@@ -14,18 +14,18 @@ use crate::error::{Error, Result};
 /// The name of standard input among files.
 pub const STDIN: &str = "-";
 
-/// The files of a text as `hyperparameters.json` names them: a string for one, a list for several.
+/// The files of a text, in `hyperparameters.json` a string for one file and a list for several.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "the path of a text, or a list of paths")]
 pub enum TextFiles {
     /// One file, [`STDIN`], or [`EMBEDDED_NAME`].
     One(String),
-    /// Several, in the order in which they are read.
+    /// Several, in reading order.
     Several(Vec<String>),
 }
 
 impl TextFiles {
-    /// These files. One is named as such.
+    /// Makes `One` of a single name, else `Several`.
     pub fn new(mut names: Vec<String>) -> Self {
         match names.len() {
             1 => Self::One(names.remove(0)),
@@ -46,12 +46,12 @@ impl TextFiles {
         self.names().iter().map(PathBuf::from).collect()
     }
 
-    /// Whether this is the text that is part of the program.
+    /// Whether this is the embedded text.
     pub fn is_embedded(&self) -> bool {
         self.names() == [EMBEDDED_NAME]
     }
 
-    /// Whether some of it came from stdin, which cannot be read again.
+    /// Whether stdin, which cannot be read twice, is among the files.
     pub fn has_stdin(&self) -> bool {
         self.names().iter().any(|name| name == STDIN)
     }
@@ -68,11 +68,10 @@ impl Display for TextFiles {
     }
 }
 
-/// The files that are meant by what was given: a directory stands for the texts in it, and a pattern for the files that
-/// match it, in the order of their names.
+/// Expands directories to the texts in them and patterns to the files that match, sorted by name.
 ///
 /// # Errors
-/// [`Error::Corpus`] if a directory or a pattern has no file, or a file is given twice.
+/// [`Error::Corpus`] if a directory or a pattern yields no file, or a file is given twice.
 pub(super) fn expand(given: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for path in given {
@@ -87,15 +86,15 @@ pub(super) fn expand(given: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut seen = HashSet::new();
     let same = |file: &PathBuf| file.canonicalize().unwrap_or_else(|_| file.clone());
     match files.iter().find(|file| !seen.insert(same(file))) {
-        Some(twice) => Err(unusable(twice, "it is given twice; give it once")),
+        Some(twice) => Err(unusable(twice, "it is given twice; give it only once")),
         None => Ok(files),
     }
 }
 
-/// The bytes of a file, or of stdin.
+/// Reads a file, or stdin.
 ///
 /// # Errors
-/// [`Error::Corpus`] if it is not there; [`Error::File`] if the system refuses to read it.
+/// [`Error::Corpus`] if it does not exist; [`Error::File`] for other errors of the operating system.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
     if path.as_os_str() == STDIN {
         let mut bytes = Vec::new();
@@ -109,7 +108,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
     })
 }
 
-/// The files in a directory that are texts by their names, sorted; those in directories inside it are left out.
+/// The text files directly in a directory, recognized by their names and sorted.
 fn texts_in(directory: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(directory).map_err(Error::file("read", directory))?;
     let mut others = 0;
@@ -128,7 +127,7 @@ fn texts_in(directory: &Path) -> Result<Vec<PathBuf>> {
             0 => "it is a directory without files; give a text file, or a directory with .txt or .gz files"
                 .to_owned(),
             others => format!(
-                "it is a directory whose {others} files are neither .txt nor .gz; to read them all give {pattern}"
+                "it is a directory, and its {others} files are neither .txt nor .gz; to read all of them, give {pattern}"
             ),
         };
         return Err(unusable(directory, reason));
@@ -136,7 +135,7 @@ fn texts_in(directory: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// `.txt` and `.gz`, but not packed archives and hidden files.
+/// Whether a name ends in `.txt` or `.gz`. Archives and hidden files do not count.
 fn is_text_name(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
     !name.starts_with('.') && !name.ends_with(".tar.gz") && (name.ends_with(".txt") || name.ends_with(".gz"))
@@ -146,11 +145,11 @@ fn is_pattern(path: &Path) -> bool {
     path.to_string_lossy().contains(['*', '?', '['])
 }
 
-/// The files that match a pattern that no shell has expanded.
+/// The files that match a pattern that the shell did not expand.
 fn matching(pattern: &Path) -> Result<Vec<PathBuf>> {
     let paths = glob::glob(&pattern.to_string_lossy());
     let paths = paths.map_err(|error| unusable(pattern, format!("it is not a pattern: {}", error.msg)))?;
-    // A directory that may not be looked into has no files for us.
+    // Skips directories without read permission.
     let mut files: Vec<PathBuf> =
         paths.filter_map(std::result::Result::ok).filter(|path| path.is_file()).collect();
     files.sort();
@@ -160,7 +159,7 @@ fn matching(pattern: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// A word as a POSIX shell takes it: in quotes unless it needs none.
+/// A word for a POSIX shell, quoted if necessary.
 ///
 /// ```
 /// # use folio::text::shell_quoted;
@@ -168,7 +167,7 @@ fn matching(pattern: &Path) -> Result<Vec<PathBuf>> {
 /// assert_eq!(shell_quoted("my run"), "'my run'");
 /// ```
 pub fn shell_quoted(word: &str) -> String {
-    // Only a NUL cannot be quoted, and no path or line of a text that is suggested holds one.
+    // Only a NUL cannot be quoted. Paths contain none.
     shlex::try_quote(word).map_or_else(|_| word.to_owned(), |quoted| quoted.into_owned())
 }
 
@@ -176,7 +175,7 @@ pub fn shell_quoted(word: &str) -> String {
 mod tests {
     use super::*;
 
-    /// The names that a list of things expands to in a directory with these files.
+    /// The names that `given` expands to in a directory with these files.
     fn expanded(files: &[&str], given: &[&str]) -> Result<Vec<String>> {
         let directory = tempfile::tempdir().unwrap();
         for file in files {
@@ -190,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn directories_and_patterns_stand_for_their_files_in_order() {
+    fn directories_and_patterns_expand_in_order() {
         let files = [
             "b.txt",
             "a.TXT",
@@ -208,12 +207,12 @@ mod tests {
         assert_eq!(expanded(&files, &["?.txt*"]).unwrap(), ["b.txt", "c.txt.gz"]);
         assert_eq!(expanded(&files, &["*/*.txt", "*.md"]).unwrap(), ["inner/f.txt", "notes.md"]);
         assert_eq!(expanded(&files, &["[ab].[tT][xX][tT]"]).unwrap(), ["a.TXT", "b.txt"]);
-        // A file of this name is no pattern.
+        // An existing file is not a pattern.
         assert_eq!(expanded(&files, &["odd[1].txt"]).unwrap(), ["odd[1].txt"]);
     }
 
     #[test]
-    fn what_stands_for_nothing_or_for_a_file_twice_is_refused() {
+    fn empty_expansions_and_duplicates_are_refused() {
         let refused = |files: &[&str], given: &[&str], part: &str| {
             let message = expanded(files, given).unwrap_err().to_string();
             assert!(message.contains(part), "{message}");

@@ -1,8 +1,8 @@
-//! Added tokens: strings that are looked for in a text before it is split into words. Special ones count only where the
-//! caller wants them to, the others always.
+//! Added tokens: strings that are matched in a text before it is split into words. Special ones are matched only if the
+//! caller asks for it, the others always.
 //!
-//! The rules are those of Hugging Face's library: the leftmost of all occurrences counts, of several that begin at one
-//! place the longest, and one that is found but does not count hides those that overlap it.
+//! The rules are those of Hugging Face's library: leftmost match first, then the longest. A match that is rejected, for
+//! example by `single_word`, still hides matches that overlap it.
 
 use aho_corasick::{AhoCorasick, MatchKind};
 use unicode_general_category::{GeneralCategory, get_general_category};
@@ -14,22 +14,22 @@ use super::normal::nfc;
 pub(super) struct Added {
     pub(super) id: u32,
     pub(super) content: String,
-    /// Whether it counts only where special tokens do.
+    /// Whether it is special.
     pub(super) special: bool,
-    /// Whether it counts only between characters that are not part of a word.
+    /// Whether it must not be next to a word character.
     pub(super) single_word: bool,
-    /// Whether white space before it belongs to it.
+    /// Whether it includes white space before it.
     pub(super) lstrip: bool,
-    /// Whether white space after it belongs to it.
+    /// Whether it includes white space after it.
     pub(super) rstrip: bool,
-    /// Whether it is looked for in the normalized text, rather than in the text as it is.
+    /// Whether it is matched in the normalized text instead of the original one.
     pub(super) normalized: bool,
-    /// Whether the model's own vocabulary lists it too.
+    /// Whether the model's vocabulary lists it, too.
     pub(super) in_vocab: bool,
 }
 
 impl Added {
-    /// A special token without peculiarities.
+    /// A special token with default options.
     pub(super) fn special(id: u32, content: String) -> Self {
         Self {
             id,
@@ -61,11 +61,11 @@ impl PartialEq for AddedVocabulary {
 
 impl Eq for AddedVocabulary {}
 
-/// Finds some of the tokens.
+/// Matches a subset of the tokens.
 #[derive(Clone, Debug, Default)]
 struct Finder {
-    /// For each pattern the token's place in the list.
-    places: Vec<usize>,
+    /// For each pattern, the index of its token.
+    indices: Vec<usize>,
     automaton: Option<AhoCorasick>,
 }
 
@@ -74,10 +74,10 @@ impl Finder {
         if patterns.is_empty() {
             return Ok(Self::default());
         }
-        let (places, texts): (Vec<usize>, Vec<String>) = patterns.into_iter().unzip();
+        let (indices, texts): (Vec<usize>, Vec<String>) = patterns.into_iter().unzip();
         let built = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(texts);
         let automaton = built.map_err(|error| format!("has too many added tokens: {error}"))?;
-        Ok(Self { places, automaton: Some(automaton) })
+        Ok(Self { indices, automaton: Some(automaton) })
     }
 }
 
@@ -85,12 +85,12 @@ impl Finder {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Segment<'t> {
     pub(super) text: &'t str,
-    /// The token that it is; none for ordinary text.
+    /// The added token; none for ordinary text.
     pub(super) token: Option<u32>,
 }
 
 impl AddedVocabulary {
-    /// These tokens, for texts that are normalized by NFC or not at all. The error completes "the tokenizer FILE ...".
+    /// `is_nfc`: whether text is normalized to NFC. The error completes the sentence "the tokenizer FILE ...".
     pub(super) fn new(mut tokens: Vec<Added>, is_nfc: bool) -> Result<Self, String> {
         tokens.sort_by_key(|token| token.id);
         let pattern = |token: &Added| match token.normalized && is_nfc {
@@ -115,28 +115,28 @@ impl AddedVocabulary {
         &self.tokens
     }
 
-    /// Whether there is something to look for.
+    /// Whether there are tokens to match.
     pub(super) fn any(&self, with_special: bool) -> bool {
         self.tokens.iter().any(|token| with_special || !token.special)
     }
 
-    /// The parts of a text that is not normalized yet.
+    /// Splits a text before normalization.
     pub(super) fn segments<'t>(&self, text: &'t str, with_special: bool) -> Vec<Segment<'t>> {
         self.find(&self.in_text, text, with_special)
     }
 
-    /// The parts of a normalized text.
+    /// Splits a normalized text.
     pub(super) fn segments_of_normalized<'t>(&self, text: &'t str, with_special: bool) -> Vec<Segment<'t>> {
         self.find(&self.in_normalized, text, with_special)
     }
 
     fn find<'t>(&self, finder: &Finder, text: &'t str, with_special: bool) -> Vec<Segment<'t>> {
         let mut segments = Vec::new();
-        // Where the last token ended; where the text ends that segments cover.
+        // The end of the last token, and the end of the text covered by segments.
         let (mut done, mut covered) = (0, 0);
         let matches = finder.automaton.iter().flat_map(|automaton| automaton.find_iter(text));
         for found in matches {
-            let token = &self.tokens[finder.places[found.pattern().as_usize()]];
+            let token = &self.tokens[finder.indices[found.pattern().as_usize()]];
             let (mut start, mut end) = (found.start(), found.end());
             let is_ordinary = token.special && !with_special;
             if is_ordinary || token.single_word && !stands_alone(&text[..start], &text[end..]) {
@@ -152,7 +152,7 @@ impl AddedVocabulary {
                 segments.push(Segment { text: &text[done..start], token: None });
                 covered = covered.max(start);
             }
-            // White space that the token before has taken is not counted twice.
+            // White space may already belong to the previous token.
             segments.push(Segment { text: &text[covered.min(end)..end], token: Some(token.id) });
             (done, covered) = (end, covered.max(end));
         }
@@ -163,13 +163,13 @@ impl AddedVocabulary {
     }
 }
 
-/// Whether no part of a word is next to a place.
+/// Whether neither neighbor is a word character.
 fn stands_alone(before: &str, after: &str) -> bool {
-    !before.chars().next_back().is_some_and(is_of_word) && !after.chars().next().is_some_and(is_of_word)
+    !before.chars().next_back().is_some_and(is_word_char) && !after.chars().next().is_some_and(is_word_char)
 }
 
 /// Whether a character is `\w` (Unicode Technical Standard 18, annex C).
-fn is_of_word(c: char) -> bool {
+fn is_word_char(c: char) -> bool {
     use GeneralCategory as Is;
     match get_general_category(c) {
         Is::Unassigned => false,

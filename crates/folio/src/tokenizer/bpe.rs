@@ -1,9 +1,9 @@
 //! Byte-level byte-pair encoding: tokens are strings of bytes, made by merging pairs in a learned order.
 //!
 //! Sennrich, Haddow and Birch 2016, "Neural Machine Translation of Rare Words with Subword Units", on bytes as in
-//! Radford et al. 2019, section 2.2. A text is split into words ([`super::words`]); a word begins as its bytes, and the
-//! pair of neighbours whose merge was learned first is merged, the leftmost first, until no pair is left that was
-//! learned. Every string of bytes can be encoded, for each byte is a token.
+//! Radford et al. 2019, section 2.2. A text is split into words ([`super::words`]). A word starts as a sequence of bytes.
+//! The adjacent pair whose merge was learned first is merged, leftmost first, until no learned pair is left. Any string of
+//! bytes can be encoded, since each byte is a token.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -19,33 +19,33 @@ pub(super) mod train;
 /// Tokens of a single byte.
 pub(super) const BYTES: usize = 256;
 
-/// Longer words are merged with a heap, in n log n steps; shorter ones by looking through all their pairs each time.
+/// Longer words are merged with a heap in O(n log n), shorter ones by scanning all pairs for every merge.
 const SHORT_WORD: usize = 48;
 
-/// Words whose ids an encoder remembers at most, and the longest that it does.
+/// The capacity of an encoder's cache in words, and the length of the longest cached word.
 const CACHED_WORDS: usize = 1 << 17;
 const LONGEST_CACHED: usize = 64;
 
 /// A vocabulary with its merges.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Bpe {
-    /// The bytes of all tokens, end to end in the order of their ids; a special token's are its text.
+    /// The concatenated bytes of all tokens, in the order of their ids. The bytes of a special token are its text.
     bytes: Vec<u8>,
-    /// Where each token's bytes end.
+    /// The end of each token in `bytes`.
     ends: Vec<usize>,
-    /// Left and right part of each merge, in the order in which they were learned.
+    /// The left and right part of each merge, in the order of training.
     merges: Vec<(u32, u32)>,
     /// The rank and the result of each merge.
     merged: FxHashMap<u64, Merged>,
     /// The token of each byte.
     byte_ids: [u32; BYTES],
-    /// The ids of the tokens that no text becomes unless it is asked to, ascending.
+    /// The ids of the special tokens, in ascending order.
     specials: Vec<u32>,
-    /// What happens to a text before its bytes are merged.
+    /// The preprocessing of text.
     recipe: Recipe,
 }
 
-/// What becomes of a pair.
+/// The merge of a pair.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Merged {
     rank: u32,
@@ -53,7 +53,7 @@ struct Merged {
 }
 
 impl Merged {
-    /// Of a pair that does not merge.
+    /// A pair without a merge.
     const NEVER: Self = Self { rank: u32::MAX, id: u32::MAX };
 }
 
@@ -62,9 +62,8 @@ fn key(left: u32, right: u32) -> u64 {
 }
 
 impl Bpe {
-    /// A vocabulary that treats texts as GPT-2 does, from its tokens in the order of their ids, its merges in the order
-    /// of their ranks, and the ids of its special tokens. The error says what does not fit, as in "has no token for the
-    /// byte 0x00".
+    /// A vocabulary with GPT-2's preprocessing: tokens in the order of their ids, merges in the order of their ranks, and
+    /// the ids of the special tokens. The error says what is wrong, such as "has no token for the byte 0x00".
     pub(super) fn new(
         tokens: &[Vec<u8>],
         merges: Vec<(u32, u32)>,
@@ -78,7 +77,7 @@ impl Bpe {
         Self::with_recipe(tokens, merges, recipe)
     }
 
-    /// [`Bpe::new`] with a recipe of its own, which has the added tokens.
+    /// As [`Bpe::new`], with the preprocessing and the added tokens of `recipe`.
     pub(super) fn with_recipe(
         tokens: &[Vec<u8>],
         merges: Vec<(u32, u32)>,
@@ -97,7 +96,7 @@ impl Bpe {
                 return Err(format!("has the ids {other} and {id} for the same bytes"));
             }
         }
-        // Merges may make a token that is added as well.
+        // A merge may produce a token that is also an added token.
         for token in added.iter().filter(|token| token.in_vocab) {
             by_bytes.entry(&tokens[token.id as usize]).or_insert(token.id);
         }
@@ -126,7 +125,7 @@ impl Bpe {
         Ok(Self { bytes, ends: ends.collect(), merges, merged, byte_ids, specials, recipe })
     }
 
-    /// Tokens, special ones included.
+    /// The number of tokens, including special ones.
     pub(super) fn vocab_size(&self) -> usize {
         self.ends.len()
     }
@@ -134,7 +133,7 @@ impl Bpe {
     /// The bytes of a token.
     ///
     /// # Panics
-    /// If there is no such token.
+    /// If the id is outside the vocabulary.
     pub(super) fn token(&self, id: u32) -> &[u8] {
         let index = id as usize;
         let Some(&end) = self.ends.get(index) else {
@@ -149,12 +148,12 @@ impl Bpe {
         &self.merges
     }
 
-    /// The ids of the special tokens, ascending.
+    /// The ids of the special tokens, in ascending order.
     pub(super) fn specials(&self) -> &[u32] {
         &self.specials
     }
 
-    /// What happens to a text before its bytes are merged.
+    /// The preprocessing of text.
     pub(super) fn recipe(&self) -> &Recipe {
         &self.recipe
     }
@@ -164,7 +163,7 @@ impl Bpe {
         self.specials.binary_search(&id).is_ok()
     }
 
-    /// The ids of a text. Special tokens in it are ordinary text.
+    /// Encodes a text without recognizing special tokens.
     #[cfg(test)]
     pub(super) fn encode(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::new();
@@ -172,7 +171,7 @@ impl Bpe {
         ids
     }
 
-    /// The bytes that ids stand for.
+    /// Decodes ids to bytes.
     ///
     /// # Panics
     /// If an id is outside the vocabulary.
@@ -194,22 +193,22 @@ impl std::fmt::Debug for Bpe {
     }
 }
 
-/// Encodes texts, and remembers the words that it has met.
+/// Encodes text, with a cache of words.
 pub(super) struct Encoder<'b, 't> {
     bpe: &'b Bpe,
-    /// Where in `remembered` the ids of each word are.
+    /// For each word, the range of its ids in `cached_ids`.
     cache: FxHashMap<&'t str, (u32, u32)>,
-    remembered: Vec<u32>,
-    /// The word at hand: its tokens so far, and what becomes of each with the one to its right.
+    cached_ids: Vec<u32>,
+    /// The current word: its tokens so far, each with the merge with its right neighbor.
     parts: Vec<(u32, Merged)>,
 }
 
 impl<'b, 't> Encoder<'b, 't> {
     pub(super) fn new(bpe: &'b Bpe) -> Self {
-        Self { bpe, cache: FxHashMap::default(), remembered: Vec::new(), parts: Vec::new() }
+        Self { bpe, cache: FxHashMap::default(), cached_ids: Vec::new(), parts: Vec::new() }
     }
 
-    /// Appends the ids of a text that is split as GPT-2 does.
+    /// Appends the ids of a text, with GPT-2's split.
     pub(super) fn encode(&mut self, text: &'t str, ids: &mut Vec<u32>) {
         words(text).for_each(|word| self.encode_word(word, ids));
     }
@@ -220,7 +219,7 @@ impl<'b, 't> Encoder<'b, 't> {
         if let [byte] = word.as_bytes() {
             ids.push(self.bpe.byte_ids[usize::from(*byte)]);
         } else if let Some(&(start, end)) = self.cache.get(word) {
-            match &self.remembered[start as usize..end as usize] {
+            match &self.cached_ids[start as usize..end as usize] {
                 &[id] => ids.push(id),
                 several => ids.extend_from_slice(several),
             }
@@ -231,24 +230,24 @@ impl<'b, 't> Encoder<'b, 't> {
                 Some(&id) => ids.push(id),
                 None => self.merge(word.as_bytes(), ids),
             }
-            self.remember(word, &ids[first..]);
+            self.insert_cached(word, &ids[first..]);
         }
     }
 
-    fn remember(&mut self, word: &'t str, ids: &[u32]) {
+    fn insert_cached(&mut self, word: &'t str, ids: &[u32]) {
         if word.len() > LONGEST_CACHED {
             return;
         }
         if self.cache.len() == CACHED_WORDS {
             self.cache.clear();
-            self.remembered.clear();
+            self.cached_ids.clear();
         }
-        let start = self.remembered.len() as u32;
-        self.remembered.extend_from_slice(ids);
-        self.cache.insert(word, (start, self.remembered.len() as u32));
+        let start = self.cached_ids.len() as u32;
+        self.cached_ids.extend_from_slice(ids);
+        self.cache.insert(word, (start, self.cached_ids.len() as u32));
     }
 
-    /// Appends what the merges make of some bytes.
+    /// Appends the ids of a string of bytes, by its merges.
     pub(super) fn merge(&mut self, word: &[u8], ids: &mut Vec<u32>) {
         if word.len() > SHORT_WORD {
             return merge_long(self.bpe, word, ids);
@@ -282,14 +281,14 @@ impl<'b, 't> Encoder<'b, 't> {
     }
 }
 
-/// [`Encoder::merge`] for a word of any length: parts in a linked list, candidates in a heap by rank and place.
+/// [`Encoder::merge`] for long words: parts in a linked list, candidates in a heap by rank and position.
 fn merge_long(bpe: &Bpe, word: &[u8], ids: &mut Vec<u32>) {
-    /// A part that has been merged into the one to its left.
+    /// A part that was merged into its left neighbor.
     const GONE: u32 = u32::MAX;
     assert!(word.len() < GONE as usize, "a word of {} bytes", word.len());
     let mut parts: Vec<u32> = word.iter().map(|&byte| bpe.byte_ids[usize::from(byte)]).collect();
     let len = parts.len();
-    // The part that begins where this one ends; where the part begins that ends here.
+    // The linked list: the start of the next and of the previous part.
     let mut next: Vec<u32> = (1..=len as u32).collect();
     let mut previous: Vec<u32> = (0..len as u32).map(|at| at.wrapping_sub(1)).collect();
     let candidate = |rank: u32, at: usize| Reverse(u64::from(rank) << 32 | at as u64);
@@ -306,7 +305,7 @@ fn merge_long(bpe: &Bpe, word: &[u8], ids: &mut Vec<u32>) {
         let right = next[at] as usize;
         let merged = bpe.merged(parts[at], parts[right]);
         if merged.rank != rank {
-            continue; // One of the two has been merged with another since.
+            continue; // Outdated: one of the two parts was merged with another.
         }
         parts[at] = merged.id;
         parts[right] = GONE;
@@ -338,8 +337,8 @@ mod tests {
     use crate::tokenizer::Tokenizer;
     use crate::tokenizer::gpt2::gpt2;
 
-    /// [`Encoder::merge`] as the definition has it: the whole list of pairs is looked through for every merge.
-    fn merge_plainly(bpe: &Bpe, word: &[u8]) -> Vec<u32> {
+    /// [`Encoder::merge`] by its definition: scans all pairs for every merge.
+    fn merge_naive(bpe: &Bpe, word: &[u8]) -> Vec<u32> {
         let mut parts: Vec<u32> = word.iter().map(|&byte| bpe.byte_ids[usize::from(byte)]).collect();
         let first = |parts: &[u32]| {
             let ranks = parts.windows(2).map(|pair| bpe.merged(pair[0], pair[1]));
@@ -370,20 +369,20 @@ mod tests {
         #[test]
         fn words_of_any_length_merge_by_the_definition(word in "[ab e-his-u\\u{e9}]{0,120}") {
             let bpe = gpt2();
-            let want = merge_plainly(&bpe, word.as_bytes());
+            let want = merge_naive(&bpe, word.as_bytes());
             prop_assert_eq!(&merged(&bpe, word.as_bytes()), &want);
             prop_assert_eq!(&merged_as_long(&bpe, word.as_bytes()), &want);
         }
 
         #[test]
-        fn any_text_comes_back(text in ".{0,200}", spaces in "\\PC*[ \n\t]*\\PC*") {
+        fn any_text_round_trips(text in ".{0,200}", spaces in "\\PC*[ \n\t]*\\PC*") {
             for text in [text, spaces] {
                 prop_assert_eq!(gpt2().decode(&gpt2().encode(&text)), text.as_bytes());
             }
         }
 
         #[test]
-        fn any_bytes_come_back(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        fn any_bytes_round_trip(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let tokenizer = Tokenizer::gpt2();
             let ids = tokenizer.encode_bytes(&bytes).unwrap();
             prop_assert_eq!(tokenizer.decode_bytes(&ids), &bytes[..]);
@@ -393,14 +392,14 @@ mod tests {
         }
 
         #[test]
-        fn texts_of_every_plane_have_the_ids_of_tiktoken(text in "(\\PC|[ \n\r\t'sdltvre0-9]|\\s|\\pL|\\pN){0,60}") {
+        fn ids_match_tiktoken(text in "(\\PC|[ \n\r\t'sdltvre0-9]|\\s|\\pL|\\pN){0,60}") {
             let want = tiktoken_rs::r50k_base_singleton().encode_ordinary(&text);
             prop_assert_eq!(gpt2().encode(&text), want);
         }
     }
 
     #[test]
-    fn every_character_is_split_and_encoded_as_by_tiktoken() {
+    fn every_character_is_encoded_like_tiktoken() {
         let text: String = ('\0'..=char::MAX).map(|c| format!("a{c}1{c} {c}\n")).collect();
         let want = tiktoken_rs::r50k_base_singleton().encode_ordinary(&text);
         let got = gpt2().encode(&text);
@@ -409,19 +408,18 @@ mod tests {
     }
 
     #[test]
-    fn one_letter_a_million_times_is_encoded() {
-        // Sixteen letters are the longest token of them; the rest is what the definition makes of what is left.
+    fn a_million_repetitions_are_encoded() {
         for letter in ["a", " ", "ab"] {
             let text = letter.repeat(1_000_000 / letter.len());
             let ids = gpt2().encode(&text);
             assert_eq!(gpt2().decode(&ids), text.as_bytes());
             let (short, len) = (&text.as_bytes()[..4000], text.len());
-            assert_eq!(merged_as_long(&gpt2(), short), merge_plainly(&gpt2(), short), "{letter:?} of {len}");
+            assert_eq!(merged_as_long(&gpt2(), short), merge_naive(&gpt2(), short), "{letter:?} of {len}");
         }
     }
 
     #[test]
-    fn what_is_forgotten_is_encoded_again() {
+    fn a_full_cache_is_cleared() {
         let words: String = (0..2 * CACHED_WORDS as u32 + 7).map(|i| format!(" w{i:x}")).collect();
         let want = tiktoken_rs::r50k_base_singleton().encode_ordinary(&words);
         assert_eq!(gpt2().encode(&words), want);
@@ -439,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn vocabularies_that_do_not_fit_together_are_refused() {
+    fn inconsistent_vocabularies_are_refused() {
         check_refused(|tokens, _| tokens[0] = b"xy".to_vec(), "has no token for the byte 0x00");
         check_refused(|tokens, _| tokens[7].clear(), "has an empty token, id 7");
         check_refused(|tokens, _| tokens[256] = b"a".to_vec(), "has the ids 97 and 256 for the same bytes");

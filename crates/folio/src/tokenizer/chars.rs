@@ -1,4 +1,4 @@
-//! One token a character.
+//! One token per character.
 
 use std::collections::BTreeMap;
 
@@ -8,14 +8,14 @@ use crate::error::{Error, Result};
 const PAGE_LEN: usize = 256;
 /// Pages that hold all code points of Unicode, which end at U+10FFFF.
 const PAGE_COUNT: usize = 0x11_0000 / PAGE_LEN;
-/// The entry of a character that the vocabulary lacks.
+/// The entry of a character that is not in the vocabulary.
 const ABSENT: u32 = u32::MAX;
 
-/// A list of distinct characters; the id of each is its place in the list.
+/// A list of distinct characters. The id of a character is its index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct CharVocabulary {
     chars: Vec<char>,
-    /// For each page of Unicode its place in `pages`. Most share page 0, which has no character.
+    /// For each page of Unicode, its index in `pages`. Most share page 0, which is empty.
     page_of: Vec<u16>,
     pages: Vec<[u32; PAGE_LEN]>,
 }
@@ -28,15 +28,15 @@ impl CharVocabulary {
             is_used[c as usize] = true;
         }
         let chars = ('\0'..=char::MAX).filter(|&c| is_used[c as usize]).collect();
-        Self::new(chars).expect("each character is met once")
+        Self::new(chars).expect("the characters are distinct")
     }
 
-    /// The vocabulary of these characters in this order, or the character that is in the list twice.
+    /// The vocabulary of these characters in this order. The error is a character that occurs twice.
     pub(super) fn new(chars: Vec<char>) -> std::result::Result<Self, char> {
         let mut page_of = vec![0_u16; PAGE_COUNT];
         let mut pages = vec![[ABSENT; PAGE_LEN]];
         for (id, &c) in chars.iter().enumerate() {
-            let (page_idx, entry_idx) = place(c);
+            let (page_idx, entry_idx) = position(c);
             if page_of[page_idx] == 0 {
                 page_of[page_idx] = pages.len() as u16;
                 pages.push([ABSENT; PAGE_LEN]);
@@ -80,7 +80,7 @@ impl CharVocabulary {
         char
     }
 
-    /// The characters of a text that the vocabulary lacks, and how often they occur.
+    /// The characters of a text that the vocabulary lacks, with their counts.
     pub(super) fn missing(&self, text: &str) -> BTreeMap<char, u64> {
         let mut missing = BTreeMap::new();
         text.chars().filter(|&c| self.id(c) == ABSENT).for_each(|c| *missing.entry(c).or_default() += 1);
@@ -89,7 +89,7 @@ impl CharVocabulary {
 
     #[inline]
     fn id(&self, c: char) -> u32 {
-        let (page_idx, entry_idx) = place(c);
+        let (page_idx, entry_idx) = position(c);
         self.pages[usize::from(self.page_of[page_idx])][entry_idx]
     }
 
@@ -108,9 +108,9 @@ impl CharVocabulary {
     }
 }
 
-/// The page of a character, and its place on that page.
+/// The page of a character, and its index on that page.
 #[inline]
-fn place(c: char) -> (usize, usize) {
+fn position(c: char) -> (usize, usize) {
     (c as usize / PAGE_LEN, c as usize % PAGE_LEN)
 }
 
@@ -146,21 +146,21 @@ mod tests {
     }
 
     #[test]
-    fn every_other_character_of_unicode_is_absent() {
+    fn all_other_characters_are_absent() {
         let vocabulary = CharVocabulary::of_text("aš日👧\u{10ffff}");
         let known: Vec<char> = ('\0'..=char::MAX).filter(|&c| vocabulary.id(c) != ABSENT).collect();
         assert_eq!(known, vocabulary.chars());
     }
 
     #[test]
-    fn order_given_is_kept_and_twins_are_refused() {
+    fn order_is_kept_and_duplicates_are_refused() {
         let vocabulary = CharVocabulary::new(vec!['b', 'é', 'a']).unwrap();
         assert_eq!(vocabulary.encode("aéb").unwrap(), [2, 1, 0]);
         assert_eq!(CharVocabulary::new(vec!['b', 'é', 'a', 'é']), Err('é'));
     }
 
     #[test]
-    fn unknown_character_is_named_with_its_place() {
+    fn unknown_character_is_reported_with_its_position() {
         let vocabulary = CharVocabulary::of_text("To be,é\n");
         let message = vocabulary.encode("To be\nTéo€").unwrap_err().to_string();
         assert_eq!(

@@ -1,4 +1,4 @@
-//! `tokenizer_config.json`, which transformers keeps beside `tokenizer.json`: it names the special tokens that begin and
+//! `tokenizer_config.json`, the companion of `tokenizer.json` in transformers: it names the special tokens that begin and
 //! end a text.
 
 use std::path::Path;
@@ -12,13 +12,13 @@ use crate::error::{Error, Result};
 /// The file's name.
 pub(crate) const CONFIG_FILE: &str = "tokenizer_config.json";
 
-/// Special tokens that end a text in the published vocabularies, for files without a configuration beside them.
+/// Names of end tokens in published vocabularies, for files without a configuration.
 const ENDS: [&str; 5] = [super::END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]"];
 
-/// Special tokens that begin one. GPT-2 uses a single token for both.
+/// Names of begin tokens. GPT-2 uses one token for both.
 const BEGINNINGS: [&str; 6] = [super::END_OF_TEXT, "<|begin_of_text|>", "<s>", "<bos>", "[BOS]", "<|bos|>"];
 
-/// The tokens that begin and end a text, as far as a tokenizer has them. A configuration may name any token.
+/// The tokens that begin and end a text, if any. A configuration may name ordinary tokens, too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Borders {
     pub(super) begin: Option<u32>,
@@ -26,13 +26,13 @@ pub(super) struct Borders {
 }
 
 impl Borders {
-    /// The special tokens whose names are well known.
+    /// Recognizes special tokens by their names.
     pub(super) fn of_names(id_of: impl Fn(&str) -> Option<u32>) -> Self {
         let find = |names: &[&str]| names.iter().find_map(|name| id_of(name));
         Self { begin: find(&BEGINNINGS), end: find(&ENDS) }
     }
 
-    /// What the configuration beside a `tokenizer.json` names. A file with another name has none.
+    /// Reads the configuration next to a `tokenizer.json`. Files with other names have none.
     pub(super) fn read_beside(self, path: &Path, id_of: impl Fn(&str) -> Option<u32>) -> Result<Self> {
         if path.file_name().is_none_or(|name| name != TOKENIZER_FILE) {
             return Ok(self);
@@ -53,14 +53,14 @@ impl Borders {
                 Some(Value::Null) => return Ok(None),
                 Some(named) => named,
             };
-            // A name alone, or an object with all that is to know of the token.
+            // A name, or an object with all options of the token.
             let Some(name) = named.as_str().or_else(|| named["content"].as_str()) else {
                 return Err(refused(format!(
-                    "has {named} in '{field}', where a token must be: give its text, an object with its text in \
-                     'content', or null"
+                    "has {named} in '{field}', which must be a token: its text, an object with its text in 'content', or \
+                     null"
                 )));
             };
-            // transformers takes an empty name for none.
+            // transformers treats an empty name as none.
             if name.is_empty() {
                 return Ok(None);
             }
@@ -75,7 +75,7 @@ impl Borders {
     }
 }
 
-/// The file of a tokenizer. `context` is the largest number of tokens that its model takes.
+/// The file for a tokenizer. `context` is the context length of its model.
 pub(super) fn of(tokenizer: &Tokenizer, context: Option<usize>) -> Value {
     let name = |id: Option<u32>| id.map(|id| spelling(&tokenizer.model, id));
     let mut config = json!({

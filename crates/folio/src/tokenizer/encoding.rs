@@ -1,4 +1,4 @@
-//! From a text to ids, on all threads.
+//! Encodes text to ids, in parallel.
 
 use rayon::prelude::*;
 
@@ -7,14 +7,14 @@ use super::chars::CharVocabulary;
 use super::{Tokenizer, TokenizerModel, words};
 use crate::error::{Error, Result};
 
-/// Bytes of text that a thread encodes at once.
+/// Bytes of text per piece of parallel work.
 const PIECE: usize = 1 << 18;
 
-/// UnitEncoder that are prepared before they are encoded, at most.
+/// The maximum number of units that are prepared before they are encoded.
 const UNITS: usize = 1 << 16;
 
 impl Tokenizer {
-    /// The ids of a text. Special tokens are not looked for: `<|endoftext|>` in a text is ordinary text.
+    /// Encodes a text. Special tokens are not recognized: `<|endoftext|>` is ordinary text.
     ///
     /// # Errors
     /// [`Error::Tokenizer`] if the vocabulary lacks a character of the text; BPE can encode any text.
@@ -24,7 +24,7 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// The ids of a text in which special tokens count as such.
+    /// Encodes a text, and recognizes special tokens.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
@@ -34,8 +34,8 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// The ids of a text piece by piece, in order: `on_piece` is given some text and its ids. All threads encode; what
-    /// is held at a time is a few pieces, whatever the length of the text.
+    /// Encodes a text piece by piece, in order: `on_piece` gets the text and the ids of each piece. Encoding is parallel, but
+    /// only a few pieces are in memory at a time.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
@@ -43,7 +43,7 @@ impl Tokenizer {
         self.encode_with(text, false, on_piece)
     }
 
-    /// [`Tokenizer::encode_pieces`] for a text in which special tokens count as such.
+    /// As [`Tokenizer::encode_pieces`], but recognizes special tokens.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
@@ -71,10 +71,10 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// The ids of bytes that need not be UTF-8. What is not text stands apart from the words around it.
+    /// Encodes bytes that may not be UTF-8. Invalid bytes are not part of the words around them.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] if tokens are characters and these bytes are not characters of the vocabulary; a BPE can
+    /// [`Error::Tokenizer`] if tokens are characters and the bytes are not characters of the vocabulary. A BPE can
     /// encode any bytes.
     pub fn encode_bytes(&self, bytes: &[u8]) -> Result<Vec<u32>> {
         match &self.model {
@@ -108,14 +108,14 @@ fn encode_chars<'t>(
     while !rest.is_empty() {
         let piece;
         (piece, rest) = rest.split_at(rest.floor_char_boundary(PIECE));
-        // The error gives a missing character's place in the whole text.
+        // Encode the whole text for the error, which has the position of the missing character.
         let ids = vocabulary.encode(piece).or_else(|_| vocabulary.encode(text))?;
         on_piece(piece, &ids);
     }
     Ok(())
 }
 
-/// Encodes a text that GPT-2's split cuts into words.
+/// Encodes a text with GPT-2's split alone.
 fn encode_plain<'t>(bpe: &Bpe, text: &'t str, mut on_piece: impl FnMut(&'t str, &[u32])) {
     let threads = rayon::current_num_threads();
     let mut pieces = words::pieces(text, PIECE);
@@ -130,8 +130,8 @@ fn encode_plain<'t>(bpe: &Bpe, text: &'t str, mut on_piece: impl FnMut(&'t str, 
         return;
     }
     loop {
-        let turn: Vec<&str> = pieces.by_ref().take(8 * threads).collect();
-        if turn.is_empty() {
+        let batch: Vec<&str> = pieces.by_ref().take(8 * threads).collect();
+        if batch.is_empty() {
             return;
         }
         let encode = |encoder: &mut Encoder<'_, 't>, &piece: &&'t str| {
@@ -139,30 +139,30 @@ fn encode_plain<'t>(bpe: &Bpe, text: &'t str, mut on_piece: impl FnMut(&'t str, 
             encoder.encode(piece, &mut ids);
             ids
         };
-        let ids: Vec<Vec<u32>> = turn.par_iter().map_init(|| Encoder::new(bpe), encode).collect();
-        turn.iter().zip(&ids).for_each(|(piece, ids)| on_piece(piece, ids));
+        let ids: Vec<Vec<u32>> = batch.par_iter().map_init(|| Encoder::new(bpe), encode).collect();
+        batch.iter().zip(&ids).for_each(|(piece, ids)| on_piece(piece, ids));
     }
 }
 
-/// Encodes a text by any recipe: one thread finds added tokens and splits, all of them encode words.
+/// Encodes a text with any recipe. One thread matches added tokens and splits, all threads encode words.
 struct UnitEncoder<'b, 't, F> {
     bpe: &'b Bpe,
     on_piece: F,
-    /// What has been split and not encoded.
+    /// Units that are not encoded yet.
     units: Vec<EncodingUnit<'t>>,
-    /// Bytes of words in them.
+    /// Bytes of words in these units.
     bytes: usize,
-    /// Bytes of words after which they are encoded.
+    /// Encode after this many bytes of words.
     most: usize,
 }
 
-/// Some words, or a token that was found in the text.
+/// Some words, or an added token.
 #[derive(Default)]
 struct EncodingUnit<'t> {
-    /// About the text that it comes from: all units' texts together are the whole.
+    /// Roughly the text of the unit. The concatenation over all units is exactly the whole text.
     source: &'t str,
     token: Option<u32>,
-    /// The words, end to end, and where each ends; without ends it is a text that GPT-2's split cuts into words.
+    /// Concatenated words and their ends; without ends, text that still needs GPT-2's split.
     words: String,
     ends: Vec<usize>,
 }
@@ -184,7 +184,7 @@ impl<'b, 't, F: FnMut(&'t str, &[u32])> UnitEncoder<'b, 't, F> {
                 });
                 continue;
             }
-            // Normalization may change lengths: progress counts up to the source's length, the rest at the end.
+            // Normalization may change lengths. Units take from the source while it lasts; the rest comes at the end.
             let mut source = segment.text;
             let normalized = recipe.normalized(segment.text);
             for part in recipe.added.segments_of_normalized(&normalized, with_special) {
@@ -233,7 +233,7 @@ impl<'b, 't, F: FnMut(&'t str, &[u32])> UnitEncoder<'b, 't, F> {
         }
     }
 
-    /// Encodes what there is, and passes it on.
+    /// Encodes all prepared units.
     fn flush(&mut self) {
         fn encode<'u>(encoder: &mut Encoder<'_, 'u>, unit: &'u EncodingUnit<'_>) -> Vec<u32> {
             let mut ids = Vec::from_iter(unit.token);
@@ -261,7 +261,7 @@ impl<'b, 't, F: FnMut(&'t str, &[u32])> UnitEncoder<'b, 't, F> {
     }
 }
 
-/// Takes up to `len` bytes off the head of a text.
+/// Removes up to `len` bytes from the start of a text and returns them.
 fn cut<'t>(text: &mut &'t str, len: usize) -> &'t str {
     let head;
     (head, *text) = text.split_at(text.floor_char_boundary(len));

@@ -1,12 +1,11 @@
-//! What a vocabulary of characters lacks, and the vocabulary that has it.
+//! Extending a character vocabulary with the characters of another text.
 
 use super::chars::CharVocabulary;
 use super::{Tokenizer, TokenizerModel};
 use crate::error::{Error, Result};
 
 impl Tokenizer {
-    /// The characters of a text that the vocabulary lacks with how often they occur, the most frequent first. A BPE lacks
-    /// none.
+    /// The characters of a text that the vocabulary lacks, with their counts, the most frequent first. A BPE lacks none.
     pub fn missing_characters(&self, text: &str) -> Vec<(char, u64)> {
         let TokenizerModel::Chars(vocabulary) = &self.model else { return Vec::new() };
         let mut missing: Vec<(char, u64)> = vocabulary.missing(text).into_iter().collect();
@@ -17,9 +16,9 @@ impl Tokenizer {
     /// Checks that the vocabulary has every character of a text.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] that counts those that are missing and shows ten of them; it ends with `way_out`.
+    /// [`Error::Tokenizer`] with the number of missing characters and ten examples; it ends with the hint `way_out`.
     pub fn check_covers(&self, name: &str, text: &str, way_out: &str) -> Result<()> {
-        /// Characters that are shown.
+        /// The number of examples.
         const SHOWN: usize = 10;
         let missing = self.missing_characters(text);
         if missing.is_empty() {
@@ -39,16 +38,16 @@ impl Tokenizer {
         Err(Error::Tokenizer { reason })
     }
 
-    /// This vocabulary and the characters of a text that it lacks, in ascending order behind the others, which keep their
-    /// ids. A BPE stays as it is.
+    /// Appends the characters of a text that the vocabulary lacks, in ascending order. Existing ids do not change. A BPE is
+    /// returned unchanged.
     pub fn extended(&self, text: &str) -> Self {
         let TokenizerModel::Chars(vocabulary) = &self.model else { return self.clone() };
         let chars = vocabulary.chars().iter().copied().chain(vocabulary.missing(text).into_keys());
-        let extended = CharVocabulary::new(chars.collect()).expect("what is missing is not there");
+        let extended = CharVocabulary::new(chars.collect()).expect("missing characters are not duplicates");
         Self::new(TokenizerModel::Chars(extended))
     }
 
-    /// Whether this is the tokenizer of another's digest with further characters behind its first `vocab_size`.
+    /// Whether the first `vocab_size` characters form the tokenizer with this digest.
     pub(crate) fn extends(&self, vocab_size: usize, digest: &str) -> bool {
         let TokenizerModel::Chars(vocabulary) = &self.model else { return false };
         let first = vocabulary.chars().get(..vocab_size).map(|chars| CharVocabulary::new(chars.to_vec()));
@@ -92,7 +91,7 @@ mod tests {
         assert_eq!((old.extended("dab"), Tokenizer::gpt2().extended("é")), (old.clone(), Tokenizer::gpt2()));
         assert!(new.extends(old.vocab_size(), &old.digest()) && new.extends(7, &new.digest()));
         assert!(!new.extends(3, &old.digest()) && !old.extends(7, &new.digest()));
-        // Saved and read, the ids are the same.
+        // Saving and loading keeps the ids.
         let dir = tempfile::tempdir().unwrap();
         new.save(dir.path()).unwrap();
         assert_eq!(Tokenizer::load(dir.path()).unwrap(), new);

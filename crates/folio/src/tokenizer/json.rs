@@ -1,8 +1,8 @@
-//! `tokenizer.json` in the format of Hugging Face's library `tokenizers`, written and read.
+//! Reads and writes `tokenizer.json`, the format of Hugging Face's library `tokenizers`.
 //!
-//! Characters are a BPE without merges and without a pre-tokenizer, whose decoder joins the tokens. A byte-level BPE of
-//! folio's own has the settings of GPT-2's published file, so that other programs give the same ids; one that was read is
-//! written with all of its settings that bear on ids.
+//! Characters are written as a BPE without merges and pre-tokenizer, with a decoder that joins the tokens. A byte-level BPE
+//! trained by folio has the settings of GPT-2's published file, so that other programs give the same ids. One that was read
+//! from a file is written with all settings that affect ids.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -21,10 +21,10 @@ use crate::error::{Error, Result};
 
 mod read;
 
-/// A larger file is refused unread. GPT-2's takes 2 to 4 MB, one with every character of Unicode about 30.
+/// Larger files are refused. GPT-2's file has 2 to 4 MB, one with every character of Unicode about 30.
 const MAX_FILE_BYTES: u64 = 64 << 20;
 
-/// The whole file, its fields in the format's order.
+/// The file, with its fields in the usual order.
 #[derive(serde::Serialize)]
 pub(super) struct TokenizerJson<'a> {
     version: &'a str,
@@ -50,11 +50,11 @@ struct BpeJson<'a> {
     byte_fallback: bool,
     ignore_merges: bool,
     vocab: VocabJson,
-    /// Each the two parts with a space between, which every version of the library reads.
+    /// Two parts separated by a space, the form that every version of the library can read.
     merges: Vec<String>,
 }
 
-/// Tokens in the order of their ids, written as an object from token to id.
+/// Tokens in the order of their ids, written as an object that maps tokens to ids.
 struct VocabJson(Vec<String>);
 
 impl Serialize for VocabJson {
@@ -63,7 +63,7 @@ impl Serialize for VocabJson {
     }
 }
 
-/// How the file of a tokenizer spells a token.
+/// The spelling of a token in the file.
 pub(super) fn spelling(model: &TokenizerModel, id: u32) -> String {
     match model {
         TokenizerModel::Chars(vocabulary) => vocabulary.char(id).to_string(),
@@ -71,7 +71,7 @@ pub(super) fn spelling(model: &TokenizerModel, id: u32) -> String {
     }
 }
 
-/// The token that the file of a tokenizer spells so: an added one, special or not, or an ordinary one.
+/// The id of an added or ordinary token, by its spelling in the file.
 pub(super) fn id_of(model: &TokenizerModel, spelling: &str) -> Option<u32> {
     match model {
         TokenizerModel::Chars(vocabulary) => {
@@ -92,14 +92,14 @@ pub(super) fn id_of(model: &TokenizerModel, spelling: &str) -> Option<u32> {
 
 fn bpe_spelling(bpe: &Bpe, alphabet: &[char; 256], id: u32) -> String {
     let added = bpe.recipe().added.tokens();
-    // An added token is spelled as the text it is.
+    // The spelling of an added token is its text.
     match added.binary_search_by_key(&id, |token| token.id) {
         Ok(place) => added[place].content.clone(),
         Err(_) => spell(alphabet, bpe.token(id)),
     }
 }
 
-/// The file of a tokenizer.
+/// The file for a tokenizer.
 pub(super) fn of(model: &TokenizerModel) -> TokenizerJson<'static> {
     match model {
         TokenizerModel::Chars(vocabulary) => chars_json(vocabulary),
@@ -117,7 +117,7 @@ fn bpe_file(bpe: &Bpe) -> TokenizerJson<'static> {
     let added = recipe.added.tokens();
     let token = |id: u32| bpe_spelling(bpe, &alphabet, id);
     let merges = bpe.merges().iter().map(|&(left, right)| format!("{} {}", token(left), token(right)));
-    // Those that the vocabulary does not list come last.
+    // Added tokens that are not in the vocabulary come last.
     let listed = bpe.vocab_size() - added.iter().filter(|token| !token.in_vocab).count();
     let tokens = (0..listed as u32).map(token).collect();
     let byte_level = byte_level_json(false, true);
@@ -194,16 +194,16 @@ fn bpe_json(tokens: Vec<String>, merges: Vec<String>) -> BpeJson<'static> {
     }
 }
 
-/// The tokenizer in a file, if it is one that this program runs.
+/// Reads a tokenizer file.
 pub(super) fn read(path: &Path) -> Result<TokenizerModel> {
     let bytes = read_capped(path)?
-        .ok_or_else(|| refused(path, "does not exist; give the folder of a run that has saved one"))?;
+        .ok_or_else(|| refused(path, "does not exist; give the directory of a run, which contains one"))?;
     let json = serde_json::from_slice(&bytes)
         .map_err(|error| refused(path, format!("is not valid JSON: {error}")))?;
     read::from_json(&json).map_err(|reason| refused(path, reason))
 }
 
-/// The bytes of a file, if there is one.
+/// Reads a file, if it exists and is not too large.
 pub(super) fn read_capped(path: &Path) -> Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes));

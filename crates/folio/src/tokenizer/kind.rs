@@ -1,4 +1,4 @@
-//! Which tokenizer a run asks for: a name, or a file.
+//! The kinds of tokenizers that a run can use.
 
 use std::fmt::{self, Display};
 use std::path::PathBuf;
@@ -8,16 +8,16 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::{Error, Result};
 
-/// Which tokenizer to make for a text.
+/// A kind of tokenizer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TokenizerKind {
-    /// One token a character; the vocabulary is the sorted distinct characters of the text.
+    /// One token per character; the vocabulary is the sorted list of distinct characters of the text.
     Chrs,
-    /// GPT-2's byte-level BPE with its 50,257 tokens, whatever the text.
+    /// GPT-2's byte-level BPE with 50,257 tokens.
     Bpe,
-    /// A byte-level BPE that is learned from the training part of the text.
+    /// A byte-level BPE trained on the training part of the text.
     CorpusBpe,
-    /// The one in a `tokenizer.json`.
+    /// A `tokenizer.json` file.
     File(PathBuf),
 }
 
@@ -25,7 +25,7 @@ impl TokenizerKind {
     /// The kinds that have a name, in the order in which messages list them.
     const NAMED: [(Self, &'static str); 3] =
         [(Self::Chrs, Self::NAMES[0]), (Self::Bpe, Self::NAMES[1]), (Self::CorpusBpe, Self::NAMES[2])];
-    /// Their names.
+    /// The names of the kinds other than files.
     pub const NAMES: [&str; 3] = ["chrs", "bpe", "corpus_bpe"];
 }
 
@@ -40,7 +40,7 @@ impl Display for TokenizerKind {
     }
 }
 
-/// A name, or the path of a file: what ends in `.json` or has a separator in it.
+/// A name, or the path of a file, which ends in `.json` or contains a separator.
 impl FromStr for TokenizerKind {
     type Err = Error;
 

@@ -1,13 +1,13 @@
 //! The normalization form NFC (Unicode Standard Annex 15), as Hugging Face's library computes it.
 //!
-//! That library has the tables of Unicode 9, and later characters stay as they are there. Here they do too, so that ids
-//! do not depend on which program made them.
+//! That library has the tables of Unicode 9 and leaves later characters unchanged. So does this module, so that both give
+//! the same ids.
 
 use std::borrow::Cow;
 
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
-/// A text in NFC.
+/// Normalizes a text to NFC.
 pub(super) fn nfc(text: &str) -> Cow<'_, str> {
     if is_nfc_quick(text.chars()) == IsNormalized::Yes && !text.chars().any(is_later) {
         return Cow::Borrowed(text);
@@ -15,7 +15,7 @@ pub(super) fn nfc(text: &str) -> Cow<'_, str> {
     let mut normal = String::with_capacity(text.len());
     let mut rest = text;
     while !rest.is_empty() {
-        // Nothing composes across a character that the tables do not know.
+        // Characters unknown to the tables never compose.
         let end = rest.find(is_later).unwrap_or(rest.len());
         normal.extend(rest[..end].nfc());
         let after = &rest[end..];
@@ -26,14 +26,14 @@ pub(super) fn nfc(text: &str) -> Cow<'_, str> {
     if normal == text { Cow::Borrowed(text) } else { Cow::Owned(normal) }
 }
 
-/// Whether a character takes part in normalization since a version of Unicode later than 9.
+/// Whether normalization affects a character only since Unicode 10 or later.
 fn is_later(c: char) -> bool {
-    let place = LATER.partition_point(|&(_, last)| last < c);
-    c >= LATER[0].0 && LATER.get(place).is_some_and(|&(first, _)| first <= c)
+    let index = LATER.partition_point(|&(_, last)| last < c);
+    c >= LATER[0].0 && LATER.get(index).is_some_and(|&(first, _)| first <= c)
 }
 
 /// The characters whose combining class or decomposition differs between Unicode 9 and 18, and those that begin a
-/// composition that only the latter has.
+/// composition that only Unicode 18 has.
 const LATER: [(char, char); 71] = [
     ('\u{5c8}', '\u{5c9}'),
     ('\u{7fd}', '\u{7fd}'),

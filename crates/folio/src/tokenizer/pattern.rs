@@ -1,11 +1,11 @@
-//! The patterns by which tokenizers of other programs split a text: a part of regular expressions, matched as every
-//! backtracking engine does.
+//! The regular expressions with which tokenizers split text: a subset of the usual syntax, with the semantics of
+//! backtracking engines.
 //!
-//! What is understood: characters, `\r \n \t \v \f`, classes such as `[^\s\p{L}\p{N}]` of characters, ranges, `\s`, `\d` and
+//! Supported are characters, `\r \n \t \v \f`, classes such as `[^\s\p{L}\p{N}]` of characters, ranges, `\s`, `\d` and
 //! general categories, `?`, `*`, `+`, their possessive forms, `{n,m}` of a character or class, groups `(?:...)` and
-//! `(?i:...)` with or without `?`, alternatives, and the look-aheads `(?=c)` and `(?!c)` of one character or class. That
-//! covers the published patterns of GPT-2, GPT-4, GPT-4o, Llama, Qwen, DeepSeek and nanochat. Whatever else there is in a
-//! pattern, and what engines disagree on, is refused by name.
+//! `(?i:...)` with or without `?`, alternatives, and the lookaheads `(?=c)` and `(?!c)` of one character or class. That
+//! covers the published patterns of GPT-2, GPT-4, GPT-4o, Llama, Qwen, DeepSeek and nanochat. All other syntax, and syntax
+//! that engines interpret differently, is refused by name.
 
 mod class;
 mod linear;
@@ -15,8 +15,8 @@ use std::cell::Cell;
 
 use class::CharClass;
 
-/// What matching costs at most per byte of a text before it goes on without backtracking. The published patterns need less
-/// than 60.
+/// The maximum number of steps per byte of text before matching switches to [`linear`]. Published patterns need less than
+/// 60.
 const STEPS_PER_BYTE: usize = 256;
 
 /// A pattern that matches at least one character.
@@ -28,30 +28,30 @@ pub(super) struct Pattern {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Rule {
-    /// The source as it is.
+    /// The original pattern.
     Literal,
     Alternatives(Vec<Vec<Item>>),
 }
 
-/// A part of an alternative.
+/// An element of an alternative.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Item {
-    /// Characters of a class, as many as there are from `min` to `max`. A possessive item gives none of them back.
+    /// From `min` to `max` characters of a class, as many as possible. A possessive item never gives characters back.
     Run { class: CharClass, min: usize, max: usize, possessive: bool },
-    /// The first alternative that lets the rest match; none of them, if that is optional and nothing else does.
+    /// The first alternative with which the rest matches; if optional, possibly none.
     Group { alternatives: Vec<Vec<Item>>, optional: bool },
-    /// The next character is of the class, or, if `negative`, there is no next character of the class.
+    /// Lookahead: the next character is in the class or, if `negative`, is not or does not exist.
     Ahead { class: CharClass, negative: bool },
 }
 
 impl Pattern {
-    /// Reads a pattern. The error completes "the pattern has ...".
+    /// Parses a pattern. The error completes the sentence "the pattern has ...".
     pub(super) fn new(source: &str) -> Result<Self, String> {
         let rule = Rule::Alternatives(parse::parse(source)?);
         Ok(Self { source: source.to_owned(), rule })
     }
 
-    /// The pattern that matches a text and nothing else.
+    /// A pattern that matches exactly this text.
     pub(super) fn literal(text: &str) -> Result<Self, String> {
         if text.is_empty() {
             return Err("nothing in it, so it would match everywhere".to_owned());
@@ -59,16 +59,16 @@ impl Pattern {
         Ok(Self { source: text.to_owned(), rule: Rule::Literal })
     }
 
-    /// The pattern as it was given.
+    /// The original pattern.
     pub(super) fn source(&self) -> &str {
         &self.source
     }
 
-    /// Cuts a text at its matches: the parts in order, each with whether it is a match.
+    /// Splits a text into matches and the parts between them, in order, each with whether it is a match.
     pub(super) fn parts<'t>(&self, text: &'t str) -> impl Iterator<Item = (&'t str, bool)> {
         let mut search = Search::new(self, text);
         let mut done = 0;
-        // A match that has been found and waits until what is before it has been passed on.
+        // A match that follows after the part before it.
         let mut found: Option<(usize, usize)> = None;
         std::iter::from_fn(move || {
             if done == text.len() {
@@ -92,7 +92,7 @@ impl Pattern {
 struct Search<'p, 't> {
     pattern: &'p Pattern,
     backtracking: Backtracking<'t>,
-    /// Where matches end, from [`linear::match_ends`], once backtracking has taken too many steps.
+    /// The ends of matches by [`linear::match_ends`], once backtracking has taken too many steps.
     ends: Option<Vec<usize>>,
 }
 
@@ -102,7 +102,7 @@ impl<'p, 't> Search<'p, 't> {
         Self { pattern, backtracking: Backtracking { text, steps_left }, ends: None }
     }
 
-    /// Start and end of the first match from `at` on.
+    /// The start and the end of the first match from `at` on.
     fn next_match(&mut self, at: usize) -> Option<(usize, usize)> {
         let text = self.backtracking.text;
         let alternatives = match &self.pattern.rule {
@@ -126,7 +126,7 @@ impl<'p, 't> Search<'p, 't> {
     }
 }
 
-/// Tries one way to match after the other, as long as there are steps left; from then on, what it returns means nothing.
+/// Matches by backtracking. Once no steps are left, results are meaningless.
 struct Backtracking<'t> {
     text: &'t str,
     steps_left: Cell<usize>,
@@ -141,7 +141,7 @@ impl Backtracking<'_> {
         self.steps_left.set(self.steps_left.get().saturating_sub(steps));
     }
 
-    /// Tries alternatives in turn. `then` matches what follows them.
+    /// Tries alternatives in order. `then` matches what follows them.
     fn first_match(
         &self,
         alternatives: &[Vec<Item>],

@@ -1,4 +1,4 @@
-//! What a byte-level BPE does to a text before its bytes are merged: added tokens, normalization, the split into words.
+//! The preprocessing of a byte-level BPE: added tokens, normalization, and the split into words.
 
 use std::borrow::Cow;
 
@@ -9,19 +9,19 @@ use super::normal::nfc;
 use super::pattern::Pattern;
 use super::words::words;
 
-/// All of it.
+/// All preprocessing steps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Recipe {
-    /// Whether a text is normalized by NFC.
+    /// Whether text is normalized to NFC.
     pub(super) is_nfc: bool,
-    /// How words are found; the last step is the only [`Step::ByteLevel`].
+    /// The steps of the split. Only the last one is [`Step::ByteLevel`].
     pub(super) steps: Vec<Step>,
     pub(super) added: AddedVocabulary,
-    /// Words that are a token whatever the merges make of them, by their bytes: `ignore_merges`.
+    /// Words that are always a single token, by their bytes (`ignore_merges`).
     pub(super) whole_words: Option<FxHashMap<Vec<u8>, u32>>,
 }
 
-/// A step of a split into words, taken within each part that the step before has made.
+/// A step of the split into words, applied to each part that the previous step produced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     Split {
@@ -30,19 +30,19 @@ pub(super) enum Step {
         behavior: Behavior,
         invert: bool,
     },
-    /// Digits apart from all else, one by one or together. Digits are all numbers of the standard library's Unicode, as in
-    /// Hugging Face's: `½` and `Ⅻ` too.
+    /// Separates digits from other characters, individually or as runs. As in Hugging Face's library, these are all
+    /// characters for which `char::is_numeric` holds, such as `½` and `Ⅻ`.
     Digits {
         individual: bool,
     },
-    /// With a space before what has none, and GPT-2's split or none.
+    /// Optionally adds a space in front, and optionally applies GPT-2's split.
     ByteLevel {
         add_prefix_space: bool,
         use_regex: bool,
     },
 }
 
-/// What becomes of the matches of a split.
+/// The treatment of matches in a split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Behavior {
     Removed,
@@ -67,29 +67,29 @@ impl Behavior {
 }
 
 impl Recipe {
-    /// GPT-2's, with these special tokens.
+    /// The preprocessing of GPT-2, with these special tokens.
     pub(super) fn gpt2(specials: Vec<Added>) -> Result<Self, String> {
         let added = AddedVocabulary::new(specials, false)?;
         let steps = vec![Step::ByteLevel { add_prefix_space: false, use_regex: true }];
         Ok(Self { is_nfc: false, steps, added, whole_words: None })
     }
 
-    /// Whether GPT-2's split of the text as it is gives all its words.
+    /// Whether GPT-2's split of the unchanged text gives all words.
     pub(super) fn is_plain(&self, with_special: bool) -> bool {
         self.splits_as_gpt2() && !self.is_nfc && !self.added.any(with_special)
     }
 
-    /// Whether the words of what is between added tokens are those of GPT-2's split.
+    /// Whether the split is GPT-2's.
     pub(super) fn splits_as_gpt2(&self) -> bool {
         matches!(self.steps[..], [Step::ByteLevel { add_prefix_space: false, use_regex: true }])
     }
 
-    /// A text in its normal form.
+    /// Normalizes a text, if the recipe says so.
     pub(super) fn normalized<'t>(&self, text: &'t str) -> Cow<'t, str> {
         if self.is_nfc { nfc(text) } else { Cow::Borrowed(text) }
     }
 
-    /// The words of a text in which no token is to be looked for, in order.
+    /// Splits a text without added tokens into words.
     pub(super) fn for_each_word(&self, text: &str, on_word: &mut dyn FnMut(&str)) {
         if !text.is_empty() {
             apply(&self.steps, text, on_word);
@@ -97,7 +97,7 @@ impl Recipe {
     }
 }
 
-/// Takes the steps one within the other. No part is empty.
+/// Applies the steps recursively. No part is empty.
 fn apply(steps: &[Step], text: &str, on_word: &mut dyn FnMut(&str)) {
     let Some((step, rest)) = steps.split_first() else { return on_word(text) };
     match step {
@@ -133,7 +133,7 @@ fn apply(steps: &[Step], text: &str, on_word: &mut dyn FnMut(&str)) {
     }
 }
 
-/// Passes on what a split makes of neighbouring parts that make up a text, of which some are matches.
+/// Applies a behavior to the parts of a text, in order, each with whether it is a match.
 fn split<'t>(
     text: &'t str,
     parts: impl Iterator<Item = (&'t str, bool)>,
@@ -144,14 +144,13 @@ fn split<'t>(
         Behavior::Isolated => parts.for_each(|(part, _)| on_part(part)),
         Behavior::Removed => parts.filter(|(_, is_match)| !is_match).for_each(|(part, _)| on_part(part)),
         Behavior::Contiguous => join(text, parts, |before, now| before == now, on_part),
-        // Of matches in a row the first alone goes with what is before it, or the last with what comes after.
+        // Of consecutive matches, only the first is merged with the part before, or the last with the part after.
         Behavior::MergedWithPrevious => join(text, parts, |before, now| now && !before, on_part),
         Behavior::MergedWithNext => join(text, parts, |before, now| before && !now, on_part),
     }
 }
 
-/// Passes on the parts of a text, those as one that `joins` says belong together: it is given of a part and of the one
-/// after it whether they are matches.
+/// Joins adjacent parts for which `joins` holds. Its arguments are whether the first and the second part are matches.
 fn join<'t>(
     text: &'t str,
     parts: impl Iterator<Item = (&'t str, bool)>,

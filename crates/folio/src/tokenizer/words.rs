@@ -1,16 +1,16 @@
-//! GPT-2's split of a text into words, within which byte pairs merge and between which they never do.
+//! GPT-2's split of a text into words. Byte pairs merge within words only.
 //!
 //! Radford et al. 2019, section 2.2, by the published pattern
 //!
 //! ```text
 //! '(?:[sdmt]|ll|ve|re) | ?\p{L}+ | ?\p{N}+ | ?[^\s\p{L}\p{N}]+ | \s+(?!\S) | \s+
 //! ```
-//! of which the first alternative that matches wins: a contraction's end; letters, digits or other characters, each with
-//! a space before them if there is one; white space but for its last character, which the next word may take.
+//! The first alternative that matches wins: the end of a contraction; letters, digits or other characters, with an optional
+//! space in front; white space without its last character, which may belong to the next word.
 
 use unicode_general_category::{GeneralCategory, get_general_category};
 
-/// What the pattern tells apart.
+/// The kinds of characters in the pattern.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum CharKind {
     Letter,
@@ -19,7 +19,7 @@ enum CharKind {
     Other,
 }
 
-/// The words of a text, in order; together they are the text.
+/// The words of a text, in order. Their concatenation is the text.
 #[derive(Clone, Debug)]
 pub(super) struct Words<'t> {
     rest: &'t str,
@@ -44,7 +44,7 @@ impl<'t> Iterator for Words<'t> {
     }
 }
 
-/// Bytes of the first word of a text that is not empty.
+/// The length of the first word of a non-empty text, in bytes.
 #[inline]
 fn word_len(text: &str) -> usize {
     let bytes = text.as_bytes();
@@ -52,13 +52,13 @@ fn word_len(text: &str) -> usize {
         return len;
     }
     let start = usize::from(bytes[0] == b' ');
-    match class_at(text, start) {
-        Some((class, len)) if class != CharKind::Space => run_end(text, start + len, class),
+    match kind_at(text, start) {
+        Some((kind, len)) if kind != CharKind::Space => run_end(text, start + len, kind),
         _ => white_space_len(text),
     }
 }
 
-/// Bytes of the apostrophe and the letters after it that the text begins with, if they end a contraction.
+/// The length of the end of a contraction, such as `'ll`, at the start of the text.
 #[inline]
 fn contraction_len(bytes: &[u8]) -> Option<usize> {
     match bytes {
@@ -68,42 +68,42 @@ fn contraction_len(bytes: &[u8]) -> Option<usize> {
     }
 }
 
-/// Where the characters of one class end that stand at `start`.
+/// The end of the run of characters of this kind that begins at `start`.
 #[inline]
-fn run_end(text: &str, start: usize, class: CharKind) -> usize {
+fn run_end(text: &str, start: usize, kind: CharKind) -> usize {
     let mut end = start;
-    while let Some((found, len)) = class_at(text, end)
-        && found == class
+    while let Some((found, len)) = kind_at(text, end)
+        && found == kind
     {
         end += len;
     }
     end
 }
 
-/// Bytes of the white space that the text begins with, without its last character if something follows and it is not
-/// the only one.
+/// The length of the white space at the start of the text, without its last character if it is longer than one character
+/// and text follows.
 fn white_space_len(text: &str) -> usize {
     let run = run_end(text, 0, CharKind::Space);
     let last = text[..run].chars().next_back().map_or(0, char::len_utf8);
     if run == text.len() || run == last { run } else { run - last }
 }
 
-/// The class and the length in bytes of the character at an offset; `None` at the end.
+/// The kind and the length in bytes of the character at an offset; none at the end.
 #[inline]
-fn class_at(text: &str, offset: usize) -> Option<(CharKind, usize)> {
+fn kind_at(text: &str, offset: usize) -> Option<(CharKind, usize)> {
     let &byte = text.as_bytes().get(offset)?;
     if byte.is_ascii() {
         return Some((ASCII[usize::from(byte)], 1));
     }
     let c = text[offset..].chars().next()?;
-    Some((class(c), c.len_utf8()))
+    Some((kind(c), c.len_utf8()))
 }
 
 const ASCII: [CharKind; 128] = {
-    let mut classes = [CharKind::Other; 128];
+    let mut kinds = [CharKind::Other; 128];
     let mut byte = 0;
     while byte < 128 {
-        classes[byte as usize] = match byte {
+        kinds[byte as usize] = match byte {
             b'a'..=b'z' | b'A'..=b'Z' => CharKind::Letter,
             b'0'..=b'9' => CharKind::Number,
             b'\t'..=b'\r' | b' ' => CharKind::Space,
@@ -111,10 +111,10 @@ const ASCII: [CharKind; 128] = {
         };
         byte += 1;
     }
-    classes
+    kinds
 };
 
-fn class(c: char) -> CharKind {
+fn kind(c: char) -> CharKind {
     use GeneralCategory as Is;
     if c.is_whitespace() {
         return CharKind::Space;
@@ -130,8 +130,8 @@ fn class(c: char) -> CharKind {
     }
 }
 
-/// Cuts a text into pieces of about `len` bytes such that the words of the pieces are the words of the text: between a
-/// character that is not white space and a white-space character, which no word spans.
+/// Cuts a text into pieces of about `len` bytes without cutting words: only between a visible character and white space,
+/// which are never in that order within a word.
 pub(super) fn pieces(text: &str, len: usize) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {
@@ -144,10 +144,10 @@ pub(super) fn pieces(text: &str, len: usize) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The first place from `len` on where a text may be cut; its end if there is none.
+/// The first offset from `len` on where a text may be cut; its end if there is none.
 fn cut(text: &str, len: usize) -> usize {
     let bytes = text.as_bytes();
-    // ASCII alone is looked at: every byte below 128 is a character.
+    // Considers only ASCII, where every byte is a character.
     let visible = |byte: u8| byte.is_ascii() && ASCII[usize::from(byte)] != CharKind::Space;
     let space = |byte: u8| byte == b' ' || byte == b'\n';
     (len.max(1)..bytes.len()).find(|&at| visible(bytes[at - 1]) && space(bytes[at])).unwrap_or(bytes.len())
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_those_of_the_pattern() {
+    fn words_match_the_pattern() {
         check("", &[]);
         check("Hello world", &["Hello", " world"]);
         check(
@@ -185,7 +185,7 @@ mod tests {
         check("a\n b", &["a", "\n", " b"]);
         check("\t\t\r\n", &["\t\t\r\n"]);
         check(" ", &[" "]);
-        // Spaces of other scripts do not join the word.
+        // Only an ASCII space joins the next word.
         check("a\u{a0}b\u{3000}\u{3000}c", &["a", "\u{a0}", "b", "\u{3000}", "\u{3000}", "c"]);
     }
 
@@ -194,9 +194,9 @@ mod tests {
         check("été Straße", &["été", " Straße"]);
         check("日本語。3つ", &["日本語", "。", "3", "つ"]);
         check("٣٤ Ⅻ ½", &["٣٤", " Ⅻ", " ½"]);
-        // Of every kind of letter and of number in a row.
+        // All general categories of letters, then of numbers.
         check("aAǅʰª日1٣Ⅻ½", &["aAǅʰª日", "1٣Ⅻ½"]);
-        // A combining mark is no letter.
+        // A combining mark is not a letter.
         check("e\u{301}a", &["e", "\u{301}", "a"]);
         check("👨‍👩‍👧!", &["👨‍👩‍👧!"]);
         // The feminine ordinal is a letter; circled letters are symbols.

@@ -165,7 +165,7 @@ fn a_damaged_newest_checkpoint_is_named_and_the_one_before_offered() {
         fs::write(&file, &bytes[..bytes.len() / 2]).expect("room");
         let resume = |skip_damaged| trainer(&Start::Resume { run: run.clone(), skip_damaged });
         let told = resume(false).err().expect("damaged").to_string();
-        for part in [name, "checkpoint_2", "is damaged", "--skip_damaged goes on from", "checkpoint_1"] {
+        for part in [name, "checkpoint_2", "is damaged", "--skip_damaged resumes from", "checkpoint_1"] {
             assert!(told.contains(part), "lacks '{part}': {told}");
         }
         assert_eq!(resume(true).expect("the one before is sound").state().epoch, 1);

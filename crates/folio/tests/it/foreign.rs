@@ -1,4 +1,4 @@
-//! Tokenizers that other programs save, against the golden file of `reference/foreign_tokenizers.py` (Hugging Face's
+//! Tokenizers saved by other programs, compared to the golden file of `reference/foreign_tokenizers.py` (Hugging Face's
 //! `tokenizers`).
 
 use std::collections::BTreeMap;
@@ -19,18 +19,18 @@ struct Golden {
     cases: BTreeMap<String, Case>,
 }
 
-/// What a kind of tokenizer has beside the vocabulary, and the starts of the hashes of its ids.
+/// The settings of a kind of tokenizer, and the beginnings of the hashes of its ids.
 #[derive(Deserialize)]
 struct Case {
     normalizer: Value,
     pre_tokenizer: Value,
     added_tokens: Value,
     ignore_merges: bool,
-    /// Of each text in which special tokens count.
+    /// For each text, with special tokens recognized.
     special: String,
-    /// Of each text in which they are ordinary text.
+    /// For each text, with special tokens as ordinary text.
     ordinary: String,
-    /// Of many code points.
+    /// For a text of many code points.
     strided: String,
 }
 
@@ -41,7 +41,7 @@ fn golden() -> Golden {
     serde_json::from_str(&text).expect("JSON")
 }
 
-/// The file that a case was saved as.
+/// The tokenizer file of a case.
 fn file(golden: &Golden, case: &Case) -> Value {
     let vocab: serde_json::Map<_, _> =
         golden.vocab.iter().zip(0..).map(|(token, id)| (token.clone(), json!(id))).collect();
@@ -53,7 +53,7 @@ fn file(golden: &Golden, case: &Case) -> Value {
     })
 }
 
-/// The tokenizer of a file, from a disk.
+/// Writes and reads a tokenizer file.
 fn read(file: &Value) -> Result<Tokenizer, String> {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("tokenizer.json");
@@ -66,13 +66,13 @@ fn start_of_sha256(ids: &[u32]) -> String {
     Sha256::digest(&bytes)[..4].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Every 41st code point beside letters, digits and spaces.
+/// Every 41st code point, next to letters, digits and spaces.
 fn strided() -> String {
     (0..0x11_0000).step_by(41).filter_map(char::from_u32).map(|c| format!("a{c}1{c} {c}\n")).collect()
 }
 
 #[test]
-fn tokenizers_of_other_programs_have_the_ids_of_the_library() {
+fn foreign_tokenizers_give_the_ids_of_the_library() {
     let golden = golden();
     let strided = strided();
     assert!(golden.cases.len() >= 18 && golden.texts.len() >= 120);
@@ -93,7 +93,7 @@ fn tokenizers_of_other_programs_have_the_ids_of_the_library() {
 }
 
 #[test]
-fn tokenizers_of_other_programs_are_written_as_they_were_read() {
+fn foreign_tokenizers_round_trip() {
     let golden = golden();
     for (name, case) in &golden.cases {
         let read_first = read(&file(&golden, case)).unwrap();
@@ -112,7 +112,7 @@ fn tokenizers_of_other_programs_are_written_as_they_were_read() {
 }
 
 #[test]
-fn pieces_of_any_recipe_make_up_the_text_and_its_ids() {
+fn pieces_make_up_the_text_and_its_ids() {
     let golden = golden();
     let text: String = golden.texts.concat().repeat(60);
     for name in ["qwen3.5", "cl100k", "prefix", "next"] {
@@ -135,7 +135,7 @@ fn pieces_of_any_recipe_make_up_the_text_and_its_ids() {
     }
 }
 
-/// Changes the file of a case. What is then refused must be refused for this reason.
+/// Changes the file of a case, which must then load or be refused for this reason.
 #[track_caller]
 fn check(case: &str, pointer: &str, value: Value, refused: Option<&str>) {
     let golden = golden();
@@ -150,12 +150,12 @@ fn check(case: &str, pointer: &str, value: Value, refused: Option<&str>) {
         }
         (Err(reason), Some(part)) => assert!(reason.contains(part), "lacks {part:?}: {reason}"),
         (Err(reason), None) => panic!("{reason}"),
-        (Ok(_), Some(part)) => panic!("not refused, though {part}"),
+        (Ok(_), Some(part)) => panic!("not refused: {part}"),
     }
 }
 
 #[test]
-fn post_processors_that_add_nothing_are_accepted_and_others_named() {
+fn post_processors_that_add_tokens_are_refused() {
     let text = json!({ "Sequence": { "id": "A", "type_id": 0 } });
     let template = |single: Value| json!({ "type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": {} });
     let begin = json!({ "SpecialToken": { "id": "<|begin|>", "type_id": 0 } });
@@ -182,13 +182,13 @@ fn post_processors_that_add_nothing_are_accepted_and_others_named() {
 }
 
 #[test]
-fn what_would_give_other_ids_is_refused_by_its_field() {
+fn unsupported_settings_are_refused_by_name() {
     let set = |pointer, value, part| check("qwen2", pointer, value, Some(part));
     set("/normalizer", json!({ "type": "NFKC" }), "has a 'normalizer' of type 'NFKC'");
     set("/pre_tokenizer", json!({ "type": "Metaspace" }), "a 'pre_tokenizer' of type 'Metaspace'");
     let split = "/pre_tokenizer/pretokenizers/0";
     set(split, json!({ "type": "Whitespace" }), "a 'pre_tokenizer' of type 'Whitespace'");
-    set(split, json!({ "type": "ByteLevel", "add_prefix_space": false }), "goes on after ByteLevel");
+    set(split, json!({ "type": "ByteLevel", "add_prefix_space": false }), "with steps after ByteLevel");
     set("/pre_tokenizer/pretokenizers/1", json!({ "type": "Digits" }), "does not end with ByteLevel");
     set("/pre_tokenizer/pretokenizers/0/behavior", json!("Shuffled"), "'pre_tokenizer.behavior' 'Shuffled'");
     set(
@@ -199,7 +199,7 @@ fn what_would_give_other_ids_is_refused_by_its_field() {
     set(
         "/pre_tokenizer/pretokenizers/0/pattern",
         json!({ "Regex": "a?".repeat(200_000) + "b" }),
-        "a?…\", which this program does not run: it has more than 4096 bytes",
+        "a?…\", which is not supported: it has more than 4096 bytes",
     );
     let step = json!({ "type": "Digits", "individual_digits": true });
     set("/pre_tokenizer/pretokenizers", json!(vec![step; 200_000]), "'pre_tokenizer' of more than 100 steps");
@@ -246,7 +246,7 @@ fn tokenizer_config_names_the_tokens_that_begin_and_end_a_text() {
     assert_eq!(read_with(json!({})).unwrap(), named(None, None));
     let config = json!({ "bos_token": { "content": "<|l|>" }, "eos_token": "<|r|>" });
     assert_eq!(read_with(config).unwrap(), named(Some("<|l|>"), Some("<|r|>")));
-    // A run keeps what they are.
+    // A run keeps these tokens.
     let tokenizer = Tokenizer::read(&path).unwrap();
     let run = tempfile::tempdir().unwrap();
     tokenizer.save(run.path()).unwrap();
@@ -254,7 +254,7 @@ fn tokenizer_config_names_the_tokens_that_begin_and_end_a_text() {
     let unknown = read_with(json!({ "eos_token": "<|z|>" })).unwrap_err().to_string();
     assert!(unknown.contains("tokenizer_config.json names the eos_token \"<|z|>\""), "{unknown}");
 
-    // Any token may end a text: an added one that is not special, or an ordinary one as the vocabulary spells it.
+    // Any token may end a text: an added one that is not special, or an ordinary one in the spelling of the vocabulary.
     for (eos, text) in [
         ("<|a|>longer>", "<|a|>longer>"),
         ("cafe\u{301}", "cafe\u{301}"),
@@ -282,12 +282,12 @@ fn tokenizer_config_names_the_tokens_that_begin_and_end_a_text() {
     refused(json!({ "bos_token": { "content": true } }), "has {\"content\":true} in 'bos_token'");
     refused(json!(" ".repeat(64 << 20)), "is larger than 64 MiB");
 
-    // Characters, too.
+    // Also for characters.
     Tokenizer::chars("ab\n").write(&path).unwrap();
     assert_eq!(read_with(json!({ "eos_token": "\n" })).unwrap(), named(None, Some("\n")));
     refused(json!({ "eos_token": "c" }), "names the eos_token \"c\"");
 
-    // GPT-2's published configuration leaves them out, where its name for them is known; null is none at all.
+    // GPT-2's published configuration does not name them, but they are known by name. null means no token.
     Tokenizer::gpt2().write(&path).unwrap();
     let end = Some("<|endoftext|>");
     assert_eq!(read_with(json!({ "model_max_length": 1024 })).unwrap(), named(end, end));

@@ -1,7 +1,7 @@
-//! Every parser of a file, fed with what was a valid file before some bytes were changed, cut, doubled or put in: it
-//! reads it or refuses it in one line, and never panics, hangs, or takes memory that a file of that size cannot need.
+//! Feeds every file parser with valid files in which bytes were changed, cut, repeated or inserted. A parser must accept the
+//! file or return a one-line error. It must not panic, hang, or allocate more memory than a file of that size can need.
 //!
-//! `PROPTEST_CASES=1000000 cargo test --release -p folio --test it fuzz` does it at length.
+//! `PROPTEST_CASES=1000000 cargo test --release -p folio --test it fuzz` runs more cases.
 
 use std::fs;
 use std::path::Path;
@@ -34,8 +34,8 @@ fn trainer(start: &Start) -> Result<Trainer, folio::error::Error> {
     Trainer::new(settings(), Arc::new(stream), Arc::new(tokenizer), start)
 }
 
-/// A run with everything in it, made once; its last epoch was cut short.
-fn sound_run() -> &'static (TempDir, RunDir) {
+/// A run with all files, whose last epoch was cut short; created once.
+fn valid_run() -> &'static (TempDir, RunDir) {
     static RUN: OnceLock<(TempDir, RunDir)> = OnceLock::new();
     RUN.get_or_init(|| {
         let place = tempfile::tempdir().expect("a temporary directory");
@@ -53,7 +53,7 @@ fn sound_run() -> &'static (TempDir, RunDir) {
     })
 }
 
-/// A change to a file. Places are shares of its length.
+/// A change to a file. Positions are fractions of its length.
 #[derive(Clone, Debug)]
 enum Edit {
     Set(f64, u8),
@@ -121,15 +121,15 @@ fn edited(bytes: &[u8], edits: &[Edit]) -> Vec<u8> {
     bytes
 }
 
-/// Checks that a refusal is one line that names what it refuses.
-fn check_told(error: &folio::error::Error, name: &str) {
+/// Checks that an error is one line and names the file.
+fn check_error(error: &folio::error::Error, name: &str) {
     let told = error.to_string();
     assert!(!told.contains('\n') && !told.is_empty(), "{name}: {told}");
 }
 
-/// A copy of the sound run whose file `name` holds `bytes`.
+/// A copy of the run in which the file `name` has the content `bytes`.
 fn run_with(name: &str, bytes: &[u8]) -> (TempDir, RunDir) {
-    let (_, sound) = sound_run();
+    let (_, sound) = valid_run();
     let place = tempfile::tempdir().expect("a temporary directory");
     copy(sound.path(), place.path());
     fs::write(place.path().join(name), bytes).expect("room");
@@ -155,8 +155,8 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Makes the manifest of a checkpoint agree with its files, so that they are not refused for their hashes.
-fn believe(checkpoint: &Path) {
+/// Updates the hashes in the manifest of a checkpoint, so that its files are parsed.
+fn update_manifest(checkpoint: &Path) {
     let path = checkpoint.join("manifest.json");
     let mut manifest: serde_json::Value =
         serde_json::from_slice(&fs::read(&path).expect("there")).expect("a manifest");
@@ -168,7 +168,7 @@ fn believe(checkpoint: &Path) {
     fs::write(path, manifest.to_string()).expect("room");
 }
 
-/// As many cases as a test takes some tenths of a second for; the environment may ask for more.
+/// The default number of cases takes some tenths of a second; the environment variable can raise it.
 fn cases(count: u32) -> ProptestConfig {
     let asked = std::env::var("PROPTEST_CASES").ok().and_then(|count| count.parse().ok());
     ProptestConfig { cases: asked.unwrap_or(count), failure_persistence: None, ..ProptestConfig::default() }
@@ -184,37 +184,37 @@ proptest! {
         file in prop::sample::select(vec!["model.safetensors", "optimizer.safetensors", "state.json"]),
         edits in vec(edit(), 1..4),
     ) {
-        let (_, sound) = sound_run();
+        let (_, sound) = valid_run();
         let bytes = fs::read(sound.path().join(CHECKPOINT).join(file)).expect("there");
         let (_place, run) = run_with(&format!("{CHECKPOINT}/{file}"), &edited(&bytes, &edits));
-        believe(&run.checkpoint(CheckpointName::Epoch(2)));
+        update_manifest(&run.checkpoint(CheckpointName::Epoch(2)));
         let read = Checkpoint::open(&run.checkpoint(CheckpointName::Epoch(2))).and_then(|checkpoint| {
             let parameters = checkpoint.parameters()?;
             checkpoint.moments(parameters.specs()).map(|_| ())
         });
         if let Err(error) = read {
-            check_told(&error, file);
+            check_error(&error, file);
         }
-        // What is read can be gone on with.
+        // Training can continue from everything that is accepted.
         match trainer(&Start::Resume { run, skip_damaged: false }) {
             Ok(mut trainer) => {
                 let one_step = Requests::default();
                 one_step.stop.store(true, std::sync::atomic::Ordering::Relaxed);
                 if let Err(error) = trainer.run(None, &one_step, &mut |_| {}) {
-                    check_told(&error, file);
+                    check_error(&error, file);
                 }
             }
-            Err(error) => check_told(&error, file),
+            Err(error) => check_error(&error, file),
         }
     }
 
     #[test]
     fn a_manifest(edits in vec(edit(), 1..4)) {
-        let (_, sound) = sound_run();
+        let (_, sound) = valid_run();
         let bytes = fs::read(sound.path().join(CHECKPOINT).join("manifest.json")).expect("there");
         let (_place, run) = run_with(&format!("{CHECKPOINT}/manifest.json"), &edited(&bytes, &edits));
         if let Err(error) = run.newest(false) {
-            check_told(&error, "manifest.json");
+            check_error(&error, "manifest.json");
         }
     }
 }
@@ -230,12 +230,15 @@ proptest! {
         ]),
         edits in vec(edit(), 1..4),
     ) {
-        let (_, sound) = sound_run();
+        let (_, sound) = valid_run();
         let place = tempfile::tempdir().expect("a temporary directory");
         let run = RunDir::new(place.path());
         fs::write(place.path().join("hyperparameters.json"), "{}").expect("room");
         let bytes = fs::read(sound.path().join(file)).expect("there");
         fs::write(place.path().join(file), edited(&bytes, &edits)).expect("room");
+        if file == "lrs.json" {
+            fs::copy(sound.path().join("losses.json"), place.path().join("losses.json")).expect("room");
+        }
         let read = match file {
             "hyperparameters.json" => run.settings().and_then(|settings| settings.validate()),
             "model_hyperparameters.json" => run.model_config().map(|_| ()),
@@ -252,7 +255,7 @@ proptest! {
             _ => records::read(&run).map(|_| ()),
         };
         if let Err(error) = read {
-            check_told(&error, file);
+            check_error(&error, file);
         }
     }
 
@@ -268,7 +271,7 @@ proptest! {
         fs::write(file.path(), edited(bytes, &edits)).expect("room");
         match Tokenizer::read(file.path()) {
             Ok(tokenizer) => _ = tokenizer.encode_special(TEXT).map(|ids| tokenizer.decode(&ids)),
-            Err(error) => check_told(&error, "tokenizer.json"),
+            Err(error) => check_error(&error, "tokenizer.json"),
         }
     }
 }

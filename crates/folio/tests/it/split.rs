@@ -1,7 +1,7 @@
-//! What is trained on is never evaluated on, and an epoch is every training block once.
+//! Training and evaluation blocks are disjoint, and an epoch visits every training block once.
 //!
-//! Texts here have every character once, in ascending order: a token's id is its position in the text, so that
-//! a batch tells where it is from.
+//! Texts here contain every character once, in ascending order. So the id of a token is its position in the text, and
+//! batches show where they are from.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use folio::train::{Event, Requests, Start, Trainer};
 
 const PARTS: [Part; 3] = [Part::Train, Part::Eval, Part::Test];
 
-/// A text of so many different characters, and its tokens: 0, 1, 2, …
+/// A text of `len` different characters, and its tokens 0, 1, 2, …
 fn positions(len: u32, split: SplitKind) -> (Arc<TokenStream>, Arc<Tokenizer>) {
     let text: String = (0..len).map(|i| char::from_u32(0x4E00 + i).expect("an ideograph")).collect();
     let tokenizer = Tokenizer::chars(&text);
@@ -40,7 +40,7 @@ fn positions_of(dataset: &Dataset, part: Part) -> (Vec<u32>, Vec<u32>) {
     (inputs, targets)
 }
 
-/// Lengths that leave no tail, the longest tail, and few blocks; sizes of blocks; seeds.
+/// Text lengths without a tail, with the longest tail, and with few blocks; block sizes; seeds.
 fn cases() -> impl Iterator<Item = (u32, usize, u64)> {
     let lengths_and_blocks = [(801, 16), (816, 16), (40, 7), (500, 1), (33, 16), (2_000, 3)];
     lengths_and_blocks.into_iter().flat_map(|(len, block)| [1, 1337].map(|seed| (len, block, seed)))
@@ -58,7 +58,7 @@ fn targets_are_the_inputs_one_later() {
 }
 
 #[test]
-fn no_position_is_read_or_predicted_in_two_parts() {
+fn parts_do_not_overlap() {
     for (len, block_size, seed) in cases() {
         let dataset = dataset(len, SplitKind::Blocks, block_size, seed);
         let (mut read, mut predicted) = (Vec::new(), Vec::new());
@@ -67,7 +67,7 @@ fn no_position_is_read_or_predicted_in_two_parts() {
             read.extend(inputs);
             predicted.extend(targets);
         }
-        // Sorted, they are all positions up to the tail that fills no block, each once.
+        // Sorted, they are all positions up to the tail, each once.
         read.sort_unstable();
         predicted.sort_unstable();
         let covered = (len - 1) / block_size as u32 * block_size as u32;
@@ -80,11 +80,11 @@ fn no_position_is_read_or_predicted_in_two_parts() {
 fn blocks_are_split_eighty_ten_ten_in_random_order() {
     let dataset = dataset(2_005, SplitKind::Blocks, 16, 1337);
     let [train, eval, test] = PARTS.map(|part| dataset.blocks(part));
-    // 125 blocks, of which a tenth is 12.
+    // 125 blocks; a tenth, rounded down, is 12.
     assert_eq!((train.len(), eval.len(), test.len()), (101, 12, 12));
     let is_sorted = |blocks: &[usize]| blocks.is_sorted();
     assert!(!is_sorted(train) && !is_sorted(eval) && !is_sorted(test));
-    // Twelve random blocks of 125 lie within an eighth of the text by a chance below 10^-8.
+    // The probability that 12 random blocks of 125 lie within an eighth of the text is below 10^-8.
     for blocks in [eval, test] {
         let spread = blocks.iter().max().expect("some") - blocks.iter().min().expect("some");
         assert!(spread > 2_000 / 8, "{blocks:?}");
@@ -92,14 +92,14 @@ fn blocks_are_split_eighty_ten_ten_in_random_order() {
 }
 
 #[test]
-fn a_split_is_its_seed_s_alone() {
+fn a_split_depends_only_on_the_seed() {
     let parts = |len: u32, seed: u64| {
         let dataset = dataset(len, SplitKind::Blocks, 16, seed);
         PARTS.map(|part| dataset.blocks(part).to_vec())
     };
     assert_eq!(parts(801, 1), parts(801, 1));
     assert_ne!(parts(801, 1), parts(801, 2));
-    // The tail that fills no block changes nothing.
+    // The tail has no effect.
     assert_eq!(parts(801, 1), parts(816, 1));
 }
 
@@ -111,7 +111,7 @@ fn a_contiguous_split_shares_no_character() {
         let (inputs, targets) = positions_of(&dataset, Part::Train);
         assert!(inputs.iter().chain(&targets).all(|&position| position < border), "{len} {block_size}");
         let unread = border - 1 - inputs.len() as u32;
-        assert!(unread < block_size as u32, "only a tail that fills no block is left out: {unread}");
+        assert!(unread < block_size as u32, "only a tail shorter than a block is left out: {unread}");
 
         let (inputs, mut targets) = positions_of(&dataset, Part::Eval);
         assert!(inputs.iter().chain(&targets).all(|&position| position >= border), "{len} {block_size}");
@@ -125,7 +125,7 @@ fn a_contiguous_split_shares_no_character() {
 }
 
 #[test]
-fn no_token_of_several_characters_spans_the_border() {
+fn no_token_spans_the_border() {
     let text = "Wherefore art thou Romeo? ".repeat(21);
     let tokenizer = Tokenizer::gpt2();
     let border = text.len() * 9 / 10;
@@ -145,7 +145,7 @@ fn no_token_of_several_characters_spans_the_border() {
     assert_eq!(decode(Part::Eval), text[border..]);
 }
 
-/// A run whose weights stay as they are: its rate is too small for an f32.
+/// A run whose weights never change: its learning rate is too small for f32.
 fn frozen(batch_size: usize, split: SplitKind) -> (Settings, Trainer) {
     let settings = Settings {
         n_emb: 16,
@@ -164,7 +164,7 @@ fn frozen(batch_size: usize, split: SplitKind) -> (Settings, Trainer) {
     (settings, trainer)
 }
 
-/// The loss of each training block by itself, as the frozen model has it.
+/// The loss of each training block under the frozen model.
 fn block_losses(settings: &Settings, dataset: &Dataset) -> Vec<f64> {
     let config = settings.model_config(330);
     let mut model = CpuBackend::new(config, settings.precision, &mut Rng::new(settings.seed, Stream::Init));
@@ -176,25 +176,25 @@ fn block_losses(settings: &Settings, dataset: &Dataset) -> Vec<f64> {
     dataset.blocks(Part::Train).iter().map(loss).collect()
 }
 
-/// The losses of a run's steps, and how many tokens each took, epoch by epoch.
+/// The loss and the number of tokens of every step, by epoch.
 fn steps(trainer: &mut Trainer) -> Vec<Vec<(f64, u64)>> {
     let mut epochs = Vec::new();
     let mut on_event = |event: &Event| match event {
         Event::EpochStarted { .. } => epochs.push(Vec::new()),
         Event::Step(report) => {
-            epochs.last_mut().expect("an epoch has begun").push((f64::from(report.loss), report.tokens));
+            epochs.last_mut().expect("an epoch has started").push((f64::from(report.loss), report.tokens));
         }
         _ => {}
     };
-    trainer.run(None, &Requests::default(), &mut on_event).expect("a run without mishap");
+    trainer.run(None, &Requests::default(), &mut on_event).expect("training succeeds");
     epochs
 }
 
-/// Two ways to sum the losses of 8 tokens, each around ln 330 = 5.8: eight roundings of such a number.
+/// Two ways to sum the losses of 8 tokens, each about ln 330 = 5.8: eight roundings of such numbers.
 const TOLERANCE: f64 = 8.0 * 5.8 * f32::EPSILON as f64;
 
 #[test]
-fn the_trainer_visits_every_training_block_once_an_epoch_in_a_new_order() {
+fn every_epoch_visits_every_training_block_once_in_a_new_order() {
     for split in [SplitKind::Blocks, SplitKind::Contiguous] {
         let (settings, mut trainer) = frozen(1, split);
         let known = block_losses(&settings, trainer.dataset());
@@ -202,7 +202,7 @@ fn the_trainer_visits_every_training_block_once_an_epoch_in_a_new_order() {
         sorted.sort_by(f64::total_cmp);
         assert!(
             sorted.windows(2).all(|pair| pair[1] - pair[0] > 2.0 * TOLERANCE),
-            "a loss tells which block it is of: {sorted:?}"
+            "losses identify blocks: {sorted:?}"
         );
         let mut orders = BTreeSet::new();
         for epoch in steps(&mut trainer) {
@@ -215,14 +215,14 @@ fn the_trainer_visits_every_training_block_once_an_epoch_in_a_new_order() {
             assert!(!order.is_sorted(), "{order:?}");
             orders.insert(order);
         }
-        assert_eq!(orders.len(), 3, "another order in every epoch");
+        assert_eq!(orders.len(), 3, "a different order in every epoch");
     }
 }
 
 #[test]
-fn the_last_batch_may_be_short_and_counts_like_any() {
+fn a_short_last_batch_counts_like_the_others() {
     let (settings, mut trainer) = frozen(10, SplitKind::Blocks);
-    // 41 blocks less 4 and 4: three batches of 10 and one of 3.
+    // 41 blocks minus 4 and 4: three batches of 10 and one of 3.
     let known = block_losses(&settings, trainer.dataset());
     assert_eq!(known.len(), 33);
     let epochs = steps(&mut trainer);
@@ -234,7 +234,7 @@ fn the_last_batch_may_be_short_and_counts_like_any() {
         let over_blocks = epoch.iter().map(|&(loss, tokens)| loss * (tokens / 8) as f64).sum::<f64>() / 33.0;
         let mean_of_blocks = known.iter().sum::<f64>() / 33.0;
         assert!((over_blocks - mean_of_blocks).abs() <= TOLERANCE, "{over_blocks} {mean_of_blocks}");
-        assert_ne!(mean_of_batches, over_blocks, "the short batch counts for more than its blocks");
+        assert_ne!(mean_of_batches, over_blocks, "blocks of the short batch weigh more");
     }
     let last_steps: Vec<u64> = trainer.history().epochs.iter().map(|epoch| epoch.step).collect();
     assert_eq!(last_steps, [4, 8, 12]);

@@ -1,4 +1,4 @@
-//! Tokenizers against the golden files of `reference/tokenizers_golden.py` (Hugging Face's `tokenizers`).
+//! Tokenizers, compared to the golden files of `reference/tokenizers_golden.py` (Hugging Face's `tokenizers`).
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-/// What the library's trainer made of tiny Shakespeare.
+/// The result of the library's trainer on tiny Shakespeare.
 #[derive(Deserialize)]
 struct Training {
     vocab_size: usize,
@@ -38,7 +38,7 @@ fn sha256(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn merges_and_ids_of_tiny_shakespeare_are_those_of_the_library() {
+fn merges_and_ids_of_tiny_shakespeare_match_the_library() {
     let text = Corpus::embedded().text;
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("tokenizer.json");
@@ -46,7 +46,7 @@ fn merges_and_ids_of_tiny_shakespeare_are_those_of_the_library() {
         serde_json::from_value(golden("merges_tiny_shakespeare.json")["trainings"].clone()).unwrap();
     assert!(trainings.len() >= 4, "{} trainings", trainings.len());
     for golden in trainings {
-        // Every character is one byte.
+        // The text is ASCII: every character is one byte.
         let tokenizer = Tokenizer::train_bpe(&text[..golden.train_chars], golden.vocab_size, &[]).unwrap();
         assert_eq!(tokenizer.vocab_size(), golden.vocab_size);
         tokenizer.write(&path).unwrap();
@@ -66,7 +66,7 @@ fn merges_and_ids_of_tiny_shakespeare_are_those_of_the_library() {
 }
 
 #[test]
-fn gpt2_ids_of_every_script_are_those_of_the_library() {
+fn gpt2_ids_match_the_library() {
     let texts: Vec<Encoded> = serde_json::from_value(golden("gpt2_ids.json")).unwrap();
     assert!(texts.len() >= 60, "{} texts", texts.len());
     let gpt2 = Tokenizer::gpt2();

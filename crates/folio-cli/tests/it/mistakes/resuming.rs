@@ -57,7 +57,7 @@ fn runs_that_cannot_be_resumed() {
     let name = "run/checkpoint_3/model.safetensors";
     let whole = place.read(name);
     place.write(name, &whole[1..]);
-    let expected = ["checkpoint_3", "model.safetensors has", "--skip_damaged goes on from", "checkpoint_2"];
+    let expected = ["checkpoint_3", "model.safetensors has", "--skip_damaged resumes from", "checkpoint_2"];
     check_refused(&place, "train --resume run", FAILURE, &expected[..3]);
     check_refused(&place, "generate run", FAILURE, &["checkpoint_3", "is damaged"]);
 }

@@ -14,7 +14,7 @@ fn tokenizers_that_cannot_be() {
         (
             &format!("{own} --vocab_size 100000"),
             USAGE,
-            &["--vocab_size", "more than the text can give", "at most"],
+            &["--vocab_size", "too large for this text", "at most"],
         ),
         (&format!("{own} --split blocks"), USAGE, &["`--split blocks`", "evaluation text", "use contiguous"]),
         (
@@ -27,7 +27,7 @@ fn tokenizers_that_cannot_be() {
         (
             "train {TINY} --tokenizer_type foreign.json",
             FAILURE,
-            &["foreign.json", "'Unigram'", "does not run"],
+            &["foreign.json", "'Unigram'", "is not supported"],
         ),
         ("train {TINY} --tokenizer_type own_bpe", USAGE, &["--tokenizer_type", "own_bpe", "corpus_bpe"]),
         (&format!("{train} --vocab_size 255"), USAGE, &["--vocab_size", "too few"]),
@@ -36,7 +36,7 @@ fn tokenizers_that_cannot_be() {
             USAGE,
             &["--vocab_size", "1 special", "at least 257"],
         ),
-        (&format!("{train} --vocab_size 99999"), USAGE, &["--vocab_size", "more than the text can give"]),
+        (&format!("{train} --vocab_size 99999"), USAGE, &["--vocab_size", "too large for this text"]),
         (&format!("{train} --vocab_size 300 --special a a"), USAGE, &["--special", "given twice"]),
         (
             "tokenizer train --data none.txt --vocab_size 300 --out x.json",

@@ -1,12 +1,13 @@
-//! The part of TensorFlow's messages that folio writes, with their numbers from core/util/event.proto,
+//! The parts of TensorFlow's protobuf messages that folio writes. Field numbers are from core/util/event.proto,
 //! core/framework/{summary,tensor,tensor_shape}.proto, TensorBoard's plugins/hparams/plugin_data.proto and Google's
-//! struct.proto. Where those have a `oneof`, one of several optional fields is set here, which is the same in bytes.
+//! struct.proto. A `oneof` is declared as optional fields, of which one is set; the encoding is the same.
 
 use std::collections::BTreeMap;
 
 use prost::Message;
 use serde_json::{Map, Value};
 
+/// `Event`.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct EventMessage {
     /// Seconds since 1970.
@@ -29,7 +30,7 @@ pub(super) struct SessionLog {
 }
 
 impl SessionLog {
-    /// The status of a session that begins.
+    /// The status of a session that starts.
     pub(super) const START: i32 = 1;
 }
 
@@ -65,7 +66,7 @@ pub(super) struct TensorProto {
     pub(super) string_val: Vec<Vec<u8>>,
 }
 
-/// `TensorShapeProto`; without dimensions it is the shape of a single value.
+/// `TensorShapeProto`. A scalar has no dimensions.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Shape {
     #[prost(message, repeated, tag = "2")]
@@ -95,7 +96,7 @@ pub(super) struct PluginData {
     content: Vec<u8>,
 }
 
-/// `HParamsPluginData`, of version 0.
+/// `HParamsPluginData`, version 0.
 #[derive(Clone, PartialEq, Message)]
 struct HyperparametersData {
     #[prost(message, optional, tag = "3")]
@@ -129,12 +130,12 @@ const DT_STRING: i32 = 7;
 const DATA_CLASS_TENSOR: i32 = 2;
 
 impl SummaryValue {
-    /// A point of a curve.
+    /// A point on a curve.
     pub(super) fn scalar(tag: String, value: f32) -> Self {
         Self { tag, simple_value: Some(value), ..Self::default() }
     }
 
-    /// A text in Markdown.
+    /// Markdown text.
     pub(super) fn text(tag: &str, text: String) -> Self {
         let tensor = TensorProto {
             dtype: DT_STRING,
@@ -146,7 +147,7 @@ impl SummaryValue {
         Self { tag: tag.to_owned(), tensor: Some(tensor), metadata: Some(metadata), ..Self::default() }
     }
 
-    /// The settings, for the table in which TensorBoard compares runs by them. Those that are unset are left out.
+    /// The settings, without null ones, for the table of hyperparameters.
     pub(super) fn session_start(settings: &Map<String, Value>, start_time_secs: f64) -> Self {
         let setting = |value: &Value| ProtoValue {
             number: value.as_f64(),
@@ -157,7 +158,7 @@ impl SummaryValue {
         let hyperparameters = set.map(|(key, value)| (key.clone(), setting(value))).collect();
         let session_start_info = Some(SessionStart { hyperparameters, start_time_secs });
         let content = HyperparametersData { session_start_info }.encode_to_vec();
-        // All is in the metadata, but something has to stand in for a value.
+        // The data is in the metadata, but a value is required.
         let shape = Shape { dim: vec![Dimension { size: 1 }] };
         let tensor = TensorProto {
             dtype: DT_FLOAT,

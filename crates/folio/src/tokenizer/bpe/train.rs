@@ -1,11 +1,11 @@
-//! Learning the merges of a byte-pair encoding from a text.
+//! Trains the merges of a byte-pair encoding.
 //!
-//! The pair of neighbouring tokens that occurs most often becomes a token, until the vocabulary is large enough. A word
-//! that occurs often is looked at once and counts as often as it occurs; what a merge changes is counted anew, nothing
-//! else; and a priority queue, whose entries may be out of date, gives the next pair.
+//! The most frequent pair of adjacent tokens becomes a token, until the vocabulary is large enough. Each distinct word is
+//! stored once with its count, and a merge updates only the counts that it changes. A priority queue, whose entries may be
+//! outdated, gives the next pair.
 //!
-//! Of pairs that occur equally often the one comes first whose left part has the lower id, then the one whose right
-//! part has. So the outcome depends on nothing but the text: neither on the number of threads nor on hashing.
+//! Ties go to the lower id of the left part, then of the right part, so the result depends on the text alone: not on the
+//! number of threads, nor on hashing.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -17,21 +17,20 @@ use super::super::gpt2::byte_order;
 use super::super::words::{pieces, words};
 use super::{BYTES, Bpe, key};
 
-/// Bytes of text whose words a thread counts at once.
+/// Bytes of text per piece of parallel counting.
 const PIECE: usize = 1 << 17;
 
-/// How far a text's merges went.
+/// The text has too few pairs for the requested vocabulary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) struct TooSmall {
-    /// The largest vocabulary that the text can give, special tokens included.
+    /// The largest vocabulary for the text, including special tokens.
     pub(in super::super) reached: usize,
 }
 
-/// A vocabulary of `vocab_size` tokens for a text: 256 bytes in GPT-2's order, what the text's merges make, and the
-/// special tokens behind them.
+/// Trains a vocabulary of `vocab_size` tokens: 256 bytes in GPT-2's order, the merged tokens, then the special tokens.
 ///
 /// # Panics
-/// If `vocab_size` is below 256 and the special tokens.
+/// If `vocab_size` is less than 256 plus the number of special tokens.
 pub(in super::super) fn train(text: &str, vocab_size: usize, specials: &[&str]) -> Result<Bpe, TooSmall> {
     let ordinary = vocab_size.checked_sub(specials.len()).filter(|&count| count >= BYTES);
     let ordinary =
@@ -48,7 +47,7 @@ pub(in super::super) fn train(text: &str, vocab_size: usize, specials: &[&str]) 
     Ok(Bpe::new(&tokens, merges, special_ids).expect("merges of tokens that are there"))
 }
 
-/// How often each word of a text occurs.
+/// Counts the words of a text.
 fn count_words(text: &str) -> FxHashMap<&str, u64> {
     let count = |mut counts: FxHashMap<_, _>, piece| {
         words(piece).for_each(|word| *counts.entry(word).or_default() += 1);
@@ -71,7 +70,7 @@ struct BpeTrainer {
     merges: Vec<(u32, u32)>,
     words: Vec<Word>,
     pairs: FxHashMap<u64, Pair>,
-    /// Counts, which may be out of date, and pairs: the most frequent first, then the lowest.
+    /// Counts, which may be outdated, and pairs: the most frequent first, then the lowest.
     queue: BinaryHeap<(u64, Reverse<u64>)>,
 }
 
@@ -81,11 +80,11 @@ struct Word {
     count: u64,
 }
 
-/// A pair of neighbours.
+/// A pair of adjacent tokens.
 #[derive(Default)]
 struct Pair {
     count: u64,
-    /// The words that it occurs in, or did once.
+    /// The words that it occurs in, or occurred in earlier.
     words: Vec<u32>,
 }
 
@@ -130,7 +129,7 @@ impl BpeTrainer {
     fn merge(&mut self, pair: u64) {
         let (left, right) = ((pair >> 32) as u32, pair as u32);
         let bytes = [self.tokens[left as usize].as_slice(), &self.tokens[right as usize]].concat();
-        // Another pair may have made these bytes before: "a" and "bc" after "ab" and "c".
+        // Another pair may have produced the same bytes, such as "ab" + "c" before "a" + "bc".
         let id = *self.ids.entry(bytes).or_insert_with_key(|bytes| {
             self.tokens.push(bytes.clone());
             self.tokens.len() as u32 - 1
@@ -150,12 +149,12 @@ impl BpeTrainer {
                 }
                 if write > 0 {
                     let before = parts[write - 1];
-                    self.pairs.entry(key(before, left)).and_modify(|pair| pair.lose(count));
+                    self.pairs.entry(key(before, left)).and_modify(|pair| pair.remove(count));
                     self.pairs.entry(key(before, id)).or_default().add(count, index);
                     grown.push(key(before, id));
                 }
                 if let Some(&after) = parts.get(read + 2) {
-                    self.pairs.entry(key(right, after)).and_modify(|pair| pair.lose(count));
+                    self.pairs.entry(key(right, after)).and_modify(|pair| pair.remove(count));
                     self.pairs.entry(key(id, after)).or_default().add(count, index);
                     grown.push(key(id, after));
                 }
@@ -166,7 +165,7 @@ impl BpeTrainer {
         }
         grown.sort_unstable();
         grown.dedup();
-        // Pairs that grew, lost all again to the pair beside them, and so do not occur are passed over by the queue.
+        // A new pair may have lost all occurrences again to the adjacent pair. The queue skips such pairs.
         self.queue.extend(grown.into_iter().map(|key| (self.pairs[&key].count, Reverse(key))));
     }
 }
@@ -179,7 +178,7 @@ impl Pair {
         }
     }
 
-    fn lose(&mut self, count: u64) {
+    fn remove(&mut self, count: u64) {
         self.count -= count;
     }
 }
@@ -192,8 +191,8 @@ mod tests {
 
     use super::*;
 
-    /// The merges by the definition: all pairs are counted anew for each.
-    fn merges_plainly(text: &str, count: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
+    /// Merges by the definition: counts all pairs for every merge.
+    fn merges_naive(text: &str, count: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
         let mut ids: Vec<Vec<u8>> = byte_order().map(|byte| vec![byte]).collect();
         let mut all: Vec<Vec<Vec<u8>>> =
             words(text).map(|word| word.bytes().map(|byte| vec![byte]).collect()).collect();
@@ -232,7 +231,7 @@ mod tests {
 
     #[track_caller]
     fn check(text: &str, count: usize) {
-        let want = merges_plainly(text, count);
+        let want = merges_naive(text, count);
         let vocab_size = match train(text, BYTES + count, &[]) {
             Ok(bpe) => bpe.vocab_size(),
             Err(TooSmall { reached }) => reached,
@@ -240,13 +239,13 @@ mod tests {
         let bpe = train(text, vocab_size, &[]).unwrap();
         let token = |id| bpe.token(id).to_vec();
         let got: Vec<_> = bpe.merges().iter().map(|&(left, right)| (token(left), token(right))).collect();
-        // What the definition merges without a new token, after the last one, nobody asks for.
+        // After its last new token, the naive version may go on with merges that produce no new token.
         assert_eq!(got, want[..got.len()], "{text:?}");
         assert!(want.len() == got.len() || vocab_size < BYTES + count, "{text:?}");
     }
 
     #[test]
-    fn merges_are_those_of_the_definition() {
+    fn merges_follow_the_definition() {
         check("", 3);
         check("aaaa aaa aa a", 5);
         check("abababab bababa", 9);
@@ -257,14 +256,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn merges_of_any_text_are_those_of_the_definition(text in "[abc ]{0,60}") {
+        fn merges_of_any_text_follow_the_definition(text in "[abc ]{0,60}") {
             check(&text, 40);
         }
     }
 
     #[test]
-    fn equal_counts_go_by_ids() {
-        // Each pair occurs once. A line end belongs to no word with letters.
+    fn ties_go_to_lower_ids() {
+        // Each pair occurs once. A newline is never part of a word with letters.
         let bpe = train("zy\nbd\nab\nbc", BYTES + 4, &[]).unwrap();
         let made: Vec<&[u8]> = (BYTES as u32..).take(4).map(|id| bpe.token(id)).collect();
         assert_eq!(made, [b"ab", b"bc", b"bd", b"zy"]);

@@ -1,6 +1,6 @@
-//! Reading a `tokenizer.json`: what gives other ids than its program would is refused, by the name of the field.
+//! Reads `tokenizer.json`. Settings that would lead to other ids than in Hugging Face's library are refused by name.
 //!
-//! The errors of this file complete "the tokenizer FILE ...".
+//! Errors in this file complete the sentence "the tokenizer FILE ...".
 
 use std::sync::Arc;
 
@@ -15,21 +15,21 @@ use super::super::gpt2::byte_alphabet;
 use super::super::pattern::Pattern;
 use super::super::recipe::{Behavior, Recipe, Step};
 
-/// Steps of a split into words. Published tokenizers have up to 5. Each needs a part of the stack.
+/// The maximum number of pre-tokenizer steps, which are applied recursively. Published tokenizers have up to 5.
 const MOST_STEPS: usize = 100;
 
-/// What messages show of a pattern at most; the published ones are shorter.
+/// The maximum length of a pattern in messages. Published patterns are shorter.
 const SHOWN_CHARS: usize = 500;
 
 type Read<T> = Result<T, String>;
 
-/// The tokenizer of a file.
+/// Converts the JSON of a file.
 pub(super) fn from_json(json: &Value) -> Read<TokenizerModel> {
     let model = &json["model"];
     if !model.is_object() {
         return Err("has no object 'model', so it is not in Hugging Face's format".to_owned());
     }
-    // Old files, GPT-2's published one among them, leave the type out.
+    // Old files, such as GPT-2's published one, have no type.
     match model.get("type").map(|kind| kind.as_str().unwrap_or_default()) {
         Some("BPE") | None => {}
         Some(kind) => return Err(unsupported(&format!("a model of type '{kind}'"))),
@@ -46,7 +46,7 @@ pub(super) fn from_json(json: &Value) -> Read<TokenizerModel> {
     byte_level(json, vocab)
 }
 
-/// Refuses options that change ids, whatever the tokens.
+/// Refuses options that change ids for every kind of tokenizer.
 fn check_options(json: &Value) -> Read<()> {
     for field in ["truncation", "padding"] {
         if !json[field].is_null() {
@@ -66,15 +66,15 @@ fn is_off(value: &Value) -> bool {
     matches!(value, Value::Null | Value::Bool(false)) || value == "" || value == 0.0
 }
 
-/// Refuses what puts tokens around a text.
+/// Refuses post-processors that add tokens to a text.
 fn check_post_processor(processor: &Value) -> Read<()> {
     let template = |single: &Value| -> Read<()> {
-        // The text itself, and the special tokens around it.
+        // The pieces are the text and the special tokens around it.
         let adds = elements(single).iter().find_map(|piece| piece["SpecialToken"]["id"].as_str());
         if let Some(token) = adds {
             return Err(format!(
-                "has a 'post_processor' that adds {token:?} to every text, which this program does not: set \
-                 'post_processor' to null, and write the token where it is wanted"
+                "has a 'post_processor' that adds {token:?} to every text, which is not supported: set \
+                 'post_processor' to null, and add the token to the text where needed"
             ));
         }
         let is_text_alone = matches!(elements(single), [piece] if piece["Sequence"]["id"] == "A");
@@ -93,7 +93,7 @@ fn check_post_processor(processor: &Value) -> Read<()> {
     }
 }
 
-/// Characters: a BPE without merges and without a split.
+/// Reads characters: a BPE without merges and pre-tokenizer.
 fn chars(json: &Value, vocab: &Map<String, Value>) -> Read<TokenizerModel> {
     if !elements(&json["model"]["merges"]).is_empty() || !elements(&json["added_tokens"]).is_empty() {
         return Err(unsupported("merges or added tokens without a byte-level 'pre_tokenizer'"));
@@ -114,13 +114,13 @@ fn chars(json: &Value, vocab: &Map<String, Value>) -> Read<TokenizerModel> {
         let mut chars = token.chars();
         match (chars.next(), chars.next()) {
             (Some(c), None) => Ok(c),
-            _ => Err(format!("has the token {token:?}, where each token must be one character")),
+            _ => Err(format!("has the token {token:?}, but each token must be one character")),
         }
     };
     let chars: Vec<char> = tokens_by_id(vocab)?.into_iter().map(single_char).collect::<Read<_>>()?;
     CharVocabulary::new(chars)
         .map(TokenizerModel::Chars)
-        .map_err(|twin| format!("has the character {twin:?} twice"))
+        .map_err(|c| format!("has the character {c:?} twice"))
 }
 
 fn byte_level(json: &Value, vocab: &Map<String, Value>) -> Read<TokenizerModel> {
@@ -159,10 +159,10 @@ fn is_nfc(normalizer: &Value) -> Read<bool> {
     }
 }
 
-/// Appends the steps of a split into words.
+/// Appends the steps of a pre-tokenizer.
 fn push_steps(json: &Value, steps: &mut Vec<Step>) -> Read<()> {
     if matches!(steps.last(), Some(Step::ByteLevel { .. })) {
-        return Err(unsupported("a 'pre_tokenizer' that goes on after ByteLevel"));
+        return Err(unsupported("a 'pre_tokenizer' with steps after ByteLevel"));
     }
     let step = match json["type"].as_str().unwrap_or_default() {
         "Sequence" => {
@@ -187,9 +187,7 @@ fn push_steps(json: &Value, steps: &mut Vec<Step>) -> Read<()> {
                 if shown.len() < pattern.len() {
                     shown.push('…');
                 }
-                format!(
-                    "has the 'pre_tokenizer.pattern' {shown:?}, which this program does not run: it has {reason}"
-                )
+                format!("has the 'pre_tokenizer.pattern' {shown:?}, which is not supported: it has {reason}")
             };
             let pattern = match (regex.as_str(), literal.as_str()) {
                 (Some(regex), _) => Pattern::new(regex).map_err(|reason| refused(regex, reason))?,
@@ -210,16 +208,16 @@ fn push_steps(json: &Value, steps: &mut Vec<Step>) -> Read<()> {
     Ok(())
 }
 
-/// A field that is true or false.
+/// A boolean field.
 fn flag(json: &Value, place: &str, name: &str, otherwise: Option<bool>) -> Read<bool> {
     match &json[name] {
         Value::Bool(value) => Ok(*value),
         Value::Null if otherwise.is_some() => Ok(otherwise.unwrap_or_default()),
-        other => Err(format!("has {other} in '{place}.{name}', where true or false must be")),
+        other => Err(format!("has {other} in '{place}.{name}', which must be true or false")),
     }
 }
 
-/// The vocabulary with the added tokens, and these.
+/// The vocabulary including the added tokens, and the added tokens.
 fn with_added(
     vocab: &Map<String, Value>,
     listed: &[Value],
@@ -240,29 +238,30 @@ fn with_added(
                 ));
             }
         } else if json["id"] != next {
-            // Hugging Face's library numbers them anew.
+            // Hugging Face's library would renumber them.
             let reason =
-                format!("gives the added token {content:?} the id {}, where {next} is next", json["id"]);
+                format!("gives the added token {content:?} the id {}, but the next id is {next}", json["id"]);
             return Err(format!("{reason}; list added tokens in the order of their ids"));
         }
         let is = |name| flag(json, "added_tokens", name, Some(false));
         let id = json["id"].as_u64().and_then(|id| u32::try_from(id).ok());
         added.push(Added {
-            id: id.ok_or_else(|| format!("gives {content:?} the id {}, which is no number", json["id"]))?,
+            id: id
+                .ok_or_else(|| format!("gives {content:?} the id {}, which is not a number", json["id"]))?,
             content: content.to_owned(),
             special: is("special")?,
             single_word: is("single_word")?,
             lstrip: is("lstrip")?,
             rstrip: is("rstrip")?,
             normalized: is("normalized")?,
-            // That makes a difference for words that are looked up alone.
+            // Affects only lookups of whole words.
             in_vocab: !ignores_merges || vocab.contains_key(content),
         });
     }
     Ok((all, added))
 }
 
-/// The bytes of each token: what its spelling stands for, or the content of an added token.
+/// The bytes of each token: decoded from its spelling, or the content of an added token.
 fn bytes_of(spelled: &[String], added: &[Added]) -> Read<Vec<Vec<u8>>> {
     let contents: FxHashMap<&str, u32> =
         added.iter().map(|token| (token.content.as_str(), token.id)).collect();
@@ -274,13 +273,13 @@ fn bytes_of(spelled: &[String], added: &[Added]) -> Read<Vec<Vec<u8>>> {
             return Ok(spelling.as_bytes().to_vec());
         }
         unspell(spelling).ok_or_else(|| {
-            format!("has the token {spelling:?}, which is not written in the alphabet of byte-level BPE")
+            format!("has the token {spelling:?}, which is not in the alphabet of byte-level BPE")
         })
     };
     spelled.iter().map(bytes).collect()
 }
 
-/// The bytes that a spelling in GPT-2's alphabet stands for.
+/// Decodes a spelling in GPT-2's alphabet.
 pub(super) fn unspell(spelling: &str) -> Option<Vec<u8>> {
     static BYTES: std::sync::LazyLock<FxHashMap<char, u8>> =
         std::sync::LazyLock::new(|| byte_alphabet().into_iter().zip(0..=u8::MAX).collect());
@@ -305,7 +304,7 @@ fn merges(json: &Value, spelled: &[String]) -> Read<Vec<(u32, u32)>> {
     elements(json).iter().map(merge).collect()
 }
 
-/// The tokens in the order of their ids, which must be 0, 1, 2 and so on, each once.
+/// The tokens in the order of their ids, which must be 0, 1, 2 and so on without gaps.
 fn tokens_by_id(vocab: &Map<String, Value>) -> Read<Vec<String>> {
     if vocab.is_empty() {
         return Err("has an empty vocabulary".to_owned());
@@ -327,11 +326,11 @@ fn tokens_by_id(vocab: &Map<String, Value>) -> Read<Vec<String>> {
     Ok(tokens.into_iter().flatten().map(str::to_owned).collect())
 }
 
-/// The elements of an array; none of anything else.
+/// The elements of an array; empty for other values.
 pub(super) fn elements(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 
 fn unsupported(what: &str) -> String {
-    format!("has {what}, which this program does not run; docs/tokenizers.md lists what it does")
+    format!("has {what}, which is not supported; docs/tokenizers.md lists what is")
 }

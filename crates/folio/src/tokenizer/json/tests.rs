@@ -12,7 +12,7 @@ fn gpt2_file() -> Value {
     serde_json::to_value(of(&TokenizerModel::Bpe(gpt2()))).unwrap()
 }
 
-/// Changes a good file, which must then be refused with this message.
+/// Changes a valid file, which must then be refused with this message.
 #[track_caller]
 fn check_refused(mut file: Value, edit: impl Fn(&mut Value), expected: &str) {
     edit(&mut file);
@@ -107,9 +107,9 @@ fn foreign_tokenizers_are_refused() {
 }
 
 #[test]
-fn options_that_change_nothing_load() {
+fn options_without_effect_load() {
     let mut file = gpt2_file();
-    // Every byte has a token, so nothing is ever unknown.
+    // Every byte has a token, so no unknown token is needed.
     file["model"]["unk_token"] = json!("<|endoftext|>");
     file["model"]["byte_fallback"] = json!(true);
     file["model"]["dropout"] = json!(0.0);
@@ -117,7 +117,7 @@ fn options_that_change_nothing_load() {
 }
 
 #[test]
-fn byte_level_bpes_that_do_not_fit_together_are_refused() {
+fn inconsistent_byte_level_bpes_are_refused() {
     let set = |pointer: &'static str, value: Value| {
         move |file: &mut Value| *file.pointer_mut(pointer).unwrap() = value.clone()
     };
@@ -140,11 +140,7 @@ fn byte_level_bpes_that_do_not_fit_together_are_refused() {
             vocab.insert(to.to_owned(), id);
         }
     };
-    check_refused(
-        gpt2_file(),
-        rename("!", "日"),
-        "has the token \"日\", which is not written in the alphabet",
-    );
+    check_refused(gpt2_file(), rename("!", "日"), "has the token \"日\", which is not in the alphabet");
     check_refused(gpt2_file(), rename("zzle", "zzqx"), "has");
 }
 
@@ -179,7 +175,7 @@ fn check_unreadable(contents: Option<&[u8]>, expected: &str) {
 
 #[test]
 fn unreadable_files_are_named() {
-    check_unreadable(None, "does not exist; give the folder of a run");
+    check_unreadable(None, "does not exist; give the directory of a run");
     check_unreadable(Some(b"{\"model\":"), "is not valid JSON: EOF");
     check_unreadable(Some(b"\xff"), "is not valid JSON");
     check_unreadable(Some(&vec![b' '; (MAX_FILE_BYTES + 1) as usize]), "is larger than 64 MiB");

@@ -2,23 +2,23 @@
 
 use unicode_general_category::{GeneralCategory as Category, get_general_category};
 
-/// The characters of some parts, or, if it is negated, all others.
+/// A set of characters: the union of its parts, or the complement if negated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct CharClass {
     negated: bool,
     parts: Vec<ClassPart>,
-    /// Which of ASCII are in it, a bit for each.
+    /// The ASCII characters in the set, one bit each.
     ascii: u128,
 }
 
 /// A part of a class.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ClassPart {
-    /// From the first to the last of these.
+    /// From the first character to the last.
     Range(char, char),
-    /// White space, or all but that.
+    /// White space, or all other characters.
     Space { negated: bool },
-    /// Some general categories, or all others.
+    /// General categories, or all other characters.
     Categories { categories: Vec<Category>, negated: bool },
 }
 
@@ -45,7 +45,7 @@ impl CharClass {
         self.parts.iter().any(|part| part.contains(c)) != self.negated
     }
 
-    /// The bytes of the character at an offset, if it is in the class.
+    /// The length in bytes of the character at an offset, if it is in the class.
     #[inline]
     pub(super) fn len_at(&self, text: &str, at: usize) -> Option<usize> {
         let &byte = text.as_bytes().get(at)?;
@@ -57,7 +57,7 @@ impl CharClass {
     }
 }
 
-/// The general categories of a property's short name, as `L` or `Lu`.
+/// The general categories of a property by its short name, such as `L` or `Lu`.
 pub(super) fn categories(name: &str) -> Option<&'static [Category]> {
     use Category as Is;
     Some(match name {

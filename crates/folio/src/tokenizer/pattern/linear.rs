@@ -1,29 +1,29 @@
-//! Matching in time that grows with the text's length alone, whatever the pattern: from the end of the text to its
-//! beginning, each character with each state of an automaton once. Backtracking is several times as fast for patterns that
-//! hardly backtrack, as all published ones, and finds the same.
+//! Matching in linear time for any pattern: from the end of the text to its beginning, evaluates each state of an automaton
+//! once per character. Gives the same matches as backtracking, which is several times as fast for patterns that rarely
+//! backtrack, such as all published ones.
 
 use super::Item;
 use super::class::CharClass;
 
-/// A place in a pattern. States on which one depends at the same character come before it.
+/// A position in a pattern. States that it depends on at the same character come before it.
 enum State<'p> {
     /// The end of the pattern.
     End,
-    /// A character of a class, then the state `taken`. A state `skipped` is the second choice; if that is possessive, only
-    /// where there is no such character.
+    /// A character of a class, then the state `taken`. Otherwise the state `skipped`, if there is one; for possessive items
+    /// only if the character is not in the class.
     Char { class: &'p CharClass, taken: usize, skipped: Option<usize>, possessive: bool },
-    /// The first of these that matches.
+    /// The first of these states that matches.
     FirstOf(Vec<usize>),
-    /// The state `next`, if the next character is of the class, or not.
+    /// Lookahead for a character of the class, or its negation, then the state `next`.
     Ahead { class: &'p CharClass, negative: bool, next: usize },
 }
 
-/// For each byte of a text where the match ends that begins there; 0 if there is none.
+/// For each byte of a text, the end of the match that begins there; 0 if there is none.
 pub(super) fn match_ends(alternatives: &[Vec<Item>], text: &str) -> Vec<usize> {
     let mut automaton = Automaton { states: vec![State::End] };
     let start = automaton.first_of(alternatives, 0, None);
     let mut ends = vec![0; text.len()];
-    // Where the match ends that begins in each state: at this character, and at the one after it.
+    // For each state, the end of the match that begins at this character, and at the next one.
     let mut here = vec![None; automaton.states.len()];
     let mut after = here.clone();
     automaton.fill(text, text.len(), &after, &mut here);
@@ -45,7 +45,7 @@ impl<'p> Automaton<'p> {
         self.states.len() - 1
     }
 
-    /// The state in which alternatives begin that `next` follows.
+    /// The start state of alternatives that are followed by `next`.
     fn first_of(&mut self, alternatives: &'p [Vec<Item>], next: usize, or_else: Option<usize>) -> usize {
         let mut firsts: Vec<usize> = Vec::new();
         for items in alternatives {
@@ -56,7 +56,7 @@ impl<'p> Automaton<'p> {
         self.push(State::FirstOf(firsts))
     }
 
-    /// The state in which an item begins that `next` follows.
+    /// The start state of an item that is followed by `next`.
     fn item(&mut self, item: &'p Item, next: usize) -> usize {
         match item {
             Item::Run { class, min, max, possessive } => {
@@ -83,7 +83,7 @@ impl<'p> Automaton<'p> {
         }
     }
 
-    /// Overwrites where the matches end that begin in each state at an offset.
+    /// Computes, for each state, the end of the match that begins at an offset.
     fn fill(&self, text: &str, at: usize, after: &[Option<usize>], here: &mut [Option<usize>]) {
         for (index, state) in self.states.iter().enumerate() {
             let found = match state {

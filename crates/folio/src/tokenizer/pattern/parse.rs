@@ -1,18 +1,18 @@
-//! Reading a pattern. Errors complete "the pattern has ...".
+//! Parses a pattern. Errors complete the sentence "the pattern has ...".
 
 use unicode_general_category::GeneralCategory;
 
 use super::Item;
 use super::class::{CharClass, ClassPart, categories};
 
-/// What follows a repeated character in two of a row that some engines take for one letter: `(?i:ss)` matches `ß`.
+/// Pairs that some engines treat as one letter if case is ignored: `(?i:ss)` matches `ß`.
 const FOLDED_TOGETHER: [&str; 5] = ["ss", "ff", "fi", "fl", "st"];
 
 /// The largest number in `{n,m}`.
 const MOST: usize = 1000;
 
-/// The largest pattern: its length in bytes, how deep its groups are nested, and how many characters and groups it has,
-/// each as often as it is repeated at least. Published ones have up to 500 bytes. Matching a part needs a part of the stack.
+/// Limits on the length in bytes, the nesting of groups, and the number of characters and groups, each counted as often as
+/// its minimum repetition. Published patterns have up to 500 bytes. Matching is recursive, so the limits bound the stack.
 const MOST_BYTES: usize = 4096;
 const MOST_NESTED: usize = 32;
 const MOST_PARTS: usize = 1000;
@@ -46,9 +46,9 @@ struct Parser<'s> {
     source: &'s str,
     at: usize,
     ignores_case: bool,
-    /// The groups that are open.
+    /// The number of open groups.
     nested: usize,
-    /// The characters and groups so far.
+    /// The number of characters and groups so far.
     parts: usize,
 }
 
@@ -73,7 +73,7 @@ impl Parser<'_> {
         found
     }
 
-    /// The number of the next character, from 1 on.
+    /// The position of the next character, counting from 1.
     fn place(&self) -> usize {
         self.source[..self.at].chars().count() + 1
     }
@@ -82,7 +82,11 @@ impl Parser<'_> {
         Err(format!("{what} at character {}", self.place()))
     }
 
-    /// Alternatives up to a closing parenthesis or the end.
+    fn unsupported_before<T>(&self, what: &str) -> Result<T, String> {
+        Err(format!("{what} before character {}", self.place()))
+    }
+
+    /// Parses alternatives up to a closing parenthesis or the end.
     fn alternatives(&mut self) -> Result<Vec<Vec<Item>>, String> {
         let mut all = vec![Vec::new()];
         loop {
@@ -117,7 +121,7 @@ impl Parser<'_> {
             return self.ahead(true);
         }
         if self.ignores_case && (self.rest().starts_with("(?:") || self.rest().starts_with("(?i:")) {
-            // Letters on its two sides may be those of `FOLDED_TOGETHER`.
+            // Letters next to each other across the group could form a pair of `FOLDED_TOGETHER`.
             return self.unknown("a group inside (?i:...)");
         }
         if self.take("(?:") {
@@ -136,7 +140,7 @@ impl Parser<'_> {
             let two: String = self.rest().chars().take(2).flat_map(char::to_lowercase).collect();
             if FOLDED_TOGETHER.contains(&two.as_str()) {
                 return self
-                    .unknown(&format!("'{two}' in (?i:...), which some engines take for one letter,"));
+                    .unknown(&format!("'{two}' in (?i:...), which some engines treat as one letter,"));
             }
         }
         let class = self.class()?;
@@ -146,19 +150,19 @@ impl Parser<'_> {
     fn ahead(&mut self, negative: bool) -> Result<Item, String> {
         let class = self.class()?;
         if !self.take(")") {
-            return self.unknown("a look-ahead of more than one character");
+            return self.unknown("a lookahead of more than one character");
         }
         Ok(Item::Ahead { class, negative })
     }
 
     fn group(&mut self, ignores_case: bool) -> Result<Item, String> {
         if self.nested == MOST_NESTED {
-            return self.unknown(&format!("more than {MOST_NESTED} groups inside each other"));
+            return self.unknown(&format!("more than {MOST_NESTED} nested groups"));
         }
         self.nested += 1;
         self.ignores_case = ignores_case;
         let alternatives = self.alternatives()?;
-        // No group is inside one that ignores case.
+        // Groups that ignore case contain no groups.
         self.ignores_case = false;
         self.nested -= 1;
         if !self.take(")") {
@@ -171,13 +175,13 @@ impl Parser<'_> {
         Ok(Item::Group { alternatives, optional })
     }
 
-    /// A class with what says how often.
+    /// Parses the repetition of a class.
     fn repeated(&mut self, class: CharClass) -> Result<Item, String> {
         let (min, max) = match self.peek() {
             Some('?') => (0, 1),
             Some('*') => (0, usize::MAX),
             Some('+') => (1, usize::MAX),
-            // Some engines read `s{1}s` as `ss`.
+            // Some engines treat `s{1}s` as `ss`.
             Some('{') if self.ignores_case => return self.unknown("a '{' in (?i:...)"),
             Some('{') => {
                 let (min, max) = self.bounds()?;
@@ -197,7 +201,7 @@ impl Parser<'_> {
         }
     }
 
-    /// `{n}`, `{n,}` or `{n,m}`.
+    /// Parses `{n}`, `{n,}` or `{n,m}`.
     fn bounds(&mut self) -> Result<(usize, usize), String> {
         let body = self.rest().strip_prefix('{').and_then(|rest| rest.split_once('}')).map(|(body, _)| body);
         let number = |text: &str| {
@@ -215,7 +219,7 @@ impl Parser<'_> {
         Ok((min, max))
     }
 
-    /// One character, an escape, or a class in brackets.
+    /// Parses a character, an escape, or a class in brackets.
     fn class(&mut self) -> Result<CharClass, String> {
         if self.take("[") {
             return self.brackets();
@@ -226,7 +230,7 @@ impl Parser<'_> {
         }
         match self.next() {
             None | Some('(' | ')' | '|' | ']' | '}' | '*' | '+' | '?' | '{' | '.' | '^' | '$') => {
-                self.unknown("a sign that stands for no character before what is")
+                self.unsupported_before("an unsupported character")
             }
             Some(c) => Ok(CharClass::new(false, self.folded(ClassPart::Range(c, c))?)),
         }
@@ -237,7 +241,7 @@ impl Parser<'_> {
         let mut parts = Vec::new();
         while !self.take("]") {
             if self.take("&&") {
-                return self.unknown("an intersection before what is");
+                return self.unsupported_before("an intersection");
             }
             let part = match self.peek() {
                 None => return self.unknown("a '[' without its ']', ending"),
@@ -249,7 +253,7 @@ impl Parser<'_> {
                 }
             };
             let part = match part {
-                // A hyphen before the bracket stands for itself.
+                // A hyphen before the closing bracket is literal.
                 ClassPart::Range(first, _)
                     if self.rest().starts_with('-') && !self.rest().starts_with("-]") =>
                 {
@@ -264,7 +268,10 @@ impl Parser<'_> {
                     };
                     match last {
                         ClassPart::Range(last, _) if first <= last => ClassPart::Range(first, last),
-                        _ => return self.unknown("a range that ends before it begins, or in no character,"),
+                        _ => {
+                            return self
+                                .unknown("a range that ends before it begins, or not in a character,");
+                        }
                     }
                 }
                 part => part,
@@ -277,7 +284,7 @@ impl Parser<'_> {
         Ok(CharClass::new(negated, parts))
     }
 
-    /// What a backslash and what follows it stand for.
+    /// Parses an escape, after the backslash.
     fn escape(&mut self) -> Result<ClassPart, String> {
         self.next();
         let one = |c| Ok(ClassPart::Range(c, c));
@@ -301,40 +308,40 @@ impl Parser<'_> {
                 Ok(ClassPart::Categories { categories: vec![GeneralCategory::DecimalNumber], negated: false })
             }
             Some(c) => return self.unknown(&format!("the escape '\\{c}'")),
-            None => return self.unknown("a backslash before nothing"),
+            None => return self.unknown("a backslash at the end"),
         };
         self.next();
         part
     }
 
-    /// `\p{Name}` or `\P{Name}`.
+    /// Parses `\p{Name}` or `\P{Name}`.
     fn property(&mut self) -> Result<ClassPart, String> {
         let negated = self.peek() == Some('P');
         let body = self.rest()[1..].strip_prefix('{').and_then(|rest| rest.split_once('}'));
         let Some((name, _)) = body else { return self.unknown("a property without braces") };
         let Some(categories) = categories(name) else {
-            return self.unknown(&format!("the property '{name}', which is no general category,"));
+            return self.unknown(&format!("the property '{name}', which is not a general category,"));
         };
         self.at += name.len() + 3;
         Ok(ClassPart::Categories { categories: categories.to_vec(), negated })
     }
 
-    /// A part with the other cases of its letters, if case does not matter here.
+    /// The part, with the other cases of its letters if case is ignored.
     fn folded(&self, part: ClassPart) -> Result<Vec<ClassPart>, String> {
         if !self.ignores_case {
             return Ok(vec![part]);
         }
         let ClassPart::Range(first, last) = part else {
-            return self.unknown("a category in (?i:...) before what is");
+            return self.unsupported_before("a category in (?i:...)");
         };
         if !first.is_ascii() || first != last {
-            return self.unknown("a range or a letter outside of ASCII in (?i:...) before what is");
+            return self.unsupported_before("a range or a letter outside of ASCII in (?i:...)");
         }
         let one = |c| ClassPart::Range(c, c);
         let mut cases = vec![one(first.to_ascii_lowercase()), one(first.to_ascii_uppercase())];
         match first.to_ascii_lowercase() {
-            's' => cases.push(one('\u{17f}')),  // The long s.
-            'k' => cases.push(one('\u{212a}')), // The Kelvin sign.
+            's' => cases.push(one('\u{17f}')),  // long s
+            'k' => cases.push(one('\u{212a}')), // Kelvin sign
             _ => {}
         }
         Ok(cases)

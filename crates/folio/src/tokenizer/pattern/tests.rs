@@ -7,10 +7,10 @@ const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]
 const CL100K: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const O200K: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const NANOCHAT: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
-/// Everything that backtracks: groups inside groups, possessive runs, bounds, look-aheads.
+/// Everything that backtracks: nested groups, possessive runs, bounds, lookaheads.
 const TWISTED: &str = r"(?:a+|ab)c?(?=b)|(?:(?:b|bc)?c{2,3})[a-c]|a*+b|c{2}(?!a)|[^a-c\s]{1,2}";
 
-/// The parts that an independent engine finds.
+/// The parts according to an independent engine.
 fn parts_of_regex(pattern: &str, text: &str) -> Vec<(String, bool)> {
     let regex = Regex::new(pattern).unwrap();
     let (mut parts, mut done) = (Vec::new(), 0);
@@ -28,7 +28,7 @@ fn parts_of_regex(pattern: &str, text: &str) -> Vec<(String, bool)> {
     parts
 }
 
-/// The parts that matching without backtracking finds.
+/// The parts according to matching without backtracking.
 fn parts_without_backtracking(pattern: &Pattern, text: &str) -> Vec<(String, bool)> {
     let mut search = Search::new(pattern, text);
     search.backtracking.steps_left.set(0);
@@ -52,7 +52,7 @@ fn check(pattern: &str, text: &str) {
 
 proptest! {
     #[test]
-    fn published_patterns_split_as_an_independent_engine_does(
+    fn published_patterns_match_an_independent_engine(
         text in "(\\PC|[ \n\r\t'sdltvreSLKA-Z0-9/]|\\s|\\pL|\\pN|\\pM){0,40}",
         pattern in prop::sample::select(vec![GPT2, CL100K, O200K, NANOCHAT]),
     ) {
@@ -60,12 +60,12 @@ proptest! {
     }
 
     #[test]
-    fn patterns_backtrack_as_an_independent_engine_does(text in "[abc d]{0,24}") {
+    fn backtracking_matches_an_independent_engine(text in "[abc d]{0,24}") {
         check(TWISTED, &text);
     }
 }
 
-/// Whether all matches are found, and by backtracking.
+/// Whether backtracking alone finds all matches.
 fn backtracks_to_the_end(pattern: &str, text: &str) -> bool {
     let pattern = Pattern::new(pattern).unwrap();
     let (mut search, mut done) = (Search::new(&pattern, text), 0);
@@ -76,7 +76,7 @@ fn backtracks_to_the_end(pattern: &str, text: &str) -> bool {
 }
 
 #[test]
-fn long_runs_need_no_more_than_a_pass() {
+fn long_runs_need_one_pass() {
     for run in [" ", "a", "A", "1", "\n", "!", "日", "! ", "日a", "'", "\t\n", "\u{301}"] {
         let text = run.repeat(50_000) + "x";
         for pattern in [GPT2, CL100K, O200K, NANOCHAT] {
@@ -86,7 +86,7 @@ fn long_runs_need_no_more_than_a_pass() {
 }
 
 #[test]
-fn no_pattern_backtracks_without_an_end() {
+fn excessive_backtracking_is_stopped() {
     let text = "a".repeat(20_000);
     for pattern in [&*("(?:a|aa)".repeat(41) + "b"), "a*a*a*a*a*a*a*a*b", "a+b", r"(?:a?(?:a|b{0,9}))a*a*c"] {
         assert!(!backtracks_to_the_end(pattern, &text), "{pattern}");
@@ -94,12 +94,12 @@ fn no_pattern_backtracks_without_an_end() {
         let short = "a".repeat(9) + "bb" + &"a".repeat(60) + "bca";
         check_without_regex(pattern, &short);
     }
-    // Each match looks at all the rest of the text.
+    // Each match scans the rest of the text.
     let alone: Vec<_> = Pattern::new("a*b|a").unwrap().parts(&text).collect();
     assert_eq!(alone, vec![("a", true); text.len()]);
 }
 
-/// Both ways of matching find the same.
+/// Checks that both ways of matching agree.
 #[track_caller]
 fn check_without_regex(pattern: &str, text: &str) {
     let pattern = Pattern::new(pattern).unwrap();
@@ -108,14 +108,14 @@ fn check_without_regex(pattern: &str, text: &str) {
 }
 
 #[test]
-fn patterns_that_would_fill_the_stack_are_refused() {
+fn patterns_that_would_overflow_the_stack_are_refused() {
     let many = 200_000;
     check_refused(&("(?:".repeat(many) + "a" + &")".repeat(many)), "more than 4096 bytes");
     check_refused(&("a?".repeat(many) + "b"), "more than 4096 bytes");
-    check_refused(&("(?:".repeat(33) + "a" + &")".repeat(33)), "more than 32 groups inside each other");
+    check_refused(&("(?:".repeat(33) + "a" + &")".repeat(33)), "more than 32 nested groups");
     check_refused(&("a?".repeat(1000) + "b"), "more than 1000 characters and groups");
     check_refused("a{1000}b", "more than 1000 characters and groups");
-    // The largest ones match in the stack of a thread.
+    // The largest allowed ones fit in the stack of a thread.
     let text = "a".repeat(999) + "b";
     let deep = "(?:".repeat(32) + "a" + &")".repeat(32);
     let wide = "(?:a?b?)?".repeat(300) + "b";
@@ -136,16 +136,16 @@ fn check_refused(pattern: &str, reason: &str) {
 }
 
 #[test]
-fn what_engines_disagree_on_is_refused() {
+fn ambiguous_syntax_is_refused() {
     check_refused(r"\w+", r"the escape '\w' at character 2");
     check_refused(r"a|\bb", r"the escape '\b' at character 4");
-    check_refused(r"\p{Han}+", "the property 'Han', which is no general category, at character 2");
+    check_refused(r"\p{Han}+", "the property 'Han', which is not a general category, at character 2");
     check_refused("a.", "a '.' at character 2");
     check_refused("a$", "a '$' at character 2");
     check_refused("(?i)a", "a group other than");
     check_refused("(a)", "a group other than");
     check_refused("(?<=a)b", "a group other than");
-    check_refused("(?!ab)c", "a look-ahead of more than one character");
+    check_refused("(?!ab)c", "a lookahead of more than one character");
     check_refused("(?:ab)+", "a repeated group");
     check_refused("a+?", "a lazy repetition");
     check_refused("a{1,2}+", "a repetition of a repetition");
@@ -171,7 +171,7 @@ fn what_engines_disagree_on_is_refused() {
 }
 
 #[test]
-fn literals_stand_for_themselves() {
+fn literals_match_themselves() {
     let parts: Vec<_> = Pattern::literal(".*").unwrap().parts("a.*b.").collect::<Vec<_>>();
     assert_eq!(parts, [("a", false), (".*", true), ("b.", false)]);
 }

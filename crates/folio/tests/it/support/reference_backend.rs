@@ -321,7 +321,7 @@ impl NaivePass<'_> {
     }
 
     /// `dx` is the gradient of the block's output, then of its input.
-    fn block_backward(&self, idx: usize, s: &BlockState, dx: &mut Vec<f64>, gradients: &mut [f64]) {
+    fn block_backward(&self, idx: usize, s: &BlockState, dx: &mut [f64], gradients: &mut [f64]) {
         let name = |layer: &str| format!("h.{idx}.{layer}");
         let number = 3 * idx as u64;
         let mut dbranch = vec![0.0; dx.len()];
