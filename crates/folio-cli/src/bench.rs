@@ -33,13 +33,13 @@ enum What {
     /// Time training steps on random tokens; prints one JSON line
     Step(StepArgs),
     /// Time text generation with random weights; prints one JSON line
-    Generate(generate::GenerateArgs),
+    Generate(generate::BenchGenerateArgs),
     /// Time every kernel of a training step, relative to the peak of this machine
     Kernels(KernelsArgs),
     /// Measure the peak arithmetic throughput and memory bandwidth of this machine
     Peak(PeakArgs),
     /// Time tokenizer training and encoding, and encoding with GPT-2's tokenizer; prints one JSON line
-    Tokenizer(tokenizer::TokenizerArgs),
+    Tokenizer(tokenizer::BenchTokenizerArgs),
 }
 
 #[derive(Args)]
@@ -166,19 +166,21 @@ impl ModelArgs {
 
 /// An invalid size of a model, reported with the flags of `bench` instead of those of `train`.
 fn in_own_flags(error: Error) -> Error {
-    /// The flags of `train` and of `bench`.
+    /// The setting and the flag of `bench`.
     const FLAGS: [(&str, &str); 6] = [
-        ("--block_sizes", "--block"),
-        ("--n_blocks", "--blocks"),
-        ("--n_heads", "--heads"),
-        ("--n_emb", "--emb"),
-        ("--dropouts", "--dropout"),
-        ("vocab_size", "--vocab"),
+        ("block_size", "block"),
+        ("n_blocks", "blocks"),
+        ("n_heads", "heads"),
+        ("n_emb", "emb"),
+        ("dropout", "dropout"),
+        ("vocab_size", "vocab"),
     ];
-    let Error::Setting { setting, reason } = error else { return error };
-    let own = FLAGS.iter().find(|(flag, _)| *flag == setting).map_or(setting, |(_, own)| own);
-    let reason = FLAGS.iter().fold(reason, |reason, (flag, own)| reason.replace(flag, own));
-    Error::Setting { setting: own, reason }
+    let Error::Setting { field, reason } = error else { return error };
+    let own = FLAGS.iter().find(|(name, _)| *name == field).map_or(field, |(_, own)| own);
+    let spelled =
+        |reason: String, name: &str, own: &str| reason.replace(&format!("`{name}"), &format!("`--{own}"));
+    let reason = FLAGS.iter().fold(reason, |reason, (name, own)| spelled(reason, name, own));
+    Error::Setting { field: own, reason }
 }
 
 pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {

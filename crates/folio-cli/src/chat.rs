@@ -33,8 +33,9 @@ generation; Ctrl-D ends the chat.
   /text                   print the text so far
   /save FILE              write the text so far to a new file
   /seed N                 set the seed of the next continuation
-  /temperature X          set a sampling option: also /top_k N, /top_p X, /min_p X, /repetition_penalty X
-  /top_k off              turn an option off: also /top_p off, /min_p off
+  /temperature X          set a sampling option; also /top_k N, /top_p X, /min_p X and
+                          /repetition_penalty X
+  /top_k off              turn off a sampling option; also /top_p off, /min_p off
   /max_new_tokens N       maximum number of tokens to generate per line
   /help                   print this list";
 
@@ -62,10 +63,10 @@ pub(crate) fn run(args: &ChatArgs) -> anyhow::Result<()> {
     let chosen = args.checkpoints.find()?;
     let run = &chosen.run;
     let tokenizer = Arc::new(run.tokenizer()?);
-    let name = *chosen.names.last().context("a checkpoint")?;
-    let predictor = load_inference_model(run, name, &tokenizer, args.sampling.precision)?;
+    let name = *chosen.names.last().expect("at least one checkpoint");
+    let model = load_inference_model(run, name, &tokenizer, args.sampling.precision)?;
     let mut chat = Chat {
-        generator: Generator::new(Arc::new(predictor), Arc::clone(&tokenizer)),
+        generator: Generator::new(Arc::new(model), Arc::clone(&tokenizer)),
         tokenizer,
         sampling: args.sampling.clone(),
         max_new_tokens: args.max_new_tokens,
@@ -226,7 +227,7 @@ impl Chat {
         self.next_seed = seed.wrapping_add(1);
         let mut stdout = screen::stdout();
         let generating = self.interrupt.begin();
-        while self.generator.texts() > 0 {
+        while self.generator.active() > 0 {
             let (text, style) = (&mut self.text, self.style);
             let mut shown = Ok(());
             self.generator.step(|_, drawn| {

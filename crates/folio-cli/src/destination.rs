@@ -1,4 +1,4 @@
-//! Where a run is saved, how much disk it takes, and what can be done with it afterwards.
+//! Where a run is saved, how much disk it needs, and what to do with it afterwards.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -15,20 +15,20 @@ use crate::plan::{Task, Work};
 use crate::progress::gibibytes;
 use crate::screen;
 
-/// The name of a run that was not given a directory: its text and its size.
+/// The directory name of a run without `--run_dir`: its text and its size.
 pub(crate) fn new_run_name(options: &Options, work: &Work, start: &Start) -> String {
     if let Start::Checkpoint { run, .. } = start {
         return format!("{}-continued", plain_name(run.path()));
     }
-    let text = options.data.iter().flatten().next().map_or(Path::new(EMBEDDED_NAME), PathBuf::as_path);
-    let text = plain_name(text);
+    let data = options.texts().data.unwrap_or_default();
+    let text = plain_name(data.first().map_or(Path::new(EMBEDDED_NAME), PathBuf::as_path));
     match work {
         Work::Run(settings) => format!("{text}-{}x{}", settings.n_blocks, settings.n_emb),
         Work::Sweep(_) => format!("{text}-sweep"),
     }
 }
 
-/// The name of a file without its ending, in characters that no shell or file system minds.
+/// The name of a file without its extension, in characters that are safe in shells and file systems.
 fn plain_name(path: &Path) -> String {
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
     let plain = |c: char| if c.is_alphanumeric() || matches!(c, '-' | '_') { c } else { '-' };
@@ -36,17 +36,17 @@ fn plain_name(path: &Path) -> String {
     if name.trim_matches('-').is_empty() { "text".to_owned() } else { name }
 }
 
-/// A new directory that is removed again if nothing was written to it.
+/// A new directory, which is removed on drop if it is still empty.
 pub(crate) struct Reserved(PathBuf);
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        // Only an empty directory is removed.
+        // This fails, as it should, if the directory is not empty.
         let _ = fs::remove_dir(&self.0);
     }
 }
 
-/// Makes a new directory for a run that was not given one: no other process can take the same name.
+/// Creates a new directory for a run without `--run_dir`. Creating it reserves its name.
 pub(crate) fn reserve(task: &mut Task) -> anyhow::Result<Option<Reserved>> {
     let Some(name) = &task.new_name else { return Ok(None) };
     let parent = Path::new(RUNS);
@@ -67,17 +67,17 @@ pub(crate) fn reserve(task: &mut Task) -> anyhow::Result<Option<Reserved>> {
     unreachable!("there is always another number")
 }
 
-/// A path as a shell takes it.
+/// A path, quoted for a shell.
 pub(crate) fn quoted(path: &Path) -> String {
     shell_quoted(&path.display().to_string())
 }
 
-/// Says where the run is saved and how much disk its checkpoints will take; warns if that is more than there is.
+/// Prints where the run is saved and how much disk its checkpoints need; warns if less is free.
 ///
-/// A resumed run has `trained` epochs behind it, whose checkpoints are on the disk already.
+/// `trained` epochs of a resumed run are on the disk already.
 pub(crate) fn print_destination(task: &Task, parameters: u64, trained: u64) {
     let Some(run_dir) = &task.run_dir else {
-        return screen::err("--no_save: the model is lost when training ends");
+        return screen::err("--no_save: the model is discarded when training ends");
     };
     let bytes = task
         .work
@@ -86,15 +86,15 @@ pub(crate) fn print_destination(task: &Task, parameters: u64, trained: u64) {
         .map(|run| run.kept().disk_bytes(parameters, run.num_epochs.saturating_sub(trained)));
     let bytes: u64 = bytes.fold(0, u64::saturating_add);
     let (path, needed) = (run_dir.path().display(), gibibytes(bytes));
-    screen::err(format_args!("saving to {path}; checkpoints take up to {needed} of disk"));
+    screen::err(format_args!("saving to {path}; checkpoints need up to {needed} of disk"));
     if let Some(free) = available_disk(run_dir.path()).filter(|free| *free < bytes) {
         let free = gibibytes(free);
-        let way_out = "free some, keep less with --keep best, or give a --run_dir on another disk";
-        screen::err(format_args!("warning: only {free} of disk is free there: {way_out}"));
+        let way_out = "free some space, keep less with --keep best, or use a --run_dir on another disk";
+        screen::err(format_args!("warning: only {free} of that disk is free; {way_out}"));
     }
 }
 
-/// Says where the run is and what to type next.
+/// Prints where the run is and what to run next.
 pub(crate) fn print_next_steps(run_dir: &RunDir, task: &Task) {
     let path = quoted(run_dir.path());
     screen::err(format_args!("the run is in {}", run_dir.path().display()));
@@ -102,7 +102,7 @@ pub(crate) fn print_next_steps(run_dir: &RunDir, task: &Task) {
     let prompt = if is_embedded { Some("ROMEO:") } else { task.prompt.as_deref() };
     let prompt = prompt.map_or(String::new(), |prompt| format!(" --prompt {}", shell_quoted(prompt)));
     let own_steps = match task.work {
-        // A text from stdin cannot be read again.
+        // `folio eval` could not read a text from stdin again.
         Work::Run(ref run) if run.data.has_stdin() => Vec::new(),
         Work::Run(_) => vec![format!("folio eval {path}")],
         Work::Sweep(_) => vec![format!("folio runs {path}")],

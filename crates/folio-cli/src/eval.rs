@@ -10,7 +10,7 @@ use folio::settings::Settings;
 use folio::tokenizer::Tokenizer;
 
 use crate::model_args::{CheckpointArgs, load_model};
-use crate::options::{Options, whole};
+use crate::options::whole;
 use crate::screen;
 use crate::texts;
 use crate::threads::set_threads;
@@ -58,7 +58,7 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         (Some(given), None) if args.eval_data.is_none() => dataset_of(given, &settings, &tokenizer)?,
         (given, _) => {
             let eval_data = args.eval_data.clone();
-            let given = Options { data: given.clone(), eval_data, ..Options::default() };
+            let given = texts::GivenTexts { data: given.clone(), eval_data };
             let texts = texts::of_run(&settings, &given)?;
             let stream =
                 TokenStream::of_texts(&texts, encoding(&settings, &tokenizer), settings.split, |_| ())?;
@@ -66,7 +66,7 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         }
     };
     let part = args.split.unwrap_or(Part::Eval);
-    // An evaluation without blocks fails below.
+    // Without blocks, `evaluate` returns an error below.
     if !dataset.blocks(part).is_empty() {
         chosen.announce();
     }
@@ -113,5 +113,5 @@ fn print(path: &Path, evaluation: Evaluation) -> std::io::Result<()> {
     screen::out(format_args!("  perplexity          {perplexity:.4}"))?;
     screen::out(format_args!("  bits per character  {bits_per_character:.4}"))?;
     screen::out(format_args!("  bits per byte       {bits_per_byte:.4}"))?;
-    screen::out(format_args!("  over                {tokens} tokens, {characters} characters, {bytes} bytes"))
+    screen::out(format_args!("  evaluated on        {tokens} tokens, {characters} characters, {bytes} bytes"))
 }

@@ -58,7 +58,7 @@ pub(crate) fn run(args: &ExportArgs) -> anyhow::Result<()> {
     table.write_record(["run"].into_iter().chain(names).chain(columns.iter().copied()))?;
     for run in runs {
         let settings = serde_json::to_value(run.settings()?)?;
-        let name = run.path().file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = run.name();
         let values: Vec<String> = varying.iter().map(|key| cell(&settings[key])).collect();
         for line in records::read(&run)?.iter().filter(|line| line["event"] == event) {
             let cells = columns.iter().map(|column| cell(&line[*column]));

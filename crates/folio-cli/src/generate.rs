@@ -74,7 +74,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     join_threads(args.sampling.threads)?;
     let chosen = args.checkpoints.find()?;
     let run = &chosen.run;
-    let names = if args.all_checkpoints { run.names()? } else { chosen.names.clone() };
+    let names = if args.all_checkpoints { run.checkpoints()? } else { chosen.names.clone() };
     let tokenizer = Arc::new(run.tokenizer()?);
     let prompt = args.prompt.as_deref().unwrap_or_default();
     let encoded = match args.special_tokens {
@@ -90,12 +90,12 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         screen::err(legend());
     }
     for (index, &name) in names.iter().enumerate() {
-        let predictor = load_inference_model(run, name, &tokenizer, args.sampling.precision)?;
+        let model = load_inference_model(run, name, &tokenizer, args.sampling.precision)?;
         if args.all_checkpoints && !args.json {
             screen::out(heading(run, name))?;
         }
-        let predictor = Arc::new(predictor);
-        let group = texts_at_a_time(predictor.cache_bytes());
+        let model = Arc::new(model);
+        let group = texts_at_a_time(model.cache_bytes());
         for first in (0..args.num_samples).step_by(group) {
             let samples = first..args.num_samples.min(first + group);
             let announce = || {
@@ -103,7 +103,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
                     chosen.announce();
                 }
             };
-            let generator = Generator::new(Arc::clone(&predictor), Arc::clone(&tokenizer));
+            let generator = Generator::new(Arc::clone(&model), Arc::clone(&tokenizer));
             let first_seed = seed.wrapping_add(first as u64);
             let job = Samples { prompt_ids: &prompt_ids, count: samples.len(), first_seed, style };
             for (sample, text) in generate(args, generator, &job, announce)?.iter().enumerate() {
@@ -111,7 +111,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
                     screen::out(to_json(name, first_seed.wrapping_add(sample as u64), prompt, text))?;
                 }
                 if let Some(path) = &output {
-                    append(path, name, &(prompt.to_owned() + &text.text))?;
+                    append(path, name, &format!("{prompt}{}", text.text))?;
                 }
             }
             if !args.json && samples.end < args.num_samples {
@@ -163,7 +163,7 @@ fn generate(
     let prompt = job.style.show_prompt(args.prompt.as_deref().unwrap_or_default());
     let mut printer = SamplePrinter::new(vec![prompt; job.count]);
     let mut samples = vec![Sample::default(); job.count];
-    while generator.texts() > 0 {
+    while generator.active() > 0 {
         generator.step(|id, drawn| {
             let index = id.number() as usize;
             let sample = &mut samples[index];
@@ -194,8 +194,8 @@ fn to_json(name: CheckpointName, seed: u64, prompt: &str, sample: &Sample) -> se
 /// The heading above each checkpoint's text with `--all_checkpoints`.
 fn heading(run: &RunDir, name: CheckpointName) -> String {
     let CheckpointName::Epoch(epoch) = name else { return format!("== {name}") };
-    let losses = run.losses().ok().flatten();
-    let loss = losses.and_then(|losses| losses.eval_losses.get(epoch as usize - 1).copied());
+    let history = run.history().ok().flatten();
+    let loss = history.and_then(|history| Some(history.epochs.get(epoch as usize - 1)?.eval_loss));
     let loss = loss.map_or(String::new(), |loss| format!(", eval loss {loss:.4}"));
     format!("== after epoch {epoch}{loss}")
 }

@@ -36,7 +36,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-/// Trains GPT-2 from scratch on Shakespeare, or on any text, on the machine you have.
+/// Trains GPT-2 from scratch on Shakespeare, or on any text, on your own machine.
 #[derive(Parser)]
 #[command(name = "folio", version, arg_required_else_help = true, after_help = usage::FIRST_EXAMPLES, after_long_help = usage::EXAMPLES)]
 struct Cli {
@@ -46,37 +46,37 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Train a model, or every combination of several settings
+    /// Train a model, or search for good settings
     Train(Box<train::TrainArgs>),
-    /// Write text with a trained model
+    /// Generate text with a trained model
     Generate(generate::GenerateArgs),
-    /// Write a text together with a trained model
+    /// Write text together with a trained model, line by line
     Chat(chat::ChatArgs),
-    /// Let browsers and programs ask trained models, and watch runs
+    /// Serve models over an OpenAI-compatible API, with a web UI that also shows runs
     Serve(serve::ServeArgs),
-    /// Measure a trained model on text that it never trained on
+    /// Evaluate a trained model on text that it was not trained on
     Eval(eval::EvalArgs),
-    /// Draw the loss and learning-rate curves of a run or a sweep
+    /// Plot the loss and learning-rate curves of a run or a sweep
     Plot(plot::PlotArgs),
     /// List runs, the best first
     Runs(runs::RunsArgs),
-    /// Write a page with the curves, samples and settings of a run or a sweep
+    /// Write an HTML report with the curves, samples and settings of a run or a sweep
     Report(report::ReportArgs),
-    /// Write the records of a run or a sweep as CSV
+    /// Export the records of a run or a sweep as CSV
     Export(export::ExportArgs),
-    /// Train a tokenizer, encode and decode with one, look into one
+    /// Train, use and inspect tokenizers
     Tokenizer(tokenizer::TokenizerArgs),
-    /// Time training steps, each of their operations, writing, and the machine itself
+    /// Measure the speed of training, of its kernels, of generation, and of the machine
     Bench(bench::BenchArgs),
     /// Print the embedded text, tiny Shakespeare
     Corpus,
-    /// Print what a shell needs to complete commands and flags
+    /// Print a completion script for a shell
     Completions(manual::CompletionsArgs),
     /// Write manual pages
     Man(manual::ManArgs),
 }
 
-/// The command line as it is parsed and shown.
+/// The command line, as parsed and as shown in the help.
 fn command() -> clap::Command {
     usage::with_short_help(usage::with_kebab_case(Cli::command()))
 }

@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use folio::files::write_atomic;
-use folio::history::Losses;
+use folio::history::{EpochReport, History};
 use folio::plot::{Curve, LossUnit, TerminalSize, to_png, to_svg, to_terminal};
 use folio::records;
 use folio::run_dir::RunDir;
 use folio::sweep::{Sweep, differing, labels};
+use folio::text::Bits;
 use serde_json::Value;
 
 use crate::screen;
@@ -97,8 +98,7 @@ fn curves(run_dir: &RunDir, prefix: Option<&str>, unit: Unit) -> anyhow::Result<
     let mut curves = Vec::new();
     for (run, label) in runs.iter().zip(labels(&settings, &varying)) {
         let Some(curve) = curve(run, unit)? else { continue };
-        let name = run.path().file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let own = if label.is_empty() { name } else { label };
+        let own = if label.is_empty() { run.name() } else { label };
         let parts = [prefix.map(str::to_owned), (runs.len() > 1).then_some(own)];
         curves.push(Curve { label: parts.into_iter().flatten().collect::<Vec<_>>().join(": "), ..curve });
     }
@@ -109,65 +109,77 @@ fn curves(run_dir: &RunDir, prefix: Option<&str>, unit: Unit) -> anyhow::Result<
     Ok(curves)
 }
 
-/// The curve of a run from its records of every step, and where it has none from its losses of every epoch.
+/// The curve of a run: from its records of every step, or from its losses of every epoch where there are no records.
 fn curve(run: &RunDir, unit: Unit) -> anyhow::Result<Option<Curve>> {
     let records = records::read(run)?;
-    let losses = run.losses()?.unwrap_or_else(|| losses_of(&records));
+    let epochs = match run.history()? {
+        Some(History { epochs, .. }) => epochs,
+        None => epochs_of(&records),
+    };
     let of_steps = |key: &str| -> Vec<(f64, f64)> {
         let steps = records.iter().filter(|record| record["event"] == "step");
         steps.filter_map(|record| Some((record["step"].as_f64()?, record[key].as_f64()?))).collect()
     };
     let (step_losses, step_rates) = (of_steps("loss"), of_steps("lr"));
-    if losses.steps.is_empty() && step_losses.is_empty() {
+    if epochs.is_empty() && step_losses.is_empty() {
         return Ok(None);
     }
-    // A run that continues another has that one's epochs, but not its steps.
+    // A run that continues another has the epochs of that run, but not its steps.
     let first = step_losses.first().map_or(f64::INFINITY, |(step, _)| *step);
-    let of_epochs = |values: &[f64]| -> Vec<(f64, f64)> {
-        losses.steps.iter().map(|&step| step as f64).zip(values.iter().copied()).collect()
+    let of_epochs = |value: &dyn Fn(&EpochReport) -> f64| -> Vec<(f64, f64)> {
+        let points = epochs.iter().map(|epoch| (epoch.step as f64, value(epoch)));
+        points.filter(|(_, value)| value.is_finite()).collect()
     };
-    let joined = |epochs: &[f64], steps: Vec<(f64, f64)>| -> Vec<(f64, f64)> {
-        of_epochs(epochs).into_iter().filter(|(step, _)| *step < first).chain(steps).collect()
+    let joined = |epochs: Vec<(f64, f64)>, steps: Vec<(f64, f64)>| -> Vec<(f64, f64)> {
+        epochs.into_iter().filter(|(step, _)| *step < first).chain(steps).collect()
     };
-    let (train, eval, unit) = match unit {
-        Unit::NatsPerToken => (&losses.train_losses, &losses.eval_losses, LossUnit::NatsPerToken),
-        Unit::BitsPerCharacter => {
-            let (train, eval) = (&losses.train_bits_per_character, &losses.eval_bits_per_character);
-            (train, eval, LossUnit::BitsPerCharacter)
-        }
-        Unit::BitsPerByte => (&losses.train_bits_per_byte, &losses.eval_bits_per_byte, LossUnit::BitsPerByte),
+    // Losses in this unit, from nats and bits.
+    let (unit, in_unit): (LossUnit, fn(f64, Bits) -> f64) = match unit {
+        Unit::NatsPerToken => (LossUnit::NatsPerToken, |nats, _| nats),
+        Unit::BitsPerCharacter => (LossUnit::BitsPerCharacter, |_, bits| bits.per_character),
+        Unit::BitsPerByte => (LossUnit::BitsPerByte, |_, bits| bits.per_byte),
     };
-    // The records are in nats per token. A run's tokens are as long in every epoch.
+    let train = |epoch: &EpochReport| in_unit(epoch.train_loss, epoch.train_bits);
+    let eval = |epoch: &EpochReport| in_unit(epoch.eval_loss, epoch.eval_bits);
+    // The records are in nats per token. The tokens of a run have the same mean length in every epoch.
     let per_nat = match unit {
         LossUnit::NatsPerToken => Some(1.0),
-        _ => train.last().zip(losses.train_losses.last()).map(|(in_unit, nats)| in_unit / nats),
+        _ => epochs.last().map(|epoch| train(epoch) / epoch.train_loss).filter(|ratio| ratio.is_finite()),
     };
     let steps = per_nat.map_or(Vec::new(), |per_nat| {
         step_losses.into_iter().map(|(step, loss)| (step, loss * per_nat)).collect()
     });
-    let train_losses = if steps.is_empty() { of_epochs(train) } else { joined(train, steps) };
-    let rates = run.learning_rates()?.unwrap_or_default();
+    let train_losses = if steps.is_empty() { of_epochs(&train) } else { joined(of_epochs(&train), steps) };
     Ok(Some(Curve {
         label: String::new(),
         unit,
         train_losses,
-        eval_losses: of_epochs(eval),
-        learning_rates: joined(&rates, step_rates),
+        eval_losses: of_epochs(&eval),
+        learning_rates: joined(of_epochs(&|epoch| epoch.learning_rate), step_rates),
     }))
 }
 
-/// The losses of every epoch, as a run's records have them.
-fn losses_of(records: &[Value]) -> Losses {
-    let epochs: Vec<&Value> = records.iter().filter(|record| record["event"] == "epoch").collect();
-    let of = |key: &str| epochs.iter().map(|epoch| epoch[key].as_f64().unwrap_or(f64::NAN)).collect();
-    Losses {
-        train_losses: of("train_loss"),
-        eval_losses: of("eval_loss"),
-        train_bits_per_character: of("train_bits_per_character"),
-        eval_bits_per_character: of("eval_bits_per_character"),
-        train_bits_per_byte: of("train_bits_per_byte"),
-        eval_bits_per_byte: of("eval_bits_per_byte"),
-        steps: epochs.iter().map(|epoch| epoch["step"].as_u64().unwrap_or(0)).collect(),
-        ..Losses::default()
-    }
+/// The epochs of a run's records.
+fn epochs_of(records: &[Value]) -> Vec<EpochReport> {
+    let epochs = records.iter().filter(|record| record["event"] == "epoch");
+    let report = |epoch: &Value| {
+        let number = |key: &str| epoch[key].as_f64().unwrap_or(f64::NAN);
+        let count = |key: &str| epoch[key].as_u64().unwrap_or(0);
+        let bits = |part: &str| Bits {
+            per_character: number(&format!("{part}_bits_per_character")),
+            per_byte: number(&format!("{part}_bits_per_byte")),
+        };
+        EpochReport {
+            train_loss: number("train_loss"),
+            eval_loss: number("eval_loss"),
+            train_bits: bits("train"),
+            eval_bits: bits("eval"),
+            learning_rate: number("lr"),
+            gradient_norm: number("gradient_norm"),
+            clipped_steps: count("clipped_steps"),
+            skipped_steps: count("skipped_steps"),
+            step: count("step"),
+        }
+    };
+    epochs.map(report).collect()
 }

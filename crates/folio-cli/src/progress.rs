@@ -120,7 +120,7 @@ impl Progress {
                     self.json_line(*epoch, *report)
                 } else {
                     let name = self.name.as_ref().map_or(String::new(), |name| format!("{name} || "));
-                    name + &epoch_line(*epoch, *last_epoch, *report)
+                    name + epoch_line(*epoch, *last_epoch, *report).as_str()
                 };
                 self.pending_line = Some(line);
                 return;

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
-use folio::run_dir::{Place, RUNS, RunDir, RunLock, RunState, Status, locate};
+use folio::history::lowest_eval_loss;
+use folio::run_dir::{Place, RUNS, RunDir, locate};
 use folio::sweep::{differing, shown};
 use serde_json::Value;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
@@ -111,28 +112,31 @@ fn find(path: &Path) -> anyhow::Result<Vec<RunDir>> {
 /// The run's path relative to the given directory, or the name of that directory if it is the run.
 fn name(run: &RunDir, given: &Path) -> String {
     let below = run.path().strip_prefix(given).ok().filter(|path| !path.as_os_str().is_empty());
-    let name = below.or(run.path().file_name().map(Path::new)).unwrap_or(run.path());
-    name.display().to_string()
+    below.map_or_else(|| run.name(), |path| path.display().to_string())
 }
 
 impl RunRow {
     fn read(run: &RunDir, name: String) -> anyhow::Result<Self> {
-        let losses = run.losses()?.unwrap_or_default();
+        let history = run.history()?.unwrap_or_default();
         let status = run.status();
         // A run that saves no losses says at least how it fares.
         let told = status.as_ref().map_or(&[][..], |status| &status.eval_losses);
-        let eval_losses = if losses.eval_losses.is_empty() { told } else { &losses.eval_losses };
-        let best = eval_losses
-            .iter()
-            .copied()
-            .zip(1..)
-            .reduce(|best, next| if next.0 < best.0 { next } else { best });
+        let eval_losses = if history.epochs.is_empty() { told.to_vec() } else { history.eval_losses() };
+        let best = lowest_eval_loss(&eval_losses);
         let bits = best.and_then(|(_, epoch)| {
-            let at = |values: &[f64]| values.get(epoch as usize - 1).copied();
-            at(&losses.eval_bits_per_character).zip(at(&losses.eval_bits_per_byte))
+            let bits = history.epochs.get(epoch as usize - 1)?.eval_bits;
+            (bits.per_character.is_finite() && bits.per_byte.is_finite())
+                .then_some((bits.per_character, bits.per_byte))
         });
         let settings = serde_json::to_value(run.settings()?)?;
-        Ok(Self { name, settings, best, bits, epochs: eval_losses.len(), state: state(run, status.as_ref()) })
+        Ok(Self {
+            name,
+            settings,
+            best,
+            bits,
+            epochs: eval_losses.len(),
+            state: status.as_ref().map_or("-", |status| run.state_name(status)),
+        })
     }
 }
 
@@ -166,15 +170,6 @@ fn bits(row: &RunRow) -> f64 {
 /// The lowest eval loss, for ranking; runs without losses come last.
 fn loss(row: &RunRow) -> f64 {
     row.best.map_or(f64::INFINITY, |(loss, _)| loss)
-}
-
-/// How a run fares: one that says that it trains, though nobody holds its lock, was killed.
-fn state(run: &RunDir, status: Option<&Status>) -> &'static str {
-    match status.map(|status| status.state) {
-        None => "-",
-        Some(RunState::Running) if !RunLock::is_held(run) => "killed",
-        Some(state) => state.name(),
-    }
 }
 
 fn print_json(row: &RunRow) -> std::io::Result<()> {

@@ -123,11 +123,11 @@ fn announce(server: &Server) {
         [] => screen::err(format_args!(
             "{RUNS}/ has no runs yet; runs are served as soon as they have a checkpoint"
         )),
-        [(name, Some(found))] => screen::err(format_args!("{name} is {}", found.describe())),
+        [(name, Some(found))] => screen::err(format_args!("model {name}: {}", found.describe())),
         [(name, None)] => {
-            screen::err(format_args!("{name} has no checkpoint yet; it is served as soon as it has one"))
+            screen::err(format_args!("model {name}: no checkpoint yet; it is served as soon as it has one"))
         }
-        _ => screen::err("each run serves its checkpoint with the lowest eval loss"),
+        _ => screen::err("each model is the checkpoint of its run with the lowest eval loss"),
     }
     let count = match runs.len() {
         1 => "1 run".to_owned(),

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
-use folio::run_dir::RunState;
+use folio::run_dir::{RunState, sub_run_name};
 use folio::sweep::{Standing, Sweep, SweepEvent};
 use folio::train::{Event, Outcome};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -137,7 +137,7 @@ impl<'a> Standings<'a> {
 }
 
 fn name(run: usize) -> String {
-    format!("run_{}", run + 1)
+    sub_run_name(run)
 }
 
 /// Columns: rank, run, state, loss, epochs, and the settings in which the runs differ.

@@ -7,15 +7,23 @@ use folio::error::Error;
 use folio::settings::Settings;
 use folio::text::{Corpus, STDIN, TextFiles};
 
-use crate::options::Options;
 use crate::screen;
 use crate::usage::Usage;
+
+/// The texts that are given, if any.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct GivenTexts {
+    /// To train on.
+    pub(crate) data: Option<Vec<PathBuf>>,
+    /// To evaluate on.
+    pub(crate) eval_data: Option<Vec<PathBuf>>,
+}
 
 /// Reads the texts given in `options`, or the embedded one, and records them in `settings`.
 ///
 /// `saved` are the settings of the run to continue, if any. A text with the same hash as there is read unchanged.
 pub(crate) fn read(
-    options: &Options,
+    options: &GivenTexts,
     settings: &mut Settings,
     saved: Option<&Settings>,
 ) -> anyhow::Result<Texts> {
@@ -63,7 +71,7 @@ fn announce(corpus: &Corpus) {
 ///
 /// # Errors
 /// If a text is missing or has changed.
-pub(crate) fn of_run(settings: &Settings, given: &Options) -> anyhow::Result<Texts> {
+pub(crate) fn of_run(settings: &Settings, given: &GivenTexts) -> anyhow::Result<Texts> {
     let data = known(&settings.data, &settings.data_sha256, given.data.as_deref(), "--data")?;
     let eval = match (&settings.eval_data, &settings.eval_data_sha256) {
         (Some(files), Some(sha256)) => Some(known(files, sha256, given.eval_data.as_deref(), "--eval_data")?),

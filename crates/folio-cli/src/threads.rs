@@ -21,7 +21,7 @@ pub(crate) fn join_threads(threads: Option<usize>) -> anyhow::Result<()> {
 fn thread_pool(threads: Option<usize>) -> anyhow::Result<rayon::ThreadPoolBuilder> {
     if threads == Some(0) {
         return Err(Usage(
-            "--threads 0 is too few; give at least 1, or remove the flag to use all cores".into(),
+            "`--threads 0` is out of range; use at least 1, or leave it out to use all cores".into(),
         )
         .into());
     }

@@ -1,4 +1,4 @@
-//! `folio train`: from options to runs.
+//! `folio train`: plans the runs, trains them, and reports.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -15,7 +15,7 @@ use folio::train::{Event, Outcome, Start, Trainer};
 
 use crate::dashboard::{Dashboard, Update};
 use crate::destination::{print_destination, print_next_steps, quoted, reserve};
-use crate::options::{Options, whole};
+use crate::options::{Options, search_order, whole};
 use crate::plan::continuing::FRESH_OPTIMIZER;
 use crate::plan::{Task, Work, plan};
 use crate::presets;
@@ -26,21 +26,25 @@ use crate::standings::Standings;
 use crate::threads::set_threads;
 use crate::usage::Usage;
 
-#[derive(Args)]
-#[command(rename_all = "snake_case")]
-#[command(after_help = "\
-Example:
-  folio train --preset quick --lr 1e-3 --run_dir runs/slow")]
-#[command(after_long_help = "\
-Flags marked * take several values, as in --lr 1e-3 5e-4 or --lr 1e-3,5e-4: every combination is run, the last flag in
-the order block_sizes, batch_sizes, learning_rates, weight_decays, dropouts, cosine_final_lr, cosine_T_max,
-cosine_T_mult, cosine_lr_restart_decay varying fastest. With --trials they take ranges too, as in 1e-4..3e-3:log.
+/// The text below the list of flags.
+fn long_help() -> String {
+    let nested = search_order().join(", ");
+    format!(
+        "\
+Flags marked * take several values, as in --lr 1e-3 5e-4 or --lr 1e-3,5e-4: folio trains every \
+combination. The flags are nested in the order {nested}; the last varies fastest. With --trials they also \
+take ranges, as in 1e-4..3e-3:log.
 
-Every flag is also a key of a --config file, under each of its names, with _ for -.
+Every flag is also a key of a --config file, under each of its names, spelled with _.
 
-Every run is saved: in --run_dir, or in a new directory under runs/. It can be resumed from there. Ctrl-C, SIGTERM or a
-closed terminal finish the step, save and stop; a second signal stops at once. SIGUSR1 saves and goes on.
+Every run is saved, in --run_dir or in a new directory under runs/, and can be resumed from there. Ctrl-C, SIGTERM or \
+closing the terminal finishes the step, saves and stops; a second signal stops at once. SIGUSR1 saves and continues.
 
+{EXAMPLES}"
+    )
+}
+
+const EXAMPLES: &str = "\
 Examples:
   folio train --preset quick
   folio train --preset shakespeare-char --n_blocks 4 --run_dir runs/four
@@ -60,61 +64,68 @@ Examples:
       --from_checkpoint_step 20 --run_dir runs/more
   folio train --from_checkpoint --from_checkpoint_run_dir runs/mine \\
       --from_checkpoint_step 20 --weights_only --data my.txt \\
-      --learning_rates 1e-4 --run_dir runs/tuned")]
+      --learning_rates 1e-4 --run_dir runs/tuned";
+
+#[derive(Args)]
+#[command(rename_all = "snake_case")]
+#[command(after_help = "\
+Example:
+  folio train --preset quick --lr 1e-3 --run_dir runs/slow")]
+#[command(after_long_help = long_help())]
 pub(crate) struct TrainArgs {
-    /// A named recipe that the other flags refine
+    /// Named settings to start from; other flags override them
     #[arg(long, value_name = "NAME", value_parser = presets::names())]
     pub(crate) preset: Option<String>,
-    /// A TOML file of flags, such as `n_emb = 128`; it wins over the preset
+    /// A TOML file of settings, such as `n_emb = 128`; overrides the preset
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
 
     #[command(flatten)]
     pub(crate) options: Options,
 
-    /// Replace the run in the run directory; only files that folio wrote are deleted
+    /// Replace the run in the run directory; only files written by folio are deleted
     #[arg(long, help_heading = "Files")]
     pub(crate) overwrite: bool,
     /// Save nothing: no losses, no model
     #[arg(long, help_heading = "Files", conflicts_with_all = ["resume", "overwrite"])]
     pub(crate) no_save: bool,
-    /// Go on with a run, or a sweep, where it was last saved; its settings are its own, and only what does not touch
-    /// what was trained so far may be given, such as --num_epochs for its whole length
+    /// Resume a run or a sweep from its last checkpoint, with its own settings; flags may change only settings that do
+    /// not affect what was learned so far, such as --num_epochs (its new total)
     #[arg(long, value_name = "RUN_DIR", help_heading = "Continuing", conflicts_with_all = ["from_checkpoint", "overwrite"])]
     pub(crate) resume: Option<PathBuf>,
-    /// Pass over checkpoints that are damaged
+    /// Skip damaged checkpoints
     #[arg(long, help_heading = "Continuing", requires = "resume")]
     pub(crate) skip_damaged: bool,
-    /// Continue from a checkpoint of another run, or of the same
+    /// Continue from a checkpoint of any run
     #[arg(long, help_heading = "Continuing", requires_all = ["from_checkpoint_run_dir", "from_checkpoint_step"])]
     pub(crate) from_checkpoint: bool,
-    /// The run to continue
+    /// The run to continue from
     #[arg(long, value_name = "DIR", help_heading = "Continuing", requires = "from_checkpoint")]
     pub(crate) from_checkpoint_run_dir: Option<PathBuf>,
-    /// The epoch to continue from: N of checkpoint_N
+    /// The epoch to continue from: the N of checkpoint_N
     #[arg(long, value_name = "N", help_heading = "Continuing", requires = "from_checkpoint", value_parser = whole::<u64>)]
     pub(crate) from_checkpoint_step: Option<u64>,
-    /// Count the schedule's epochs and steps from the checkpoint, not from the run's beginning
+    /// Count the schedule's epochs and steps from the checkpoint, not from the start of the run
     #[arg(long, help_heading = "Continuing", requires = "from_checkpoint")]
     pub(crate) restart_schedule: bool,
-    /// Take nothing but the weights from the checkpoint: AdamW is new, and the schedule counts from there
+    /// Load only the weights from the checkpoint: AdamW starts fresh, and the schedule counts from there
     #[arg(long, help_heading = "Continuing", requires = "from_checkpoint")]
     pub(crate) weights_only: bool,
-    /// Add rows to the model for characters of a new --data that its vocabulary lacks
+    /// Extend the vocabulary and the model by the characters of a new --data that they lack
     #[arg(long, help_heading = "Continuing", requires = "from_checkpoint")]
     pub(crate) extend_vocab: bool,
 
-    /// Threads to compute with [default: all cores]
+    /// Threads to use [default: all cores]
     #[arg(long, value_name = "N", help_heading = "Machine", value_parser = whole::<usize>)]
     threads: Option<usize>,
-    /// Runs of a sweep to train at a time; they share threads and memory [default: 1]
+    /// Runs of a sweep to train at the same time; they share threads and memory [default: 1]
     #[arg(long, value_name = "N", help_heading = "Machine", value_parser = whole::<usize>)]
     jobs: Option<usize>,
-    /// One JSON object per epoch on stdout
+    /// Print one JSON object per epoch
     #[arg(long, help_heading = "Machine", conflicts_with = "tui")]
     json: bool,
-    /// Watch the run on the whole terminal: its curves, newest sample and time left, and a sweep's runs in order; q
-    /// saves and stops, s saves
+    /// Show a full-screen dashboard: curves, the newest sample, time left, and the runs of a sweep, the best first; press
+    /// s to save, q to save and stop
     #[arg(long, help_heading = "Machine")]
     tui: bool,
 }
@@ -132,11 +143,11 @@ impl TrainArgs {
 pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     set_threads(args.threads)?;
     if args.jobs == Some(0) {
-        return Err(Usage("--jobs: 0 is too few: give at least 1".into()).into());
+        return Err(Usage("`--jobs 0` is out of range; use at least 1".into()).into());
     }
     if args.tui && !screen::has_terminal() {
         return Err(Usage(
-            "--tui needs a terminal: leave it out where stdout or stderr is a file or a pipe".into(),
+            "--tui needs a terminal, but stdout or stderr is a file or a pipe; leave it out".into(),
         )
         .into());
     }
@@ -154,9 +165,9 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let lost = screen::lost();
     if let Some(lost) = &lost {
         screen::err(format_args!("warning: {lost}"));
-        // The sweep's runs have their own.
+        // The runs of a sweep record this themselves.
         if let (Some(run_dir), Work::Run(_)) = (&task.run_dir, &task.work) {
-            // If the disk is full too, the run's own saves have said so.
+            // If the disk is full, saving the run has reported that.
             let _ = run_dir.note_lost_output(&lost.to_string());
         }
     }
@@ -196,7 +207,7 @@ fn train_run(
     if let Start::Resume { run, .. } = &task.start {
         print_resumption(run, &trainer);
         if trainer.steps_left() == 0 {
-            screen::err("nothing is left to train: give a larger --num_epochs or --max_steps for more");
+            screen::err("nothing is left to train; use a larger --num_epochs or --max_steps to continue");
         }
     }
     if matches!(task.start, Start::Resume { .. }) && !trainer.has_optimizer() {
@@ -207,8 +218,7 @@ fn train_run(
     print_destination(task, trainer.backend().parameters().values().len() as u64, trained);
     let dashboard = open_dashboard(args, task, signals)?;
     if let Some(dashboard) = &dashboard {
-        let losses = &trainer.history().losses;
-        let epochs = losses.steps.iter().copied().zip(losses.eval_losses.iter().copied()).collect();
+        let epochs = trainer.history().epochs.iter().map(|epoch| (epoch.step, epoch.eval_loss)).collect();
         dashboard.send(Update::History { run: 0, epochs });
     }
     let mut progress = Progress::new(args.display());
@@ -232,7 +242,7 @@ fn train_run(
 fn train_sweep(args: &TrainArgs, task: &Task, sweep: &Sweep, signals: &Signals) -> anyhow::Result<Outcome> {
     let early_lock = early_lock(task)?;
     if args.overwrite {
-        // A checkpoint that cannot be read must cost nothing.
+        // Fail before overwriting anything if the checkpoint cannot be read.
         let (stream, tokenizer) = (Arc::clone(&task.stream), Arc::clone(&task.tokenizer));
         Trainer::new(sweep.runs[0].clone(), stream, tokenizer, &task.start)?;
     }
@@ -271,22 +281,22 @@ fn train_sweep(args: &TrainArgs, task: &Task, sweep: &Sweep, signals: &Signals) 
     if outcome == Outcome::Finished
         && ranked.iter().all(|run| run.state.is_some_and(|state| state.has_failed()))
     {
-        let error = ranked[0].error.as_deref().unwrap_or("for no known reason");
-        return Err(anyhow::anyhow!("every run has failed, the first so: {error}"));
+        let error = ranked[0].error.as_deref().unwrap_or("unknown");
+        return Err(anyhow::anyhow!("every run has failed; the first error: {error}"));
     }
     Ok(outcome)
 }
 
-/// Adds to the status of a sweep's run what could not be printed of it.
+/// Records in the status of a sweep's run that output was lost.
 fn note_lost_output(task: &Task, run: usize) {
     if let (Some(lost), Some(sweep)) = (screen::lost(), &task.run_dir) {
-        let run_dir = RunDir::new(sweep.path().join(format!("run_{}", run + 1)));
-        // If the disk is full too, the run's own saves have said so.
+        let run_dir = sweep.sub_run(run);
+        // If the disk is full, saving the run has reported that.
         let _ = run_dir.note_lost_output(&lost.to_string());
     }
 }
 
-/// The dashboard, if it is asked for.
+/// The dashboard, if `--tui` is given.
 fn open_dashboard(args: &TrainArgs, task: &Task, signals: &Signals) -> anyhow::Result<Option<Dashboard>> {
     let open = || {
         let title = task.run_dir.as_ref().map_or("train".to_owned(), |run| run.path().display().to_string());
@@ -295,7 +305,7 @@ fn open_dashboard(args: &TrainArgs, task: &Task, signals: &Signals) -> anyhow::R
     args.tui.then(open).transpose()
 }
 
-/// Tells the dashboard of an event that the standings know already.
+/// Passes an event, which the standings have already seen, to the dashboard.
 fn watch_sweep(dashboard: &Dashboard, standings: &Standings, event: SweepEvent) {
     let moves = match event {
         SweepEvent::Run { run, event } => {
@@ -314,14 +324,14 @@ fn watch_sweep(dashboard: &Dashboard, standings: &Standings, event: SweepEvent) 
     }
 }
 
-/// The lock of a directory that was there before: it is locked before it is read, and one that is new when all else is
-/// well.
+/// The lock of an existing run directory, taken before the directory is read. A new directory is locked when it is
+/// created.
 fn early_lock(task: &Task) -> anyhow::Result<Option<RunLock>> {
     let existing = task.run_dir.as_ref().filter(|run| task.new_name.is_none() && run.path().is_dir());
     Ok(existing.map(RunLock::take).transpose()?)
 }
 
-/// Takes the task's directory, making it if it is not there, and removes what is to be overwritten.
+/// Locks the task's directory, after creating it if necessary, and deletes what is to be overwritten.
 fn claim(args: &TrainArgs, task: &Task, lock: Option<RunLock>) -> anyhow::Result<Option<RunLock>> {
     let Some(run_dir) = &task.run_dir else { return Ok(None) };
     run_dir.create()?;
@@ -332,24 +342,24 @@ fn claim(args: &TrainArgs, task: &Task, lock: Option<RunLock>) -> anyhow::Result
     Ok(Some(lock))
 }
 
-/// So many runs at a time as memory is free for.
-fn affordable_jobs(asked: usize, sweep: &Sweep, vocab_size: usize) -> usize {
+/// The number of runs to train at the same time: as requested, or as many as fit in free memory.
+fn affordable_jobs(requested: usize, sweep: &Sweep, vocab_size: usize) -> usize {
     let bytes = sweep.runs.iter().map(|run| {
         let config = run.model_config(vocab_size);
         CpuBackend::training_bytes(&config, run.precision, run.batch_size, run.gradient_accumulation_steps)
     });
     let largest = bytes.max().unwrap_or(1);
     let room = available_memory().map_or(usize::MAX, |free| (free / largest) as usize).max(1);
-    if asked > room {
+    if requested > room {
         let (gib, free) = (gibibytes(largest), gibibytes(available_memory().unwrap_or(0)));
         screen::err(format_args!(
-            "--jobs {room} instead of {asked}: a run takes up to {gib}, and {free} of memory are free"
+            "--jobs {room} instead of {requested}: a run needs up to {gib} of memory, and {free} are free"
         ));
     }
-    asked.min(room)
+    requested.min(room)
 }
 
-/// Says where a run goes on.
+/// Prints where a run resumes.
 fn print_resumption(run: &RunDir, trainer: &Trainer) {
     let state = trainer.state();
     let from = trainer.resumed_from().and_then(|path| path.file_name());
@@ -357,7 +367,7 @@ fn print_resumption(run: &RunDir, trainer: &Trainer) {
         Some(name) => {
             let name = name.to_string_lossy();
             screen::err(format_args!(
-                "{} goes on from {name}: epoch {}, step {}",
+                "{} resumes from {name}: epoch {}, step {}",
                 run.path().display(),
                 state.epoch,
                 state.global_step

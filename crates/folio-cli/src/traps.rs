@@ -1,16 +1,18 @@
-//! Warnings about settings that are valid and still not what most people want.
+//! Warnings about settings that are valid but rarely intended.
 
 use std::sync::Arc;
 
 use folio::data::Dataset;
 use folio::settings::Trap;
 
+use crate::options::flag;
 use crate::plan::Task;
 use crate::presets;
 use crate::screen;
 use crate::train::TrainArgs;
+use crate::usage::with_flags;
 
-/// Prints one line for each trap that the runs of a task step into.
+/// Prints one line for each trap in the settings of the runs.
 pub(crate) fn warn(args: &TrainArgs, task: &Task) -> anyhow::Result<()> {
     for line in lines(args, task)? {
         screen::err(&line);
@@ -18,13 +20,14 @@ pub(crate) fn warn(args: &TrainArgs, task: &Task) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The warnings; runs that share a trap share its line, which tells of the first of them.
+/// The warnings. Runs with the same trap share a line, which shows the values of the first.
 fn lines(args: &TrainArgs, task: &Task) -> anyhow::Result<Vec<String>> {
-    // A preset may set what a flag takes the effect from.
-    let mut given = args.options.flags()?;
+    // A preset does not count: a flag may have made its settings ineffective.
+    let mut options = args.options.clone();
     if let Some(path) = &args.config {
-        given.extend(presets::config_file(path)?.flags()?);
+        options = options.or(&presets::config_file(path)?);
     }
+    let given: Vec<&str> = options.0.names().collect();
     let runs = task.work.runs();
     let mut found: Vec<(Trap, usize)> = Vec::new();
     let (mut dataset, mut made_for) = (None, None);
@@ -34,17 +37,21 @@ fn lines(args: &TrainArgs, task: &Task) -> anyhow::Result<Vec<String>> {
             dataset = Some(Dataset::new(Arc::clone(&task.stream), settings.block_size, settings.seed)?);
             made_for = wanted;
         }
-        let steps_per_epoch = dataset.as_ref().expect("just made").steps_per_epoch(settings.batch_size);
+        let steps_per_epoch =
+            dataset.as_ref().expect("it was just made").steps_per_epoch(settings.batch_size);
         for trap in settings.traps(steps_per_epoch).into_iter().chain(settings.ignored(&given)) {
-            match found.iter_mut().find(|(known, _)| known.setting == trap.setting) {
+            match found.iter_mut().find(|(known, _)| known.field == trap.field) {
                 Some((_, count)) => *count += 1,
                 None => found.push((trap, 1)),
             }
         }
     }
-    let line = |(Trap { setting, reason }, count): (Trap, usize)| match runs.len() {
-        1 => format!("warning: {setting}: {reason}"),
-        all => format!("warning: {setting}: {reason} (in {count} of {all} runs)"),
+    let line = |(Trap { field, reason }, count): (Trap, usize)| {
+        let warning = format!("warning: {}: {}", flag(field), with_flags(&reason));
+        match runs.len() {
+            1 => warning,
+            all => format!("{warning} (in {count} of {all} runs)"),
+        }
     };
     Ok(found.into_iter().map(line).collect())
 }

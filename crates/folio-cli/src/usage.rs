@@ -1,11 +1,13 @@
-//! What a user is told who has mistyped, and the second spelling of every flag.
+//! Help texts, the second spelling of every flag, and messages about mistakes.
 
 use std::any::TypeId;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Arg, Command};
+use folio::error::Error;
 
+use crate::options::{flag, setting};
 use crate::screen;
 
 pub(crate) const FIRST_EXAMPLES: &str = "\
@@ -23,10 +25,10 @@ Examples:
   folio train --preset quick --lr 1e-3 3e-3 --run_dir runs/search
   folio runs runs/search
 
-Every flag has two spellings, --learning_rates and --learning-rates. Every command has examples of its own, as in
+Every flag has two spellings, --learning_rates and --learning-rates. Every command has its own examples, as in
 folio train --help.";
 
-/// A mistake in the arguments that the parser cannot see.
+/// A mistake in the arguments that the parser cannot detect.
 #[derive(Debug)]
 pub(crate) struct Usage(pub(crate) String);
 
@@ -38,8 +40,8 @@ impl std::fmt::Display for Usage {
 
 impl std::error::Error for Usage {}
 
-/// Gives every flag that has an underscore its spelling with hyphens, and lets values begin with a hyphen where they may,
-/// at every level.
+/// Adds the spelling with hyphens to every flag with an underscore, and lets values begin with a hyphen where that is
+/// unambiguous, in every subcommand.
 pub(crate) fn with_kebab_case(command: Command) -> Command {
     command
         .mut_args(|arg| {
@@ -59,15 +61,15 @@ pub(crate) fn with_kebab_case(command: Command) -> Command {
         .mut_subcommands(with_kebab_case)
 }
 
-/// Takes `--prompt '- hello'` for a prompt and `--n_emb -3` for a wrong size, not for unknown flags. A flag that takes a
-/// name or a file still asks for its value if a flag follows.
+/// Makes `--prompt '- hello'` a prompt and `--threads -3` a wrong number, not unknown flags. A flag that takes a name or a
+/// file still reports a missing value if another flag follows.
 fn with_hyphens_in_values(arg: Arg) -> Arg {
     if !arg.get_action().takes_values() {
         return arg;
     }
     let parsed = arg.get_value_parser().type_id();
     let is_number = [TypeId::of::<usize>(), TypeId::of::<u64>(), TypeId::of::<f64>(), TypeId::of::<f32>()];
-    // A flag in the place of a number is still an error: it does not parse.
+    // A flag in place of a number is still an error: it does not parse.
     let is_text = parsed == TypeId::of::<String>() || is_number.into_iter().any(|number| parsed == number);
     let is_one = arg.get_num_args().is_none_or(|values| values.max_values() == 1);
     let is_free = arg.get_value_parser().possible_values().is_none();
@@ -78,49 +80,41 @@ fn with_hyphens_in_values(arg: Arg) -> Arg {
     }
 }
 
-/// What `-h` shows of commands that have more flags than fit on a screen, each flag with the words for it; `--help` shows
-/// all flags.
+/// The flags that `-h` shows of commands with more flags than fit on a screen, each with a shorter help text. The settings
+/// of `train` declare theirs themselves. `--help` shows all flags.
 const SHORT_HELP: [(&str, &[(&str, &str)]); 4] = [
     (
         "train",
         &[
-            ("preset", "A named recipe that other flags refine"),
-            ("data", "UTF-8 text [default: tiny Shakespeare]"),
-            ("tokenizer_type", "chrs, bpe or corpus_bpe [default: chrs]"),
-            ("n_emb", "Width of the model [default: 384]"),
-            ("block_sizes", "Tokens per sequence [default: 256]"),
-            ("batch_sizes", "Sequences per step [default: 64]"),
-            ("num_epochs", "Epochs to train [default: 10]"),
-            ("learning_rates", "AdamW's peak rate [default: 1e-3]"),
-            ("run_dir", "Directory that the run writes to"),
-            ("resume", "Continue a run where it was saved"),
+            ("preset", "Settings to start from; other flags override them"),
+            ("resume", "Resume a run from its last checkpoint"),
         ],
     ),
     (
         "generate",
         &[
-            ("checkpoint_step", "Take the models of these epochs"),
-            ("best_eval_loss_model", "Take the model with the lowest eval loss"),
+            ("checkpoint_step", "Use the models of these epochs"),
+            ("best_eval_loss_model", "Use the model with the lowest eval loss"),
             ("prompt", "Text to continue"),
-            ("max_new_tokens", "Tokens to write"),
-            ("num_samples", "Texts to write"),
+            ("max_new_tokens", "Tokens to generate"),
+            ("num_samples", "Texts to generate"),
             ("temperature", "Lower is more predictable, higher more random"),
-            ("top_k", "Sample from this many likeliest tokens"),
-            ("top_p", "Sample from the likeliest share X"),
-            ("seed", "The same seed writes the same text"),
+            ("top_k", "Sample from the N likeliest tokens"),
+            ("top_p", "Sample from the likeliest tokens that together have probability X"),
+            ("seed", "The same seed generates the same text"),
             ("stop", "End before this text"),
         ],
     ),
     (
         "chat",
         &[
-            ("checkpoint_step", "Take the model of this epoch"),
-            ("best_eval_loss_model", "Take the model with the lowest eval loss"),
-            ("max_new_tokens", "Tokens to write after each line"),
+            ("checkpoint_step", "Use the model of this epoch"),
+            ("best_eval_loss_model", "Use the model with the lowest eval loss"),
+            ("max_new_tokens", "Tokens to generate after each line"),
             ("temperature", "Lower is more predictable, higher more random"),
-            ("top_k", "Sample from this many likeliest tokens"),
-            ("top_p", "Sample from the likeliest share X"),
-            ("seed", "The same seed writes the same text"),
+            ("top_k", "Sample from the N likeliest tokens"),
+            ("top_p", "Sample from the likeliest tokens that together have probability X"),
+            ("seed", "The same seed generates the same text"),
             ("stop", "End before this text"),
         ],
     ),
@@ -128,9 +122,9 @@ const SHORT_HELP: [(&str, &[(&str, &str)]); 4] = [
         "serve",
         &[
             ("host", "The address or name to listen on"),
-            ("port", "The port to listen on; 0 takes a free one"),
-            ("api_key", "The key that clients must give"),
-            ("max_streams", "Texts to write at once"),
+            ("port", "The port to listen on; 0 picks a free one"),
+            ("api_key", "The key that clients must send"),
+            ("max_streams", "Texts to generate at once"),
         ],
     ),
 ];
@@ -140,41 +134,39 @@ pub(crate) fn with_short_help(command: Command) -> Command {
     SHORT_HELP.iter().fold(command, |command, (name, shown)| {
         command.mut_subcommand(*name, |command| {
             command.mut_args(|arg| {
-                if arg.is_positional() {
+                // A flag that already has both texts declared its own.
+                if arg.is_positional() || arg.get_long_help().is_some() {
                     return arg;
                 }
                 let Some((_, words)) = shown.iter().find(|(id, _)| arg.get_id().as_str() == *id) else {
                     return arg.hide_short_help(true);
                 };
-                let in_full = arg.get_long_help().or(arg.get_help()).cloned().unwrap_or_default();
+                let in_full = arg.get_help().cloned().unwrap_or_default();
                 arg.long_help(in_full).help(*words)
             })
         })
     })
 }
 
-/// Prints a failure in one line and chooses the exit code: 2 for wrong usage, 1 for all else.
+/// Prints an error in one line and chooses the exit code: 2 for wrong usage, 1 for anything else.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     if let Some(broken_pipe) = error.downcast_ref::<std::io::Error>()
         && broken_pipe.kind() == std::io::ErrorKind::BrokenPipe
     {
-        // `folio corpus | head` has had what it wanted.
+        // As in `folio corpus | head`.
         return ExitCode::SUCCESS;
     }
     let message = in_one_line(error);
     screen::err(format_args!("error: {message}"));
     let wrong_usage = error.is::<Usage>()
-        || matches!(
-            error.downcast_ref::<folio::error::Error>(),
-            Some(folio::error::Error::Setting { .. } | folio::error::Error::UnknownName { .. })
-        );
+        || matches!(error.downcast_ref::<Error>(), Some(Error::Setting { .. } | Error::UnknownName { .. }));
     ExitCode::from(if wrong_usage { 2 } else { 1 })
 }
 
-/// An error and its causes, but for causes that the one before has told already.
+/// An error and its causes, without causes that the message before them repeats.
 fn in_one_line(error: &anyhow::Error) -> String {
     let mut message = String::new();
-    for cause in error.chain().map(|cause| cause.to_string().replace('\n', " ")) {
+    for cause in error.chain().map(|cause| in_flags(cause).replace('\n', " ")) {
         if message.is_empty() {
             message = cause;
         } else if !message.ends_with(&cause) {
@@ -184,14 +176,46 @@ fn in_one_line(error: &anyhow::Error) -> String {
     message
 }
 
-/// Prints help where it was asked for, and a mistake as one line with its tip.
+/// An error of the library with flags in place of fields: `--block_sizes` for `block_size`.
+fn in_flags(error: &(dyn std::error::Error + 'static)) -> String {
+    let message = error.to_string();
+    match error.downcast_ref::<Error>() {
+        Some(Error::Setting { field, .. }) => match message.strip_prefix(&format!("{field}: ")) {
+            Some(reason) => format!("{}: {}", flag(field), with_flags(reason)),
+            None => with_flags(&message),
+        },
+        Some(_) => with_flags(&message),
+        None => message,
+    }
+}
+
+/// A message with flags in place of the settings that stand in backticks.
+///
+/// `` `n_emb 385` `` becomes `` `--n_emb 385` ``.
+pub(crate) fn with_flags(message: &str) -> String {
+    let mut parts = message.split('`');
+    let mut spelled = parts.next().unwrap_or_default().to_owned();
+    for (index, part) in parts.enumerate() {
+        spelled.push('`');
+        let (name, value) = part.split_at(part.find(' ').unwrap_or(part.len()));
+        if index.is_multiple_of(2) && setting(name).is_some() {
+            spelled.push_str(&flag(name));
+            spelled.push_str(value);
+        } else {
+            spelled.push_str(part);
+        }
+    }
+    spelled
+}
+
+/// Prints help if it was requested, and a mistake as one line with its tip.
 pub(crate) fn report_usage(error: &clap::Error) -> ExitCode {
-    let asked_for = [
+    let requested = [
         ErrorKind::DisplayHelp,
         ErrorKind::DisplayVersion,
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand,
     ];
-    if asked_for.contains(&error.kind()) {
+    if requested.contains(&error.kind()) {
         return match error.print() {
             _ if error.use_stderr() => ExitCode::from(2),
             Ok(()) => ExitCode::SUCCESS,
@@ -204,4 +228,19 @@ pub(crate) fn report_usage(error: &clap::Error) -> ExitCode {
     let line: Vec<&str> = kept.take_while(|line| !line.starts_with("Usage:")).collect();
     screen::err(format_args!("{} (see --help)", line.join("; ").replace(":;", ":")));
     ExitCode::from(2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_become_flags() {
+        let check = |message: &str, want: &str| assert_eq!(with_flags(message), want);
+        check("`n_emb 385` and `n_heads 6`", "`--n_emb 385` and `--n_heads 6`");
+        check("lower `learning_rate`", "lower `--learning_rates`");
+        check("use `search random`; `block_size 8`", "use `--search random`; `--block_sizes 8`");
+        check("`x` seed `y` dropout", "`x` seed `y` dropout");
+        check("plain", "plain");
+    }
 }

@@ -179,13 +179,7 @@ impl Head {
         let QueryTile { start, end, .. } = tile;
         let (queries, stride) = (end - start, score_stride(self.dims.time));
 
-        // Prefetch the rows of the next head, which are far apart in memory.
-        if self.h + 1 < self.dims.heads {
-            let next = Prefetch::read_later(qkv, 3 * channels);
-            for col in self.columns() {
-                next.tile(TileRange { row: start, col: col + head_size, rows: queries, cols: head_size });
-            }
-        }
+        self.prefetch_next_head(tile, qkv);
 
         // dP = dY Vᵀ
         self.scores(isa, tile, scores, qkv, Panels::new(self.channel_panels(), keys_t));
@@ -236,6 +230,18 @@ impl Head {
                 }
             },
         );
+    }
+
+    /// Prefetches the tile's queries, keys and values of the next head, which are far apart in memory.
+    #[inline(always)]
+    fn prefetch_next_head<E: Element>(self, QueryTile { start, end, .. }: QueryTile, qkv: &[E]) {
+        let head_size = self.dims.head_size;
+        if self.h + 1 < self.dims.heads {
+            let next = Prefetch::read_later(qkv, 3 * self.dims.channels());
+            for col in self.columns() {
+                next.tile(TileRange { row: start, col: col + head_size, rows: end - start, cols: head_size });
+            }
+        }
     }
 
     /// In place: turns scores into `drop(P)`, and the gradient of `drop(P)` into the gradient of the scores.

@@ -144,23 +144,17 @@ impl Run {
 fn runs_at(root: &Path) -> folio::error::Result<Vec<Run>> {
     Ok(match locate(root)? {
         Place::Run(directory) | Place::Sweep(directory) => runs_of(&directory),
-        Place::Checkpoint(run, pick) => vec![Run::read(name_of(run.path()), run, pick)],
+        Place::Checkpoint(run, pick) => vec![Run::read(run.name(), run, pick)],
         Place::Directory(children) => children.iter().flat_map(runs_of).collect(),
     })
 }
 
 /// The run in a directory, or the runs of the sweep there.
 fn runs_of(directory: &RunDir) -> Vec<Run> {
-    let name = name_of(directory.path());
+    let name = directory.name();
     let sub_runs = directory.sub_runs().unwrap_or_default().into_iter();
-    let sub_runs = sub_runs.map(|run| (format!("{name}/{}", name_of(run.path())), run));
+    let sub_runs = sub_runs.map(|run| (format!("{name}/{}", run.name()), run));
     let own = (name.clone(), directory.clone());
     let all = std::iter::once(own).chain(sub_runs).filter(|(_, run)| run.is_run());
     all.map(|(id, run)| Run::read(id, run, Pick::Best)).collect()
-}
-
-fn name_of(path: &Path) -> String {
-    let name = |path: &Path| Some(path.file_name()?.to_string_lossy().into_owned());
-    // `.` and `..` have no file name until they are canonicalized.
-    name(path).or_else(|| name(&path.canonicalize().ok()?)).unwrap_or_else(|| "run".to_owned())
 }

@@ -16,7 +16,7 @@ use crate::models::LoadedModel;
 use crate::queue::{
     AttentionJob, EventSender, Failure, GenerationJob, PendingSequence, Queue, Task, TokenEvent,
 };
-use folio::generate::{Generator, TextId};
+use folio::generate::{Generator, SequenceId};
 
 /// How often paused sequences are checked while no other sequence runs.
 const PAUSED_POLL_INTERVAL: Duration = Duration::from_millis(5);
@@ -37,7 +37,7 @@ pub(crate) struct Engine {
 struct ModelBatch {
     model: Arc<LoadedModel>,
     generator: Generator,
-    sequences: HashMap<TextId, ActiveSequence>,
+    sequences: HashMap<SequenceId, ActiveSequence>,
 }
 
 /// A sequence that has started.
@@ -104,7 +104,7 @@ impl Engine {
 
     /// Bytes of the caches of all held sequences.
     fn cache_bytes(&self) -> u64 {
-        let bytes = |batch: &ModelBatch| (batch.generator.text_bytes() * batch.sequences.len()) as u64;
+        let bytes = |batch: &ModelBatch| (batch.generator.sequence_bytes() * batch.sequences.len()) as u64;
         self.batches.iter().map(bytes).sum()
     }
 
@@ -219,7 +219,7 @@ impl Engine {
 
 impl ModelBatch {
     fn new(model: Arc<LoadedModel>) -> Self {
-        let generator = Generator::new(Arc::clone(&model.predictor), Arc::clone(&model.tokenizer));
+        let generator = Generator::new(Arc::clone(&model.model), Arc::clone(&model.tokenizer));
         Self { model, generator, sequences: HashMap::new() }
     }
 

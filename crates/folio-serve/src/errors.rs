@@ -206,11 +206,8 @@ impl ApiError {
     /// An error of the library. Its settings are named like the fields of a request, but for `max_new_tokens`.
     pub(crate) fn rejected(error: &folio::error::Error) -> Self {
         match error {
-            folio::error::Error::Setting { setting, reason } => {
-                let field = match setting.trim_start_matches('-') {
-                    "max_new_tokens" => "max_tokens",
-                    field => field,
-                };
+            folio::error::Error::Setting { field, reason } => {
+                let field = if *field == "max_new_tokens" { "max_tokens" } else { *field };
                 Self::field(field, reason)
             }
             error => Self::malformed(error.to_string()),

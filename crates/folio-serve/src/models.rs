@@ -15,7 +15,7 @@ use crate::metrics::Metrics;
 
 /// A model that is ready for inference.
 pub(crate) struct LoadedModel {
-    pub(crate) predictor: Arc<InferenceModel>,
+    pub(crate) model: Arc<InferenceModel>,
     pub(crate) tokenizer: Arc<Tokenizer>,
 }
 
@@ -74,7 +74,7 @@ impl ModelCache {
         entries.retain(|entry| entry.key.path != key.path);
         entries.push(CacheEntry { key, model: Arc::clone(&model) });
         let bytes = |entries: &[CacheEntry]| -> u64 {
-            entries.iter().map(|entry| entry.model.predictor.weight_bytes() as u64).sum()
+            entries.iter().map(|entry| entry.model.model.weight_bytes() as u64).sum()
         };
         while entries.len() > 1 && (entries.len() > self.max_models || bytes(&entries) > self.max_bytes) {
             entries.remove(0);
@@ -136,8 +136,8 @@ impl ModelCache {
             None => WeightFormat::of(run.directory.settings()?.precision),
         };
         format.check(&config)?;
-        let predictor = InferenceModel::new(config, format, &checkpoint.parameters()?);
-        Ok(LoadedModel { predictor: Arc::new(predictor), tokenizer: Arc::new(tokenizer) })
+        let model = InferenceModel::new(config, format, &checkpoint.parameters()?);
+        Ok(LoadedModel { model: Arc::new(model), tokenizer: Arc::new(tokenizer) })
     }
 }
 

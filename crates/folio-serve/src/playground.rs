@@ -145,7 +145,7 @@ pub(crate) async fn attention(State(shared): State<Arc<Shared>>, request: Reques
         "tokens": texts,
         "token_ids": tokens,
         "block": block,
-        "heads": model.predictor.config().n_heads,
+        "heads": model.model.config().n_heads,
         "weights": STANDARD.encode(bytes),
     })))
 }
@@ -164,7 +164,7 @@ fn attention_input(shared: &Shared, request: AttentionRequest) -> ApiResult<Atte
         (None, Some(tokens)) => tokens,
         _ => return Err(ApiError::field("text", "give either text or tokens")),
     };
-    let config = model.predictor.config();
+    let config = model.model.config();
     if tokens.is_empty() || tokens.iter().any(|&token| token as usize >= config.vocab_size) {
         let message = format!("must be at least one token of the vocabulary of {}", config.vocab_size);
         return Err(ApiError::field("tokens", message));

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
+use folio::history::lowest_eval_loss;
 use folio::records::records_path;
-use folio::run_dir::{RunDir, RunLock, RunState};
+use folio::run_dir::{RunDir, RunState};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -50,20 +51,17 @@ fn summarize(run: &Run) -> Option<RunSummary> {
     let directory = &run.directory;
     let settings = directory.settings().ok()?;
     let status = directory.status();
-    let state = match status.as_ref().map(|status| status.state) {
-        None => "unknown",
-        Some(RunState::Running) if !RunLock::is_held(directory) => "killed",
-        Some(state) => state.name(),
-    };
+    let state = status.as_ref().map_or("unknown", |status| directory.state_name(status));
     let eval_losses = status.as_ref().map_or(&[][..], |status| &status.eval_losses);
-    let lowest = eval_losses.iter().copied().reduce(f64::min);
+    let lowest = lowest_eval_loss(eval_losses).map(|(loss, _)| loss);
     // The status is written at every save, records every second.
     let last = last_record(directory).unwrap_or_default();
     let last_step = last["step"].as_u64().unwrap_or(0);
     let step = status.as_ref().map_or(0, |status| status.step).max(last_step);
     let epoch = status.as_ref().map_or(0, |status| status.epoch);
-    let losses = directory.losses().ok().flatten();
-    let per_epoch = losses.and_then(|losses| losses.steps.first().copied()).filter(|&steps| steps > 0);
+    let history = directory.history().ok().flatten();
+    let first = history.and_then(|history| history.epochs.first().map(|epoch| epoch.step));
+    let per_epoch = first.filter(|&steps| steps > 0);
     let steps = per_epoch.map(|steps| steps.saturating_mul(settings.last_epoch()));
     let steps = steps.map(|steps| steps.min(settings.max_steps.unwrap_or(u64::MAX))).or(settings.max_steps);
     // With `max_steps` a run may end before its last epoch.

@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let checkpoint = run.open_checkpoint(CheckpointName::Epoch(number.parse()?))?;
     let config = checkpoint.state().identity.model;
     let mut model = CpuBackend::from_parameters(config, Precision::F32, checkpoint.parameters()?);
-    // Any sequence will do; this one wanders through the vocabulary.
+    // An arbitrary sequence that covers much of the vocabulary.
     let tokens: Vec<u32> =
         (0..config.block_size.min(48)).map(|t| ((t * t * 7 + t) % config.vocab_size) as u32).collect();
     let logits: Vec<Vec<f32>> =

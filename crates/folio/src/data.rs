@@ -4,12 +4,10 @@
 //! The split depends only on the run's seed, so evaluation never sees a training block, not even after a resume.
 
 use std::ops::Range;
-use std::str::FromStr;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
 use crate::error::{Error, Result};
+use crate::named_enum;
 use crate::rng::{Rng, Stream};
 use crate::text::{TextPerToken, TextSize};
 use crate::tokenizer::Tokenizer;
@@ -19,8 +17,7 @@ mod encoding;
 pub use encoding::{Encoding, Texts};
 
 /// How a text is split into training and evaluation.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", try_from = "String")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SplitKind {
     /// Shuffled blocks: 80 % train, 10 % eval, 10 % test, as in the original project.
     #[default]
@@ -30,23 +27,17 @@ pub enum SplitKind {
     Contiguous,
 }
 
-impl TryFrom<String> for SplitKind {
-    type Error = Error;
+named_enum!(SplitKind, "split", { Blocks => "blocks", Contiguous => "contiguous" });
 
-    fn try_from(name: String) -> Result<Self> {
-        name.parse()
-    }
-}
-
-impl FromStr for SplitKind {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "blocks" => Ok(Self::Blocks),
-            "contiguous" => Ok(Self::Contiguous),
-            _ => Err(Error::unknown_name("split", name, &["blocks", "contiguous"])),
+impl SplitKind {
+    /// Checks that the training text is known before the text is encoded, so that a tokenizer can be trained on it.
+    pub(crate) fn check_cuts_text(self) -> Result<()> {
+        if self == Self::Contiguous {
+            return Ok(());
         }
+        let reason = "`split blocks` cuts tokens, not text, so a tokenizer trained on the text would see evaluation \
+                      text; use contiguous";
+        Err(Error::setting("split", reason))
     }
 }
 
@@ -61,18 +52,7 @@ pub enum Part {
     Test,
 }
 
-impl FromStr for Part {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "train" => Ok(Self::Train),
-            "eval" => Ok(Self::Eval),
-            "test" => Ok(Self::Test),
-            _ => Err(Error::unknown_name("part", name, &["train", "eval", "test"])),
-        }
-    }
-}
+named_enum!(Part, "part", { Train => "train", Eval => "eval", Test => "test" });
 
 /// An encoded text.
 #[derive(Clone, Debug)]
@@ -135,11 +115,8 @@ fn border(text: &str, split: SplitKind) -> Option<usize> {
 /// # Errors
 /// If the split is by blocks: blocks are cut from tokens, so the training text is not known before there is a tokenizer.
 pub fn training_text(text: &str, split: SplitKind) -> Result<&str> {
-    border(text, split).map(|border| &text[..border]).ok_or_else(|| {
-        let reason = "a tokenizer is trained on the training text alone, which blocks does not determine before there \
-                      are tokens; use contiguous";
-        Error::setting("--split", reason)
-    })
+    split.check_cuts_text()?;
+    Ok(&text[..border(text, split).unwrap_or(text.len())])
 }
 
 impl TokenStream {
@@ -251,7 +228,7 @@ impl Dataset {
     pub fn for_evaluation(stream: Arc<TokenStream>, block_size: usize) -> Result<Self> {
         if stream.len() < 2 {
             let reason = "the text has fewer than two tokens; evaluation needs at least two";
-            return Err(Error::setting("--data", reason));
+            return Err(Error::setting("data", reason));
         }
         let blocks = (stream.len() - 1) / block_size;
         let eval = (0..blocks).map(|block| block * block_size).collect();
@@ -298,11 +275,11 @@ fn too_short(stream: &TokenStream, block_size: usize) -> Error {
     };
     let way_out = match largest {
         0 => "use a longer text".to_owned(),
-        largest => format!("the largest that fits is --block_sizes {largest}"),
+        largest => format!("the largest that fits is `block_size {largest}`"),
     };
     let reason = format!(
         "{block_size} is too large for a text of {} tokens, which needs a training and an evaluation block; {way_out}",
         stream.len()
     );
-    Error::setting("--block_sizes", reason)
+    Error::setting("block_size", reason)
 }

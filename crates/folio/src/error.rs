@@ -1,4 +1,4 @@
-//! What can go wrong, said to the person who can mend it.
+//! Everything that can go wrong, with messages for the person who can fix it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 /// The result of everything in this crate that can fail.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// A user's mistake or a failure of the machine. Every message is one line that names the culprit and the way
-/// out.
+/// A user's mistake or a failure of the machine. Every message is one line: what is wrong, and how to fix it.
+///
+/// Messages name settings as fields, in backticks within a sentence: `` `n_emb 385` ``, `` lower `learning_rate` ``. The
+/// command line turns these into flags.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -18,7 +20,7 @@ pub enum Error {
         path: PathBuf,
         /// The verb: `read`, `write`, `create`.
         action: &'static str,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The text to train on cannot be used.
@@ -29,33 +31,34 @@ pub enum Error {
         /// What is wrong and what to do.
         reason: String,
     },
-    /// A text or a file does not fit the tokenizer.
+    /// A text or a file that does not fit the tokenizer.
     #[error("{reason}")]
     Tokenizer {
         /// What is wrong and what to do.
         reason: String,
     },
-    /// A name that is not among those known.
+    /// An unknown name.
     #[error("unknown {what} '{given}'{}: choose from {names}", did_you_mean(nearest.as_deref()))]
     UnknownName {
-        /// The kind of thing, with its article left out: `tokenizer`.
+        /// What it should name, without an article: `tokenizer`.
         what: &'static str,
         /// The name as given.
         given: String,
-        /// The known name closest to it, if one is close.
+        /// The nearest known name, if one is near.
         nearest: Option<String>,
         /// The known names, separated by commas.
         names: String,
     },
-    /// A setting outside its range, or two that contradict each other.
-    #[error("{setting}: {reason}")]
+    /// A setting outside its range, or two that contradict each other. The message is the reason, after the field if the
+    /// reason does not begin with a setting in backticks.
+    #[error("{}{reason}", if reason.starts_with('`') { String::new() } else { format!("{field}: ") })]
     Setting {
-        /// The flag, such as `--n_emb`.
-        setting: &'static str,
+        /// The setting's name, such as `n_emb`.
+        field: &'static str,
         /// What is wrong and what to do.
         reason: String,
     },
-    /// A run directory that cannot be used as asked.
+    /// A run directory that cannot be used.
     #[error("{}: {reason}", path.display())]
     RunDirectory {
         /// The directory.
@@ -63,7 +66,7 @@ pub enum Error {
         /// What is wrong and what to do.
         reason: String,
     },
-    /// A checkpoint that is missing, damaged or of another model.
+    /// A checkpoint that is missing, damaged or of a different model.
     #[error("checkpoint {}: {reason}", path.display())]
     Checkpoint {
         /// The checkpoint's directory or file.
@@ -71,28 +74,28 @@ pub enum Error {
         /// What is wrong and what to do.
         reason: String,
     },
-    /// Training left the range of finite numbers.
+    /// Training produced numbers that are not finite.
     #[error(
-        "training diverged: {what} at step {step} (learning rate {learning_rate:.3e}); lower --learning_rates, add \
-         --warmup_steps or clip harder with --grad_clip, from {}",
+        "training diverged: {what} at step {step} (learning rate {learning_rate:.3e}); lower `learning_rate`, add \
+         `warmup_steps` or lower `grad_clip`, and start again from {}",
         last_checkpoint.as_ref().map_or("the beginning".to_owned(), |path| path.display().to_string())
     )]
     Diverged {
-        /// What is not finite, and how often.
+        /// What was not finite, and how often.
         what: String,
         /// The step, counting from 1.
         step: u64,
-        /// The rate of that step.
+        /// The learning rate of that step.
         learning_rate: f64,
-        /// The last checkpoint that was written before.
+        /// The last checkpoint before that.
         last_checkpoint: Option<PathBuf>,
     },
-    /// Training went on to its end, or to where it was stopped, but this could not be saved.
-    #[error("{}: what was trained last could not be saved: {source}", path.display())]
+    /// Training ended or was stopped, and its latest state could not be saved.
+    #[error("{}: the latest state could not be saved: {source}", path.display())]
     Unsaved {
         /// The run's directory.
         path: PathBuf,
-        /// The last attempt.
+        /// Why the last attempt failed.
         source: Box<Error>,
     },
     /// The ranks of a run cannot train together.
@@ -108,7 +111,7 @@ pub enum Error {
     /// A figure could not be drawn.
     #[error("cannot draw the figure: {reason}")]
     Plot {
-        /// What stood in the way.
+        /// Why not.
         reason: String,
     },
 }
@@ -124,12 +127,13 @@ impl Error {
         move |source| Error::File { path, action, source }
     }
 
-    /// A setting that cannot be.
-    pub(crate) fn setting(setting: &'static str, reason: impl Into<String>) -> Error {
-        Error::Setting { setting, reason: reason.into() }
+    /// A setting with an invalid value.
+    pub(crate) fn setting(field: &'static str, reason: impl Into<String>) -> Error {
+        debug_assert!(!field.starts_with('-'), "{field} is a flag, not a field");
+        Error::Setting { field, reason: reason.into() }
     }
 
-    /// A name that is not one of `names`, with the nearest of them if it is near.
+    /// A name that is not one of `names`, with the nearest of them as a suggestion.
     pub fn unknown_name(what: &'static str, given: &str, names: &[&str]) -> Error {
         let nearest = names
             .iter()

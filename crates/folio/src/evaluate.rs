@@ -93,7 +93,7 @@ pub fn evaluate(
     let tail = dataset.eval_tail().filter(|_| part == Part::Eval);
     if blocks.is_empty() && tail.is_none() {
         let reason = "the run's split has no such part: choose eval, or train with `--split blocks`";
-        return Err(Error::setting("--split", reason));
+        return Err(Error::setting("split", reason));
     }
     let whole = blocks.chunks(BATCH).map(|starts| (starts, dataset.block_size()));
     let tail = tail.as_ref().map(|(start, time)| (std::slice::from_ref(start), *time));

@@ -130,7 +130,7 @@ pub fn remove_directory(path: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// [`Error::File`] if the system refuses.
-pub fn point(link: &Path, sibling: &str) -> Result<()> {
+pub fn update_symlink(link: &Path, sibling: &str) -> Result<()> {
     if !cfg!(unix) || fs::read_link(link).is_ok_and(|old| old == Path::new(sibling)) {
         return Ok(());
     }

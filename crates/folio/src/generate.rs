@@ -1,4 +1,4 @@
-//! Writing text: the model's prediction, a draw from it, and again; many texts at a time.
+//! Text generation: predict, sample a token, repeat; many sequences at a time.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -11,58 +11,58 @@
 //! let vocab_size = tokenizer.vocab_size();
 //! let config = ModelConfig { vocab_size, n_blocks: 1, n_emb: 8, n_heads: 2, block_size: 4, dropout: 0.0 };
 //! let parameters = Parameters::random(&config, &mut Rng::new(1, Stream::Init));
-//! let predictor = Arc::new(InferenceModel::new(config, WeightFormat::F32, &parameters));
+//! let model = Arc::new(InferenceModel::new(config, WeightFormat::F32, &parameters));
 //!
 //! let prompt = tokenizer.encode("to be")?;
-//! let mut generator = Generator::new(predictor, tokenizer);
+//! let mut generator = Generator::new(model, tokenizer);
 //! for seed in 0..2 {
 //!     generator.begin(Request { prompt: prompt.clone(), max_new_tokens: 10, seed, ..Request::default() })?;
 //! }
 //! let mut texts = [String::new(), String::new()];
-//! while generator.texts() > 0 {
-//!     generator.step(|id, drawn| texts[id.number() as usize] += drawn.text);
+//! while generator.active() > 0 {
+//!     generator.step(|id, token| texts[id.number() as usize] += token.text);
 //! }
 //! assert_eq!(texts.map(|text| text.len()), [10, 10]);
 //! # Ok::<(), folio::error::Error>(())
 //! ```
 
-use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::model::{Cache, InferenceModel, ModelConfig, PASS_TOKENS, Workspace};
+use crate::named_enum;
 use crate::tokenizer::Tokenizer;
 
 mod sampling;
+mod sequence;
 mod stops;
-mod writing;
 
 pub use sampling::{Sampler, Sampling};
-use writing::Writing;
+use sequence::GeneratedSequence;
 
-/// What to write.
+/// A request to generate text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
-    /// The tokens to go on from. If there are none the text starts from token 0, as in the ancestor.
+    /// The tokens to continue. If there are none, generation starts from token 0, as in the original project.
     pub prompt: Vec<u32>,
-    /// Tokens to draw at most.
+    /// The maximum number of generated tokens.
     pub max_new_tokens: usize,
-    /// How they are drawn.
+    /// How tokens are sampled.
     pub sampling: Sampling,
-    /// The same seed gives the same text, on any number of threads and whatever else is written at the time.
+    /// The same seed gives the same text, on any number of threads and beside any other sequences.
     pub seed: u64,
-    /// The text ends before the first of these.
+    /// Stop strings: the text ends before the first one that occurs.
     pub stop: Vec<String>,
     /// What to do when the context is full.
     pub past_context: PastContext,
-    /// Whether to tell each token's probability, and those of so many of the likeliest.
+    /// If set, return the log probability of each token, and of this many of the most likely tokens.
     pub logprobs: Option<usize>,
-    /// Tokens that are taken in their turn in place of drawn ones: how likely they were can be told, too.
+    /// The first generated tokens, taken as given instead of sampled, for example to score them with `logprobs`.
     pub given: Vec<u32>,
 }
 
 impl Default for Request {
-    /// A hundred tokens from nothing.
+    /// 100 tokens, without a prompt.
     fn default() -> Self {
         Self {
             prompt: Vec::new(),
@@ -77,245 +77,221 @@ impl Default for Request {
     }
 }
 
-/// What to do when a text is longer than the model's context, `block_size` tokens. Positions count from the start of
-/// the context, so that whenever it moves on, all that is kept of it has to be computed anew.
+/// What to do when a sequence is longer than the model's context of `block_size` tokens. Positions count from the start
+/// of the context, so whenever the context moves, the keys and values of every remaining token are recomputed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PastContext {
-    /// The model sees the last `block_size` tokens, as in the ancestor, at the cost of a whole pass for each token.
+    /// The model sees the last `block_size` tokens, as in the original project. Each token costs a full forward pass.
     #[default]
     Exact,
-    /// When the context is full its older half is given up: the model sees the last `block_size / 2` tokens, then more
-    /// and more, until it is full again. Two tokens' work for each token.
+    /// A full context drops its older half: the model sees the last `block_size / 2` tokens, then more until the context
+    /// is full again. Each token costs about as much as two.
     Rolling,
-    /// The text ends.
+    /// Generation ends.
     Stop,
 }
 
-impl PastContext {
-    /// `exact`, `rolling` or `stop`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Exact => "exact",
-            Self::Rolling => "rolling",
-            Self::Stop => "stop",
-        }
-    }
-}
+named_enum!(PastContext, "way past the context", { Exact => "exact", Rolling => "rolling", Stop => "stop" });
 
-impl FromStr for PastContext {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "exact" => Ok(Self::Exact),
-            "rolling" => Ok(Self::Rolling),
-            "stop" => Ok(Self::Stop),
-            _ => Err(Error::unknown_name("way past the context", name, &["exact", "rolling", "stop"])),
-        }
-    }
-}
-
-/// Why a text ended.
+/// Why a sequence ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
-    /// It has as many tokens as were asked for, or as the context holds.
+    /// It reached `max_new_tokens`, or filled the context.
     Length,
-    /// A stop string came, or the token that ends a text.
+    /// A stop string or the end token was generated.
     Stop,
 }
 
-/// A token that was drawn.
+/// A generated token.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Drawn<'a> {
+pub struct SampledToken<'a> {
     /// The token.
     pub token: u32,
-    /// The natural logarithm of its probability in the model's softmax as it is, without temperature and filters; if it
-    /// was asked for.
+    /// The natural logarithm of its probability, before temperature, penalty and filters; if requested.
     pub logprob: Option<f32>,
-    /// The likeliest tokens and theirs, the likeliest first.
+    /// The most likely tokens and their log probabilities, in descending order; if requested.
     pub alternatives: &'a [(u32, f32)],
-    /// What is certain now and was not before: whole characters, and nothing that may become a stop string. On a text's
-    /// last token all that is left.
+    /// The text that this token completes: whole characters only, without an ending that may still become a stop string.
+    /// The last token of a sequence returns all remaining text.
     pub text: &'a str,
-    /// On a text's last token, why.
+    /// Why the sequence ended, if this is its last token.
     pub finish: Option<Finish>,
 }
 
-/// What a text is called while it is written: they are numbered from 0 in the order of [`Generator::begin`].
+/// Identifies a sequence of a [`Generator`]. Sequences are numbered from 0 in the order of [`Generator::begin`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct TextId(u64);
+pub struct SequenceId(u64);
 
-impl TextId {
+impl SequenceId {
     /// The number.
     pub fn number(self) -> u64 {
         self.0
     }
 }
 
-/// Writes texts with one model, as many at a time as were begun: a pass reads the weights once for all of them. A text
-/// ends where the model draws the tokenizer's [end token](Tokenizer::end_token), which is not part of it.
+/// Generates sequences with one model. All active sequences advance together: a pass reads the weights once for all of
+/// them. A sequence ends at the tokenizer's [end token](Tokenizer::end_token), which is not part of its text.
 ///
-/// What is drawn for a text does not depend on the others.
+/// The tokens of a sequence do not depend on the other sequences.
 pub struct Generator {
-    predictor: Arc<InferenceModel>,
+    model: Arc<InferenceModel>,
     tokenizer: Arc<Tokenizer>,
     workspace: Workspace,
-    /// Texts that the workspace has room for.
+    /// The number of sequences that the workspace has room for.
     capacity: usize,
-    texts: Vec<Writing>,
-    paused: Vec<Writing>,
-    begun: u64,
-    /// Caches of texts that have ended.
+    active: Vec<GeneratedSequence>,
+    paused: Vec<GeneratedSequence>,
+    next_id: u64,
+    /// Caches of sequences that have ended.
     spare: Vec<Cache>,
     sampler: Sampler,
     alternatives: Vec<(u32, f32)>,
 }
 
 impl Generator {
-    /// A generator with nothing to write yet.
+    /// A generator without sequences.
     ///
     /// # Panics
-    /// If the tokenizer has another vocabulary than the model.
-    pub fn new(predictor: Arc<InferenceModel>, tokenizer: Arc<Tokenizer>) -> Self {
-        let sizes = (predictor.config().vocab_size, tokenizer.vocab_size());
-        assert_eq!(sizes.0, sizes.1, "tokens of the model and of the tokenizer");
+    /// If the vocabularies of the tokenizer and the model differ in size.
+    pub fn new(model: Arc<InferenceModel>, tokenizer: Arc<Tokenizer>) -> Self {
+        let (model_size, tokenizer_size) = (model.config().vocab_size, tokenizer.vocab_size());
+        assert_eq!(model_size, tokenizer_size, "vocabulary sizes of the model and the tokenizer");
         Self {
-            workspace: predictor.workspace(1),
-            predictor,
+            workspace: model.workspace(1),
+            model,
             tokenizer,
             capacity: 1,
-            texts: Vec::new(),
+            active: Vec::new(),
             paused: Vec::new(),
-            begun: 0,
+            next_id: 0,
             spare: Vec::new(),
             sampler: Sampler::default(),
             alternatives: Vec::new(),
         }
     }
 
-    /// Takes up a text; it will be told under this name.
+    /// Adds a sequence.
     ///
     /// # Errors
-    /// [`Error::Setting`] if the request cannot be met: a number out of range, a token that the model does not know, a
-    /// prompt that is longer than the context although the text is to end there.
-    pub fn begin(&mut self, request: Request) -> Result<TextId> {
-        let config = self.predictor.config();
+    /// [`Error::Setting`] if a number is out of range, a token is outside the vocabulary, or the prompt is longer than the
+    /// context and `past_context` is [`PastContext::Stop`].
+    pub fn begin(&mut self, request: Request) -> Result<SequenceId> {
+        let config = self.model.config();
         request.sampling.validate()?;
         let mut tokens = request.prompt.iter().chain(&request.given);
         if let Some(token) = tokens.find(|&&token| token as usize >= config.vocab_size) {
             let reason = format!("token {token} is outside the vocabulary of {}", config.vocab_size);
-            return Err(Error::setting("--prompt", reason));
+            return Err(Error::setting("prompt", reason));
         }
         if request.max_new_tokens == 0 {
-            return Err(Error::setting("--max_new_tokens", "0 writes nothing: give at least 1"));
+            return Err(Error::setting("max_new_tokens", "must be at least 1, not 0"));
         }
         if request.stop.iter().any(String::is_empty) {
-            return Err(Error::setting("--stop", "an empty string would stop every text before it begins"));
+            return Err(Error::setting("stop", "a stop string must not be empty"));
         }
         let (tokens, room) = (request.prompt.len(), config.block_size);
         if request.past_context == PastContext::Stop && tokens > room {
             let reason = format!(
-                "{tokens} tokens are more than the context of {room}: shorten it, or let it go past the context"
+                "has {tokens} tokens, but the context holds {room}: shorten it, or choose another way past the context"
             );
-            return Err(Error::setting("--prompt", reason));
+            return Err(Error::setting("prompt", reason));
         }
-        let mut cache = self.spare.pop().unwrap_or_else(|| self.predictor.cache());
+        let mut cache = self.spare.pop().unwrap_or_else(|| self.model.cache());
         cache.clear();
-        let id = TextId(self.begun);
-        self.begun += 1;
-        self.texts.push(Writing::new(id, request, cache, self.predictor.config()));
+        let id = SequenceId(self.next_id);
+        self.next_id += 1;
+        self.active.push(GeneratedSequence::new(id, request, cache, self.model.config()));
         Ok(id)
     }
 
-    /// Gives a text up, if it is under way or paused.
-    pub fn cancel(&mut self, id: TextId) {
-        for texts in [&mut self.texts, &mut self.paused] {
-            if let Some(text) = take_out(texts, id) {
-                self.spare.push(text.into_cache());
+    /// Cancels a sequence, if it is active or paused.
+    pub fn cancel(&mut self, id: SequenceId) {
+        for sequences in [&mut self.active, &mut self.paused] {
+            if let Some(sequence) = take_out(sequences, id) {
+                self.spare.push(sequence.into_cache());
             }
         }
     }
 
-    /// Sets a text aside that is under way: steps pass it over until it is resumed.
-    pub fn pause(&mut self, id: TextId) {
-        self.paused.extend(take_out(&mut self.texts, id));
+    /// Pauses an active sequence: [`Generator::step`] skips it until it is resumed.
+    pub fn pause(&mut self, id: SequenceId) {
+        self.paused.extend(take_out(&mut self.active, id));
     }
 
-    /// Goes on with a text that was paused.
-    pub fn resume(&mut self, id: TextId) {
-        self.texts.extend(take_out(&mut self.paused, id));
+    /// Resumes a paused sequence.
+    pub fn resume(&mut self, id: SequenceId) {
+        self.active.extend(take_out(&mut self.paused, id));
     }
 
-    /// The number of texts under way, without those that are paused.
-    pub fn texts(&self) -> usize {
-        self.texts.len()
+    /// The number of active sequences; paused ones are not counted.
+    pub fn active(&self) -> usize {
+        self.active.len()
     }
 
-    /// The model's sizes.
+    /// The model's dimensions.
     pub fn config(&self) -> &ModelConfig {
-        self.predictor.config()
+        self.model.config()
     }
 
-    /// Bytes of memory that a text takes while it is written.
-    pub fn text_bytes(&self) -> usize {
-        self.predictor.cache_bytes()
+    /// Bytes of memory that a sequence occupies: its cache of keys and values.
+    pub fn sequence_bytes(&self) -> usize {
+        self.model.cache_bytes()
     }
 
-    /// Draws a token for each text whose tokens have all been read, and tells of it. A long prompt is read in several
-    /// steps, so that the other texts go on meanwhile. A text that has ended is no longer under way.
-    pub fn step(&mut self, mut on_token: impl FnMut(TextId, Drawn)) {
-        if self.texts.is_empty() {
+    /// Runs one pass and samples one token for each active sequence whose prompt has been processed. A long prompt is
+    /// processed in several steps, so that it does not hold up the other sequences. Removes the sequences that end.
+    pub fn step(&mut self, mut on_token: impl FnMut(SequenceId, SampledToken)) {
+        if self.active.is_empty() {
             return;
         }
-        if self.texts.len() > self.capacity {
-            self.capacity = self.texts.len().next_power_of_two();
-            self.workspace = self.predictor.workspace(self.capacity);
+        if self.active.len() > self.capacity {
+            self.capacity = self.active.len().next_power_of_two();
+            self.workspace = self.model.workspace(self.capacity);
         }
-        // Each has one token at least; what is left of a pass goes to those that came first.
-        let mut left = PASS_TOKENS.saturating_sub(self.texts.len());
-        for text in &mut self.texts {
-            left -= text.plan(1 + left).saturating_sub(1);
+        // Each sequence gets at least one token; the remaining capacity goes to the oldest ones.
+        let mut left = PASS_TOKENS.saturating_sub(self.active.len());
+        for sequence in &mut self.active {
+            left -= sequence.plan(1 + left).saturating_sub(1);
         }
-        let logits = self.predictor.advance(&mut self.workspace, &self.texts);
-        for (text, logits) in
-            self.texts.iter_mut().zip(logits.chunks_exact(self.predictor.config().vocab_size))
-        {
-            if text.has_read() {
+        let logits = self.model.advance(&mut self.workspace, &self.active);
+        let logits = logits.chunks_exact(self.model.config().vocab_size);
+        for (sequence, logits) in self.active.iter_mut().zip(logits) {
+            if sequence.finish_pass() {
                 let (sampler, alternatives) = (&mut self.sampler, &mut self.alternatives);
-                let (id, drawn) = (text.id(), text.draw(logits, &self.tokenizer, sampler, alternatives));
-                on_token(id, drawn);
+                let id = sequence.id();
+                on_token(id, sequence.sample(logits, &self.tokenizer, sampler, alternatives));
             }
         }
-        while let Some(place) = self.texts.iter().position(Writing::has_ended) {
-            self.spare.push(self.texts.remove(place).into_cache());
+        while let Some(index) = self.active.iter().position(GeneratedSequence::has_ended) {
+            self.spare.push(self.active.remove(index).into_cache());
         }
     }
 
-    /// Writes one text alone, to its end.
+    /// Generates one sequence to its end.
     ///
     /// # Errors
     /// As [`Generator::begin`].
-    pub fn write(&mut self, request: Request, mut on_token: impl FnMut(Drawn)) -> Result<()> {
+    pub fn generate(&mut self, request: Request, mut on_token: impl FnMut(SampledToken)) -> Result<()> {
         let wanted = self.begin(request)?;
         let mut ended = false;
         while !ended {
-            self.step(|id, drawn| {
+            self.step(|id, token| {
                 if id == wanted {
-                    ended = drawn.finish.is_some();
-                    on_token(drawn);
+                    ended = token.finish.is_some();
+                    on_token(token);
                 }
             });
         }
         Ok(())
     }
 
-    /// What the heads of a block attend to in a text: softmax(...) of each head, query and key, (H, T, T), 0 for keys after
+    /// The attention weights of a block, softmax(q k^T / sqrt(D)) for each head, query and key: (H, T, T), 0 for keys after
     /// the query.
     ///
     /// # Panics
-    /// If there are no tokens, more than `block_size`, one outside the vocabulary, or no such block.
+    /// If `tokens` is empty or longer than `block_size`, a token is outside the vocabulary, or the block does not exist.
     pub fn attention(&mut self, tokens: &[u32], block: usize) -> Vec<f32> {
-        let config = *self.predictor.config();
+        let config = *self.model.config();
         let time = tokens.len();
         assert!(
             (1..=config.block_size).contains(&time),
@@ -325,28 +301,28 @@ impl Generator {
         assert!(block < config.n_blocks, "block {block} of {}", config.n_blocks);
         let mut weights = vec![0.0; config.n_heads * time * time];
         let request = Request { prompt: tokens.to_vec(), ..Request::default() };
-        let mut cache = self.spare.pop().unwrap_or_else(|| self.predictor.cache());
+        let mut cache = self.spare.pop().unwrap_or_else(|| self.model.cache());
         cache.clear();
-        let mut text = Writing::new(TextId(u64::MAX), request, cache, &config);
-        let mut is_read = false;
-        while !is_read {
-            text.plan(PASS_TOKENS);
-            self.predictor.advance_with_weights(
+        let mut sequence = GeneratedSequence::new(SequenceId(u64::MAX), request, cache, &config);
+        let mut is_processed = false;
+        while !is_processed {
+            sequence.plan(PASS_TOKENS);
+            self.model.advance_with_weights(
                 &mut self.workspace,
-                &text,
+                &sequence,
                 block,
                 &mut |head, query, row| {
                     weights[(head * time + query) * time..][..row.len()].copy_from_slice(row);
                 },
             );
-            is_read = text.has_read();
+            is_processed = sequence.finish_pass();
         }
-        self.spare.push(text.into_cache());
+        self.spare.push(sequence.into_cache());
         weights
     }
 }
 
-fn take_out(texts: &mut Vec<Writing>, id: TextId) -> Option<Writing> {
-    let place = texts.iter().position(|text| text.id() == id)?;
-    Some(texts.remove(place))
+fn take_out(sequences: &mut Vec<GeneratedSequence>, id: SequenceId) -> Option<GeneratedSequence> {
+    let index = sequences.iter().position(|sequence| sequence.id() == id)?;
+    Some(sequences.remove(index))
 }

@@ -1,207 +1,244 @@
-//! What a run has to tell: the losses and rates of its epochs.
+//! The history of a run: the losses and learning rates of its epochs.
+//!
+//! In memory a history is a list of [`EpochReport`]s. On disk (`losses.json`, `lrs.json`, `state.json`) it is one list
+//! per number, under the names that the original project uses.
 
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::text::Bits;
 
-/// The losses of every epoch, under the ancestor's names: the content of `losses.json`.
+/// The epochs of a run so far.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Losses {
-    /// The mean over each epoch's batches, nats a token.
-    pub train_losses: Vec<f64>,
-    /// The mean over all evaluation batches after each epoch, nats a token, without dropout.
-    pub eval_losses: Vec<f64>,
-    /// The same losses in bits a character, and in bits a byte, which compare across tokenizers.
-    #[serde(default)]
-    pub train_bits_per_character: Vec<f64>,
-    /// As above, of the evaluation.
-    #[serde(default)]
-    pub eval_bits_per_character: Vec<f64>,
-    /// As above, a byte.
-    #[serde(default)]
-    pub train_bits_per_byte: Vec<f64>,
-    /// As above, a byte of the evaluation.
-    #[serde(default)]
-    pub eval_bits_per_byte: Vec<f64>,
-    /// The mean norm of each epoch's gradients, before clipping.
-    #[serde(default)]
-    pub gradient_norms: Vec<f64>,
-    /// The steps of each epoch whose gradients were clipped.
-    #[serde(default)]
-    pub clipped_steps: Vec<u64>,
-    /// The steps of each epoch that were skipped, their loss or gradients not being finite.
-    #[serde(default)]
-    pub skipped_steps: Vec<u64>,
-    /// The steps taken by each epoch's end.
-    pub steps: Vec<u64>,
-    /// The lowest evaluation loss and the step it was reached at.
-    pub best_eval_loss: Option<(f64, u64)>,
-}
-
-/// All that a run has told so far.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(into = "StateLists", try_from = "StateLists")]
 pub struct History {
-    /// The losses of every epoch.
-    pub losses: Losses,
-    /// The learning rate of every epoch's last step: the content of `lrs.json`.
-    pub learning_rates: Vec<f64>,
+    /// One report per epoch, in order.
+    pub epochs: Vec<EpochReport>,
+    /// The lowest evaluation loss and the step it was reached at, over the epochs trained on the current text.
+    pub best_eval_loss: Option<(f64, u64)>,
 }
 
 /// The report of one epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct EpochReport {
-    /// Mean over the epoch's batches, nats a token.
+    /// Mean over the epoch's batches, nats per token.
     pub train_loss: f64,
-    /// Mean over all evaluation batches, nats a token.
+    /// Mean over all evaluation batches, without dropout, nats per token.
     pub eval_loss: f64,
-    /// The train loss, whatever the tokenizer.
+    /// The train loss in bits, comparable across tokenizers.
     #[serde(flatten, serialize_with = "train_names")]
     pub train_bits: Bits,
-    /// The eval loss, whatever the tokenizer.
+    /// The eval loss in bits, comparable across tokenizers.
     #[serde(flatten, serialize_with = "eval_names")]
     pub eval_bits: Bits,
-    /// The rate of the epoch's last step.
+    /// The learning rate of the epoch's last step.
     #[serde(rename = "lr")]
     pub learning_rate: f64,
-    /// The mean norm of its gradients before clipping.
+    /// Mean gradient norm, before clipping.
     pub gradient_norm: f64,
     /// Steps whose gradients were clipped.
     pub clipped_steps: u64,
-    /// Steps that were skipped.
+    /// Steps that were skipped because the loss or the gradients were not finite.
     pub skipped_steps: u64,
-    /// Steps taken by the epoch's end.
+    /// Steps taken by the end of the epoch.
     pub step: u64,
 }
 
 fn train_names<S: Serializer>(bits: &Bits, serializer: S) -> Result<S::Ok, S::Error> {
-    named("train", bits, serializer)
+    with_prefix("train", bits, serializer)
 }
 
 fn eval_names<S: Serializer>(bits: &Bits, serializer: S) -> Result<S::Ok, S::Error> {
-    named("eval", bits, serializer)
+    with_prefix("eval", bits, serializer)
 }
 
-/// Bits under names such as `train_bits_per_character`.
-fn named<S: Serializer>(part: &str, bits: &Bits, serializer: S) -> Result<S::Ok, S::Error> {
+/// Serializes bits under names such as `train_bits_per_character`.
+fn with_prefix<S: Serializer>(prefix: &str, bits: &Bits, serializer: S) -> Result<S::Ok, S::Error> {
     let mut map = serializer.serialize_map(Some(2))?;
-    map.serialize_entry(&format!("{part}_bits_per_character"), &bits.per_character)?;
-    map.serialize_entry(&format!("{part}_bits_per_byte"), &bits.per_byte)?;
+    map.serialize_entry(&format!("{prefix}_bits_per_character"), &bits.per_character)?;
+    map.serialize_entry(&format!("{prefix}_bits_per_byte"), &bits.per_byte)?;
     map.end()
 }
 
-/// What the steps of an epoch that is under way have told so far.
+/// Running sums over the steps of the current epoch.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct EpochSums {
-    /// Batches drawn: the place in the epoch.
+    /// Batches processed: the position in the epoch.
     pub batches: u64,
-    /// Of these, the ones that were skipped.
+    /// Batches that were skipped.
     pub skipped: u64,
-    /// Of these, the ones whose gradients were clipped.
+    /// Batches whose gradients were clipped.
     pub clipped: u64,
-    /// The sum of their losses, nats a token, but for those skipped.
+    /// Sum of the losses, without skipped batches, nats per token.
     pub loss: f64,
-    /// The sum of their gradients' norms, but for those skipped.
+    /// Sum of the gradient norms, without skipped batches.
     pub gradient_norm: f64,
-    /// The rate of the last.
+    /// The learning rate of the last step.
     pub learning_rate: f64,
 }
 
 impl EpochSums {
-    /// Batches that the model has learned from.
+    /// Batches that updated the model.
     pub fn learned(&self) -> u64 {
         self.batches - self.skipped
     }
 }
 
 impl History {
-    /// Epochs told of.
-    pub fn epochs(&self) -> u64 {
-        self.losses.steps.len() as u64
-    }
-
-    /// Whether it tells of so many epochs, in every list.
-    pub fn is_of(&self, epochs: u64) -> bool {
-        let Losses { train_losses, eval_losses, train_bits_per_character, eval_bits_per_character, .. } =
-            &self.losses;
-        let Losses { train_bits_per_byte, eval_bits_per_byte, gradient_norms, .. } = &self.losses;
-        let Losses { clipped_steps, skipped_steps, steps, .. } = &self.losses;
-        let numbers = [
-            train_losses,
-            eval_losses,
-            train_bits_per_character,
-            eval_bits_per_character,
-            train_bits_per_byte,
-            eval_bits_per_byte,
-            gradient_norms,
-            &self.learning_rates,
-        ];
-        let counts = [clipped_steps, skipped_steps, steps];
-        numbers.map(Vec::len).into_iter().chain(counts.map(Vec::len)).all(|length| length as u64 == epochs)
-    }
-
     /// Adds an epoch.
     pub fn push(&mut self, report: EpochReport) {
-        let losses = &mut self.losses;
-        losses.train_losses.push(report.train_loss);
-        losses.eval_losses.push(report.eval_loss);
-        losses.train_bits_per_character.push(report.train_bits.per_character);
-        losses.eval_bits_per_character.push(report.eval_bits.per_character);
-        losses.train_bits_per_byte.push(report.train_bits.per_byte);
-        losses.eval_bits_per_byte.push(report.eval_bits.per_byte);
-        losses.gradient_norms.push(report.gradient_norm);
-        losses.clipped_steps.push(report.clipped_steps);
-        losses.skipped_steps.push(report.skipped_steps);
-        losses.steps.push(report.step);
-        self.learning_rates.push(report.learning_rate);
-        if losses.best_eval_loss.is_none_or(|(best, _)| report.eval_loss < best) {
-            losses.best_eval_loss = Some((report.eval_loss, report.step));
+        self.epochs.push(report);
+        if self.best_eval_loss.is_none_or(|(best, _)| report.eval_loss < best) {
+            self.best_eval_loss = Some((report.eval_loss, report.step));
         }
     }
 
-    /// Takes the last epoch back. The evaluation losses of the `others` first epochs, those of another text, do not compare
-    /// with the rest.
-    pub fn pop(&mut self, others: u64) {
-        let Losses {
-            train_losses,
-            eval_losses,
-            train_bits_per_character,
-            eval_bits_per_character,
-            train_bits_per_byte,
-            eval_bits_per_byte,
-            gradient_norms,
-            clipped_steps,
-            skipped_steps,
-            steps,
-            best_eval_loss,
-        } = &mut self.losses;
-        let numbers = [
-            train_losses,
-            eval_losses,
-            train_bits_per_character,
-            eval_bits_per_character,
-            train_bits_per_byte,
-            eval_bits_per_byte,
-            gradient_norms,
-            &mut self.learning_rates,
-        ];
-        numbers.into_iter().for_each(|list| _ = list.pop());
-        [clipped_steps, skipped_steps].into_iter().for_each(|list| _ = list.pop());
-        let last = steps.pop();
-        if best_eval_loss.map(|(_, step)| step) == last {
-            // The first of the lowest, as it was found on the way.
-            let all = self.losses.eval_losses.iter().copied().zip(self.losses.steps.iter().copied());
-            let all = all.skip(others as usize);
-            self.losses.best_eval_loss = all.reduce(|best, next| if next.0 < best.0 { next } else { best });
+    /// Removes the last epoch. The first `other_text_epochs` epochs were trained on another text, so their losses do not
+    /// count when the best loss has to be found again.
+    pub fn pop(&mut self, other_text_epochs: u64) {
+        let Some(last) = self.epochs.pop() else { return };
+        if self.best_eval_loss.is_some_and(|(_, step)| step == last.step) {
+            let comparable = self.epochs.iter().skip(other_text_epochs as usize);
+            self.best_eval_loss = lowest_loss(comparable.map(|epoch| (epoch.eval_loss, epoch.step)));
         }
+    }
+
+    /// The epoch with the best evaluation loss, counting from 1.
+    pub fn best_epoch(&self) -> Option<u64> {
+        let (_, best_step) = self.best_eval_loss?;
+        self.epochs.iter().position(|epoch| epoch.step == best_step).map(|index| index as u64 + 1)
+    }
+
+    /// The evaluation loss of every epoch, nats per token.
+    pub fn eval_losses(&self) -> Vec<f64> {
+        self.epochs.iter().map(|epoch| epoch.eval_loss).collect()
     }
 }
 
-impl Losses {
-    /// The epoch, counting from 1, whose evaluation loss is lowest.
-    pub fn best_epoch(&self) -> Option<u64> {
-        let (_, best_step) = self.best_eval_loss?;
-        self.steps.iter().position(|&step| step == best_step).map(|index| index as u64 + 1)
+/// The lowest loss, with its label; the first one if several are equal.
+pub fn lowest_loss<T>(losses: impl IntoIterator<Item = (f64, T)>) -> Option<(f64, T)> {
+    losses.into_iter().min_by(|a, b| a.0.total_cmp(&b.0))
+}
+
+/// The lowest of these losses and its epoch, counting from 1.
+pub fn lowest_eval_loss(eval_losses: &[f64]) -> Option<(f64, u64)> {
+    lowest_loss(eval_losses.iter().copied().zip(1..))
+}
+
+/// The content of `losses.json`: one list per number, with one value per epoch.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct LossLists {
+    train_losses: Vec<f64>,
+    eval_losses: Vec<f64>,
+    #[serde(default)]
+    train_bits_per_character: Vec<f64>,
+    #[serde(default)]
+    eval_bits_per_character: Vec<f64>,
+    #[serde(default)]
+    train_bits_per_byte: Vec<f64>,
+    #[serde(default)]
+    eval_bits_per_byte: Vec<f64>,
+    #[serde(default)]
+    gradient_norms: Vec<f64>,
+    #[serde(default)]
+    clipped_steps: Vec<u64>,
+    #[serde(default)]
+    skipped_steps: Vec<u64>,
+    steps: Vec<u64>,
+    best_eval_loss: Option<(f64, u64)>,
+}
+
+/// The history in a checkpoint's `state.json`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct StateLists {
+    losses: LossLists,
+    learning_rates: Vec<f64>,
+}
+
+impl LossLists {
+    pub(crate) fn of(history: &History) -> Self {
+        let epochs = &history.epochs;
+        let numbers = |value: fn(&EpochReport) -> f64| epochs.iter().map(value).collect();
+        let counts = |value: fn(&EpochReport) -> u64| epochs.iter().map(value).collect();
+        Self {
+            train_losses: numbers(|epoch| epoch.train_loss),
+            eval_losses: numbers(|epoch| epoch.eval_loss),
+            train_bits_per_character: numbers(|epoch| epoch.train_bits.per_character),
+            eval_bits_per_character: numbers(|epoch| epoch.eval_bits.per_character),
+            train_bits_per_byte: numbers(|epoch| epoch.train_bits.per_byte),
+            eval_bits_per_byte: numbers(|epoch| epoch.eval_bits.per_byte),
+            gradient_norms: numbers(|epoch| epoch.gradient_norm),
+            clipped_steps: counts(|epoch| epoch.clipped_steps),
+            skipped_steps: counts(|epoch| epoch.skipped_steps),
+            steps: counts(|epoch| epoch.step),
+            best_eval_loss: history.best_eval_loss,
+        }
+    }
+
+    /// The history, where values that a list lacks are NaN or 0: older versions did not write all lists, and a crash may
+    /// leave `lrs.json` one epoch behind.
+    pub(crate) fn into_history(self, learning_rates: &[f64]) -> History {
+        let number = |list: &[f64], index: usize| list.get(index).copied().unwrap_or(f64::NAN);
+        let count = |list: &[u64], index: usize| list.get(index).copied().unwrap_or(0);
+        let report = |index: usize, step: u64| EpochReport {
+            train_loss: number(&self.train_losses, index),
+            eval_loss: number(&self.eval_losses, index),
+            train_bits: Bits {
+                per_character: number(&self.train_bits_per_character, index),
+                per_byte: number(&self.train_bits_per_byte, index),
+            },
+            eval_bits: Bits {
+                per_character: number(&self.eval_bits_per_character, index),
+                per_byte: number(&self.eval_bits_per_byte, index),
+            },
+            learning_rate: number(learning_rates, index),
+            gradient_norm: number(&self.gradient_norms, index),
+            clipped_steps: count(&self.clipped_steps, index),
+            skipped_steps: count(&self.skipped_steps, index),
+            step,
+        };
+        let epochs = self.steps.iter().enumerate().map(|(index, &step)| report(index, step)).collect();
+        History { epochs, best_eval_loss: self.best_eval_loss }
+    }
+
+    /// The length of every list.
+    fn lengths(&self) -> [usize; 10] {
+        let Self { train_losses, eval_losses, train_bits_per_character, eval_bits_per_character, .. } = self;
+        let Self { train_bits_per_byte, eval_bits_per_byte, gradient_norms, .. } = self;
+        let Self { clipped_steps, skipped_steps, steps, .. } = self;
+        [
+            train_losses.len(),
+            eval_losses.len(),
+            train_bits_per_character.len(),
+            eval_bits_per_character.len(),
+            train_bits_per_byte.len(),
+            eval_bits_per_byte.len(),
+            gradient_norms.len(),
+            clipped_steps.len(),
+            skipped_steps.len(),
+            steps.len(),
+        ]
+    }
+}
+
+impl From<History> for StateLists {
+    fn from(history: History) -> Self {
+        let learning_rates = history.epochs.iter().map(|epoch| epoch.learning_rate).collect();
+        Self { losses: LossLists::of(&history), learning_rates }
+    }
+}
+
+impl TryFrom<StateLists> for History {
+    type Error = String;
+
+    /// # Errors
+    /// If the lists differ in length. Training would write a partial history back, so it is refused here.
+    fn try_from(lists: StateLists) -> Result<Self, String> {
+        let epochs = lists.learning_rates.len();
+        if lists.losses.lengths().iter().any(|&length| length != epochs) {
+            return Err("the lists of the history differ in length".to_owned());
+        }
+        Ok(lists.losses.into_history(&lists.learning_rates))
     }
 }
 
@@ -227,8 +264,8 @@ mod tests {
     }
 
     #[test]
-    fn an_epoch_that_is_taken_back_leaves_nothing_behind() {
-        // Whatever the last is: the lowest, equal to the lowest, or neither.
+    fn pop_undoes_push() {
+        // The last loss is the lowest, equal to the lowest, or higher.
         for last in [1.0, 2.0, 9.0] {
             let mut history = History::default();
             for (step, eval_loss) in [(10, 3.0), (20, 2.0), (30, 4.0)] {
@@ -236,23 +273,49 @@ mod tests {
             }
             let before = history.clone();
             history.push(report(35, last));
-            assert_eq!(history.epochs(), 4);
+            assert_eq!(history.epochs.len(), 4);
             history.pop(0);
             assert_eq!(history, before, "after {last}");
         }
     }
 
     #[test]
-    fn the_losses_of_another_text_are_not_the_best_of_this_one() {
+    fn losses_of_another_text_do_not_count_as_best() {
         let mut history = History::default();
         [(10, 1.0), (20, 3.0), (30, 2.0)]
             .into_iter()
             .for_each(|(step, loss)| history.push(report(step, loss)));
         history.pop(1);
-        assert_eq!(history.losses.best_eval_loss, Some((1.0, 10)), "it was not the one that is taken back");
-        history.losses.best_eval_loss = None;
+        assert_eq!(history.best_eval_loss, Some((1.0, 10)), "the removed epoch was not the best");
+        history.best_eval_loss = None;
         history.push(report(30, 2.0));
         history.pop(1);
-        assert_eq!(history.losses.best_eval_loss, Some((3.0, 20)));
+        assert_eq!(history.best_eval_loss, Some((3.0, 20)));
+    }
+
+    #[test]
+    fn files_hold_one_list_per_number() {
+        let mut history = History::default();
+        history.push(report(10, 3.0));
+        history.push(report(20, 2.0));
+        let state = serde_json::to_value(&history).unwrap();
+        assert_eq!(state["learning_rates"], serde_json::json!([0.1, 0.05]));
+        assert_eq!(state["losses"], serde_json::to_value(LossLists::of(&history)).unwrap());
+        assert_eq!(state["losses"]["eval_losses"], serde_json::json!([3.0, 2.0]));
+        assert_eq!(state["losses"]["steps"], serde_json::json!([10, 20]));
+        assert_eq!(state["losses"]["best_eval_loss"], serde_json::json!([2.0, 20]));
+        assert_eq!(serde_json::from_value::<History>(state.clone()).unwrap(), history);
+        // A checkpoint needs every list in full.
+        for list in ["train_losses", "gradient_norms", "steps"] {
+            let mut short = state.clone();
+            short["losses"][list] = serde_json::json!([1]);
+            let error = serde_json::from_value::<History>(short).unwrap_err().to_string();
+            assert!(error.contains("differ in length"), "{list}: {error}");
+        }
+        // losses.json of older versions has fewer lists.
+        let old = serde_json::json!({ "train_losses": [4.0], "eval_losses": [3.0], "steps": [10], "best_eval_loss": null });
+        let old = serde_json::from_value::<LossLists>(old).unwrap().into_history(&[]);
+        assert_eq!((old.epochs[0].eval_loss, old.epochs[0].step), (3.0, 10));
+        assert!(old.epochs[0].eval_bits.per_byte.is_nan() && old.epochs[0].learning_rate.is_nan());
     }
 }

@@ -17,7 +17,7 @@
 //! let stream = Arc::new(TokenStream::encode(&text, &tokenizer, settings.split)?);
 //! let mut trainer = Trainer::new(settings, stream, tokenizer, &Start::Fresh)?;
 //! trainer.run(None, &Requests::default(), &mut |_event| {})?;
-//! assert_eq!(trainer.history().epochs(), 2);
+//! assert_eq!(trainer.history().epochs.len(), 2);
 //! # Ok::<(), folio::error::Error>(())
 //! ```
 
@@ -25,6 +25,7 @@
 
 pub mod error;
 pub mod machine;
+pub mod names;
 pub mod rng;
 
 pub mod files;
@@ -43,6 +44,7 @@ pub mod settings;
 pub mod memory;
 
 pub mod checkpoint;
+#[cfg(feature = "plots")]
 pub mod plot;
 pub mod run_dir;
 
@@ -53,4 +55,5 @@ pub mod train;
 pub mod records;
 pub mod sweep;
 
+#[cfg(feature = "report")]
 pub mod report;

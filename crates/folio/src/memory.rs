@@ -10,7 +10,7 @@ use crate::settings::Settings;
 /// `vocab_size` is the tokenizer's, `blocks` the number of training blocks: no batch is larger.
 ///
 /// # Errors
-/// [`Error::Setting`] that names the flag to change and the largest value that fits.
+/// [`Error::Setting`] that names the setting to change and the largest value that fits.
 pub fn check_training(settings: &Settings, vocab_size: usize, blocks: usize) -> Result<()> {
     // Where the system does not say, the run has to try.
     available_memory().map_or(Ok(()), |free| check_training_in(free, settings, vocab_size, blocks))
@@ -34,18 +34,18 @@ fn check_training_in(free: u64, settings: &Settings, vocab_size: usize, blocks: 
     type Way<'a> = (&'static str, usize, Box<dyn Fn(usize) -> Settings + 'a>);
     let ways: [Way; 4] = [
         (
-            "--batch_sizes",
+            "batch_size",
             settings.batch_size.min(blocks),
             Box::new(|batch_size| Settings { batch_size, ..settings.clone() }),
         ),
-        ("--n_blocks", settings.n_blocks, Box::new(|n_blocks| Settings { n_blocks, ..settings.clone() })),
+        ("n_blocks", settings.n_blocks, Box::new(|n_blocks| Settings { n_blocks, ..settings.clone() })),
         (
-            "--block_sizes",
+            "block_size",
             settings.block_size,
             Box::new(|block_size| Settings { block_size, ..settings.clone() }),
         ),
         (
-            "--n_emb",
+            "n_emb",
             settings.n_emb / settings.n_heads,
             Box::new(|head| Settings { n_emb: head * settings.n_heads, ..settings.clone() }),
         ),
@@ -53,7 +53,7 @@ fn check_training_in(free: u64, settings: &Settings, vocab_size: usize, blocks: 
     for (flag, value, with) in ways {
         let largest = largest_where(value, |value| bytes(&with(value)) <= free);
         if largest > 0 {
-            let per_unit = if flag == "--n_emb" { settings.n_heads } else { 1 };
+            let per_unit = if flag == "n_emb" { settings.n_heads } else { 1 };
             let (value, largest) = (value * per_unit, largest * per_unit);
             let (needed, free) = (gibibytes(needed), gibibytes(free));
             let reason = format!(
@@ -64,7 +64,7 @@ fn check_training_in(free: u64, settings: &Settings, vocab_size: usize, blocks: 
     }
     let (needed, free) = (gibibytes(needed), gibibytes(free));
     let reason = format!("the model takes {needed} of memory to train, and {free} are free: make it smaller");
-    Err(Error::setting("--n_emb", reason))
+    Err(Error::setting("n_emb", reason))
 }
 
 /// Checks that a model fits in the memory that is free, with its file read and its weights laid out to generate with.
@@ -82,11 +82,11 @@ fn check_generation_in(free: u64, config: &ModelConfig, format: WeightFormat) ->
         return Ok(());
     }
     let way_out =
-        if bytes(WeightFormat::Int8) <= free { "take --precision int8" } else { "take a smaller model" };
+        if bytes(WeightFormat::Int8) <= free { "take `precision int8`" } else { "take a smaller model" };
     let (needed, free) = (gibibytes(bytes(format)), gibibytes(free));
     let reason =
         format!("the model takes {needed} of memory in {}, and {free} are free: {way_out}", format.name());
-    Err(Error::setting("--precision", reason))
+    Err(Error::setting("precision", reason))
 }
 
 /// How many texts to generate at a time, with `cache_bytes` of keys and values each: what a quarter of the free memory holds,
@@ -133,13 +133,13 @@ mod tests {
         let default = Settings::default();
         let free = 4 << 30;
         let wide = |batch_size| Settings { batch_size, ..default.clone() };
-        check(free, &wide(2048), "--batch_sizes", wide, 1);
+        check(free, &wide(2048), "batch_size", wide, 1);
         let deep = |n_blocks| Settings { n_blocks, ..default.clone() };
-        check(free, &deep(100_000), "--n_blocks", deep, 1);
+        check(free, &deep(100_000), "n_blocks", deep, 1);
         let long = |block_size| Settings { block_size, batch_size: 1, ..default.clone() };
-        check(free, &long(1 << 20), "--block_sizes", long, 1);
+        check(free, &long(1 << 20), "block_size", long, 1);
         let broad = |n_emb| Settings { n_emb, n_blocks: 1, block_size: 1, batch_size: 1, ..default.clone() };
-        check(free, &broad(60_000), "--n_emb", broad, 6);
+        check(free, &broad(60_000), "n_emb", broad, 6);
         check_training_in(free, &default, 65, 1 << 30).expect("it fits");
         // A batch is never larger than the text.
         check_training_in(free, &wide(2048), 65, 50).expect("it fits");
@@ -161,7 +161,7 @@ mod tests {
         assert_eq!(refused(2 << 30, WeightFormat::F32), Ok(()));
         let told = refused(1_200 << 20, WeightFormat::F32).expect_err("too large");
         assert!(
-            told.contains("1.4 GiB of memory in f32, and 1.2 GiB are free: take --precision int8"),
+            told.contains("1.4 GiB of memory in f32, and 1.2 GiB are free: take `precision int8`"),
             "{told}"
         );
         let told = refused(1 << 20, WeightFormat::Int8).expect_err("too large");

@@ -23,6 +23,10 @@ use crate::settings::Settings;
 use crate::train::{Event, Outcome, Requests, StepReport, Trainer};
 
 mod metrics;
+#[cfg(feature = "tensorboard")]
+mod tensorboard;
+#[cfg(not(feature = "tensorboard"))]
+#[path = "records/no_tensorboard.rs"]
 mod tensorboard;
 
 use metrics::Metrics;
@@ -42,6 +46,10 @@ pub fn run_recorded(
     on_event: &mut dyn FnMut(&Event),
 ) -> Result<Outcome> {
     let Some(run_dir) = run_dir else { return trainer.run(None, requests, on_event) };
+    if trainer.settings().tensorboard && cfg!(not(feature = "tensorboard")) {
+        let reason = "TensorBoard is not part of this build: enable folio's cargo feature tensorboard";
+        return Err(Error::setting("--tensorboard", reason));
+    }
     let mut recorder = Recorder::new(run_dir.path(), trainer.settings());
     let outcome = trainer.run(Some(run_dir), requests, &mut |event| {
         recorder.on_event(event);

@@ -1,6 +1,6 @@
-//! A run or a sweep as one HTML page that needs nothing else: no server, no network, no other file.
+//! A report of a run or a sweep: one self-contained HTML page, which needs no server, no network and no other file.
 //!
-//! The figures are Plotly.js's, which is part of the page; what they show stands beside it as JSON.
+//! Plotly.js, embedded in the page, draws the figures from JSON that is embedded too.
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use plotly::Plot;
@@ -12,39 +12,37 @@ use crate::run_dir::RunDir;
 use crate::sweep::{self, Sweep, labels};
 
 mod figures;
-mod story;
+mod summary;
 
-use figures::Figure;
-use story::Story;
+use figures::PlotlyFigure;
+use summary::RunSummary;
 
-/// What the page looks like.
+/// The style sheet.
 const STYLE: &str = include_str!("report/page.css");
-/// What draws the figures and sorts the table.
+/// Draws the figures and makes the table sortable.
 const SCRIPT: &str = include_str!("report/page.js");
 
-/// What the page may do.
+/// The page may run its own scripts and styles, and load nothing.
 const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; \
                       img-src data: blob:";
 
-/// The page of a run, or of a sweep, as its files are now.
+/// The page of a run or a sweep, from its files as they are now.
 ///
 /// # Errors
-/// If there is no run, or a file of one cannot be read.
+/// If there is no run, or if a file of a run cannot be read.
 pub fn page(run_dir: &RunDir) -> Result<String> {
-    let mut stories: Vec<Story> = run_dir.runs()?.iter().map(Story::read).collect::<Result<_>>()?;
-    let title =
-        run_dir.path().file_name().map_or("run".to_owned(), |name| name.to_string_lossy().into_owned());
+    let mut runs: Vec<RunSummary> = run_dir.runs()?.iter().map(RunSummary::read).collect::<Result<_>>()?;
+    let title = run_dir.name();
     let sweep = Sweep::read(run_dir.path())?;
     let varying = sweep.map_or(Vec::new(), |sweep| sweep.varying);
-    let labels = labels(&stories.iter().map(|story| &story.settings).collect::<Vec<_>>(), &varying);
-    for (story, label) in stories.iter_mut().zip(labels).filter(|(_, label)| !label.is_empty()) {
-        story.label = label;
+    let labels = labels(&runs.iter().map(|run| &run.settings).collect::<Vec<_>>(), &varying);
+    for (run, label) in runs.iter_mut().zip(labels).filter(|(_, label)| !label.is_empty()) {
+        run.label = label;
     }
-    // The best first; of a single run the only.
-    let mut ranked: Vec<&Story> = stories.iter().collect();
+    let mut ranked: Vec<&RunSummary> = runs.iter().collect();
     ranked.sort_by(|a, b| a.best_loss().total_cmp(&b.best_loss()));
     let best = ranked[0];
-    let overview = if stories.len() > 1 { figures::of_sweep(&ranked, &varying) } else { Vec::new() };
+    let overview = if runs.len() > 1 { figures::of_sweep(&ranked, &varying) } else { Vec::new() };
     let details = figures::of_run(best);
     let page = html! {
         (DOCTYPE)
@@ -53,8 +51,7 @@ pub fn page(run_dir: &RunDir) -> Result<String> {
                 meta charset="utf-8";
                 meta name="generator" content=(GENERATOR);
                 meta name="viewport" content="width=device-width, initial-scale=1";
-                // The browser lets the page ask for nothing; the icon is none. Plotly.js makes functions of text to draw
-                // parallel coordinates.
+                // The empty icon keeps browsers from requesting one. Plotly.js needs 'unsafe-eval' to draw parallel coordinates.
                 meta http-equiv="Content-Security-Policy" content=(POLICY);
                 link rel="icon" href="data:,";
                 title { (title) " · folio" }
@@ -63,15 +60,15 @@ pub fn page(run_dir: &RunDir) -> Result<String> {
             body {
                 main {
                     h1 { (title) }
-                    @if stories.len() > 1 {
-                        p { (stories.len()) " runs. The best is " strong { (best.label) } ", " (best.name) ", shown in full below." }
+                    @if runs.len() > 1 {
+                        p { (runs.len()) " runs. The best is " strong { (best.label) } " (" (best.name) "), shown in detail below." }
                         h2 { "Runs" }
                         (ranking(&ranked, &varying))
-                        (drawn(&overview))
+                        (placeholders(&overview))
                         h2 { (best.label) }
                     }
                     (facts(best))
-                    (drawn(&details))
+                    (placeholders(&details))
                     (samples(best))
                     h3 { "Settings" }
                     (settings(best))
@@ -88,7 +85,7 @@ pub fn page(run_dir: &RunDir) -> Result<String> {
 
 const SCRIPT_END: &str = "</script>";
 
-/// The script element of Plotly.js, without that of MathJax which follows it.
+/// The script element of Plotly.js, without the one of MathJax that follows it.
 fn plotly_js() -> String {
     let mut scripts = Plot::offline_js_sources();
     let end = scripts.find(SCRIPT_END).expect("a script element ends") + SCRIPT_END.len();
@@ -96,20 +93,20 @@ fn plotly_js() -> String {
     scripts
 }
 
-/// The source of Plotly.js, for a page that loads it as a file.
+/// The source of Plotly.js, for servers that deliver it as a file.
 pub fn plotly_source() -> String {
     let element = plotly_js();
     let begin = element.find('>').expect("a script element begins") + 1;
     element[begin..element.len() - SCRIPT_END.len()].to_owned()
 }
 
-/// JSON that can stand in a script element: nothing in it can end the element.
-fn json_in_html(figures: &[Figure]) -> String {
+/// JSON that is safe inside a script element: it contains no `<`, so it cannot end the element.
+fn json_in_html(figures: &[PlotlyFigure]) -> String {
     serde_json::to_string(figures).expect("figures are JSON").replace('<', "\\u003c")
 }
 
-/// Where figures will be drawn, each with words for those who do not see it.
-fn drawn(figures: &[Figure]) -> Markup {
+/// The elements that the figures are drawn into. The caption is also the text for screen readers.
+fn placeholders(figures: &[PlotlyFigure]) -> Markup {
     html! {
         @for figure in figures {
             figure {
@@ -120,7 +117,7 @@ fn drawn(figures: &[Figure]) -> Markup {
     }
 }
 
-fn ranking(ranked: &[&Story], varying: &[String]) -> Markup {
+fn ranking(ranked: &[&RunSummary], varying: &[String]) -> Markup {
     html! {
         div.wide {
             table.sortable {
@@ -133,16 +130,16 @@ fn ranking(ranked: &[&Story], varying: &[String]) -> Markup {
                     }
                 }
                 tbody {
-                    @for (index, story) in ranked.iter().enumerate() {
+                    @for (index, run) in ranked.iter().enumerate() {
                         tr {
                             td { (index + 1) }
-                            td { (story.name) }
-                            td { (story.state) }
-                            td { (number(story.best.map(|(loss, _)| loss))) }
-                            td { (number(story.best_bits())) }
-                            td { (story.best.map_or("–".to_owned(), |(_, epoch)| epoch.to_string())) }
-                            td { (story.eval_losses.len()) }
-                            @for name in varying { td { (sweep::shown(&story.settings[name])) } }
+                            td { (run.name) }
+                            td { (run.state) }
+                            td { (number(run.best.map(|(loss, _)| loss))) }
+                            td { (number(run.best_bits())) }
+                            td { (run.best.map_or("–".to_owned(), |(_, epoch)| epoch.to_string())) }
+                            td { (run.eval_losses.len()) }
+                            @for name in varying { td { (sweep::shown(&run.settings[name])) } }
                         }
                     }
                 }
@@ -151,16 +148,16 @@ fn ranking(ranked: &[&Story], varying: &[String]) -> Markup {
     }
 }
 
-/// The few numbers that matter.
-fn facts(story: &Story) -> Markup {
-    let best = story.best.map_or("–".to_owned(), |(loss, epoch)| format!("{loss:.4} after epoch {epoch}"));
+/// The most important numbers.
+fn facts(run: &RunSummary) -> Markup {
+    let best = run.best.map_or("–".to_owned(), |(loss, epoch)| format!("{loss:.4} after epoch {epoch}"));
     let facts = [
-        ("state", story.state.to_owned()),
+        ("state", run.state.to_owned()),
         ("best eval loss", best),
-        ("bits per character", number(story.best_bits())),
-        ("epochs", story.eval_losses.len().to_string()),
-        ("steps", story.steps().to_string()),
-        ("tokens a second", story.median_speed().map_or("–".to_owned(), |speed| format!("{speed:.0}"))),
+        ("bits per character", number(run.best_bits())),
+        ("epochs", run.eval_losses.len().to_string()),
+        ("steps", run.step_count().to_string()),
+        ("tokens per second", run.median_speed().map_or("–".to_owned(), |speed| format!("{speed:.0}"))),
     ];
     html! {
         dl.facts {
@@ -168,16 +165,16 @@ fn facts(story: &Story) -> Markup {
                 div { dt { (name) } dd { (value) } }
             }
         }
-        @if let Some(error) = &story.error { p.error { (error) } }
+        @if let Some(error) = &run.error { p.error { (error) } }
     }
 }
 
-fn samples(story: &Story) -> Markup {
-    let samples: Vec<(u64, &str)> = story.samples().collect();
+fn samples(run: &RunSummary) -> Markup {
+    let samples: Vec<(u64, &str)> = run.samples().collect();
     html! {
         @if !samples.is_empty() {
-            h3 { "What it wrote" }
-            p { "After each epoch, from the same start and with the same random numbers; the newest first." }
+            h3 { "Samples" }
+            p { "One per epoch, newest first, all from the same prompt and seed." }
             @for (index, (epoch, text)) in samples.iter().rev().enumerate() {
                 details open[index == 0] {
                     summary { "Epoch " (epoch) }
@@ -188,8 +185,8 @@ fn samples(story: &Story) -> Markup {
     }
 }
 
-fn settings(story: &Story) -> Markup {
-    let settings = story.settings.as_object();
+fn settings(run: &RunSummary) -> Markup {
+    let settings = run.settings.as_object();
     html! {
         div.wide {
             table {
@@ -201,17 +198,17 @@ fn settings(story: &Story) -> Markup {
     }
 }
 
-/// Every start of the run, and on what.
-fn machine(story: &Story) -> Markup {
+/// The machine of every start of the run.
+fn machine(run: &RunSummary) -> Markup {
     html! {
-        @if !story.starts.is_empty() {
+        @if !run.starts.is_empty() {
             h3 { "Machine" }
             div.wide {
                 table {
                     thead {
                         tr { @for name in ["from step", "when", "processor", "cores", "threads", "precision", "memory", "system", "folio"] { th { (name) } } }
                     }
-                    @for start in &story.starts {
+                    @for start in &run.starts {
                         @let machine = &start["machine"];
                         tr {
                             td { (shown(&start["step"])) }
@@ -239,7 +236,7 @@ fn gibibytes(bytes: &Value) -> String {
     bytes.as_f64().map_or("–".to_owned(), |bytes| format!("{:.1} GiB", bytes / f64::from(1 << 30)))
 }
 
-/// A value in full.
+/// A JSON value as text, strings without quotes.
 fn shown(value: &Value) -> String {
     match value {
         Value::Null => "–".to_owned(),

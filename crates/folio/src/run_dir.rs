@@ -18,8 +18,10 @@ use std::path::{Path, PathBuf};
 
 use crate::checkpoint::{self, Checkpoint, CheckpointName, TrainingState};
 use crate::error::{Error, Result};
-use crate::files::{create_directory, point, read_json, remove_directory, remove_rubbish, write_json};
-use crate::history::{History, Losses};
+use crate::files::{
+    create_directory, read_json, remove_directory, remove_rubbish, update_symlink, write_json,
+};
+use crate::history::{History, LossLists, lowest_loss};
 use crate::model::{ModelConfig, Moments, Parameters};
 use crate::settings::{Keep, Settings};
 use crate::tokenizer::Tokenizer;
@@ -33,6 +35,7 @@ mod status;
 #[cfg(test)]
 pub(crate) use event_files::event_files;
 use event_files::is_event_file;
+#[cfg(feature = "tensorboard")]
 pub(crate) use event_files::next_event_file;
 pub use find::{Found, Pick, Place, RUNS, Saved, find, locate, locate_or_newest};
 use lock::LOCK_FILE;
@@ -64,6 +67,12 @@ impl RunDir {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The last component of the path, resolved if it is something like `.`; `run` for the root directory.
+    pub fn name(&self) -> String {
+        let name = |path: &Path| Some(path.file_name()?.to_string_lossy().into_owned());
+        name(&self.path).or_else(|| name(&self.path.canonicalize().ok()?)).unwrap_or_else(|| "run".to_owned())
     }
 
     /// Checks that a new run may be written here; touches nothing.
@@ -105,7 +114,7 @@ impl RunDir {
 
     /// The checkpoints after the end of epoch `number`; one inside an epoch always counts as such.
     pub fn later_than(&self, number: u64) -> Result<Vec<CheckpointName>> {
-        let mut names = self.names()?;
+        let mut names = self.checkpoints()?;
         names.retain(|name| !matches!(name, CheckpointName::Epoch(epoch) if *epoch <= number));
         Ok(names)
     }
@@ -144,6 +153,15 @@ impl RunDir {
         self.read_if_there(STATUS_FILE).ok().flatten()
     }
 
+    /// The state that `status` records. A run that is marked as running without a process that holds its lock is
+    /// `killed`.
+    pub fn state_name(&self, status: &Status) -> &'static str {
+        match status.state {
+            RunState::Running if !RunLock::is_held(self) => "killed",
+            state => state.name(),
+        }
+    }
+
     /// Adds to the status what could not be printed.
     pub fn note_lost_output(&self, lost: &str) -> Result<()> {
         match self.status() {
@@ -154,8 +172,9 @@ impl RunDir {
 
     /// Writes the losses and rates so far.
     pub fn write_history(&self, history: &History) -> Result<()> {
-        write_json(&self.path.join(LOSSES_FILE), &history.losses)?;
-        write_json(&self.path.join(RATES_FILE), &history.learning_rates)
+        write_json(&self.path.join(LOSSES_FILE), &LossLists::of(history))?;
+        let rates: Vec<f64> = history.epochs.iter().map(|epoch| epoch.learning_rate).collect();
+        write_json(&self.path.join(RATES_FILE), &rates)
     }
 
     /// The settings of the run.
@@ -178,17 +197,15 @@ impl RunDir {
         Tokenizer::load(&self.path)
     }
 
-    /// The run's losses, if they were saved.
-    pub fn losses(&self) -> Result<Option<Losses>> {
-        self.read_if_there(LOSSES_FILE)
+    /// The losses and learning rates of the run, if they were saved. Values that the files lack are NaN, such as the
+    /// bits per character of runs of older versions.
+    pub fn history(&self) -> Result<Option<History>> {
+        let Some(losses) = self.read_if_there::<LossLists>(LOSSES_FILE)? else { return Ok(None) };
+        let rates: Vec<f64> = self.read_if_there(RATES_FILE)?.unwrap_or_default();
+        Ok(Some(losses.into_history(&rates)))
     }
 
-    /// The run's learning rates, if they were saved.
-    pub fn learning_rates(&self) -> Result<Option<Vec<f64>>> {
-        self.read_if_there(RATES_FILE)
-    }
-
-    /// Writes a checkpoint and [settles](RunDir::settle) it. Whenever it is stopped, the newest checkpoint that was
+    /// Writes a checkpoint and [applies the retention policy](RunDir::apply_retention). Whenever it is stopped, the newest checkpoint that was
     /// written in full is there and `latest` leads to it or to the one before.
     ///
     /// # Errors
@@ -204,7 +221,7 @@ impl RunDir {
     ) -> Result<PathBuf> {
         let path = self.checkpoint(name);
         checkpoint::save(&path, parameters, moments, state, tokenizer)?;
-        self.settle(name, keep, &state.history.losses)?;
+        self.apply_retention(name, keep, &state.history.eval_losses())?;
         Ok(path)
     }
 
@@ -213,13 +230,13 @@ impl RunDir {
     ///
     /// # Errors
     /// If something cannot be written or removed.
-    pub fn settle(&self, newest: CheckpointName, keep: Keep, losses: &Losses) -> Result<()> {
-        point(&self.path.join(LATEST), &newest.to_string())?;
-        let best = self.best_checkpoint(losses)?.map(CheckpointName::Epoch);
+    pub fn apply_retention(&self, newest: CheckpointName, keep: Keep, eval_losses: &[f64]) -> Result<()> {
+        update_symlink(&self.path.join(LATEST), &newest.to_string())?;
+        let best = self.best_checkpoint(eval_losses)?.map(|(_, epoch)| epoch).map(CheckpointName::Epoch);
         if let Some(best) = best {
-            point(&self.path.join(BEST), &best.to_string())?;
+            update_symlink(&self.path.join(BEST), &best.to_string())?;
         }
-        let names = self.names()?;
+        let names = self.checkpoints()?;
         let whole = self.kept_whole(&names, newest, best);
         for other in names {
             let path = self.checkpoint(other);
@@ -271,7 +288,7 @@ impl RunDir {
     }
 
     /// The checkpoints that were saved: those after epochs, ascending, then the one inside an epoch.
-    pub fn names(&self) -> Result<Vec<CheckpointName>> {
+    pub fn checkpoints(&self) -> Result<Vec<CheckpointName>> {
         let mut names: Vec<_> =
             self.directories()?.iter().filter_map(|name| CheckpointName::parse(name)).collect();
         names.sort_unstable();
@@ -281,7 +298,7 @@ impl RunDir {
     /// The epochs after which checkpoints were saved, ascending.
     pub fn epochs(&self) -> Result<Vec<u64>> {
         let epoch = |name| if let CheckpointName::Epoch(epoch) = name { Some(epoch) } else { None };
-        Ok(self.names()?.into_iter().filter_map(epoch).collect())
+        Ok(self.checkpoints()?.into_iter().filter_map(epoch).collect())
     }
 
     /// Opens a checkpoint that was saved.
@@ -294,7 +311,7 @@ impl RunDir {
         if path.is_dir() {
             return Checkpoint::open(&path);
         }
-        let saved = self.names()?;
+        let saved = self.checkpoints()?;
         if saved.is_empty() {
             return Err(self.error("holds no checkpoint: none was saved yet, or they were removed"));
         }
@@ -346,7 +363,7 @@ impl RunDir {
 
     /// The checkpoints, the newest first. One inside an epoch is newer than those of the epochs that had ended by then.
     fn by_age(&self) -> Result<Vec<CheckpointName>> {
-        let mut names = self.names()?;
+        let mut names = self.checkpoints()?;
         names.sort_by_key(|&name| match name {
             CheckpointName::Epoch(epoch) => (epoch, 0),
             CheckpointName::Step(_) => {
@@ -365,6 +382,11 @@ impl RunDir {
         let mut numbers: Vec<u64> = names.iter().filter_map(|name| number_of_run(name)).collect();
         numbers.sort_unstable();
         Ok(numbers.iter().map(|number| RunDir::new(self.path.join(format!("run_{number}")))).collect())
+    }
+
+    /// The directory of a sweep's run, counting from 0.
+    pub fn sub_run(&self, index: usize) -> RunDir {
+        RunDir::new(self.path.join(sub_run_name(index)))
     }
 
     /// This run, or the runs of the sweep that is here.
@@ -386,28 +408,24 @@ impl RunDir {
     /// # Errors
     /// If there is no checkpoint, or no run saved its losses.
     pub fn best(&self) -> Result<(RunDir, u64)> {
-        let mut best: Option<(f64, RunDir, u64)> = None;
+        let mut best = Vec::new();
         let mut lacks = "has no losses.json to find the best model by: give --checkpoint_step";
         for run in self.runs()? {
-            let Some(losses) = run.losses()? else { continue };
+            let Some(history) = run.history()? else { continue };
             lacks = "holds no checkpoint: none was saved yet, or they were removed";
-            let Some(number) = run.best_checkpoint(&losses)? else { continue };
-            let loss = losses.eval_losses[number as usize - 1];
-            if best.as_ref().is_none_or(|(lowest, ..)| loss < *lowest) {
-                best = Some((loss, run, number));
-            }
+            let Some((loss, epoch)) = run.best_checkpoint(&history.eval_losses())? else { continue };
+            best.push((loss, (run, epoch)));
         }
-        best.map(|(_, run, epoch)| (run, epoch)).ok_or_else(|| self.error(lacks))
+        lowest_loss(best).map(|(_, checkpoint)| checkpoint).ok_or_else(|| self.error(lacks))
     }
 
-    /// The epoch with the lowest evaluation loss, the first if several have it, of those whose checkpoint is there.
-    fn best_checkpoint(&self, losses: &Losses) -> Result<Option<u64>> {
-        let loss = |number: u64| {
-            let index = usize::try_from(number).ok()?.checked_sub(1)?;
-            Some((*losses.eval_losses.get(index)?, number))
+    /// The lowest evaluation loss of the epochs that have a checkpoint, and its epoch.
+    fn best_checkpoint(&self, eval_losses: &[f64]) -> Result<Option<(f64, u64)>> {
+        let with_loss = |epoch: u64| {
+            let index = usize::try_from(epoch).ok()?.checked_sub(1)?;
+            Some((*eval_losses.get(index)?, epoch))
         };
-        let known = self.epochs()?.into_iter().filter_map(loss);
-        Ok(known.reduce(|best, next| if next.0 < best.0 { next } else { best }).map(|(_, number)| number))
+        Ok(lowest_loss(self.epochs()?.into_iter().filter_map(with_loss)))
     }
 
     /// Checks that there is a run here.
@@ -441,6 +459,11 @@ impl RunDir {
     fn error(&self, reason: &str) -> Error {
         Error::RunDirectory { path: self.path.clone(), reason: reason.to_owned() }
     }
+}
+
+/// The name of a sweep's run, counting from 0: `run_1` is the first.
+pub fn sub_run_name(index: usize) -> String {
+    format!("run_{}", index + 1)
 }
 
 /// The number of a sweep's run, if this is the name of one: `run_7`, not `run_007`.

@@ -11,78 +11,39 @@
 //! grows by T_mult at each. PyTorch's `CosineAnnealingLR` and `CosineAnnealingWarmRestarts`.
 
 use std::f64::consts::PI;
-use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use crate::named_enum;
 
-use crate::error::Error;
-
-/// How the rate moves.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", try_from = "String")]
+/// The shape of the learning rate over time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ScheduleKind {
-    /// It does not.
+    /// Constant.
     #[default]
     Const,
-    /// Half a cosine down to the final rate in T_max, and up again if training goes on.
+    /// Half a cosine down to the final rate in T_max, and up again if training continues.
     Cosine,
-    /// Half cosines that start again at the top, decayed at each restart.
+    /// Half cosines that restart at the peak, which decays at each restart.
     CosineWarmRestarts,
 }
 
-/// What a schedule counts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", try_from = "String")]
+/// The unit of a schedule.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Unit {
-    /// Epochs: one rate an epoch, as the ancestor has it.
+    /// Epochs: one rate per epoch, as in the original project.
     #[default]
     Epoch,
     /// Optimizer steps: a new rate at every step.
     Step,
 }
 
-impl TryFrom<String> for ScheduleKind {
-    type Error = Error;
+named_enum!(ScheduleKind, "schedule", {
+    Const => "const",
+    Cosine => "cosine",
+    CosineWarmRestarts => "cosine_warm_restarts",
+});
+named_enum!(Unit, "schedule unit", { Epoch => "epoch", Step => "step" });
 
-    fn try_from(name: String) -> Result<Self, Error> {
-        name.parse()
-    }
-}
-
-impl FromStr for ScheduleKind {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self, Error> {
-        match name {
-            "const" => Ok(Self::Const),
-            "cosine" => Ok(Self::Cosine),
-            "cosine_warm_restarts" => Ok(Self::CosineWarmRestarts),
-            _ => Err(Error::unknown_name("schedule", name, &["const", "cosine", "cosine_warm_restarts"])),
-        }
-    }
-}
-
-impl TryFrom<String> for Unit {
-    type Error = Error;
-
-    fn try_from(name: String) -> Result<Self, Error> {
-        name.parse()
-    }
-}
-
-impl FromStr for Unit {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self, Error> {
-        match name {
-            "epoch" => Ok(Self::Epoch),
-            "step" => Ok(Self::Step),
-            _ => Err(Error::unknown_name("schedule unit", name, &["epoch", "step"])),
-        }
-    }
-}
-
-/// A schedule with its numbers.
+/// A learning-rate schedule.
 ///
 /// ```
 /// use folio::schedule::{Schedule, ScheduleKind};
@@ -94,22 +55,22 @@ impl FromStr for Unit {
 ///     period_growth: 2,
 ///     restart_decay: 0.5,
 /// };
-/// // Two epochs at full height, then four at half of it.
+/// // Two epochs from the full peak, then four from half of it.
 /// assert_eq!([0, 1, 2, 4].map(|e| schedule.rate(e)), [1.0, 0.5, 0.5, 0.25]);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Schedule {
-    /// How the rate moves.
+    /// Its shape.
     pub kind: ScheduleKind,
-    /// lr, the peak.
+    /// lr: the peak.
     pub learning_rate: f64,
-    /// final, the floor of the cosine.
+    /// final: the floor of the cosine.
     pub final_rate: f64,
-    /// T_max, half a period.
+    /// T_max: half a period.
     pub period: u64,
-    /// T_mult, by which the period grows at each restart.
+    /// T_mult: the factor by which the period grows at each restart.
     pub period_growth: u64,
-    /// The factor on the whole rate at each restart.
+    /// The factor on the learning rate at each restart.
     pub restart_decay: f64,
 }
 
@@ -151,8 +112,8 @@ pub fn warmup_factor(step: u64, warmup_steps: u64) -> f64 {
 mod tests {
     use super::*;
 
-    /// The rule of the interface, played out epoch by epoch with counters.
-    fn played_out(schedule: &Schedule, epochs: u64) -> Vec<f64> {
+    /// The definition of warm restarts, simulated epoch by epoch with counters.
+    fn simulated(schedule: &Schedule, epochs: u64) -> Vec<f64> {
         let Schedule { learning_rate: lr, final_rate: floor, .. } = *schedule;
         let (mut t_cur, mut t, mut restarts) = (0, schedule.period, 0);
         let mut rates = Vec::new();
@@ -184,14 +145,14 @@ mod tests {
                     };
                     let rates: Vec<f64> = (0..200).map(|epoch| schedule.rate(epoch)).collect();
                     // The same operations in the same order give the same bits.
-                    assert_eq!(rates, played_out(&schedule, 200), "{schedule:?}");
+                    assert_eq!(rates, simulated(&schedule, 200), "{schedule:?}");
                 }
             }
         }
     }
 
     #[test]
-    fn cosine_goes_from_the_peak_to_the_floor_and_back() {
+    fn cosine_falls_from_the_peak_to_the_floor_and_rises_again() {
         let schedule = Schedule {
             kind: ScheduleKind::Cosine,
             learning_rate: 3.0,
@@ -201,7 +162,7 @@ mod tests {
             restart_decay: 1.0,
         };
         for (epoch, want) in [(0, 3.0), (2, 2.0), (4, 1.0), (8, 3.0)] {
-            // The cosine is off by at most an eps of 1, the rate by lr - final times half of that.
+            // The cosine is off by at most EPSILON, the rate by half of that times lr - final.
             assert!((schedule.rate(epoch) - want).abs() <= 4.0 * f64::EPSILON, "epoch {epoch}");
         }
         assert_eq!(Schedule { kind: ScheduleKind::Const, ..schedule }.rate(77), 3.0);
@@ -221,7 +182,7 @@ mod tests {
             };
             for e in 0..200 {
                 let wave = (1.0 + (PI * e as f64 / period as f64).cos()) / 2.0;
-                // The formula's product divided late or early: a rounding of the peak.
+                // The division comes first or last: a difference of one rounding of the peak.
                 let difference = schedule.rate(e) - (floor + (lr - floor) * wave);
                 assert!(difference.abs() <= f64::EPSILON * lr, "epoch {e} of {period}: {difference:e}");
             }
@@ -235,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_misspelt_schedule_is_told_its_nearest_name() {
+    fn a_misspelled_schedule_gets_a_suggestion() {
         let message = "cosin".parse::<ScheduleKind>().unwrap_err().to_string();
         assert!(message.contains("did you mean 'cosine'?"), "{message}");
     }

@@ -1,8 +1,8 @@
-//! Hyperparameter search: every combination of the values given, or points drawn at random; each trained in full, or
-//! poor ones stopped early.
+//! Hyperparameter search: every combination of the values given, or random points; each run is trained in full, or poor
+//! runs are stopped early.
 //!
-//! A sweep is a directory with a `sweep.json`, which says what is to be done, and one run's directory for each of its
-//! runs, which say what was done. So a sweep that was stopped goes on where it stopped.
+//! A sweep is a directory with a `sweep.json`, which lists its runs, and a directory for each run, which records its
+//! progress. So a stopped sweep can be resumed.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::data::TokenStream;
 use crate::error::{Error, Result};
 use crate::files::{read_json, write_json};
+use crate::history::lowest_eval_loss;
 use crate::records::run_recorded;
 use crate::run_dir::{RunDir, RunLock, RunState, Status};
 use crate::settings::Settings;
@@ -22,34 +23,33 @@ use crate::tokenizer::Tokenizer;
 use crate::train::{Event, Outcome, Requests, Start, Trainer};
 
 mod label;
-mod space;
 
+pub use crate::settings::{Choice, Space};
 pub use label::{differing, labels, short_name, short_number, shown};
-pub use space::{Choice, Number, Space};
 
 pub(crate) const SWEEP_FILE: &str = "sweep.json";
 
-/// What is to be done: the content of `sweep.json`.
+/// The runs of a sweep: the content of `sweep.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sweep {
-    /// How far each run is trained.
+    /// How far to train each run.
     pub plan: Plan,
-    /// The settings in which the runs differ.
+    /// The names of the settings in which the runs differ.
     pub varying: Vec<String>,
-    /// The settings of each run, the first of which is `run_1`.
+    /// The settings of each run; the first is `run_1`.
     pub runs: Vec<Settings>,
 }
 
-/// How far the runs of a sweep are trained.
+/// How far to train the runs of a sweep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind", deny_unknown_fields)]
 pub enum Plan {
-    /// All to their end.
+    /// All runs to their end.
     Full,
     /// Successive halving (Jamieson and Talwalkar 2016, "Non-stochastic Best Arm Identification and Hyperparameter
-    /// Optimization"): all for some epochs; the best of them, one in `factor`, for `factor` times as many; and so on,
-    /// the last of them to their end.
+    /// Optimization"): each stage keeps the best 1/`factor` of the runs and trains them `factor` times as long; the last
+    /// stage trains to the end.
     Halving {
         /// 2 or more.
         factor: u64,
@@ -59,14 +59,14 @@ pub enum Plan {
 /// One stage of a sweep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rung {
-    /// Runs that take part.
+    /// Runs in this stage.
     pub runs: usize,
-    /// Epochs that they have been trained for when it ends.
+    /// Epochs that they have trained for at its end.
     pub epochs: u64,
 }
 
 impl Sweep {
-    /// The sweep over `runs`, of which there are several.
+    /// The sweep over several `runs`.
     pub fn new(plan: Plan, runs: Vec<Settings>) -> Self {
         let objects: Vec<_> =
             runs.iter().map(|run| serde_json::to_value(run).expect("settings are JSON")).collect();
@@ -101,7 +101,7 @@ impl Sweep {
         write_json(&directory.join(SWEEP_FILE), self)
     }
 
-    /// The stages, whose number of epochs grows by the factor up to the runs' own.
+    /// The stages. The number of epochs grows by the factor from stage to stage, up to `num_epochs`.
     ///
     /// ```
     /// # use folio::{settings::Settings, sweep::{Plan, Rung, Sweep}};
@@ -117,7 +117,7 @@ impl Sweep {
             Plan::Halving { factor } => factor.max(2),
         };
         let mut rungs = VecDeque::from([Rung { runs, epochs }]);
-        // As many stages as it takes to come down to one run, if there are epochs for them.
+        // As many stages as it takes to get down to one run, if there are enough epochs.
         let mut left = runs;
         while left > 1 && rungs[0].epochs / factor >= 1 {
             rungs.push_front(Rung { runs, epochs: rungs[0].epochs / factor });
@@ -131,7 +131,7 @@ impl Sweep {
         rungs.into()
     }
 
-    /// The values in which a run differs from others, by name.
+    /// The varying settings of a run: names and values.
     pub fn values(&self, run: usize) -> Vec<(String, String)> {
         let settings = serde_json::to_value(&self.runs[run]).expect("settings are JSON");
         let value = |key: &String| match &settings[key] {
@@ -142,89 +142,89 @@ impl Sweep {
     }
 }
 
-/// What all runs of a sweep share.
+/// Everything that the runs of a sweep share.
 pub struct Context {
-    /// The text.
+    /// The encoded text.
     pub stream: Arc<TokenStream>,
     /// Its tokenizer.
     pub tokenizer: Arc<Tokenizer>,
-    /// Where the runs that are new begin.
+    /// Where new runs start.
     pub start: Start,
-    /// The sweep's directory, which exists.
+    /// The sweep's directory, if it is saved. It must exist.
     pub directory: Option<RunDir>,
-    /// Whether to pass over checkpoints that are damaged.
+    /// Whether to skip damaged checkpoints.
     pub skip_damaged: bool,
-    /// Runs that train at one time.
+    /// Runs to train at the same time.
     pub jobs: usize,
-    /// Threads that they share.
+    /// Threads, divided among these runs.
     pub threads: usize,
-    /// By which it is stopped.
+    /// Requests to save or stop.
     pub requests: Requests,
 }
 
-/// How far a run has come.
+/// The progress of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Standing {
     /// The run, counting from 0.
     pub run: usize,
-    /// How it fares; none before it begins.
+    /// Its state; none before it starts.
     pub state: Option<RunState>,
-    /// Epochs that it was trained for.
+    /// Epochs trained.
     pub epochs: u64,
-    /// Its evaluation losses so far, nats a token.
+    /// Its evaluation losses so far, in nats per token.
     pub eval_losses: Vec<f64>,
     /// Why it failed.
     pub error: Option<String>,
 }
 
 impl Standing {
-    /// The lowest evaluation loss so far; infinite before there is one.
+    /// The lowest evaluation loss so far; infinite before the first.
     pub fn best(&self) -> f64 {
-        self.eval_losses.iter().copied().fold(f64::INFINITY, f64::min)
+        lowest_eval_loss(&self.eval_losses).map_or(f64::INFINITY, |(loss, _)| loss)
     }
 }
 
-/// What happens in a sweep.
+/// An event in a sweep.
 #[derive(Clone, Debug)]
 pub enum SweepEvent<'a> {
-    /// A run begins or goes on.
+    /// A run starts or resumes.
     RunStarted {
         /// The run, counting from 0.
         run: usize,
     },
-    /// Something happened in a run.
+    /// An event in a run.
     Run {
         /// The run, counting from 0.
         run: usize,
-        /// What.
+        /// The event.
         event: &'a Event,
     },
-    /// A run has ended, or one that had ended before was passed over.
+    /// A run has ended, or was skipped because it had ended before.
     RunEnded {
-        /// How it fares.
+        /// Its result.
         standing: &'a Standing,
         /// All runs, the best first.
         ranked: &'a [Standing],
-        /// Whether it was trained now.
+        /// Whether it was trained just now.
         trained: bool,
     },
-    /// A stage has ended and others follow.
+    /// A stage has ended, and another follows.
     RungEnded {
-        /// The runs that go on, counting from 0.
+        /// The runs of the next stage, counting from 0.
         survivors: &'a [usize],
-        /// Epochs that they are trained for then.
+        /// Epochs that they will have trained for at its end.
         epochs: u64,
     },
 }
 
-/// Who is told.
+/// Receives the events of a sweep.
 pub type SweepListener<'a> = dyn FnMut(SweepEvent) + Send + 'a;
 
-/// Trains what is left to train of a sweep. A run that fails is recorded, and the others go on. Returns how it ended,
-/// and the runs, the best first.
+/// Trains a sweep, or the rest of it. If a run fails, its error is recorded and the other runs continue. Returns how the
+/// sweep ended, and the runs, the best first.
 ///
 /// # Errors
-/// If threads cannot be started. What goes wrong in a run is in its [`Standing`].
+/// If threads cannot be started. An error in a run is in its [`Standing`].
 pub fn run_sweep(
     sweep: &Sweep,
     context: &Context,
@@ -255,14 +255,14 @@ pub fn run_sweep(
     Ok((Outcome::Finished, ranked(&standings.lock().expect("no holder panics"))))
 }
 
-/// The runs, the best first; of equals the one that was given first.
+/// The runs, the best first. Equally good runs keep their order.
 fn ranked(standings: &[Standing]) -> Vec<Standing> {
     let mut ranked = standings.to_vec();
     ranked.sort_by(|a, b| a.best().total_cmp(&b.best()).then(a.run.cmp(&b.run)));
     ranked
 }
 
-/// What is trained between two choices of survivors.
+/// The runs to train before the next selection.
 #[derive(Clone, Copy)]
 struct Stage<'a> {
     runs: &'a [usize],
@@ -278,25 +278,25 @@ fn run_stage(
     stage: Stage,
 ) -> Result<()> {
     let queue: Mutex<VecDeque<usize>> = Mutex::new(stage.runs.iter().copied().collect());
-    let tell = |event: SweepEvent| (listener.lock().expect("no holder panics"))(event);
+    let report = |event: SweepEvent| (listener.lock().expect("no holder panics"))(event);
     let next =
         || queue.lock().expect("no holder panics").pop_front().filter(|_| !context.requests.stop_asked());
     let work = || {
         while let Some(run) = next() {
-            let (standing, trained) = run_one(sweep, context, run, stage, &tell);
+            let (standing, trained) = run_one(sweep, context, run, stage, &report);
             let mut standings = standings.lock().expect("no holder panics");
             standings[run] = standing.clone();
-            tell(SweepEvent::RunEnded { standing: &standing, ranked: &ranked(&standings), trained });
+            report(SweepEvent::RunEnded { standing: &standing, ranked: &ranked(&standings), trained });
         }
     };
     let jobs = context.jobs.clamp(1, stage.runs.len().max(1));
     let pools = (0..jobs).map(|job| {
-        // What does not divide evenly goes to the first.
+        // The first jobs get the remaining threads.
         let threads = context.threads / jobs + usize::from(job < context.threads % jobs);
         ThreadPoolBuilder::new().num_threads(threads.max(1)).build()
     });
     let pools = pools.collect::<std::result::Result<Vec<_>, _>>().map_err(|error| {
-        Error::setting("--threads", format!("the system starts no more of them ({error}): give fewer"))
+        Error::setting("threads", format!("the system cannot start that many ({error}); use fewer"))
     })?;
     thread::scope(|scope| {
         for pool in &pools {
@@ -306,13 +306,13 @@ fn run_stage(
     Ok(())
 }
 
-/// Trains one run, unless it has ended before. Returns how it fares, and whether it was trained.
+/// Trains one run, unless it has ended before. Returns its result, and whether it was trained.
 fn run_one(
     sweep: &Sweep,
     context: &Context,
     run: usize,
     stage: Stage,
-    tell: &(dyn Fn(SweepEvent) + Sync),
+    report: &(dyn Fn(SweepEvent) + Sync),
 ) -> (Standing, bool) {
     let mut settings = sweep.runs[run].clone();
     settings.num_epochs = stage.epochs;
@@ -322,9 +322,9 @@ fn run_one(
     {
         return (standing, false);
     }
-    tell(SweepEvent::RunStarted { run });
+    report(SweepEvent::RunStarted { run });
     let mut standing = Standing { run, state: None, epochs: 0, eval_losses: Vec::new(), error: None };
-    match train(context, run, settings, &mut standing, tell) {
+    match train(context, run, settings, &mut standing, report) {
         Ok(Outcome::Finished) => standing.state = Some(RunState::Finished),
         Ok(Outcome::Stopped) => standing.state = Some(RunState::Stopped),
         Err(error) => {
@@ -340,7 +340,7 @@ fn train(
     run: usize,
     settings: Settings,
     standing: &mut Standing,
-    tell: &(dyn Fn(SweepEvent) + Sync),
+    report: &(dyn Fn(SweepEvent) + Sync),
 ) -> Result<Outcome> {
     let directory = context.directory_of(run);
     let lock = |directory: &RunDir| {
@@ -355,26 +355,26 @@ fn train(
     let (stream, tokenizer) = (Arc::clone(&context.stream), Arc::clone(&context.tokenizer));
     let mut trainer = Trainer::new(settings, stream, tokenizer, &start)?;
     let outcome = run_recorded(&mut trainer, directory.as_ref(), &context.requests, &mut |event| {
-        tell(SweepEvent::Run { run, event });
+        report(SweepEvent::Run { run, event });
     });
     standing.epochs = trainer.state().epoch;
-    standing.eval_losses.clone_from(&trainer.history().losses.eval_losses);
+    standing.eval_losses = trainer.history().eval_losses();
     outcome
 }
 
-/// How a run fares that needs no training in a stage: it has ended, or diverged, before.
+/// The result of a run that needs no training in this stage, because it has ended or diverged before.
 fn ended_before(directory: &RunDir, settings: &Settings, run: usize) -> Option<Standing> {
     let Status { state, epoch, error, eval_losses, .. } = directory.status()?;
     let last_epoch = settings.last_epoch();
     let done = match state {
         RunState::Finished => epoch >= last_epoch || settings.max_steps.is_some(),
         RunState::Diverged => true,
-        // A later stage was under way. At the very end of this one it has still to say that it is finished.
+        // It has trained beyond this stage. At exactly the end of the stage it still has to be marked as finished.
         RunState::Running | RunState::Stopped => epoch > last_epoch,
         RunState::Failed => false,
     };
     let epochs = epoch.min(last_epoch);
-    // What came after this stage does not count in it.
+    // Later epochs do not count in this stage.
     let eval_losses = eval_losses.into_iter().take(epochs as usize).collect();
     done.then_some(Standing { run, state: Some(state), epochs, eval_losses, error })
 }
@@ -382,6 +382,6 @@ fn ended_before(directory: &RunDir, settings: &Settings, run: usize) -> Option<S
 impl Context {
     /// The directory of a run, counting from 0.
     fn directory_of(&self, run: usize) -> Option<RunDir> {
-        self.directory.as_ref().map(|sweep| RunDir::new(sweep.path().join(format!("run_{}", run + 1))))
+        self.directory.as_ref().map(|sweep| sweep.sub_run(run))
     }
 }

@@ -225,7 +225,7 @@ impl Corpus {
 
     fn of_documents(mut plains: Vec<(PathBuf, Plain)>) -> Result<Self> {
         let Some((first, _)) = plains.first() else {
-            return Err(Error::setting("--data", "no file is given: give one at least"));
+            return Err(Error::setting("data", "no file is given: give one at least"));
         };
         let (first, count) = (first.clone(), plains.len());
         let converted_endings = plains.iter().map(|(_, plain)| plain.converted_endings).sum();

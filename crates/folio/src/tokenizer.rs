@@ -54,17 +54,17 @@ pub const END_OF_TEXT: &str = gpt2::END_OF_TEXT.0;
 /// Turns text into token ids, which count from 0 to `vocab_size() - 1`, and back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tokenizer {
-    model: Model,
+    model: TokenizerModel,
     borders: Borders,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Model {
+enum TokenizerModel {
     Chars(CharVocabulary),
     Bpe(Arc<Bpe>),
 }
 
-impl Model {
+impl TokenizerModel {
     /// The id of a special token.
     fn special(&self, name: &str) -> Option<u32> {
         match self {
@@ -77,15 +77,30 @@ impl Model {
 impl Tokenizer {
     /// One token for each distinct character of a text, in ascending order.
     pub fn chars(text: &str) -> Self {
-        Self::new(Model::Chars(CharVocabulary::of_text(text)))
+        Self::new(TokenizerModel::Chars(CharVocabulary::of_text(text)))
     }
 
-    /// GPT-2's byte-level BPE.
+    /// GPT-2's byte-level BPE. Needs the cargo feature `gpt2-vocabulary`.
+    #[cfg(feature = "gpt2-vocabulary")]
     pub fn gpt2() -> Self {
-        Self::new(Model::Bpe(gpt2::gpt2()))
+        Self::new(TokenizerModel::Bpe(gpt2::gpt2()))
     }
 
-    fn new(model: Model) -> Self {
+    /// As `Tokenizer::gpt2`.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if this build lacks the cargo feature `gpt2-vocabulary`.
+    pub fn try_gpt2() -> Result<Self> {
+        #[cfg(feature = "gpt2-vocabulary")]
+        return Ok(Self::gpt2());
+        #[cfg(not(feature = "gpt2-vocabulary"))]
+        Err(Error::setting(
+            "--tokenizer_type",
+            "GPT-2's vocabulary is not part of this build: enable folio's cargo feature gpt2-vocabulary",
+        ))
+    }
+
+    fn new(model: TokenizerModel) -> Self {
         let borders = Borders::of_names(|name| model.special(name));
         Self { model, borders }
     }
@@ -104,12 +119,12 @@ impl Tokenizer {
                 0 => format!("{vocab_size} is too few: 256 tokens are single bytes"),
                 count => format!("{vocab_size} is too few: 256 tokens are single bytes and {count} special"),
             };
-            return Err(Error::setting("--vocab_size", format!("{reason}, so give at least {least}")));
+            return Err(Error::setting("vocab_size", format!("{reason}, so give at least {least}")));
         }
         if let Some(special) = specials.iter().enumerate().find_map(|(index, special)| {
             (special.is_empty() || specials[..index].contains(special)).then_some(special)
         }) {
-            return Err(Error::setting("--special", format!("{special:?} is empty or given twice")));
+            return Err(Error::setting("special", format!("{special:?} is empty or given twice")));
         }
         let trained = bpe::train::train(text, vocab_size, specials);
         let bpe = trained.map_err(|bpe::train::TooSmall { reached }| {
@@ -117,7 +132,7 @@ impl Tokenizer {
                 "{vocab_size} are more than the text can give: after {reached} every word is one token, so give at \
                  most {reached} or a longer text"
             );
-            Error::setting("--vocab_size", reason)
+            Error::setting("vocab_size", reason)
         })?;
         // A file lists tokens by their spelling, in which each may stand once.
         let alphabet = gpt2::byte_alphabet();
@@ -125,9 +140,9 @@ impl Tokenizer {
         let mut spellings = ordinary.map(|id| gpt2::spell(&alphabet, bpe.token(id)));
         if let Some(taken) = spellings.find(|spelling| specials.contains(&spelling.as_str())) {
             let reason = format!("{taken:?} is an ordinary token: give one like \"<|{taken}|>\"");
-            return Err(Error::setting("--special", reason));
+            return Err(Error::setting("special", reason));
         }
-        Ok(Self::new(Model::Bpe(Arc::new(bpe))))
+        Ok(Self::new(TokenizerModel::Bpe(Arc::new(bpe))))
     }
 
     /// The tokenizer in a `tokenizer.json` of Hugging Face's format. A `tokenizer_config.json` beside it names the
@@ -179,7 +194,7 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::File`] if a file cannot be written.
     pub fn save(&self, run_dir: &Path) -> Result<()> {
-        if let Model::Chars(vocabulary) = &self.model {
+        if let TokenizerModel::Chars(vocabulary) = &self.model {
             write_json(&run_dir.join(CHARACTERS_FILE), &vocabulary.chars())?;
         }
         self.write_config(&run_dir.join(CONFIG_FILE), None)?;
@@ -189,24 +204,24 @@ impl Tokenizer {
     /// The number of tokens, V, special ones included.
     pub fn vocab_size(&self) -> usize {
         match &self.model {
-            Model::Chars(vocabulary) => vocabulary.chars().len(),
-            Model::Bpe(bpe) => bpe.vocab_size(),
+            TokenizerModel::Chars(vocabulary) => vocabulary.chars().len(),
+            TokenizerModel::Bpe(bpe) => bpe.vocab_size(),
         }
     }
 
     /// The number of merges; none if tokens are characters.
     pub fn merges(&self) -> usize {
         match &self.model {
-            Model::Chars(_) => 0,
-            Model::Bpe(bpe) => bpe.merges().len(),
+            TokenizerModel::Chars(_) => 0,
+            TokenizerModel::Bpe(bpe) => bpe.merges().len(),
         }
     }
 
     /// Whether a token is special: no ordinary text becomes it.
     pub fn is_special(&self, id: u32) -> bool {
         match &self.model {
-            Model::Chars(_) => false,
-            Model::Bpe(bpe) => bpe.is_special(id),
+            TokenizerModel::Chars(_) => false,
+            TokenizerModel::Bpe(bpe) => bpe.is_special(id),
         }
     }
 
@@ -233,8 +248,8 @@ impl Tokenizer {
     /// If an id is not below [`Tokenizer::vocab_size`].
     pub fn decode(&self, ids: &[u32]) -> String {
         match &self.model {
-            Model::Chars(vocabulary) => vocabulary.decode(ids),
-            Model::Bpe(bpe) => String::from_utf8_lossy(&bpe.decode(ids)).into_owned(),
+            TokenizerModel::Chars(vocabulary) => vocabulary.decode(ids),
+            TokenizerModel::Bpe(bpe) => String::from_utf8_lossy(&bpe.decode(ids)).into_owned(),
         }
     }
 
@@ -244,10 +259,10 @@ impl Tokenizer {
     /// If the id is not below [`Tokenizer::vocab_size`].
     pub fn push_bytes(&self, id: u32, bytes: &mut Vec<u8>) {
         match &self.model {
-            Model::Chars(vocabulary) => {
+            TokenizerModel::Chars(vocabulary) => {
                 bytes.extend_from_slice(vocabulary.char(id).encode_utf8(&mut [0; 4]).as_bytes())
             }
-            Model::Bpe(bpe) => bytes.extend_from_slice(bpe.token(id)),
+            TokenizerModel::Bpe(bpe) => bytes.extend_from_slice(bpe.token(id)),
         }
     }
 
@@ -257,8 +272,8 @@ impl Tokenizer {
     /// If an id is not below [`Tokenizer::vocab_size`].
     pub fn decode_bytes(&self, ids: &[u32]) -> Vec<u8> {
         match &self.model {
-            Model::Chars(vocabulary) => vocabulary.decode(ids).into_bytes(),
-            Model::Bpe(bpe) => bpe.decode(ids),
+            TokenizerModel::Chars(vocabulary) => vocabulary.decode(ids).into_bytes(),
+            TokenizerModel::Bpe(bpe) => bpe.decode(ids),
         }
     }
 }
@@ -377,21 +392,21 @@ mod tests {
         };
         assert_eq!(
             refused("ab", 255, &[]),
-            "--vocab_size: 255 is too few: 256 tokens are single bytes, so give at least 256"
+            "vocab_size: 255 is too few: 256 tokens are single bytes, so give at least 256"
         );
         assert_eq!(
             refused("ab", 257, &["<a>", "<b>"]),
-            "--vocab_size: 257 is too few: 256 tokens are single bytes and 2 special, so give at least 258"
+            "vocab_size: 257 is too few: 256 tokens are single bytes and 2 special, so give at least 258"
         );
         assert_eq!(
             refused("abc abc", 300, &["<a>"]),
-            "--vocab_size: 300 are more than the text can give: after 260 every word is one token, so give at most \
+            "vocab_size: 300 are more than the text can give: after 260 every word is one token, so give at most \
              260 or a longer text"
         );
-        assert_eq!(refused("ab", 300, &["<a>", "<a>"]), "--special: \"<a>\" is empty or given twice");
-        assert_eq!(refused("ab", 300, &[""]), "--special: \"\" is empty or given twice");
+        assert_eq!(refused("ab", 300, &["<a>", "<a>"]), "special: \"<a>\" is empty or given twice");
+        assert_eq!(refused("ab", 300, &[""]), "special: \"\" is empty or given twice");
         let taken = |special: &str| refused("the the", 260, &[special]);
-        assert_eq!(taken("a"), "--special: \"a\" is an ordinary token: give one like \"<|a|>\"");
+        assert_eq!(taken("a"), "special: \"a\" is an ordinary token: give one like \"<|a|>\"");
         assert!(taken("Ġthe").contains("is an ordinary token"), "{}", taken("Ġthe"));
         assert_eq!(Tokenizer::train_bpe("abc abc", 260, &["<a>"]).unwrap().vocab_size(), 260);
         assert_eq!(Tokenizer::train_bpe("", 256, &[]).unwrap().merges(), 0);

@@ -383,7 +383,7 @@ impl Trainer {
         let mut text = String::new();
         let request = Request { max_new_tokens: tokens, seed: self.settings.seed, ..Request::default() };
         let mut generator = Generator::new(model, Arc::clone(&self.tokenizer));
-        let written = generator.write(request, |drawn| text += drawn.text);
+        let written = generator.generate(request, |token| text += token.text);
         written.expect("a request without a prompt can be met");
         text
     }

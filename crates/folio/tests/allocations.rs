@@ -86,8 +86,8 @@ fn check_writing(pool: &ThreadPool, config: ModelConfig) {
         (WeightFormat::Int8, PastContext::Rolling),
     ] {
         pool.install(|| {
-            let predictor = Arc::new(InferenceModel::new(config, format, &parameters));
-            let mut generator = Generator::new(predictor, Arc::new(Tokenizer::chars(&vocabulary)));
+            let model = Arc::new(InferenceModel::new(config, format, &parameters));
+            let mut generator = Generator::new(model, Arc::new(Tokenizer::chars(&vocabulary)));
             for seed in 0..5 {
                 generator.begin(Request { seed, past_context, ..request.clone() }).expect("can be met");
             }
@@ -103,7 +103,7 @@ fn check_writing(pool: &ThreadPool, config: ModelConfig) {
             // Well past the context of 32.
             let blocks: u64 = (40..100).map(|_| step()).sum();
             assert_eq!(blocks, 0, "blocks allocated by 60 steps of 5 texts in {format:?}");
-            assert_eq!(generator.texts(), 5);
+            assert_eq!(generator.active(), 5);
         });
     }
 }

@@ -26,7 +26,7 @@ share_of_memory is its percentage of the memory read bandwidth; above 100, the d
 Example:
   folio bench generate --block 256 --vocab 65 --emb 384 --blocks 6 --heads 6 \\
       --tokens 256 --streams 16")]
-pub(super) struct GenerateArgs {
+pub(super) struct BenchGenerateArgs {
     #[command(flatten)]
     sizes: ModelArgs,
     /// Tokens to generate, from an empty prompt
@@ -37,7 +37,7 @@ pub(super) struct GenerateArgs {
     streams: usize,
     /// Number format of the weights: f32, bf16, int8, or auto for the faster of f32 and bf16
     #[arg(long, default_value = "auto")]
-    precision: Format,
+    precision: FormatChoice,
     /// How to continue beyond the context: exact, rolling or stop
     #[arg(long, default_value = "exact")]
     past_context: PastContext,
@@ -51,12 +51,12 @@ pub(super) struct GenerateArgs {
 
 /// A format of weights, or the faster of the training formats.
 #[derive(Clone, Copy, Debug)]
-enum Format {
+enum FormatChoice {
     Auto,
     Given(WeightFormat),
 }
 
-impl std::str::FromStr for Format {
+impl std::str::FromStr for FormatChoice {
     type Err = folio::error::Error;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
@@ -64,22 +64,24 @@ impl std::str::FromStr for Format {
     }
 }
 
-pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
+pub(super) fn run(args: &BenchGenerateArgs) -> anyhow::Result<()> {
     let sizes = &args.sizes;
     let config = sizes.config(0.0)?;
     if args.tokens == 0 || args.streams == 0 || args.rounds == 0 {
         return Err(Usage("--tokens, --streams and --rounds must be at least 1".into()).into());
     }
     let format = match args.precision {
-        Format::Given(format) => format,
-        Format::Auto => WeightFormat::of(resolve_precision(PrecisionChoice::Auto, sizes.emb, sizes.heads)),
+        FormatChoice::Given(format) => format,
+        FormatChoice::Auto => {
+            WeightFormat::of(resolve_precision(PrecisionChoice::Auto, sizes.emb, sizes.heads))
+        }
     };
     format.check(&config).map_err(in_own_flags)?;
     join_threads(args.threads)?;
     let parameters = Parameters::random(&config, &mut Rng::new(0, Stream::Init));
-    let predictor = Arc::new(InferenceModel::new(config, format, &parameters));
+    let model = Arc::new(InferenceModel::new(config, format, &parameters));
     drop(parameters);
-    let mut generator = Generator::new(Arc::clone(&predictor), Arc::new(vocabulary(sizes.vocab)?));
+    let mut generator = Generator::new(Arc::clone(&model), Arc::new(vocabulary(sizes.vocab)?));
     let mut times = Vec::new();
     for round in 0..=args.rounds {
         for stream in 0..args.streams {
@@ -91,7 +93,7 @@ pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
             })?;
         }
         let start = Instant::now();
-        while generator.texts() > 0 {
+        while generator.active() > 0 {
             generator.step(|_, _| {});
         }
         if round > 0 {
@@ -103,9 +105,9 @@ pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     // Within the context, a step reads the weights once, and all previous keys and values of each sequence.
     let steps = args.tokens as f64;
     let seen = (args.tokens.min(sizes.block) + 1) as f64 / 2.0;
-    let cached = predictor.cache_bytes() as f64 / sizes.block as f64 * seen * args.streams as f64;
+    let cached = model.cache_bytes() as f64 / sizes.block as f64 * seen * args.streams as f64;
     let is_within = args.tokens <= sizes.block;
-    let gb_per_s = (predictor.weight_bytes() as f64 + cached) * steps / seconds / 1e9;
+    let gb_per_s = (model.weight_bytes() as f64 + cached) * steps / seconds / 1e9;
     let memory = reading();
     screen::out(serde_json::json!({
         "what": "generate", "block": sizes.block, "vocab": sizes.vocab, "emb": sizes.emb, "blocks": sizes.blocks,
@@ -113,7 +115,7 @@ pub(super) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         "past_context": args.past_context.name(), "threads": rayon::current_num_threads(),
         "isa": Isa::detected().name(), "tokens_per_s": (args.tokens * args.streams) as f64 / seconds,
         "tokens_per_s_max": (args.tokens * args.streams) as f64 / fastest,
-        "weights_mb": predictor.weight_bytes() as f64 / 1e6, "gb_per_s": is_within.then_some(gb_per_s),
+        "weights_mb": model.weight_bytes() as f64 / 1e6, "gb_per_s": is_within.then_some(gb_per_s),
         "memory_gb_per_s": memory, "share_of_memory": is_within.then_some(100.0 * gb_per_s / memory),
         "peak_mib": peak_mib(),
     }))?;

@@ -108,6 +108,7 @@ impl<E: Element> Bench<E> {
         let c = self.sizes.channels;
         for (inputs, outputs) in [(c, 3 * c), (c, c), (c, 4 * c), (4 * c, c)] {
             self.linear(inputs, outputs);
+            self.linear_weight(inputs, outputs);
         }
         self.attention();
         self.head();
@@ -168,9 +169,9 @@ impl<E: Element> Bench<E> {
         });
     }
 
-    /// The kernels of one linear layer, which differ from layer to layer. Data that the previous kernel of a training
-    /// step has just written, and which is therefore in the cache, is in the thread's workspace. Data that is stored
-    /// for the backward pass or for the gradients of the weights is in memory.
+    /// The kernels of one linear layer, except the gradient of the weights. They differ from layer to layer. Data that
+    /// the previous kernel of a training step has just written, and which is therefore in the cache, is in the thread's
+    /// workspace. Data that is stored for the backward pass or for the gradients of the weights is in memory.
     fn linear(&mut self, inputs: usize, outputs: usize) {
         let Sizes { batch, time, channels: c, dropout, .. } = self.sizes;
         let (tokens, element) = (batch * time, size_of::<E>());
@@ -181,18 +182,13 @@ impl<E: Element> Bench<E> {
         let (w, w_t) = (Panels::new(forward, &w), Panels::new(backward, &w_t));
         let (bias, dropout) = (self.floats(outputs), Dropout::new(dropout, 1));
         let flop = 2 * tokens * inputs * outputs;
-        let shape = |rows, depth, cols| format!("{rows} x {depth} x {cols}");
-        let forward_shape = shape(tokens, inputs, outputs);
-        let backward_shape = shape(tokens, outputs, inputs);
+        let forward_shape = format!("{tokens} x {inputs} x {outputs}");
+        let backward_shape = format!("{tokens} x {outputs} x {inputs}");
 
         let workspaces = self.workspaces();
         let mut kept: Vec<Buffer<E>> =
             (0..batch).map(|_| self.elements(time * inputs.max(outputs))).collect();
         let mut streams: Vec<Buffer<f32>> = (0..batch).map(|_| self.floats(time * c)).collect();
-        let x_panels = PanelDims { depth: time, cols: inputs };
-        let dy_panels = PanelDims { depth: time, cols: outputs };
-        let mut x = self.elements(batch * x_panels.len::<E>());
-        let mut dy = self.elements(batch * x_panels.len::<E>().max(dy_panels.len::<E>()));
 
         if outputs == c {
             let cost = Cost { flop, bytes: 4 * tokens * outputs };
@@ -228,7 +224,9 @@ impl<E: Element> Bench<E> {
         } else {
             let bytes = 3 * element * tokens * inputs;
             let reuse = Reuse::NonTemporal;
-            let panels = x.chunks_mut(x_panels.len::<E>()).zip(dy.chunks_mut(x_panels.len::<E>()));
+            let len = PanelDims { depth: time, cols: inputs }.len::<E>();
+            let [mut dfc, mut gelu] = [(); 2].map(|()| self.elements(batch * len));
+            let panels = dfc.chunks_mut(len).zip(gelu.chunks_mut(len));
             let mut states: Vec<_> = kept.iter().zip(panels).collect();
             let name = "linear_gelu_backward";
             self.time(
@@ -243,15 +241,25 @@ impl<E: Element> Bench<E> {
                 },
             );
         }
+    }
 
+    /// The gradient of the weights of one linear layer.
+    fn linear_weight(&mut self, inputs: usize, outputs: usize) {
+        let Sizes { batch, time, .. } = self.sizes;
+        let tokens = batch * time;
+        let x_panels = PanelDims { depth: time, cols: inputs };
+        let dy_panels = PanelDims { depth: time, cols: outputs };
+        let x = self.elements(batch * x_panels.len::<E>());
+        let dy = self.elements(batch * dy_panels.len::<E>());
         let x = Panels::segmented(x_panels, &x, batch, x_panels.len::<E>());
         let dy = Panels::segmented(dy_panels, &dy, batch, dy_panels.len::<E>());
         let rows = weight_piece(inputs, rayon::current_num_threads());
         let mut dw = self.floats(inputs * outputs);
         let mut states: Vec<&mut [f32]> = dw.chunks_mut(rows * outputs).collect();
-        let cost = Cost { flop, bytes: element * tokens * (inputs + outputs) };
-        let weight_shape = shape(inputs, tokens, outputs);
-        self.time("linear_backward_weight", weight_shape, cost, &mut states, |piece, dw| {
+        let cost =
+            Cost { flop: 2 * tokens * inputs * outputs, bytes: size_of::<E>() * tokens * (inputs + outputs) };
+        let shape = format!("{inputs} x {tokens} x {outputs}");
+        self.time("linear_backward_weight", shape, cost, &mut states, |piece, dw| {
             let first = piece * rows;
             linear_backward_weight(first..first + dw.len() / outputs, dw, x, dy, false);
         });

@@ -18,7 +18,7 @@ use crate::usage::Usage;
 #[command(after_help = "\
 Example:
   folio bench tokenizer --vocab_size 10000 --threads 1")]
-pub(super) struct TokenizerArgs {
+pub(super) struct BenchTokenizerArgs {
     /// UTF-8 text [default: the embedded tiny Shakespeare]
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
@@ -33,7 +33,7 @@ pub(super) struct TokenizerArgs {
     threads: Option<usize>,
 }
 
-pub(super) fn run(args: &TokenizerArgs) -> anyhow::Result<()> {
+pub(super) fn run(args: &BenchTokenizerArgs) -> anyhow::Result<()> {
     if args.repeat == 0 {
         return Err(Usage("--repeat must be at least 1".to_owned()).into());
     }

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use folio::run_dir::sub_run_name;
 use indicatif::{HumanCount, HumanDuration};
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -79,7 +80,7 @@ pub(super) fn draw(frame: &mut Frame, state: &State, view: View) {
 fn title_line(state: &State, run: &Run) -> Line<'static> {
     let mut title = vec![Span::styled(format!("folio {}", state.title), Modifier::BOLD)];
     if state.table.is_some() {
-        title.push(Span::raw(format!(" · run_{}", state.shown + 1)));
+        title.push(Span::raw(format!(" · {}", sub_run_name(state.shown))));
     }
     if run.parameters > 0 {
         let parameters = HumanCount(run.parameters);

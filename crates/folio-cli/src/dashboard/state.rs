@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use folio::model::Precision;
+use folio::run_dir::sub_run_name;
 use folio::train::Event;
 
 use super::Update;
@@ -110,7 +111,7 @@ impl State {
     }
 
     fn apply_event(&mut self, number: usize, event: &Event, at: Instant) {
-        let name = if self.table.is_some() { format!("run_{}: ", number + 1) } else { String::new() };
+        let name = if self.table.is_some() { format!("{}: ", sub_run_name(number)) } else { String::new() };
         match event {
             Event::Started { .. } => self.shown = number,
             Event::Saved { checkpoint, .. } => {

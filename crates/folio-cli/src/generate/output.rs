@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use anstyle::{Ansi256Color, Style};
-use folio::generate::Drawn;
+use folio::generate::SampledToken;
 
 use crate::screen;
 use crate::terminal;
@@ -26,7 +26,7 @@ impl TokenStyle {
     }
 
     /// A token as printed. The last token of a text ends the line.
-    pub(crate) fn show(self, drawn: &Drawn) -> String {
+    pub(crate) fn show(self, drawn: &SampledToken) -> String {
         let probability = drawn.logprob.map_or(f32::NAN, f32::exp);
         let text = terminal::shown(drawn.text);
         let mut shown = match self {

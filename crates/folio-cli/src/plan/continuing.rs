@@ -3,7 +3,7 @@
 use folio::checkpoint::CheckpointName;
 use folio::data::Texts;
 use folio::error::Error;
-use folio::settings::Settings;
+use folio::settings::{Given, Setting, Settings};
 use folio::text::Corpus;
 use folio::tokenizer::Tokenizer;
 use folio::train::{Start, check_start};
@@ -11,15 +11,15 @@ use folio::train::{Start, check_start};
 use super::same_directory;
 use crate::options::Options;
 use crate::screen;
-use crate::texts;
+use crate::texts::{self, GivenTexts};
 use crate::train::TrainArgs;
 use crate::usage::Usage;
 
-/// Said where a checkpoint has no optimizer state.
+/// The warning for a checkpoint without optimizer state.
 pub(crate) const FRESH_OPTIMIZER: &str =
     "the checkpoint holds weights only, so AdamW starts fresh; --keep all keeps its state for every epoch";
 
-/// The options of a run, and the settings of the one that it continues, which it inherits.
+/// The options of a run, with those that it inherits from the run to continue; and that run's settings.
 ///
 /// # Errors
 /// If that run has no such checkpoint, or its text cannot be read again.
@@ -29,50 +29,48 @@ pub(super) fn inherit(explicit: &Options, start: &Start) -> anyhow::Result<(Opti
     let saved = run.settings()?;
     check_readable(&saved, explicit)?;
     let mut inherited = Options::inherited(&saved);
-    if explicit.data.is_some() && !is_there(&saved) {
-        // It belongs to the text that may be replaced; if it does not, its hash says so.
-        inherited.eval_data = None;
+    if explicit.0.has("data") && !eval_data_exists(&saved) {
+        // It probably belongs to the text that is replaced; if not, its hash is missed later.
+        inherited.0.remove("eval_data");
     }
-    let mut options = explicit.clone().or(&inherited)?;
-    if explicit.eval_data.is_some() {
+    let mut options = explicit.clone().or(&inherited);
+    if explicit.0.has("eval_data") {
         // It replaces the split.
-        options.split = None;
+        options.0.remove("split");
     }
-    let in_place = options.run_dir.as_ref().is_some_and(|run_dir| same_directory(run_dir, run.path()));
-    if in_place && options.save_checkpoint.is_none() && options.keep.is_none() {
-        // What the run kept so far stays.
-        (options.save_checkpoint, options.keep) = (Some(saved.save_checkpoint), Some(saved.keep));
+    let in_place = options.run_dir().is_some_and(|run_dir| same_directory(&run_dir, run.path()));
+    if in_place && !options.0.has("save_checkpoint") && !options.0.has("keep") {
+        // The run keeps as many checkpoints as before.
+        let kept = |setting: &Setting| ["save_checkpoint", "keep"].contains(&setting.name);
+        options = options.or(&Options(Given::from_settings(&saved, kept)));
     }
     Ok((options, Some(saved)))
 }
 
-/// Decides whether a run continues on its own text or on a different one, now that it is read. Only a text that was given
-/// explicitly can be a different one.
+/// Decides whether a run continues on the original text or on a new one. Only a text that was given explicitly can be new.
 pub(super) fn choose_text(
     saved: &Settings,
     explicit: &Options,
     settings: &mut Settings,
     texts: &mut Texts,
 ) -> anyhow::Result<()> {
-    settings.new_text = explicit.data.is_some() && settings.data_sha256 != saved.data_sha256;
-    if settings.new_text && explicit.eval_data.is_none() {
+    settings.new_text = explicit.0.has("data") && settings.data_sha256 != saved.data_sha256;
+    if settings.new_text && !explicit.0.has("eval_data") {
         check_is_different(saved, &texts.data)?;
-    }
-    if settings.new_text && explicit.eval_data.is_none() {
-        // What the other text was evaluated on says nothing of this one.
+        // The evaluation text belongs to the original text.
         texts.eval = None;
         texts::note_eval(settings, None);
     }
     check_flags(saved, explicit, settings)
 }
 
-/// Checks that a text is not an edited copy of the one that a run was trained on, as far as that can still be read: parts of
-/// the copy would be evaluated that the model was trained on.
+/// Checks that a new text is not an edited copy of the original, if the original can still be read. The model would be
+/// evaluated on text that it was trained on.
 fn check_is_different(saved: &Settings, text: &Corpus) -> anyhow::Result<()> {
     let edited = || {
         let reason = format!(
-            "has text in common with what the run was trained on ({}), and would be evaluated on it: give text of its own \
-             with --eval_data",
+            "shares text with the training text of the run ({}), so part of the training text would be used for evaluation; \
+             give a separate evaluation text with `eval_data`",
             saved.data
         );
         Error::Corpus { path: text.files().to_string(), reason }.into()
@@ -80,14 +78,13 @@ fn check_is_different(saved: &Settings, text: &Corpus) -> anyhow::Result<()> {
     if text.files() == saved.data {
         return Err(edited());
     }
-    match texts::of_run(saved, &Options::default()) {
+    match texts::of_run(saved, &GivenTexts::default()) {
         Ok(old) if text.shares_text_with(&old.data) => Err(edited()),
-        // What cannot be read cannot be compared.
         _ => Ok(()),
     }
 }
 
-/// Warns that a run continues on a different text, or with a fresh optimizer that nobody asked for.
+/// Warns that a run continues on a new text, or that its optimizer starts fresh unexpectedly.
 pub(super) fn announce(saved: &Settings, settings: &Settings, start: &Start) {
     if let Start::Checkpoint { run, number, .. } = start
         && let Ok(checkpoint) = run.open_checkpoint(CheckpointName::Epoch(*number))
@@ -99,50 +96,50 @@ pub(super) fn announce(saved: &Settings, settings: &Settings, start: &Start) {
     if settings.new_text {
         let (text, other) = (&settings.data, &saved.data);
         screen::err(format_args!(
-            "{text} is not the text that the model was trained on ({other}): losses on the two are not comparable"
+            "{text} is not the text that the model was trained on ({other}); losses on the two are not comparable"
         ));
     }
 }
 
-/// Whether the evaluation text of a run can still be read.
-fn is_there(saved: &Settings) -> bool {
+/// Whether the evaluation text of a run still exists.
+fn eval_data_exists(saved: &Settings) -> bool {
     saved.eval_data.as_ref().is_none_or(|files| files.paths().iter().all(|path| path.exists()))
 }
 
-/// Checks that the text of the run that is continued can be read.
+/// Checks that the text of the run to continue can be read again.
 ///
 /// # Errors
 /// If it came from stdin and is not given again.
 fn check_readable(saved: &Settings, explicit: &Options) -> anyhow::Result<()> {
     let gone = [
-        ("--data", saved.data.has_stdin() && explicit.data.is_none()),
+        ("--data", saved.data.has_stdin() && !explicit.0.has("data")),
         (
             "--eval_data",
             saved.eval_data.as_ref().is_some_and(|files| files.has_stdin())
-                && explicit.eval_data.is_none()
-                && explicit.data.is_none(),
+                && !explicit.0.has("eval_data")
+                && !explicit.0.has("data"),
         ),
     ];
     let Some((flag, _)) = gone.iter().find(|(_, gone)| *gone) else { return Ok(()) };
     Err(texts::gone(flag))
 }
 
-/// The run's tokenizer, with the characters that its vocabulary lacks if `--extend_vocab` is given.
+/// The run's tokenizer; with `--extend_vocab`, extended by the characters that it lacks.
 ///
 /// # Errors
-/// If it lacks some and the flag is not given.
+/// If it lacks characters and the flag is not given.
 pub(super) fn tokenizer(own: Tokenizer, texts: &Texts, args: &TrainArgs) -> anyhow::Result<Tokenizer> {
     let corpora = || [Some(&texts.data), texts.eval.as_ref()].into_iter().flatten();
     if args.extend_vocab {
         return Ok(corpora().fold(own, |tokenizer, corpus: &Corpus| tokenizer.extended(&corpus.text)));
     }
-    let way_out = "leave them out of the text, or give --extend_vocab to add rows for them to the model";
+    let way_out = "remove them from the text, or add them to the model with --extend_vocab";
     corpora().try_for_each(|corpus| own.check_covers(&corpus.name, &corpus.text, way_out))?;
     Ok(own)
 }
 
-/// Checks that a run continues with the same tokenizer, and on the same text in the same parts, since otherwise it would be
-/// evaluated on what it was trained on; or on a text that was given as a different one.
+/// Checks that a run continues with the same tokenizer, and either on a new text, or on the same text split the same way:
+/// another split would mix training and evaluation text.
 fn check_flags(saved: &Settings, explicit: &Options, settings: &Settings) -> anyhow::Result<()> {
     let path = settings.from_checkpoint_run_dir.as_deref().unwrap_or_default();
     let none = || "none".to_owned();
@@ -159,11 +156,12 @@ fn check_flags(saved: &Settings, explicit: &Options, settings: &Settings) -> any
         ),
     ];
     if let Some((flag, _, value)) = own.iter().find(|(_, same, _)| !same) {
-        let reason = format!("the run in {path} has {value}, and keeps its tokenizer: leave the flag out");
+        let reason = format!(
+            "the run in {path} has {value}, and a continued run keeps its tokenizer; leave the flag out"
+        );
         return Err(Usage(format!("{flag}: {reason}")).into());
     }
-    let has_own_eval = explicit.eval_data.is_some();
-    let split = format!("{:?}", saved.split).to_lowercase();
+    let has_own_eval = explicit.0.has("eval_data");
     let same = [
         ("--data", saved.data_sha256 == settings.data_sha256, saved.data.to_string()),
         (
@@ -176,20 +174,20 @@ fn check_flags(saved: &Settings, explicit: &Options, settings: &Settings) -> any
             has_own_eval || saved.special_tokens == settings.special_tokens,
             saved.special_tokens.to_string(),
         ),
-        ("--split", has_own_eval || saved.split == settings.split, split),
+        ("--split", has_own_eval || saved.split == settings.split, saved.split.to_string()),
         ("--seed", has_own_eval || saved.seed == settings.seed, saved.seed.to_string()),
     ];
     if let Some((flag, _, value)) = same.iter().find(|(_, same, _)| !same && !settings.new_text) {
         let reason = format!(
-            "the run in {path} has {value}, and its training and evaluation text must stay apart: leave the flag out, \
-             or give a different text with --data"
+            "the run in {path} has {value}, and its training and evaluation text must not mix; leave the flag out, or \
+             give a different text with --data"
         );
         return Err(Usage(format!("{flag}: {reason}")).into());
     }
     Ok(())
 }
 
-/// Checks that a run can continue from its checkpoint: the same model, and steps left to take.
+/// Checks that a run can start from the checkpoint: the model is the same, and there are steps left to take.
 pub(super) fn check(settings: &Settings, start: &Start, tokenizer: &Tokenizer) -> anyhow::Result<()> {
     let Start::Checkpoint { run, number, .. } = start else { return Ok(()) };
     let checkpoint = run.open_checkpoint(CheckpointName::Epoch(*number))?;
@@ -199,9 +197,9 @@ pub(super) fn check(settings: &Settings, start: &Start, tokenizer: &Tokenizer) -
         Some(limit) if limit <= state.global_step => {
             let taken = state.global_step;
             let reason = format!(
-                "{limit} steps in all leave none: the checkpoint has taken {taken}, so give more than {taken}"
+                "`max_steps {limit}` leaves no steps: the checkpoint has taken {taken}; use more than {taken}"
             );
-            Err(Error::Setting { setting: "--max_steps", reason }.into())
+            Err(Error::Setting { field: "max_steps", reason }.into())
         }
         _ => Ok(()),
     }

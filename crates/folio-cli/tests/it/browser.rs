@@ -1,4 +1,4 @@
-//! The pages of `folio serve`, used in a browser as people use them.
+//! The web pages of `folio serve` in a real browser.
 #![cfg(unix)]
 
 mod driver;
@@ -12,15 +12,15 @@ use crate::place::{MODEL, Place, TINY};
 use crate::running::start;
 use driver::{Browser, open, serve};
 
-/// Everything that the pages can be asked for has been drawn.
+/// JavaScript condition: the last request has finished.
 const FINISHED: &str = "document.getElementById('announcer').textContent.startsWith('Finished')";
 
-/// What the model has written in a sample, without the prompt.
+/// The generated text of a sample, without the prompt.
 fn written(sample: usize) -> String {
     format!("document.querySelectorAll('.sample [role=listbox]')[{}].textContent", sample - 1)
 }
 
-/// A place with a run of two blocks of two heads, whose checkpoint knows little but is there.
+/// A place with a run whose model has two blocks of two heads.
 fn place_with_run() -> Place {
     let place = Place::new();
     let run = TINY.replace("--n_blocks 1", "--n_blocks 2");
@@ -28,13 +28,13 @@ fn place_with_run() -> Place {
     place
 }
 
-/// Opens the playground and waits until it can be used.
+/// Opens the playground and waits until it has loaded.
 fn open_playground(browser: &Browser) {
     browser.goto("/");
     browser.until("document.getElementById('checkpoint').options.length > 0");
 }
 
-/// Presses Generate and waits for the end; returns what the first sample says.
+/// Clicks Generate, waits for the end and returns the text of the first sample.
 #[track_caller]
 fn generate(browser: &Browser) -> String {
     browser.click("#generate");
@@ -42,7 +42,7 @@ fn generate(browser: &Browser) -> String {
     browser.text(&written(1))
 }
 
-/// What the API answers to the settings of a page.
+/// The API's answer to a completion request.
 #[track_caller]
 fn asked_of_api(browser: &Browser, settings: &Value) -> Value {
     let expression = format!(
@@ -53,14 +53,14 @@ fn asked_of_api(browser: &Browser, settings: &Value) -> Value {
 }
 
 #[test]
-fn a_prompt_becomes_a_text_as_it_is_drawn() {
+fn generated_text_is_streamed_to_the_page() {
     let place = place_with_run();
     let server = serve(&place, "run");
     let Some(browser) = open(&server) else { return };
     open_playground(&browser);
     browser.fill("#prompt", "First Citizen:");
     browser.fill("#max_tokens", "1500");
-    // How many tokens were there each time that some were added.
+    // Records the number of tokens at each change.
     browser.value(
         "window.seen = [], new MutationObserver(() => seen.push(document.querySelectorAll('[data-start]').length))
            .observe(document.getElementById('samples'), { childList: true, subtree: true })",
@@ -77,7 +77,7 @@ fn a_prompt_becomes_a_text_as_it_is_drawn() {
             .contains("stopped at the token limit")
     );
 
-    // The same settings and seed give the same text, on the page and from the API; other seeds another one.
+    // The page and the API give the same text for the same settings and seed, and another text for another seed.
     browser.fill("#max_tokens", "60");
     browser.fill("#temperature", "1");
     browser.fill("#seed", "7");
@@ -88,13 +88,13 @@ fn a_prompt_becomes_a_text_as_it_is_drawn() {
     assert_eq!(text, generate(&browser));
     browser.fill("#seed", "8");
     assert_ne!(text, generate(&browser));
-    // Nor does the seed matter when the likeliest token is taken each time.
+    // The seed does not matter at temperature 0.
     browser.fill("#temperature", "0");
     let greedy = generate(&browser);
     browser.fill("#seed", "");
     assert_eq!(greedy, generate(&browser));
 
-    // A stop string ends the text before it.
+    // The text ends before the stop string.
     let stop: String = text.chars().skip(30).take(3).collect();
     browser.fill("#temperature", "1");
     browser.fill("#seed", "7");
@@ -106,7 +106,7 @@ fn a_prompt_becomes_a_text_as_it_is_drawn() {
 }
 
 #[test]
-fn a_token_tells_its_probability_and_what_else_was_likely() {
+fn tokens_show_their_probability_and_alternatives() {
     let place = place_with_run();
     let server = serve(&place, "run");
     let Some(browser) = open(&server) else { return };
@@ -123,7 +123,7 @@ fn a_token_tells_its_probability_and_what_else_was_likely() {
     for (logprob, label) in told.iter().zip(labels) {
         let percent = 100.0 * logprob.as_f64().expect("a number").exp();
         let shown = label.as_str().and_then(|label| label.rsplit_once(", ")).expect("a probability").1;
-        // Two digits are shown.
+        // The page shows two digits.
         let rounding = if percent < 9.95 { 0.051 } else { 0.51 };
         let shown_percent: f64 = shown.trim_end_matches(" %").parse().expect("a number");
         assert!((shown_percent - percent).abs() <= rounding, "{label} is {percent} %");
@@ -147,13 +147,13 @@ fn a_token_tells_its_probability_and_what_else_was_likely() {
         .collect();
     assert!(alternatives.len() >= 5 && alternatives.is_sorted_by(|a, b| a >= b), "{alternatives:?}");
     assert!(alternatives.iter().sum::<f64>() < 101.0, "{alternatives:?}");
-    // The likeliest was taken, and is marked among them.
+    // The likeliest token was chosen, and is marked as current.
     assert_eq!(
         browser.value("!!document.querySelector('#alternatives li:first-child [aria-current]')"),
         true
     );
 
-    // Another one takes its place, and the text goes on from there.
+    // Choosing another token replaces it, and generation continues from there.
     let instead = browser.text("document.querySelectorAll('#alternatives button')[1].firstChild.textContent");
     browser.click("#alternatives li:nth-child(2) button");
     browser.until(&format!("{FINISHED} && document.querySelectorAll('[data-start]').length === 46"));
@@ -165,7 +165,7 @@ fn a_token_tells_its_probability_and_what_else_was_likely() {
             .text("document.querySelector('[data-index=\"5\"]').ariaLabel")
             .starts_with(instead.trim_end())
     );
-    // And Continue makes it longer, leaving what is there.
+    // Continue extends the text.
     browser.click(".sample header button");
     browser.until(&format!("{FINISHED} && document.querySelectorAll('[data-start]').length === 86"));
     assert!(browser.text(&written(1)).starts_with(&branched));
@@ -173,7 +173,7 @@ fn a_token_tells_its_probability_and_what_else_was_likely() {
 }
 
 #[test]
-fn the_keyboard_is_enough() {
+fn the_playground_can_be_used_with_the_keyboard_alone() {
     let place = place_with_run();
     let server = serve(&place, "run");
     let Some(browser) = open(&server) else { return };
@@ -207,7 +207,7 @@ fn the_keyboard_is_enough() {
     browser.press(Key::Down);
     let lines = "document.activeElement.offsetTop > document.querySelector('[data-index=\"0\"]').offsetTop";
     assert_eq!(browser.value(lines), true, "Down leads to the next line");
-    // One stop in the whole text: the next are the plain text and the alternatives.
+    // The whole text is one tab stop; the next ones are the plain text and the alternatives.
     browser.press(Key::Tab);
     assert_eq!(browser.value(&focus("summary")), true);
     tab_to("#alternatives button");
@@ -216,7 +216,7 @@ fn the_keyboard_is_enough() {
 }
 
 #[test]
-fn attention_is_drawn_for_each_head() {
+fn attention_is_shown_for_each_head() {
     let place = place_with_run();
     let server = serve(&place, "run");
     let Some(browser) = open(&server) else { return };
@@ -225,8 +225,8 @@ fn attention_is_drawn_for_each_head() {
     browser.fill("#max_tokens", "8");
     generate(&browser);
     browser.until("document.querySelectorAll('#attention-maps canvas').length === 2");
-    // Thirteen tokens: thirteen rows, whose cells right of the diagonal are clear and whose others are not all alike.
-    // Read from a copy: Chromium warns of a canvas that is read twice, and a page's console has to stay empty.
+    // Thirteen tokens give thirteen rows. Cells right of the diagonal are transparent; the others have different shades.
+    // The pixels are read from a copy: Chromium warns about reading a canvas twice, and the console must stay empty.
     let drawn = "[...document.querySelectorAll('#attention-maps canvas')].map((canvas) => {
         const { width, height } = canvas;
         const copy = new OffscreenCanvas(width, height).getContext('2d', { willReadFrequently: true });
@@ -244,17 +244,17 @@ fn attention_is_drawn_for_each_head() {
         assert!(map["shades"].as_u64() >= Some(10), "{map}");
     }
     assert_ne!(first[0]["cells"], first[1]["cells"], "heads differ");
-    // The middle of a map is the seventh token looking at the seventh.
+    // The center of a map is the attention of the seventh token to itself.
     browser.hover("#attention-maps canvas");
     let told = browser.text("document.getElementById('attention-cell').textContent");
     let seventh = browser.text("document.querySelectorAll('#attention-text [role=option]')[6].ariaLabel");
     assert!(told.starts_with(&format!("Head 1: {seventh} → {seventh}: ")) && told.ends_with('%'), "{told}");
-    // The first token can look at nothing but itself; the table says it in words.
+    // The first token attends only to itself; the table has the same in words.
     browser.click("#attention-text [role=option]");
     let table = browser
         .value("[...document.querySelectorAll('#attention-table tbody tr')].map((row) => row.innerText)");
     assert_eq!(table, json!(["1\t“F” 100 %", "2\t“F” 100 %"]));
-    // A token of the text is chosen on the maps too.
+    // Selecting a token of the text selects it in the maps.
     browser.click(".sample [data-index='2']");
     browser.until("document.querySelector('#attention-text [aria-selected=true]').dataset.index === '7'");
     let shaded = "document.querySelectorAll('#attention-text .a5').length";
@@ -266,7 +266,7 @@ fn attention_is_drawn_for_each_head() {
 }
 
 #[test]
-fn a_text_can_be_stopped_and_several_written_at_once() {
+fn generation_can_be_stopped_and_several_samples_generated() {
     let place = place_with_run();
     let server = serve(&place, "run --max_tokens 16000");
     let Some(browser) = open(&server) else { return };
@@ -279,7 +279,7 @@ fn a_text_can_be_stopped_and_several_written_at_once() {
     assert_eq!(browser.text("document.getElementById('error').textContent"), refusal);
     assert_eq!(browser.number("document.querySelectorAll('.sample').length"), 0.0);
 
-    // More than could be written before the key is pressed.
+    // So long that it is not finished before the key is pressed.
     browser.fill("#max_tokens", "4000");
     browser.click("#generate");
     browser.until("document.querySelectorAll('[data-start]').length > 100");
@@ -302,7 +302,7 @@ fn a_text_can_be_stopped_and_several_written_at_once() {
     assert_eq!(texts.len(), 3);
     assert!(texts[0] != texts[1] && texts[1] != texts[2], "{texts:?}");
 
-    // The attention of a text that is gone is not asked for.
+    // Attention is not requested for a text that was replaced.
     browser.until("!document.getElementById('attention-content').hidden");
     browser.fill("#n", "16");
     browser.fill("#max_tokens", "4000");
@@ -318,9 +318,9 @@ fn a_text_can_be_stopped_and_several_written_at_once() {
 }
 
 #[test]
-fn tokens_that_are_parts_of_characters_are_shown_as_such() {
+fn tokens_that_are_parts_of_characters_are_marked() {
     let place = Place::new();
-    // Characters of two to four bytes, which a vocabulary of bytes writes in parts.
+    // Characters of two to four bytes, which a byte-level vocabulary splits into several tokens.
     place.write("plays.txt", "äöü – “日本語” 🦀🐙\n".repeat(60));
     let tokenizer = "--tokenizer_type corpus_bpe --vocab_size 258";
     place.ok(&format!("train {TINY} {tokenizer} --save_checkpoint --run_dir run"));
@@ -366,7 +366,7 @@ fn both_pages_are_accessible_and_fit_a_phone_in_both_themes() {
         browser.check_accessible(&format!("the training page, {scheme}"));
         browser.check_narrow(&format!("the training page, {scheme}"));
     }
-    // A choice wins over the system, is kept, and holds for both pages.
+    // A theme chosen on the page overrides the system setting, is remembered, and applies to both pages.
     browser.click("#theme");
     assert_eq!(browser.text(paper), "rgb(255, 255, 255)");
     open_playground(&browser);
@@ -393,7 +393,7 @@ fn curves_grow_while_a_run_is_in_progress() {
     browser.until(
         "[...document.querySelectorAll('.state')].some(({ textContent }) => textContent === 'running')",
     );
-    // The run in progress is the one that is shown, without being asked for.
+    // The run in progress is selected by default.
     let chosen =
         "[...document.querySelectorAll('#run-rows label')].filter((label) => label.querySelector(':checked'))
                   .map(({ textContent }) => textContent).join()";
@@ -402,7 +402,7 @@ fn curves_grow_while_a_run_is_in_progress() {
     browser.until("document.getElementById('plot-loss').data?.[0].x.length > 2");
     let first = browser.number(last);
     browser.until(&format!("{last} > {first}"));
-    // Each request asks for what is new alone.
+    // Each request fetches only new data.
     let asked =
         "performance.getEntriesByType('resource').filter(({ name }) => name.includes('/records?after='))
                  .map(({ name }) => Number(name.split('after=')[1]))";
@@ -412,7 +412,7 @@ fn curves_grow_while_a_run_is_in_progress() {
     assert!(asked[0] == 0.0 && asked[1..].iter().all(|after| *after > 0.0) && asked.is_sorted(), "{asked:?}");
     browser.until("document.querySelector('#run-samples pre')?.textContent.length > 0");
 
-    // Another run beside it.
+    // Compare it with another run.
     let names = browser.number("document.getElementById('plot-loss').data.length");
     browser.click("#run-rows input:not(:checked)");
     browser.until(&format!("document.getElementById('plot-loss').data.length === 2 * {names}"));
@@ -425,14 +425,14 @@ fn curves_grow_while_a_run_is_in_progress() {
 }
 
 #[test]
-fn what_the_server_refuses_is_said_in_words() {
+fn errors_of_the_server_are_shown() {
     let place = place_with_run();
     let server = serve(&place, "run --api-key secret");
     let Some(browser) = open(&server) else { return };
     browser.goto("/");
     browser.until("document.getElementById('key-dialog').open");
     browser.check_accessible("the dialog");
-    // A wrong key is asked for again, and the right one is kept.
+    // The page asks again after a wrong key, and remembers the right one.
     for key in ["wrong", "secret"] {
         browser.until("document.getElementById('key-dialog').open");
         browser.fill("#key", key);
@@ -446,7 +446,7 @@ fn what_the_server_refuses_is_said_in_words() {
     browser.click("#generate");
     browser.until("document.getElementById('error').textContent.includes('max_tokens')");
     browser.check_accessible("an error");
-    // The next attempt takes the words away.
+    // The next request removes the message.
     browser.fill("#max_tokens", "3");
     generate(&browser);
     assert_eq!(browser.value("document.getElementById('error').hidden"), true);

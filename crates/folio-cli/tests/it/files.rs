@@ -57,7 +57,7 @@ fn runs_are_saved_in_a_new_directory_unless_no_save_is_given() {
     let before = place.files("");
     let ran = place.ok(&format!("train {TINY} --no_save"));
     assert_eq!(place.files(""), before);
-    assert!(ran.stderr.contains("--no_save: the model is lost when training ends"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("--no_save: the model is discarded when training ends"), "{}", ran.stderr);
 
     let whole = place.ok(&format!("train {TINY} --run_dir whole"));
     assert!(whole.stderr.contains("saving to whole;"), "{}", whole.stderr);
@@ -104,7 +104,7 @@ fn without_save_checkpoint_the_newest_the_best_and_one_to_fall_back_on_are_kept(
     // If the newest is damaged, the run can be resumed from another.
     place.write("run/checkpoint_5/optimizer.safetensors", "damaged");
     let ran = place.ok("train --resume run --skip_damaged");
-    assert!(ran.stderr.contains("run goes on from checkpoint_4"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("run resumes from checkpoint_4"), "{}", ran.stderr);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Both spellings of every flag; presets and config files under explicit flags.
+//! Both spellings of every flag; explicit flags override presets and config files.
 
 use std::collections::BTreeSet;
 
@@ -7,14 +7,14 @@ use serde_json::json;
 use crate::place::{MODEL, Place, TINY, plays, words};
 
 /// Every flag with an underscore that a fresh run takes, none at its default.
-const ALL_FLAGS: &str = "--eval_data eval.txt --special_tokens --tokenizer_type corpus_bpe --vocab_size 260 --n_emb 16 --n_heads 4 --n_blocks 2 --block_sizes 8 --batch_sizes 3 \
+const ALL_FLAGS: &str = "--eval_data eval.txt --special_tokens --tokenizer_type corpus_bpe --vocab_size 260 --n_emb 16 --n_heads 4 --n_blocks 2 --block_sizes 8 --batch_sizes 3 --gradient_accumulation_steps 2 \
     --num_epochs 3 --max_steps 2 --learning_rates 2e-3 --weight_decays 0.5 --decay_all_parameters --grad_clip 0.5 \
     --lr_schedule cosine_warm_restarts --lr_schedule_unit step --warmup_steps 1 --cosine_final_lr 1e-5 \
     --cosine_T_max 4 --cosine_T_mult 2 --cosine_lr_restart_decay 0.5 --run_dir run --save_losses --save_checkpoint \
     --sample_tokens 3 --save_every 1 --max_skipped_steps 3";
-/// Every flag with an underscore that only a search that is halved takes, and what needs them.
+/// Every flag with an underscore that only successive halving takes.
 const SEARCHING: &str = "--search halving --halving_factor 2 --trials 2";
-/// The flag that keeps a run from being saved.
+/// The flag that turns off saving.
 const UNSAVED: &str = "--no_save";
 /// Every flag with an underscore that only a resumed run takes.
 const RESUMING: &str = "--resume run --skip_damaged";
@@ -32,7 +32,7 @@ fn both_spellings_of_a_flag_mean_the_same() {
     let snake = Place::new();
     let other = Place::new();
     [&snake, &other].into_iter().for_each(|place| place.write("eval.txt", plays().to_uppercase()));
-    // The text comes from one place, so that its path is recorded alike.
+    // Both use the same file, so that the recorded path is the same.
     let data = snake.path("plays.txt").display().to_string();
     let (first, more) = (
         format!("train --data '{data}' {ALL_FLAGS}"),
@@ -51,7 +51,7 @@ fn both_spellings_of_a_flag_mean_the_same() {
         let (own, data) = (path(place), path(&snake));
         let text = |content: Vec<u8>| String::from_utf8_lossy(&content).replace(&own, "").replace(&data, "");
         let files = place.names("").into_iter().zip(place.files("").into_values().map(text));
-        // Records tell the time.
+        // Metrics contain times.
         files.filter(|(name, _)| !name.ends_with("metrics.jsonl")).collect()
     };
     assert_eq!(relative(&snake), relative(&other));
@@ -59,7 +59,7 @@ fn both_spellings_of_a_flag_mean_the_same() {
 }
 
 #[test]
-fn auto_says_once_which_precision_it_took_and_why() {
+fn auto_reports_once_which_precision_it_chose_and_why() {
     let place = Place::new();
     let chosen = |line: &str| {
         let said = place.ok(line).stderr;
@@ -71,7 +71,7 @@ fn auto_says_once_which_precision_it_took_and_why() {
     let (precision, why) = line.split_once(": ").expect("a reason");
     assert_eq!(taken, json!(precision));
     assert!(why.contains("bf16"), "{line}");
-    // Nothing was chosen where it was given, nor where a run goes on.
+    // A given precision and a resumed run involve no choice.
     assert_eq!(chosen(&format!("{train} --precision f32 --run_dir given")), None);
     assert_eq!(chosen("train --resume auto --max_steps 3"), None);
     assert_eq!(place.json("auto/hyperparameters.json")["precision"], taken);
@@ -83,7 +83,7 @@ fn no_flag_is_missing_from_the_test_of_spellings() {
     // The examples below the list show both spellings.
     let list = help.split("Examples:").next().expect("a list of flags");
     let is_part = |c: char| c == '-' || c == '_' || c.is_ascii_alphanumeric();
-    // Second names have a test of their own.
+    // Aliases have their own test.
     let list: String = list
         .split("[alias")
         .enumerate()
@@ -100,7 +100,7 @@ fn no_flag_is_missing_from_the_test_of_spellings() {
 }
 
 #[test]
-fn a_capital_in_a_flag_may_be_small() {
+fn capital_letters_in_a_flag_may_be_lowercase() {
     let place = Place::new();
     place.ok(&format!("train {TINY} --max_steps 1 --cosine-t-max 3 --cosine_t_mult 2 --run_dir run"));
     let settings = place.json("run/hyperparameters.json");
@@ -126,7 +126,7 @@ fn a_flag_wins_over_a_config_file_over_a_preset_over_the_default() {
     for (key, value) in expected.as_object().expect("an object") {
         assert_eq!(settings[key], *value, "{key}");
     }
-    assert!(!place.path("runs").exists(), "the preset's run_dir gives way as well");
+    assert!(!place.path("runs").exists(), "the flag overrides the preset's run_dir too");
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn every_preset_runs_with_smaller_sizes() {
 }
 
 #[test]
-fn json_reports_are_one_object_a_line_and_nothing_else() {
+fn json_reports_are_one_object_per_line_and_nothing_else() {
     let place = Place::new();
     let ran = place.ok(&format!("train {TINY} --learning_rates 1e-3 1e-4 --json --sample_tokens 5"));
     let reports: Vec<serde_json::Value> =
@@ -180,10 +180,10 @@ fn the_names_that_other_programs_use_mean_the_same_as_flags_and_in_config_files(
             assert_eq!(settings[key], *value, "{run}: {key}");
         }
     }
-    // One setting under two names is a mistake, not a choice.
+    // Setting one value under two names is a mistake.
     place.write("twice.toml", "lr = 2e-3\nlearning_rates = 1e-3\n");
     let ran = place.run(&format!("train {model} --config twice.toml"));
-    assert!(ran.code == Some(2) && ran.stderr.contains("duplicate field"), "{}", ran.stderr);
+    assert!(ran.code == Some(2) && ran.stderr.contains("learning_rates is set twice"), "{}", ran.stderr);
 }
 
 #[test]

@@ -1,20 +1,20 @@
-//! Every mistake is answered by one line that names the culprit and the way out, and costs nothing.
+//! Every mistake is reported in one line: what is wrong and how to fix it. No file changes.
 
 mod resuming;
 mod tokenizers;
 
 use crate::place::{Place, Ran, TINY, plays};
 
-/// Wrong usage: the line as typed cannot be carried out, whatever the files are.
+/// Wrong usage: the command cannot work, whatever the files are.
 pub(crate) const USAGE: i32 = 2;
-/// A file, a directory or a text is not as needed.
+/// A file, a directory or a text is unusable.
 pub(crate) const FAILURE: i32 = 1;
 
-/// A short text for every line: were it not refused, it would not train for hours.
+/// A short text, so that a command that is accepted by mistake does not train for hours.
 const DATA: &str = "--data plays.txt";
 
-/// Runs a line that must be refused: one line on stderr that says all of `expected`, this exit code, nothing on
-/// stdout, and every file as it was.
+/// Runs a command that must be refused: this exit code, one line on stderr that contains all of `expected`, nothing on
+/// stdout, and all files unchanged.
 #[track_caller]
 pub(crate) fn check_refused(place: &Place, line: &str, code: i32, expected: &[&str]) -> Ran {
     let before = place.files("");
@@ -30,7 +30,7 @@ pub(crate) fn check_refused(place: &Place, line: &str, code: i32, expected: &[&s
     ran
 }
 
-/// [`check_refused`] for a table of lines; `{TINY}` stands for the flags of a tiny run, `{DATA}` for its text.
+/// [`check_refused`] for a table of commands. `{TINY}` stands for the flags of a tiny run, `{DATA}` for its text.
 #[track_caller]
 pub(crate) fn check_all(place: &Place, mistakes: &[(&str, i32, &[&str])]) {
     for (line, code, expected) in mistakes {
@@ -60,8 +60,8 @@ fn texts_that_cannot_be_trained_on() {
     check_all(&place, mistakes);
 }
 
-/// A text too short for blocks of 64 is refused with the largest block that fits; `largest` does fit, and the
-/// next does not.
+/// Checks that a text too short for blocks of 64 is refused, with the largest block that fits: `largest` fits, the next
+/// size does not.
 fn check_too_short(split: &str, text: &str, largest: usize) {
     let place = Place::new();
     place.write("short.txt", text);
@@ -72,7 +72,7 @@ fn check_too_short(split: &str, text: &str, largest: usize) {
         )
     };
     let tokens = format!("{} tokens", text.len());
-    let way_out = format!("the largest that fits is --block_sizes {largest}");
+    let way_out = format!("the largest that fits is `--block_sizes {largest}`");
     for size in [64, largest + 1] {
         check_refused(&place, &line(size), USAGE, &["--block_sizes", &size.to_string(), &tokens, &way_out]);
     }
@@ -88,20 +88,20 @@ fn texts_shorter_than_two_blocks() {
     place.write("short.txt", "a");
     let line = "train --run_dir x --data short.txt";
     check_refused(&place, line, USAGE, &["--block_sizes", "1 tokens", "give a longer text"]);
-    // One size of a sweep suffices.
+    // One size of a sweep is enough.
     let sweep = TINY.replace("--block_sizes 16", "--block_sizes 16 600");
-    check_refused(&place, &format!("train {sweep} --run_dir x"), USAGE, &["600", "--block_sizes 499"]);
+    check_refused(&place, &format!("train {sweep} --run_dir x"), USAGE, &["600", "`--block_sizes 499`"]);
 }
 
 #[test]
 fn numbers_out_of_range() {
     let place = Place::new();
     let sizes = ["n_emb", "n_heads", "n_blocks", "block_sizes", "batch_sizes", "num_epochs", "max_steps"];
-    let counts = ["cosine_T_max", "cosine_T_mult", "threads"];
+    let counts = ["cosine_T_max", "cosine_T_mult"];
     for flag in sizes.iter().chain(&counts) {
         let flag = format!("--{flag}");
         let line = |value: &str| format!("train {DATA} --run_dir x {flag} {value}");
-        check_refused(&place, &line("0"), USAGE, &[&flag, "0 is", "give a"]);
+        check_refused(&place, &line("0"), USAGE, &[&format!("`{flag} 0` is out of range; use")]);
         for value in ["-3", "2.5", "many", "9223372036854775808"] {
             check_refused(&place, &line(value), USAGE, &[&flag, value, "give a whole number"]);
         }
@@ -119,23 +119,33 @@ fn numbers_out_of_range() {
         (
             "train {DATA} --run_dir x --learning_rates 0",
             USAGE,
-            &["--learning_rates", "must be greater than 0"],
+            &["`--learning_rates 0` is out of range; use a number greater than 0"],
         ),
-        ("train {DATA} --run_dir x --dropouts 1", USAGE, &["--dropouts", "1 is outside [0, 1)"]),
-        ("train {DATA} --run_dir x --dropouts 0.1 1.5", USAGE, &["--dropouts", "1.5 is outside [0, 1)"]),
-        ("train {DATA} --run_dir x --beta2 1", USAGE, &["--beta2", "1 is outside [0, 1)", "0.99"]),
+        ("train {DATA} --run_dir x --dropouts 1", USAGE, &["`--dropouts 1` is out of range", "in [0, 1)"]),
+        ("train {DATA} --run_dir x --dropouts 0.1 1.5", USAGE, &["`--dropouts 1.5` is out of range"]),
+        ("train {DATA} --run_dir x --beta2 1", USAGE, &["`--beta2 1` is out of range", "in [0, 1)"]),
         ("train {DATA} --run_dir x --seed -1", USAGE, &["--seed", "'-1'", "give a whole number"]),
-        ("train {DATA} --run_dir x --grad_clip -1", USAGE, &["--grad_clip", "must be 0 or more, not -1"]),
+        (
+            "train {DATA} --run_dir x --grad_clip -1",
+            USAGE,
+            &["`--grad_clip -1` is out of range", "of at least 0"],
+        ),
         ("generate x --temperature -.5", USAGE, &["temperature", "-0.5"]),
+        ("train {DATA} --threads 0", USAGE, &["`--threads 0` is out of range; use at least 1"]),
+        ("train {DATA} --threads -3", USAGE, &["--threads", "'-3'", "give a whole number"]),
         ("serve . --port 80000", USAGE, &["--port", "'80000'", "give a whole number from 0 to 65535"]),
         ("train {DATA} --run_dir x --lr 1e-3,much", USAGE, &["'much'", "give a number such as 0.2"]),
         ("train {DATA} --run_dir --overwrite", USAGE, &["--run_dir <DIR>", "value is required"]),
-        ("train {DATA} --run_dir x --n_emb 9999999", USAGE, &["--n_emb", "9999999 is not a size", "1048576"]),
+        (
+            "train {DATA} --run_dir x --n_emb 9999999",
+            USAGE,
+            &["`--n_emb 9999999` is out of range", "1048576"],
+        ),
         ("train {DATA} --run_dir x --n_emb 300000", USAGE, &["--n_emb", "300000", "parameters", "give less"]),
         (
             "train {DATA} --run_dir x --n_emb 16 --n_heads 3",
             USAGE,
-            &["--n_heads", "--n_emb 16 is not divisible by 3", "1, 2, 4, 8, 16"],
+            &["error: `--n_emb 16` is not divisible by `--n_heads 3`; use 15 or 18"],
         ),
     ];
     check_all(&place, mistakes);
@@ -180,12 +190,16 @@ fn names_that_do_not_exist() {
 #[test]
 fn flags_that_need_another() {
     let mistakes: &[(&str, i32, &[&str])] = &[
-        ("train {TINY} --no_save --save_losses", USAGE, &["--no_save saves nothing", "--save_losses out"]),
-        ("train {TINY} --no_save --save_checkpoint", USAGE, &["--no_save", "--save_checkpoint out"]),
-        ("train {TINY} --no_save --run_dir x", USAGE, &["--no_save", "--run_dir out"]),
-        ("train {TINY} --no_save --save_every 3", USAGE, &["--no_save", "--save_every out"]),
-        ("train {TINY} --no_save --tensorboard", USAGE, &["--no_save", "--tensorboard out"]),
-        ("train {TINY} --no_save --keep all", USAGE, &["--no_save", "--keep out"]),
+        (
+            "train {TINY} --no_save --save_losses",
+            USAGE,
+            &["--no_save contradicts --save_losses", "leave one"],
+        ),
+        ("train {TINY} --no_save --save_checkpoint", USAGE, &["--no_save contradicts --save_checkpoint"]),
+        ("train {TINY} --no_save --run_dir x", USAGE, &["--no_save contradicts --run_dir"]),
+        ("train {TINY} --no_save --save_every 3", USAGE, &["--no_save contradicts --save_every"]),
+        ("train {TINY} --no_save --tensorboard", USAGE, &["--no_save contradicts --tensorboard"]),
+        ("train {TINY} --no_save --keep all", USAGE, &["--no_save contradicts --keep"]),
         ("train --resume run --no_save", USAGE, &["--no_save", "--resume"]),
         (
             "train {TINY} --from_checkpoint",
@@ -249,7 +263,7 @@ fn config_files_that_cannot_be_used() {
             USAGE,
             &["name.toml, line 1", "unknown schedule", "mean 'cosine'?"],
         ),
-        ("train --data plays.txt --config range.toml", USAGE, &["--dropouts", "1 is outside [0, 1)"]),
+        ("train --data plays.txt --config range.toml", USAGE, &["`--dropouts 1` is out of range"]),
     ];
     check_all(&place, mistakes);
 }
@@ -288,10 +302,10 @@ fn checkpoints_that_cannot_be_continued() {
         (
             format!("{run} 2 --n_emb 32 --run_dir x"),
             FAILURE,
-            &["run/checkpoint_2", "--n_emb is 16", "32 was asked", "give 16"],
+            &["run/checkpoint_2", "`--n_emb` is 16", "32 was asked", "give 16"],
         ),
-        (format!("{run} 2 --block_sizes 8"), FAILURE, &["--block_sizes is 16", "give 16"]),
-        (format!("{run} 2 --n_heads 4"), FAILURE, &["--n_heads is 2", "give 2"]),
+        (format!("{run} 2 --block_sizes 8"), FAILURE, &["`--block_sizes` is 16", "give 16"]),
+        (format!("{run} 2 --n_heads 4"), FAILURE, &["`--n_heads` is 2", "give 2"]),
         (format!("{run} 2 --seed 3"), USAGE, &["--seed", "run has 1337", "leave the flag out"]),
         (format!("{run} 2 --split contiguous"), USAGE, &["--split", "run has blocks", "leave the flag out"]),
         (
@@ -304,7 +318,7 @@ fn checkpoints_that_cannot_be_continued() {
             USAGE,
             &["--tokenizer_type", "has chrs", "leave the flag out"],
         ),
-        (format!("{run} 2 --max_steps 26"), USAGE, &["--max_steps", "has taken 26", "give more than 26"]),
+        (format!("{run} 2 --max_steps 26"), USAGE, &["`--max_steps 26`", "has taken 26", "use more than 26"]),
         (
             format!("{run} 1 --run_dir run"),
             FAILURE,
@@ -317,7 +331,7 @@ fn checkpoints_that_cannot_be_continued() {
 }
 
 #[test]
-fn a_damaged_checkpoint_costs_nothing_even_when_overwriting() {
+fn a_damaged_checkpoint_overwrites_nothing() {
     let place = place_with_run();
     place.ok(&format!("train {TINY} --save_losses --run_dir old"));
     let line = "train --from_checkpoint --from_checkpoint_run_dir run --from_checkpoint_step 2 --overwrite";
@@ -365,10 +379,10 @@ fn models_that_cannot_be_used() {
         ("generate bare", FAILURE, &["bare: holds no checkpoint", "they were removed"]),
         ("generate bare --best_eval_loss_model", FAILURE, &["bare: has no losses.json", "--checkpoint_step"]),
         ("generate search --checkpoint_step 1", USAGE, &["search is a sweep", "one of its runs"]),
-        ("generate run --temperature -1", USAGE, &["--temperature", "must be 0", "not -1"]),
+        ("generate run --temperature -1", USAGE, &["--temperature", "must be at least 0, not -1"]),
         ("generate run --top_k 0", USAGE, &["--top_k", "at least 1"]),
-        ("generate run --top_p 2", USAGE, &["--top_p", "2 is outside (0, 1]"]),
-        ("generate run --min_p 2", USAGE, &["--min_p", "2 is outside [0, 1]"]),
+        ("generate run --top_p 2", USAGE, &["--top_p", "must be greater than 0 and at most 1, not 2"]),
+        ("generate run --min_p 2", USAGE, &["--min_p", "must be between 0 and 1, not 2"]),
         (
             "generate run --repetition_penalty 0",
             USAGE,
@@ -385,7 +399,7 @@ fn models_that_cannot_be_used() {
             &["--all_checkpoints", "--checkpoint_step"],
         ),
         ("generate run --write_to_file ../x", USAGE, &["--write_to_file", "../x", "without directories"]),
-        ("generate run --threads 0", USAGE, &["--threads", "at least 1"]),
+        ("generate run --threads 0", USAGE, &["`--threads 0`", "at least 1"]),
         (
             "generate run --checkpoint_step 1 --best_eval_loss_model",
             USAGE,
@@ -400,8 +414,12 @@ fn models_that_cannot_be_used() {
         ("runs none", FAILURE, &["none: does not exist"]),
         ("runs", USAGE, &["no directory runs/", "give the directory of a run"]),
         ("runs empty", FAILURE, &["not a run"]),
-        ("bench step --emb 10 --heads 3", USAGE, &["10 is not divisible by 3 heads", "1, 2, 5, 10"]),
-        ("bench step --vocab 0", USAGE, &["vocab", "0 is not a size"]),
+        (
+            "bench step --emb 10 --heads 3",
+            USAGE,
+            &["`--emb 10` is not divisible by `--heads 3`; use 9 or 12"],
+        ),
+        ("bench step --vocab 0", USAGE, &["`--vocab 0` is out of range"]),
         ("bench step --batch 0", USAGE, &["--batch", "at least 1"]),
         ("bench step --steps 0", USAGE, &["--steps", "at least 1"]),
     ];
@@ -409,7 +427,7 @@ fn models_that_cannot_be_used() {
 }
 
 #[test]
-fn a_cause_is_told_once() {
+fn a_cause_is_reported_once() {
     let place = Place::new();
     for line in ["plot plays.txt".to_owned(), format!("train {TINY} --run_dir plays.txt/x")] {
         let told = place.run(&line).stderr;
@@ -422,7 +440,7 @@ fn a_cause_is_told_once() {
 #[test]
 fn a_loss_that_is_not_finite_ends_the_run_with_advice() {
     let place = Place::new();
-    // Epochs without end: their steps must not overflow either.
+    // The number of steps of this many epochs must not overflow.
     let line = TINY.replace("--num_epochs 2", "--num_epochs 9223372036854775807");
     let ran = place.run(&format!("train {line} --learning_rates 1e30"));
     assert_eq!(ran.code, Some(FAILURE), "{}", ran.stderr);
@@ -431,8 +449,8 @@ fn a_loss_that_is_not_finite_ends_the_run_with_advice() {
         "error: training diverged: 10 losses",
         "at step 11",
         "1.000e30",
-        "lower --learning_rates",
-        "--grad_clip",
+        "lower `--learning_rates`",
+        "`--grad_clip`",
     ] {
         assert!(last.contains(part), "lacks '{part}': {last}");
     }

@@ -157,5 +157,9 @@ fn a_run_that_fails_is_recorded_and_the_others_go_on() {
     let all =
         place.run(&format!("train {MODEL} --block_sizes 16 --batch_sizes 4 --learning_rates 1e30 2e30"));
     assert_eq!(all.code, Some(1));
-    assert!(all.stderr.contains("every run has failed, the first so: training diverged"), "{}", all.stderr);
+    assert!(
+        all.stderr.contains("every run has failed; the first error: training diverged"),
+        "{}",
+        all.stderr
+    );
 }

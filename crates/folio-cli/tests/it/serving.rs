@@ -130,7 +130,7 @@ fn a_path_to_a_checkpoint_sets_the_default_model() {
     for (path, epoch) in [("run", best), ("run/best", best), ("run/latest", 2), ("run/checkpoint_1", 1)] {
         let server = start(&place, &format!("serve {path} --port 0"));
         let (address, what) = announced(&server);
-        assert!(what.starts_with(&format!("run is run/checkpoint_{epoch}")), "serve {path}: {what}");
+        assert!(what.starts_with(&format!("model run: run/checkpoint_{epoch}")), "serve {path}: {what}");
         let models: Value = get(&address, "/api/models");
         let default = &models["models"][0];
         let told = (&default["id"], &default["epoch"], &default["is_default"]);

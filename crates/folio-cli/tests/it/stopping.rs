@@ -168,7 +168,7 @@ fn a_run_that_only_writes_to_a_directory_goes_on_too() {
     assert_eq!(place.link("run/latest"), format!("step_{step}"));
     // A million epochs are not its settings' only possible end.
     let ran = place.ok(&format!("train --resume run --num_epochs {}", epoch.as_u64().expect("a number") + 1));
-    assert!(ran.stderr.contains(&format!("run goes on from step_{step}")), "{}", ran.stderr);
+    assert!(ran.stderr.contains(&format!("run resumes from step_{step}")), "{}", ran.stderr);
     assert_eq!(place.json("run/status.json")["state"], "finished");
     assert!(!place.path(&format!("run/step_{step}")).exists(), "the epoch's checkpoint takes its place");
 }

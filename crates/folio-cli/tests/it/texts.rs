@@ -204,7 +204,7 @@ fn with_a_text_to_evaluate_on_all_of_the_other_trains() {
     place.ok("eval run --eval_data moved.txt");
     // A text that has changed under its name was not given as a different one.
     let line = format!("{} --num_epochs 1 --run_dir x", from("run", 2));
-    check_refused(&place, &line, "", USAGE, &["--eval_data", "must stay apart"]);
+    check_refused(&place, &line, "", USAGE, &["--eval_data", "must not mix"]);
 }
 
 #[test]
@@ -243,7 +243,7 @@ fn any_text_can_be_evaluated() {
     // Shorter than a block.
     assert_eq!(json("eval run --data short.txt --json")["tokens"], json!(4));
     let ran = place.ok("eval run --data plays.txt");
-    assert!(ran.stderr.contains("the text that the model was trained on"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("the model was trained on this text"), "{}", ran.stderr);
     let own = json("eval run --json");
     assert_eq!(json("eval run --data plays.txt --split eval --json"), own);
     check_refused(
@@ -304,15 +304,15 @@ fn a_model_goes_on_with_another_text() {
     // An edited copy would be evaluated on what the model was trained on.
     place.write("edited.txt", plays() + "One more line.\n");
     let edited = format!("{} --data edited.txt --num_epochs 1 --run_dir x", from("run", 2));
-    check_refused(&place, &edited, "", FAILURE, &["edited.txt", "has text in common", "--eval_data"]);
+    check_refused(&place, &edited, "", FAILURE, &["edited.txt", "shares text with", "--eval_data"]);
     place.write("apart.txt", reversed());
     place.ok(&format!("{edited} --eval_data apart.txt"));
     // A text that has changed under its name is no other text.
     place.write("plays.txt", reversed());
     let same_name = format!("{} --data plays.txt --num_epochs 1 --run_dir y", from("run", 2));
-    check_refused(&place, &same_name, "", FAILURE, &["plays.txt", "has text in common"]);
+    check_refused(&place, &same_name, "", FAILURE, &["plays.txt", "shares text with"]);
     let line = format!("{} --num_epochs 1 --run_dir x", from("run", 2));
-    check_refused(&place, &line, "", USAGE, &["--data", "must stay apart"]);
+    check_refused(&place, &line, "", USAGE, &["--data", "must not mix"]);
 }
 
 #[test]

@@ -21,12 +21,12 @@ fn written(name: &str, prompt: &str, request: Request) -> (String, Vec<f32>) {
     let checkpoint = run.open_checkpoint(CheckpointName::Epoch(epoch)).expect("a checkpoint");
     let format = WeightFormat::of(run.settings().expect("settings").precision);
     let config = checkpoint.state().identity.model;
-    let predictor = InferenceModel::new(config, format, &checkpoint.parameters().expect("weights"));
+    let model = InferenceModel::new(config, format, &checkpoint.parameters().expect("weights"));
     let prompt = tokenizer.encode(prompt).expect("known characters");
     let (mut text, mut logprobs) = (String::new(), Vec::new());
-    let mut generator = Generator::new(Arc::new(predictor), tokenizer);
+    let mut generator = Generator::new(Arc::new(model), tokenizer);
     let request = Request { prompt, logprobs: Some(0), past_context: PastContext::Rolling, ..request };
-    let result = generator.write(request, |sampled| {
+    let result = generator.generate(request, |sampled| {
         text += sampled.text;
         logprobs.extend(sampled.logprob);
     });

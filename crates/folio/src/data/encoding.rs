@@ -60,7 +60,7 @@ impl Encoding<'_> {
         }
         let reason = "the tokenizer has no special tokens: leave the flag out, or take bpe, corpus_bpe or a \
                       tokenizer.json that has some";
-        Err(Error::setting("--special_tokens", reason))
+        Err(Error::setting("special_tokens", reason))
     }
 
     /// Appends the tokens of a range of a text, document by document. Between two documents stands the separator.
@@ -209,7 +209,7 @@ mod tests {
         let chars = Tokenizer::chars("abc");
         let encoding = Encoding { tokenizer: &chars, special_tokens: true };
         let message = encoding.check().unwrap_err().to_string();
-        assert!(message.starts_with("--special_tokens: the tokenizer has no special tokens"), "{message}");
+        assert!(message.starts_with("special_tokens: the tokenizer has no special tokens"), "{message}");
     }
 
     #[test]

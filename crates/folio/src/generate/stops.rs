@@ -1,21 +1,21 @@
-//! Where a text stops: nothing is told that a stop string may begin with.
+//! Stop strings. Text that may be the beginning of a stop string is held back.
 
-/// The end of a text, held back as long as it may be the beginning of a stop string.
+/// Finds stop strings in a stream of text.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Stops {
     stops: Vec<String>,
     held: String,
-    /// Bytes at the head of `held` that are certain.
+    /// Bytes at the start of `held` that cannot be part of a stop string.
     certain: usize,
 }
 
 impl Stops {
-    /// Stops before the first of these, none of which is empty.
+    /// Stops before the first of these strings, none of which may be empty.
     pub(super) fn new(stops: Vec<String>) -> Self {
         Self { stops, ..Self::default() }
     }
 
-    /// Takes what `add` appends. Returns whether the text ends; what it ends with is then certain.
+    /// Appends text. Returns whether a stop string was found; the text before it is then released.
     pub(super) fn push(&mut self, add: impl FnOnce(&mut String)) -> bool {
         self.held.drain(..self.certain);
         add(&mut self.held);
@@ -23,24 +23,24 @@ impl Stops {
         if let Some(found) = found {
             self.held.truncate(found);
         }
-        let uncertain = if found.is_some() { 0 } else { self.begun() };
+        let uncertain = if found.is_some() { 0 } else { self.partial_match_len() };
         self.certain = self.held.len() - uncertain;
         found.is_some()
     }
 
-    /// Takes the rest of the text; all of it is certain now.
+    /// Appends the rest of the text and releases all of it.
     pub(super) fn end(&mut self, rest: &str) {
         self.held.push_str(rest);
         self.certain = self.held.len();
     }
 
-    /// What became certain with the last call.
+    /// The text that the last call released.
     pub(super) fn text(&self) -> &str {
         &self.held[..self.certain]
     }
 
-    /// Bytes at the end that begin a stop string: of several such ends the longest.
-    fn begun(&self) -> usize {
+    /// The length of the longest suffix that begins a stop string.
+    fn partial_match_len(&self) -> usize {
         let held = self.held.as_bytes();
         let longest = |stop: &String| {
             let most = held.len().min(stop.len() - 1);
@@ -54,9 +54,9 @@ impl Stops {
 mod tests {
     use super::*;
 
-    /// What is told after each piece, and what at the end.
+    /// Checks the text released after each piece. The last piece is followed by the end of the text.
     #[track_caller]
-    fn check(stops: &[&str], pieces: &[&str], told: &[&str], stopped: bool) {
+    fn check(stops: &[&str], pieces: &[&str], want: &[&str], stopped: bool) {
         let mut text = Stops::new(stops.iter().map(|&stop| stop.to_owned()).collect());
         let mut ended = false;
         let mut got = Vec::new();
@@ -67,14 +67,13 @@ mod tests {
         }
         if !ended {
             text.end("");
-            // What the last piece made certain is told with the end.
             *got.last_mut().expect("a piece") = text.text().to_owned();
         }
-        assert_eq!((got.iter().map(String::as_str).collect::<Vec<_>>(), ended), (told.to_vec(), stopped));
+        assert_eq!((got.iter().map(String::as_str).collect::<Vec<_>>(), ended), (want.to_vec(), stopped));
     }
 
     #[test]
-    fn nothing_of_a_stop_string_is_told() {
+    fn stop_strings_are_held_back() {
         check(&[], &["a", "bc"], &["a", "bc"], false);
         check(&["\n\n"], &["a\n", "b\n", "\nc"], &["a", "\nb", ""], true);
         check(&["\n\n"], &["a\n", "b"], &["a", "\nb"], false);

@@ -23,7 +23,7 @@ pub struct ModelConfig {
 
 impl ModelConfig {
     /// Larger sizes are rejected as mistakes or damage. GPT-2 XL has 1,600 channels, 48 blocks and 1,024 tokens.
-    const LARGEST: usize = 1 << 20;
+    pub(crate) const LARGEST: usize = 1 << 20;
 
     /// Models with more parameters are rejected too: at sixteen bytes per parameter they need 64 GiB.
     const MOST_PARAMETERS: u128 = 1 << 32;
@@ -53,14 +53,15 @@ impl ModelConfig {
     pub fn validate(&self) -> Result<()> {
         let sizes = [
             ("vocab_size", self.vocab_size),
-            ("--n_blocks", self.n_blocks),
-            ("--n_emb", self.n_emb),
-            ("--n_heads", self.n_heads),
-            ("--block_sizes", self.block_size),
+            ("n_blocks", self.n_blocks),
+            ("n_emb", self.n_emb),
+            ("n_heads", self.n_heads),
+            ("block_size", self.block_size),
         ];
         for (name, size) in sizes {
             if size == 0 || size > Self::LARGEST {
-                let reason = format!("{size} is not a size: give a whole number from 1 to {}", Self::LARGEST);
+                let reason =
+                    format!("`{name} {size}` is out of range; use an integer from 1 to {}", Self::LARGEST);
                 return Err(Error::setting(name, reason));
             }
         }
@@ -73,23 +74,19 @@ impl ModelConfig {
             );
             // Blames the depth if a single block would be small enough.
             let one_block = Self { n_blocks: 1, ..*self };
-            let setting = if one_block.matrix_elements() > most { "--n_emb" } else { "--n_blocks" };
+            let setting = if one_block.matrix_elements() > most { "n_emb" } else { "n_blocks" };
             return Err(Error::setting(setting, reason));
         }
         if !self.n_emb.is_multiple_of(self.n_heads) {
-            let heads: Vec<String> = (1..=self.n_emb.min(32))
-                .filter(|heads| self.n_emb.is_multiple_of(*heads))
-                .map(|heads| heads.to_string())
-                .collect();
-            let (width, given) = (self.n_emb, self.n_heads);
-            return Err(Error::setting(
-                "--n_heads",
-                format!("--n_emb {width} is not divisible by {given} heads: {} would do", heads.join(", ")),
-            ));
+            let (width, heads) = (self.n_emb, self.n_heads);
+            let below = width / heads * heads;
+            let near = if below == 0 { heads.to_string() } else { format!("{below} or {}", below + heads) };
+            let reason = format!("`n_emb {width}` is not divisible by `n_heads {heads}`; use {near}");
+            return Err(Error::setting("n_emb", reason));
         }
         if !(0.0..1.0).contains(&self.dropout) {
-            let reason = format!("{} is outside [0, 1): 0 drops nothing, 0.2 a fifth", self.dropout);
-            return Err(Error::setting("--dropouts", reason));
+            let reason = format!("`dropout {}` is out of range; use a number in [0, 1)", self.dropout);
+            return Err(Error::setting("dropout", reason));
         }
         Ok(())
     }

@@ -1,16 +1,12 @@
 //! The number format of a model's activations and matmuls.
 
-use std::str::FromStr;
-
-use serde::{Deserialize, Serialize};
-
 use super::ModelConfig;
 use crate::error::{Error, Result};
+use crate::named_enum;
 
 /// The number format that a model computes in. Weights, their gradients, AdamW, LayerNorm, softmax, the residual stream, the
 /// loss and every sum are f32 in both.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
     /// Matmuls and activations in f32.
     #[default]
@@ -28,24 +24,17 @@ impl Precision {
         let head_size = config.head_size();
         if self == Self::Bf16 && !head_size.is_multiple_of(2) {
             let reason =
-                format!("bf16 needs heads of even size, not {head_size}: take f32 or another --n_emb");
-            return Err(Error::setting("--precision", reason));
+                format!("bf16 needs heads of even size, not {head_size}: take f32 or another `n_emb`");
+            return Err(Error::setting("precision", reason));
         }
         Ok(())
     }
-
-    /// `f32` or `bf16`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-        }
-    }
 }
 
+named_enum!(Precision, "precision", { F32 => "f32", Bf16 => "bf16" });
+
 /// A precision, or the faster one of the device ([`resolve_precision`](super::resolve_precision)).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PrecisionChoice {
     /// The faster on this machine.
     #[default]
@@ -65,23 +54,4 @@ impl From<Precision> for PrecisionChoice {
     }
 }
 
-impl TryFrom<String> for PrecisionChoice {
-    type Error = Error;
-
-    fn try_from(name: String) -> Result<Self> {
-        name.parse()
-    }
-}
-
-impl FromStr for PrecisionChoice {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "auto" => Ok(Self::Auto),
-            "f32" => Ok(Self::F32),
-            "bf16" => Ok(Self::Bf16),
-            _ => Err(Error::unknown_name("precision", name, &["auto", "f32", "bf16"])),
-        }
-    }
-}
+named_enum!(PrecisionChoice, "precision", { Auto => "auto", F32 => "f32", Bf16 => "bf16" });

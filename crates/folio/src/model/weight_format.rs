@@ -1,9 +1,8 @@
 //! The number format of the weights of inference.
 
-use std::str::FromStr;
-
 use super::{ModelConfig, Precision};
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::named_enum;
 
 /// The number format of the weights of an [`InferenceModel`](super::InferenceModel).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,15 +34,6 @@ impl WeightFormat {
         }
     }
 
-    /// `f32`, `bf16` or `int8`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-            Self::Int8 => "int8",
-        }
-    }
-
     /// Checks that a model can be computed in this format.
     ///
     /// # Errors
@@ -53,15 +43,4 @@ impl WeightFormat {
     }
 }
 
-impl FromStr for WeightFormat {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "f32" => Ok(Self::F32),
-            "bf16" => Ok(Self::Bf16),
-            "int8" => Ok(Self::Int8),
-            _ => Err(Error::unknown_name("precision", name, &["f32", "bf16", "int8"])),
-        }
-    }
-}
+named_enum!(WeightFormat, "precision", { F32 => "f32", Bf16 => "bf16", Int8 => "int8" });

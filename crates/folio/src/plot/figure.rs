@@ -7,7 +7,7 @@ use plotters::style::{RGBColor, WHITE};
 
 use super::picture::{LEGEND_RUNS_MAX, Picture, Point, Run, clean_text, loss_text, loss_tick, rate_tick};
 use super::picture::{step_tick, ticks};
-use super::sheet::{Anchor, Drawn, Figure, HEIGHT, Lettering, Sheet, Spot, WIDTH, crisp};
+use super::sheet::{Anchor, DrawResult, Figure, HEIGHT, Lettering, Sheet, Spot, WIDTH, crisp};
 
 const MARGIN: f64 = 28.0;
 const TITLE_HEIGHT: f64 = 62.0;
@@ -155,7 +155,7 @@ impl<'a> CurvesFigure<'a> {
 }
 
 impl Figure for CurvesFigure<'_> {
-    fn draw<DB: DrawingBackend>(&self, sheet: &Sheet<DB>) -> Drawn<(), DB> {
+    fn draw<DB: DrawingBackend>(&self, sheet: &Sheet<DB>) -> DrawResult<(), DB> {
         let rows = self.legend();
         let right = f64::from(WIDTH) - MARGIN;
         let legend_width = legend_width(sheet, &rows)?;
@@ -183,7 +183,7 @@ impl Figure for CurvesFigure<'_> {
 
 impl CurvesFigure<'_> {
     /// The best run is drawn last, above the others, and all eval losses above all train losses.
-    fn draw_losses<DB: DrawingBackend>(&self, sheet: &Sheet<DB>, panel: &Panel) -> Drawn<(), DB> {
+    fn draw_losses<DB: DrawingBackend>(&self, sheet: &Sheet<DB>, panel: &Panel) -> DrawResult<(), DB> {
         let worst_first = || self.picture.runs.iter().enumerate().rev();
         for (rank, run) in worst_first() {
             let color = self.hue(rank).train;
@@ -226,7 +226,7 @@ impl Panel {
         name: &str,
         ticks_len: usize,
         tick_text: fn(f64, f64) -> String,
-    ) -> Drawn<(), DB> {
+    ) -> DrawResult<(), DB> {
         let lettering = |size, anchor| Lettering { size, color: INK, anchor };
         let (step_ticks, _) = ticks(&self.steps, 8, 1.0);
         for step in step_ticks {
@@ -260,7 +260,7 @@ impl Panel {
         points: &[Point],
         color: RGBColor,
         width: f64,
-    ) -> Drawn<(), DB> {
+    ) -> DrawResult<(), DB> {
         let spots: Vec<Spot> = points.iter().map(|&point| self.spot(point)).collect();
         let mut stroke: Vec<Spot> = Vec::new();
         for pair in spots.windows(2) {
@@ -307,7 +307,7 @@ fn clipped([start, end]: [Spot; 2], [top, bottom]: [f64; 2]) -> Option<[Spot; 2]
 
 const LEGEND_LETTERING: Lettering = Lettering { size: 15.0, color: INK, anchor: Anchor::Left };
 
-fn legend_width<DB: DrawingBackend>(sheet: &Sheet<DB>, rows: &[LegendRow]) -> Drawn<f64, DB> {
+fn legend_width<DB: DrawingBackend>(sheet: &Sheet<DB>, rows: &[LegendRow]) -> DrawResult<f64, DB> {
     let mut width = 0.0f64;
     for row in rows {
         width = width.max(sheet.text_width(&row.text, LEGEND_LETTERING)?);
@@ -319,7 +319,11 @@ fn legend_bottom(panel: &Panel, rows: &[LegendRow]) -> f64 {
     panel.top + rows.len() as f64 * LEGEND_ROW_HEIGHT + 2.0 * LEGEND_PADDING
 }
 
-fn draw_legend<DB: DrawingBackend>(sheet: &Sheet<DB>, rows: &[LegendRow], corner: Spot) -> Drawn<(), DB> {
+fn draw_legend<DB: DrawingBackend>(
+    sheet: &Sheet<DB>,
+    rows: &[LegendRow],
+    corner: Spot,
+) -> DrawResult<(), DB> {
     let left = corner.0 + LEGEND_PADDING;
     // Over the grid.
     let height = rows.len() as f64 * LEGEND_ROW_HEIGHT;

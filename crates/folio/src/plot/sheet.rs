@@ -31,7 +31,7 @@ const SCALE: u32 = 3;
 const FONT_FAMILY: &str = "sans-serif";
 
 /// What drawing on the backend `DB` comes to.
-pub(super) type Drawn<T, DB> =
+pub(super) type DrawResult<T, DB> =
     std::result::Result<T, DrawingAreaErrorKind<<DB as DrawingBackend>::ErrorType>>;
 
 /// A position in the figure.
@@ -76,14 +76,14 @@ enum Medium {
 const PIXEL_TEXT_RISE: f64 = 0.3 - (0.5 - 0.5 / 1.24);
 
 impl<DB: DrawingBackend> Sheet<DB> {
-    fn new(backend: DB, medium: Medium) -> Drawn<Self, DB> {
+    fn new(backend: DB, medium: Medium) -> DrawResult<Self, DB> {
         register_embedded_font();
         let area = backend.into_drawing_area();
         area.fill(&WHITE)?;
         Ok(Self { area, medium })
     }
 
-    pub(super) fn line(&self, spots: &[Spot], color: RGBColor, width: f64) -> Drawn<(), DB> {
+    pub(super) fn line(&self, spots: &[Spot], color: RGBColor, width: f64) -> DrawResult<(), DB> {
         if spots.len() < 2 {
             return Ok(());
         }
@@ -96,7 +96,7 @@ impl<DB: DrawingBackend> Sheet<DB> {
 
     /// A straight line of pixels with round ends. The bitmap of plotters would make one polygon of a whole line, whose
     /// sharp turns grow horns.
-    fn stroke(&self, [start, end]: [Pixel; 2], color: RGBColor, width: f64) -> Drawn<(), DB> {
+    fn stroke(&self, [start, end]: [Pixel; 2], color: RGBColor, width: f64) -> DrawResult<(), DB> {
         let radius = width * f64::from(SCALE) / 2.0;
         let (dx, dy) = (f64::from(end.0 - start.0), f64::from(end.1 - start.1));
         // Of the way from start to end, the share at which the line is nearest to a pixel.
@@ -129,18 +129,18 @@ impl<DB: DrawingBackend> Sheet<DB> {
     }
 
     /// A disc with a white rim, so that it stands out from its own line.
-    pub(super) fn dot(&self, center: Spot, color: RGBColor, radius: f64) -> Drawn<(), DB> {
+    pub(super) fn dot(&self, center: Spot, color: RGBColor, radius: f64) -> DrawResult<(), DB> {
         let center = to_sheet(center);
         self.area.draw(&Circle::new(center, length_to_sheet(radius + 1.2) as i32, WHITE.filled()))?;
         self.area.draw(&Circle::new(center, length_to_sheet(radius) as i32, color.filled()))
     }
 
     /// White, and nearly opaque: what lies below remains as a hint.
-    pub(super) fn veil(&self, corners: [Spot; 2]) -> Drawn<(), DB> {
+    pub(super) fn veil(&self, corners: [Spot; 2]) -> DrawResult<(), DB> {
         self.area.draw(&Rectangle::new(corners.map(to_sheet), WHITE.mix(0.85).filled()))
     }
 
-    pub(super) fn text(&self, text: &str, spot: Spot, lettering: Lettering) -> Drawn<(), DB> {
+    pub(super) fn text(&self, text: &str, spot: Spot, lettering: Lettering) -> DrawResult<(), DB> {
         let drop = if self.medium == Medium::Pixels { PIXEL_TEXT_RISE * lettering.size } else { 0.0 };
         let spot = match lettering.anchor {
             Anchor::Upwards => (spot.0 + drop, spot.1),
@@ -150,7 +150,7 @@ impl<DB: DrawingBackend> Sheet<DB> {
     }
 
     /// In the embedded font, which is wider than what most viewers of the SVG will choose.
-    pub(super) fn text_width(&self, text: &str, lettering: Lettering) -> Drawn<f64, DB> {
+    pub(super) fn text_width(&self, text: &str, lettering: Lettering) -> DrawResult<f64, DB> {
         let (width, _) = self.area.estimate_text_size(text, &lettering.style())?;
         Ok(f64::from(width) / f64::from(SCALE))
     }
@@ -173,7 +173,7 @@ impl Lettering {
 
 /// What draws on a sheet, whichever its backend: a trait, as no closure can be generic over `DB`.
 pub(super) trait Figure {
-    fn draw<DB: DrawingBackend>(&self, sheet: &Sheet<DB>) -> Drawn<(), DB>;
+    fn draw<DB: DrawingBackend>(&self, sheet: &Sheet<DB>) -> DrawResult<(), DB>;
 }
 
 /// The figure as an SVG document.
@@ -263,7 +263,7 @@ mod tests {
     const RIM: [Spot; 5] = [(140.0, 100.0), (100.0, 60.0), (70.0, 130.0), (107.0, 151.0), (60.0, 95.0)];
 
     impl Figure for Fan {
-        fn draw<DB: DrawingBackend>(&self, sheet: &Sheet<DB>) -> Drawn<(), DB> {
+        fn draw<DB: DrawingBackend>(&self, sheet: &Sheet<DB>) -> DrawResult<(), DB> {
             RIM.iter().try_for_each(|&end| sheet.line(&[HUB, end], RGBColor(0, 0, 0), 4.0))
         }
     }

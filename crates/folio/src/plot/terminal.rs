@@ -33,7 +33,7 @@ const COLORS: [Color; LEGEND_RUNS_MAX] = [
 
 /// How one line looks.
 #[derive(Clone, Copy)]
-struct Look {
+struct SeriesStyle {
     color: Color,
     marker: Marker,
 }
@@ -80,8 +80,8 @@ fn render(picture: &Picture, color: bool, buffer: &mut Buffer) {
     for (row, line) in legend_area.rows().zip(legend) {
         line.render(row, buffer);
     }
-    let mut loss_lines: Vec<(&[Point], Look)> = Vec::new();
-    let mut rate_lines: Vec<(&[Point], Look)> = Vec::new();
+    let mut loss_lines: Vec<(&[Point], SeriesStyle)> = Vec::new();
+    let mut rate_lines: Vec<(&[Point], SeriesStyle)> = Vec::new();
     // The best run comes last, above the others.
     for (rank, run) in picture.runs.iter().enumerate().rev() {
         let look = look(picture, rank, named_len, color);
@@ -100,31 +100,32 @@ fn render(picture: &Picture, color: bool, buffer: &mut Buffer) {
     }
 }
 
-fn look(picture: &Picture, rank: usize, named_len: usize, color: bool) -> Look {
+fn look(picture: &Picture, rank: usize, named_len: usize, color: bool) -> SeriesStyle {
     let is_named = rank < named_len;
     match (color, picture.runs.len()) {
-        (true, _) => {
-            Look { color: if is_named { COLORS[rank] } else { Color::DarkGray }, marker: Marker::Braille }
-        }
-        (false, 1) => Look { color: Color::Reset, marker: Marker::Braille },
+        (true, _) => SeriesStyle {
+            color: if is_named { COLORS[rank] } else { Color::DarkGray },
+            marker: Marker::Braille,
+        },
+        (false, 1) => SeriesStyle { color: Color::Reset, marker: Marker::Braille },
         (false, _) => {
             let letter = if is_named { char::from(b'a' + rank as u8) } else { '·' };
-            Look { color: Color::Reset, marker: Marker::Custom(letter) }
+            SeriesStyle { color: Color::Reset, marker: Marker::Custom(letter) }
         }
     }
 }
 
 /// Of the only run.
-fn train_look(color: bool) -> Look {
+fn train_look(color: bool) -> SeriesStyle {
     if color {
-        Look { color: COLORS[1], marker: Marker::Braille }
+        SeriesStyle { color: COLORS[1], marker: Marker::Braille }
     } else {
-        Look { color: Color::Reset, marker: Marker::Custom('·') }
+        SeriesStyle { color: Color::Reset, marker: Marker::Custom('·') }
     }
 }
 
 fn legend_line(picture: &Picture, rank: usize, run: &Run, color: bool) -> Line<'static> {
-    let sample = |look: Look| {
+    let sample = |look: SeriesStyle| {
         let text = match look.marker {
             Marker::Custom(letter) => format!("{letter} "),
             _ => "── ".to_string(),
@@ -158,7 +159,7 @@ fn value_axis(values: Values, rows: u16) -> Axis<'static> {
 }
 
 fn render_chart(
-    lines: &[(&[Point], Look)],
+    lines: &[(&[Point], SeriesStyle)],
     steps: &Range<f64>,
     values: Values,
     area: Rect,

@@ -1,4 +1,4 @@
-//! Event files, by which TensorBoard shows a run.
+//! EventMessage files, by which TensorBoard shows a run.
 //!
 //! They lie in the run's directory itself, so that `tensorboard --logdir runs` calls runs what their directories are
 //! called. A file is a row of records, all numbers little-endian:
@@ -25,7 +25,7 @@ use crate::settings::Settings;
 
 mod proto;
 
-use proto::{Event, SessionLog, Summary, SummaryValue};
+use proto::{EventMessage, SessionLog, Summary, SummaryValue};
 
 /// What TensorBoard knows the format of the events by.
 const VERSION: &str = "brain.Event:2";
@@ -48,9 +48,9 @@ impl TensorBoard {
 
     /// Begins at `step`, whose records were written before if the run goes on.
     pub(super) fn begin(&mut self, step: u64, records: impl Iterator<Item = Value>) {
-        self.push_event(Event { file_version: Some(VERSION.to_owned()), ..Event::default() });
+        self.push_event(EventMessage { file_version: Some(VERSION.to_owned()), ..EventMessage::default() });
         let session_log = Some(SessionLog { status: SessionLog::START });
-        self.push_event(Event { step: step as i64, session_log, ..Event::default() });
+        self.push_event(EventMessage { step: step as i64, session_log, ..EventMessage::default() });
         let settings = self.settings.as_object().expect("a struct");
         let rows = settings.iter().map(|(key, value)| match value {
             Value::String(text) => format!("| {key} | {text} |\n"),
@@ -83,10 +83,14 @@ impl TensorBoard {
     }
 
     fn push_values(&mut self, step: u64, value: Vec<SummaryValue>) {
-        self.push_event(Event { step: step as i64, summary: Some(Summary { value }), ..Event::default() });
+        self.push_event(EventMessage {
+            step: step as i64,
+            summary: Some(Summary { value }),
+            ..EventMessage::default()
+        });
     }
 
-    fn push_event(&mut self, mut event: Event) {
+    fn push_event(&mut self, mut event: EventMessage) {
         event.wall_time = since_1970().as_secs_f64();
         let event = event.encode_to_vec();
         let length = (event.len() as u64).to_le_bytes();
@@ -133,7 +137,7 @@ pub(super) mod tests {
     use crate::run_dir::event_files;
 
     /// The events of a file, every length and CRC of which is checked.
-    fn read_events(mut bytes: &[u8]) -> Vec<Event> {
+    fn read_events(mut bytes: &[u8]) -> Vec<EventMessage> {
         let mut events = Vec::new();
         while !bytes.is_empty() {
             let (header, rest) = bytes.split_at(12);
@@ -141,7 +145,7 @@ pub(super) mod tests {
             assert_eq!(header[8..], masked_crc(&header[..8]).to_le_bytes());
             let (event, rest) = rest.split_at(length);
             assert_eq!(rest[..4], masked_crc(event).to_le_bytes());
-            events.push(Event::decode(event).expect("an event"));
+            events.push(EventMessage::decode(event).expect("an event"));
             bytes = &rest[4..];
         }
         events
@@ -186,7 +190,7 @@ pub(super) mod tests {
         board.push(
             &json!({ "event": "epoch", "step": 8, "epoch": 1, "eval_loss": 2.5, "sample": "a\n```\nb" }),
         );
-        let told = |event: Event| {
+        let told = |event: EventMessage| {
             let values = event.summary.expect("a summary").value.into_iter();
             let value = |value: SummaryValue| {
                 let text = value.tensor.map(|tensor| tensor.string_val[0].clone());

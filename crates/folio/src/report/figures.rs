@@ -1,28 +1,27 @@
-//! The figures of a report, as Plotly.js takes them.
+//! The figures of a report, in the JSON format of Plotly.js.
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::story::Story;
+use super::summary::RunSummary;
 use crate::sweep::{short_name, short_number};
 
-/// Pieces that a curve of steps is cut into if it has more points than can be seen.
+/// A longer curve is reduced to the minimum and maximum of this many pieces.
 const PIECES: usize = 2_000;
 
 /// One figure.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Figure {
-    /// The element it is drawn in.
+pub(super) struct PlotlyFigure {
+    /// The id of the element it is drawn in.
     pub(super) id: String,
-    /// What it shows, in words.
     pub(super) caption: String,
     data: Vec<Value>,
     layout: Value,
 }
 
 /// The figures of one run.
-pub(super) fn of_run(story: &Story) -> Vec<Figure> {
-    let (steps, epochs) = (&story.step_lines, &story.epoch_lines);
+pub(super) fn of_run(run: &RunSummary) -> Vec<PlotlyFigure> {
+    let (steps, epochs) = (&run.steps, &run.epochs);
     let losses = vec![
         faint(curve(steps, "loss", "each step")),
         curve(epochs, "train_loss", "train"),
@@ -33,15 +32,15 @@ pub(super) fn of_run(story: &Story) -> Vec<Figure> {
         curve(epochs, "eval_bits_per_character", "eval"),
     ];
     [
-        ("loss", "Loss in nats a token, by step", losses),
-        ("bits", "Loss in bits a character, after each epoch", bits),
-        ("rate", "Learning rate, by step", vec![curve(steps, "lr", "learning rate")]),
+        ("loss", "Loss per step, in nats per token", losses),
+        ("bits", "Loss per epoch, in bits per character", bits),
+        ("rate", "Learning rate per step", vec![curve(steps, "lr", "learning rate")]),
+        ("norm", "Gradient norm per step, before clipping", vec![curve(steps, "gradient_norm", "norm")]),
         (
-            "norm",
-            "Norm of the gradients before clipping, by step",
-            vec![curve(steps, "gradient_norm", "norm")],
+            "speed",
+            "Training speed per step, in tokens per second",
+            vec![curve(steps, "tokens_per_s", "tokens per second")],
         ),
-        ("speed", "Tokens a second, by step", vec![curve(steps, "tokens_per_s", "tokens a second")]),
     ]
     .into_iter()
     .map(|(id, caption, data)| {
@@ -49,32 +48,32 @@ pub(super) fn of_run(story: &Story) -> Vec<Figure> {
         if id == "rate" {
             layout["yaxis"] = rate_axis(steps);
         }
-        Figure { id: format!("figure-{id}"), caption: caption.to_owned(), layout, data }
+        PlotlyFigure { id: format!("figure-{id}"), caption: caption.to_owned(), layout, data }
     })
     .collect()
 }
 
-/// The axis of the learning rate, from zero, so that a constant rate looks constant and a cosine shows how far it falls.
+/// The axis of the learning rate starts at zero, so that a constant rate looks constant and the depth of a cosine shows.
 fn rate_axis(steps: &[Value]) -> Value {
     let highest = steps.iter().filter_map(|line| line["lr"].as_f64()).fold(0.0, f64::max);
     let top = if highest > 0.0 { 1.08 * highest } else { 1.0 };
     json!({ "range": [0, top], "exponentformat": "e" })
 }
 
-/// The figures of a sweep, whose runs differ in the settings `varying`.
-pub(super) fn of_sweep(ranked: &[&Story], varying: &[String]) -> Vec<Figure> {
-    let curves = ranked.iter().map(|story| {
-        let epochs: Vec<usize> = (1..=story.eval_losses.len()).collect();
-        json!({ "x": epochs, "y": story.eval_losses, "name": story.label, "mode": "lines+markers" })
+/// The figures of a sweep. `varying` names the settings in which its runs differ.
+pub(super) fn of_sweep(ranked: &[&RunSummary], varying: &[String]) -> Vec<PlotlyFigure> {
+    let curves = ranked.iter().map(|run| {
+        let epochs: Vec<usize> = (1..=run.eval_losses.len()).collect();
+        json!({ "x": epochs, "y": run.eval_losses, "name": run.label, "mode": "lines+markers" })
     });
-    let mut figures = vec![Figure {
+    let mut figures = vec![PlotlyFigure {
         id: "figure-runs".to_owned(),
-        caption: "Evaluation loss of every run in nats a token, by epoch".to_owned(),
+        caption: "Evaluation loss of every run per epoch, in nats per token".to_owned(),
         data: curves.collect(),
         layout: json!({ "xaxis": { "title": { "text": "epoch" } }, "showlegend": true }),
     }];
-    let trained: Vec<&Story> = ranked.iter().copied().filter(|story| story.best.is_some()).collect();
-    let numeric = varying.iter().filter(|name| trained.iter().all(|story| story.settings[*name].is_number()));
+    let trained: Vec<&RunSummary> = ranked.iter().copied().filter(|run| run.best.is_some()).collect();
+    let numeric = varying.iter().filter(|name| trained.iter().all(|run| run.settings[*name].is_number()));
     let numeric: Vec<&String> = numeric.collect();
     if trained.len() > 1 && !numeric.is_empty() {
         figures.push(parallel(&trained, &numeric));
@@ -83,31 +82,31 @@ pub(super) fn of_sweep(ranked: &[&Story], varying: &[String]) -> Vec<Figure> {
     figures
 }
 
-/// Every run as a line through its settings to its loss.
-fn parallel(stories: &[&Story], names: &[&String]) -> Figure {
-    let losses: Vec<f64> = stories.iter().map(|story| story.best_loss()).collect();
+/// Parallel coordinates: each run is a line through its settings to its loss.
+fn parallel(runs: &[&RunSummary], names: &[&String]) -> PlotlyFigure {
+    let losses: Vec<f64> = runs.iter().map(|run| run.best_loss()).collect();
     let mut axes: Vec<Value> = names
         .iter()
         .map(|name| {
-            let values = values(stories, name);
+            let values = values(runs, name);
             parallel_axis(&short_name(name), &values, is_wide(&values), short_number)
         })
         .collect();
     axes.push(parallel_axis("best eval loss", &losses, false, |loss| format!("{loss:.4}")));
     let line = json!({ "color": losses, "colorscale": "Viridis", "showscale": true });
-    Figure {
+    PlotlyFigure {
         id: "figure-parallel".to_owned(),
-        caption: "Settings and best evaluation loss of every run; drag along an axis to choose runs"
+        caption: "Settings and best evaluation loss of every run; drag along an axis to filter runs"
             .to_owned(),
         data: vec![json!({ "type": "parcoords", "dimensions": axes, "line": line })],
         layout: json!({ "margin": { "l": 80, "r": 80, "t": 60, "b": 30 } }),
     }
 }
 
-/// The least distance of two ticks of parallel coordinates, as a share of the axis: the height of a line of text.
+/// The minimum distance between ticks, as a fraction of the axis: the height of a line of text.
 const TICK_DISTANCE: f64 = 0.06;
 
-/// One axis of parallel coordinates. Its ticks are values of runs, each once, without those whose texts would overlap.
+/// One axis of parallel coordinates. Its ticks are at values of runs, left out where their labels would overlap.
 fn parallel_axis(label: &str, values: &[f64], is_log: bool, text: impl Fn(f64) -> String) -> Value {
     let place = |value: f64| if is_log { value.log10() } else { value };
     let ticks = ticks(values, place);
@@ -117,7 +116,7 @@ fn parallel_axis(label: &str, values: &[f64], is_log: bool, text: impl Fn(f64) -
     json!({ "label": label, "values": places, "tickvals": tick_places, "ticktext": texts })
 }
 
-/// The distinct values, ascending, as far apart as ticks have to be; the lowest and the highest are among them.
+/// Distinct values in ascending order, at least [`TICK_DISTANCE`] apart, including the lowest and the highest.
 fn ticks(values: &[f64], place: impl Fn(f64) -> f64) -> Vec<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -134,13 +133,13 @@ fn ticks(values: &[f64], place: impl Fn(f64) -> f64) -> Vec<f64> {
     ticks
 }
 
-/// The best loss of every run over one setting.
-fn scatter(stories: &[&Story], name: &str) -> Figure {
-    let values = values(stories, name);
+/// The best loss of every run against one setting.
+fn scatter(runs: &[&RunSummary], name: &str) -> PlotlyFigure {
+    let values = values(runs, name);
     let kind = if is_wide(&values) { "log" } else { "linear" };
-    let losses: Vec<f64> = stories.iter().map(|story| story.best_loss()).collect();
-    let names: Vec<&str> = stories.iter().map(|story| story.label.as_str()).collect();
-    Figure {
+    let losses: Vec<f64> = runs.iter().map(|run| run.best_loss()).collect();
+    let names: Vec<&str> = runs.iter().map(|run| run.label.as_str()).collect();
+    PlotlyFigure {
         id: format!("figure-by-{}", name.to_lowercase()),
         caption: format!("Best evaluation loss of every run, by {name}"),
         data: vec![
@@ -150,18 +149,18 @@ fn scatter(stories: &[&Story], name: &str) -> Figure {
     }
 }
 
-fn values(stories: &[&Story], name: &str) -> Vec<f64> {
-    stories.iter().map(|story| story.settings[name].as_f64().unwrap_or_default()).collect()
+fn values(runs: &[&RunSummary], name: &str) -> Vec<f64> {
+    runs.iter().map(|run| run.settings[name].as_f64().unwrap_or_default()).collect()
 }
 
-/// Whether numbers are all positive and spread over a power of ten or more, so that their logarithms tell more.
+/// Whether a logarithmic axis suits the values: all are positive, and the highest is at least 10 times the lowest.
 fn is_wide(values: &[f64]) -> bool {
     let low = values.iter().copied().fold(f64::INFINITY, f64::min);
     let high = values.iter().copied().fold(0.0, f64::max);
     low > 0.0 && high >= 10.0 * low
 }
 
-/// A curve over steps.
+/// A value of the records against the step.
 fn curve(lines: &[Value], key: &str, name: &str) -> Value {
     let points: Vec<(u64, f64)> =
         lines.iter().filter_map(|line| Some((line["step"].as_u64()?, line[key].as_f64()?))).collect();
@@ -177,8 +176,8 @@ fn faint(mut curve: Value) -> Value {
     curve
 }
 
-/// Of each of so many equal pieces of a curve the lowest and the highest point, in order, so that no peak is lost; all
-/// points if they are few.
+/// The curve reduced to the lowest and the highest point of each of `pieces` equal pieces, which keeps every peak. A
+/// short curve is returned as it is.
 fn thinned(points: &[(u64, f64)], pieces: usize) -> Vec<(u64, f64)> {
     if points.len() <= 2 * pieces {
         return points.to_vec();
@@ -199,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_value_has_one_tick_that_says_what_it_is() {
+    fn each_distinct_value_has_one_labeled_tick() {
         let rates = [1e-3, 3e-3, 1e-3, 1e-4, 3e-3, 1e-4];
         let axis = parallel_axis("lr", &rates, true, short_number);
         assert_eq!(axis["ticktext"], json!(["1e-4", "1e-3", "3e-3"]));
@@ -214,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn ticks_do_not_overlap_and_the_ends_have_theirs() {
+    fn ticks_do_not_overlap_and_include_both_ends() {
         let check = |values: &[f64], want: &[f64]| assert_eq!(ticks(values, |value| value), want);
         check(&[0.0, 0.01, 0.5, 0.53, 0.97, 1.0], &[0.0, 0.5, 1.0]);
         check(&[1.0, 0.99, 0.0], &[0.0, 1.0]);
@@ -223,14 +222,14 @@ mod tests {
     }
 
     #[test]
-    fn a_constant_learning_rate_is_drawn_at_its_height() {
+    fn rate_axis_starts_at_zero() {
         let steps = [json!({ "step": 1, "lr": 1e-3 }), json!({ "step": 2, "lr": 1e-3 })];
         assert_eq!(rate_axis(&steps)["range"], json!([0, 1.08 * 1e-3]));
         assert_eq!(rate_axis(&[])["range"], json!([0, 1.0]));
     }
 
     #[test]
-    fn a_curve_keeps_its_peaks_and_its_order_when_it_is_thinned() {
+    fn thinning_keeps_peaks_and_order() {
         let mut points: Vec<(u64, f64)> = (0..100_000).map(|step| (step, (step as f64).sin())).collect();
         points[77_777].1 = 50.0;
         points[33_333].1 = -50.0;
@@ -241,7 +240,7 @@ mod tests {
         let few = &points[..1_000];
         assert_eq!(thinned(few, 500), few);
         assert_eq!(thinned(&[], 500), []);
-        // A level curve has one point a piece.
+        // A constant curve has one point per piece.
         let level: Vec<(u64, f64)> = (0..4_000).map(|step| (step, 1.0)).collect();
         assert!(thinned(&level, 100).windows(2).all(|pair| pair[0].0 < pair[1].0));
     }

@@ -2,7 +2,7 @@
 
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
 
-/** Draws every figure in the colours of the page. */
+/** Draws every figure in the colors of the page. */
 function draw() {
   const style = getComputedStyle(document.body);
   const grid = dark.matches ? "#343a44" : "#d8dce3";
@@ -28,7 +28,7 @@ function draw() {
   }
 }
 
-/** Sorts a table by a column, the other way round if it is sorted by it already. */
+/** Sorts a table by a column; in descending order if it is sorted by this column already. */
 function sortBy(table, column, button) {
   const rows = [...table.tBodies[0].rows];
   const descending = button.dataset.order === "ascending";

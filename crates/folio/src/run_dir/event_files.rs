@@ -1,35 +1,37 @@
-//! The names of the event files that TensorBoard reads: one for each start of the run.
+//! The names of TensorBoard event files, one per start of the run.
 
-use std::fs;
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+#[cfg(feature = "tensorboard")]
+use std::{fs, io::ErrorKind, path::PathBuf};
 
+#[cfg(feature = "tensorboard")]
 use crate::error::{Error, Result};
 
-/// How the files' names begin and end; between them is a number, by which TensorBoard reads them in order.
+/// File names are a prefix, a number and a suffix. TensorBoard reads the files in the order of the numbers.
 const PREFIX: &str = "events.out.tfevents.";
 const SUFFIX: &str = ".folio";
 
 /// The event files of a run, in order.
 ///
 /// # Errors
-/// If the directory is there and cannot be read.
+/// If the directory exists but cannot be read.
 #[cfg(test)]
 pub(crate) fn event_files(run_dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(numbered_files(run_dir)?.into_iter().map(|(_, path)| path).collect())
 }
 
-/// Where the next event file goes.
+/// The path of the next event file.
 ///
 /// # Errors
-/// As [`event_files`].
+/// If the directory exists but cannot be read.
+#[cfg(feature = "tensorboard")]
 pub(crate) fn next_event_file(run_dir: &Path) -> Result<PathBuf> {
     let number = numbered_files(run_dir)?.last().map_or(1, |(number, _)| number.saturating_add(1));
-    // As many digits as the seconds that stand there in others' files: names sort as numbers do.
+    // 10 digits, like the seconds since 1970 in the files of other programs, so that names sort like numbers.
     Ok(run_dir.join(format!("{PREFIX}{number:010}{SUFFIX}")))
 }
 
-/// Whether a path has the name of an event file of folio's.
+/// Whether a path has the name of an event file written by folio.
 pub(super) fn is_event_file(path: &Path) -> bool {
     path.file_name().and_then(|name| name.to_str()).and_then(number_of).is_some()
 }
@@ -38,6 +40,7 @@ fn number_of(name: &str) -> Option<u64> {
     name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?.parse().ok()
 }
 
+#[cfg(feature = "tensorboard")]
 fn numbered_files(run_dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let entries = match fs::read_dir(run_dir) {
         Ok(entries) => entries,

@@ -14,6 +14,7 @@ use std::time::SystemTime;
 use super::{BEST, LATEST, RunDir};
 use crate::checkpoint::CheckpointName;
 use crate::error::{Error, Result};
+use crate::history::lowest_loss;
 
 /// The directory that is searched for runs if no path is given.
 pub const RUNS: &str = "runs";
@@ -161,7 +162,7 @@ fn run_or_sweep(path: &Path) -> Option<Place> {
     let is_sweep = || directory.sub_runs().is_ok_and(|runs| runs.iter().any(RunDir::is_run));
     if directory.is_run() {
         // A sweep that is in a run's directory is meant where the run itself has saved nothing.
-        let is_empty = directory.names().is_ok_and(|names| names.is_empty());
+        let is_empty = directory.checkpoints().is_ok_and(|names| names.is_empty());
         return Some(if is_empty && is_sweep() { Place::Sweep(directory) } else { Place::Run(directory) });
     }
     is_sweep().then_some(Place::Sweep(directory))
@@ -191,15 +192,15 @@ fn find_in_sweep(sweep: RunDir) -> Result<Found> {
     }
     let saved: Vec<Saved> = all.iter().map(|(_, saved)| saved.clone()).collect();
     let newest = || (0..saved.len()).max_by_key(|&place| saved[place].modified);
-    let place = lowest_loss(&saved).or_else(newest).ok_or_else(|| sweep.no_checkpoint())?;
+    let place = best_index(&saved).or_else(newest).ok_or_else(|| sweep.no_checkpoint())?;
     let (run, checkpoint) = all.swap_remove(place);
     Ok(Found { directory: sweep, run, checkpoint, pick: Pick::Best })
 }
 
-/// The place of the lowest evaluation loss, the first if several have it.
-fn lowest_loss(saved: &[Saved]) -> Option<usize> {
-    let losses = saved.iter().enumerate().filter_map(|(place, saved)| Some((saved.eval_loss?, place)));
-    losses.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, place)| place)
+/// The index of the checkpoint with the lowest evaluation loss.
+fn best_index(saved: &[Saved]) -> Option<usize> {
+    let losses = saved.iter().enumerate().filter_map(|(index, saved)| Some((saved.eval_loss?, index)));
+    lowest_loss(losses).map(|(_, index)| index)
 }
 
 impl Pick {
@@ -208,7 +209,7 @@ impl Pick {
         // One inside an epoch is there only until a later one is.
         let newest = saved.len().checked_sub(1);
         match self {
-            Self::Best => lowest_loss(saved).or(newest),
+            Self::Best => best_index(saved).or(newest),
             Self::Latest => newest,
             Self::Named(name) => saved.iter().position(|saved| saved.name == name),
         }
@@ -234,7 +235,7 @@ impl RunDir {
     /// # Errors
     /// If the directory cannot be read.
     pub fn saved(&self) -> Result<Vec<Saved>> {
-        let losses = self.losses().ok().flatten().map(|losses| losses.eval_losses);
+        let losses = self.history().ok().flatten().map(|history| history.eval_losses());
         let from_status = || Some(self.status()?.eval_losses);
         let losses = losses.or_else(from_status).unwrap_or_default();
         let eval_loss = |name| match name {
@@ -247,7 +248,7 @@ impl RunDir {
             let modified = path.metadata().and_then(|metadata| metadata.modified()).ok()?;
             Some(Saved { name, path, modified, eval_loss: eval_loss(name) })
         };
-        Ok(self.names()?.into_iter().filter_map(saved).collect())
+        Ok(self.checkpoints()?.into_iter().filter_map(saved).collect())
     }
 
     fn no_checkpoint(&self) -> Error {

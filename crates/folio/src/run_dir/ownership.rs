@@ -18,7 +18,7 @@ use super::{
 use crate::checkpoint::{self, CheckpointName};
 use crate::error::{Error, Result};
 use crate::files::{GENERATOR, is_temporary};
-use crate::history::Losses;
+use crate::history::LossLists;
 use crate::model::ModelConfig;
 use crate::sweep::{SWEEP_FILE, Sweep};
 use crate::tokenizer::Tokenizer;
@@ -112,7 +112,7 @@ fn proof(name: &str) -> Option<fn(&Path) -> bool> {
             settings.is_some_and(|value| value.get("tokenizer_type").is_some() && value.get("seed").is_some())
         },
         MODEL_FILE => |path| parsed::<ModelConfig>(path).is_some(),
-        LOSSES_FILE => |path| parsed::<Losses>(path).is_some(),
+        LOSSES_FILE => |path| parsed::<LossLists>(path).is_some(),
         RATES_FILE => |path| parsed::<Vec<f64>>(path).is_some(),
         STATUS_FILE => |path| parsed::<Status>(path).is_some(),
         METRICS_FILE => |path| first_line(path).is_some_and(|value| value.get("event").is_some()),

@@ -1,45 +1,40 @@
-//! Settings that are valid and still not what most people want.
+//! Settings that are valid but rarely intended.
 
 use super::Settings;
 use crate::schedule::{ScheduleKind, Unit};
 
-/// A setting without the effect that people expect of it, and the way out.
+/// A valid setting that has an unexpected effect, or none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trap {
-    /// The flag, such as `--warmup_steps`.
-    pub setting: &'static str,
-    /// What happens and what to do.
+    /// The setting's name, such as `warmup_steps`.
+    pub field: &'static str,
+    /// What happens and what to do. Other settings are in backticks.
     pub reason: String,
 }
 
 impl Trap {
-    fn new(setting: &'static str, reason: String) -> Self {
-        Self { setting, reason }
+    fn new(field: &'static str, reason: String) -> Self {
+        Self { field, reason }
     }
 }
 
-/// The flags of the schedule that a constant rate ignores.
-const OF_A_COSINE: [&str; 5] = [
-    "--cosine_final_lr",
-    "--cosine_T_max",
-    "--cosine_T_mult",
-    "--cosine_lr_restart_decay",
-    "--lr_schedule_unit",
-];
-/// Of these, the ones that a cosine without restarts ignores too.
-const OF_RESTARTS: [&str; 2] = ["--cosine_T_mult", "--cosine_lr_restart_decay"];
+/// The settings that a constant schedule ignores.
+const OF_A_COSINE: [&str; 5] =
+    ["cosine_final_lr", "cosine_T_max", "cosine_T_mult", "cosine_lr_restart_decay", "lr_schedule_unit"];
+/// Those of them that a cosine without restarts ignores too.
+const OF_RESTARTS: [&str; 2] = ["cosine_T_mult", "cosine_lr_restart_decay"];
 
 impl Settings {
-    /// The traps that this run is about to step into, at most one of each kind.
+    /// The traps in these settings, at most one of each kind.
     ///
-    /// `steps_per_epoch` is that of [`Dataset::steps_per_epoch`](crate::data::Dataset::steps_per_epoch).
+    /// `steps_per_epoch` comes from [`Dataset::steps_per_epoch`](crate::data::Dataset::steps_per_epoch).
     ///
     /// ```
     /// use folio::schedule::{ScheduleKind, Unit};
     /// use folio::settings::Settings;
     /// let by_step =
     ///     Settings { lr_schedule: ScheduleKind::Cosine, lr_schedule_unit: Unit::Step, ..Settings::default() };
-    /// assert_eq!(by_step.traps(100)[0].setting, "--cosine_T_max");
+    /// assert_eq!(by_step.traps(100)[0].field, "cosine_T_max");
     /// assert_eq!(Settings { cosine_t_max: 1000, ..by_step }.traps(100), []);
     /// ```
     pub fn traps(&self, steps_per_epoch: u64) -> Vec<Trap> {
@@ -49,41 +44,39 @@ impl Settings {
         traps.extend(self.short_period(steps, steps_per_epoch));
         if self.warmup_steps > 0 && self.warmup_steps >= steps {
             let reason = format!(
-                "{} steps of warm-up in a run of {steps}: the learning rate reaches its peak at the end or not at all; \
-                 give less",
+                "{} warm-up steps in a run of {steps}: the learning rate does not reach its peak before the last step; \
+                 use fewer",
                 self.warmup_steps
             );
-            traps.push(Trap::new("--warmup_steps", reason));
+            traps.push(Trap::new("warmup_steps", reason));
         }
         if cosine && self.cosine_final_lr > self.learning_rate {
             let (floor, peak) = (self.cosine_final_lr, self.learning_rate);
             let reason = format!(
-                "the floor {floor:e} is above the peak --learning_rates {peak:e}: the rate rises to it; give a lower floor"
+                "the floor {floor:e} is above the peak `learning_rate {peak:e}`, so the learning rate rises; use a lower \
+                 floor"
             );
-            traps.push(Trap::new("--cosine_final_lr", reason));
+            traps.push(Trap::new("cosine_final_lr", reason));
         }
         traps
     }
 
-    /// The flags among those `given` (without hyphens, such as `cosine_T_max`) that this run's schedule ignores.
-    pub fn ignored(&self, given: &[String]) -> Option<Trap> {
+    /// The settings among those `given`, by name, that this run's schedule ignores.
+    pub fn ignored(&self, given: &[&str]) -> Option<Trap> {
         let (ignored, schedule, way_out): (&[&'static str], _, _) = match self.lr_schedule {
             ScheduleKind::Const => (&OF_A_COSINE, "const", "cosine"),
             ScheduleKind::Cosine => (&OF_RESTARTS, "cosine", "cosine_warm_restarts"),
             ScheduleKind::CosineWarmRestarts => return None,
         };
-        let mut flags = ignored
-            .iter()
-            .copied()
-            .filter(|flag| given.iter().any(|name| flag.strip_prefix("--") == Some(name)));
-        let first = flags.next()?;
-        let others: String = flags.map(|flag| format!(", nor has {flag}")).collect();
+        let mut names = ignored.iter().copied().filter(|name| given.contains(name));
+        let first = names.next()?;
+        let others: String = names.map(|name| format!(", nor has `{name}`")).collect();
         let reason =
-            format!("has no effect with --lr_schedule {schedule}{others}: add --lr_schedule {way_out}");
+            format!("has no effect with `lr_schedule {schedule}`{others}; add `lr_schedule {way_out}`");
         Some(Trap::new(first, reason))
     }
 
-    /// The steps that the schedule counts in this run.
+    /// The optimizer steps of this run that the schedule counts.
     fn scheduled_steps(&self, steps_per_epoch: u64) -> u64 {
         let restarts = self.restart_schedule || self.weights_only;
         let before = if restarts { self.from_checkpoint_step.unwrap_or(0) } else { 0 };
@@ -103,10 +96,10 @@ impl Settings {
         };
         let period = self.cosine_t_max;
         let reason = match self.lr_schedule {
-            // The last rate is that of e = length - 1.
+            // The last rate is at e = length - 1.
             ScheduleKind::Cosine if period.saturating_add(1) < length => format!(
-                "{period}: the learning rate falls to its floor in {period} {unit} and then rises again, in a run of \
-                 {length} {unit}; give {length}"
+                "{period}: the learning rate reaches its floor after {period} {unit} and then rises again, in a run of \
+                 {length} {unit}; use {length}"
             ),
             ScheduleKind::CosineWarmRestarts
                 if self.lr_schedule_unit == Unit::Step
@@ -114,13 +107,13 @@ impl Settings {
                     && period < length =>
             {
                 format!(
-                    "{period}, its default, counts steps here: the learning rate restarts after {period} of {length} \
-                     steps; give more"
+                    "{period}, the default, means steps here: the learning rate restarts after {period} of {length} \
+                     steps; use more"
                 )
             }
             _ => return None,
         };
-        Some(Trap::new("--cosine_T_max", reason))
+        Some(Trap::new("cosine_T_max", reason))
     }
 }
 
@@ -128,14 +121,14 @@ impl Settings {
 mod tests {
     use super::*;
 
-    /// The flags of the traps of a run of 5 epochs of 100 steps.
+    /// Checks the fields of the traps of a run of 5 epochs of 100 steps.
     #[track_caller]
     fn check(change: impl FnOnce(&mut Settings), want: &[&str]) {
         let mut settings = Settings { num_epochs: 5, ..Settings::default() };
         change(&mut settings);
         let traps = settings.traps(100);
-        let flags: Vec<&str> = traps.iter().map(|trap| trap.setting).collect();
-        assert_eq!(flags, want, "{traps:?}");
+        let fields: Vec<&str> = traps.iter().map(|trap| trap.field).collect();
+        assert_eq!(fields, want, "{traps:?}");
         assert!(traps.iter().all(|trap| !trap.reason.contains('\n')), "{traps:?}");
     }
 
@@ -147,7 +140,7 @@ mod tests {
 
     #[test]
     fn a_cosine_must_not_rise_again() {
-        let t_max: &[&str] = &["--cosine_T_max"];
+        let t_max: &[&str] = &["cosine_T_max"];
         check(|_| {}, &[]);
         check(|run| cosine(run, Unit::Step, 10), t_max);
         check(|run| cosine(run, Unit::Step, 498), t_max);
@@ -156,10 +149,10 @@ mod tests {
         }
         check(|run| cosine(run, Unit::Epoch, 10), &[]);
         check(|run| cosine(run, Unit::Epoch, 3), t_max);
-        // The end counts, whichever of the two sets it.
+        // The run's end counts, whether num_epochs or max_steps sets it.
         check(|run| (cosine(run, Unit::Step, 40), run.max_steps = Some(40)).0, &[]);
         check(|run| (cosine(run, Unit::Step, 40), run.max_steps = Some(50)).0, t_max);
-        // A run that continues another counts that one's epochs, unless its schedule restarts.
+        // A continued run counts the earlier epochs, unless its schedule restarts.
         let continues = |restart: bool| {
             move |run: &mut Settings| {
                 cosine(run, Unit::Epoch, 5);
@@ -172,14 +165,14 @@ mod tests {
     }
 
     #[test]
-    fn restarts_by_step_need_a_period_of_their_own() {
+    fn restarts_by_step_need_a_longer_period_than_the_default() {
         let restarts = |unit: Unit, period: u64| {
             move |run: &mut Settings| {
                 cosine(run, unit, period);
                 run.lr_schedule = ScheduleKind::CosineWarmRestarts;
             }
         };
-        check(restarts(Unit::Step, 10), &["--cosine_T_max"]);
+        check(restarts(Unit::Step, 10), &["cosine_T_max"]);
         check(restarts(Unit::Step, 50), &[]);
         check(restarts(Unit::Epoch, 1), &[]);
     }
@@ -187,8 +180,8 @@ mod tests {
     #[test]
     fn the_warm_up_must_end_before_the_run() {
         check(|run| run.warmup_steps = 499, &[]);
-        check(|run| run.warmup_steps = 500, &["--warmup_steps"]);
-        check(|run| (run.warmup_steps, run.max_steps) = (50, Some(40)), &["--warmup_steps"]);
+        check(|run| run.warmup_steps = 500, &["warmup_steps"]);
+        check(|run| (run.warmup_steps, run.max_steps) = (50, Some(40)), &["warmup_steps"]);
     }
 
     #[test]
@@ -198,25 +191,24 @@ mod tests {
         };
         check(floor(ScheduleKind::Const, 1.0), &[]);
         check(floor(ScheduleKind::Cosine, 1e-3), &[]);
-        check(floor(ScheduleKind::Cosine, 2e-3), &["--cosine_final_lr"]);
-        check(floor(ScheduleKind::CosineWarmRestarts, 2e-3), &["--cosine_final_lr"]);
+        check(floor(ScheduleKind::Cosine, 2e-3), &["cosine_final_lr"]);
+        check(floor(ScheduleKind::CosineWarmRestarts, 2e-3), &["cosine_final_lr"]);
     }
 
     #[test]
-    fn flags_without_effect_are_named_with_the_schedule_that_takes_them() {
+    fn settings_without_effect_are_reported_with_a_schedule_that_uses_them() {
         let check = |kind: ScheduleKind, given: &[&str], want: Option<&str>| {
-            let given: Vec<String> = given.iter().map(|&name| name.to_owned()).collect();
             let settings = Settings { lr_schedule: kind, ..Settings::default() };
-            let trap = settings.ignored(&given).map(|trap| format!("{}: {}", trap.setting, trap.reason));
+            let trap = settings.ignored(given).map(|trap| format!("{}: {}", trap.field, trap.reason));
             assert_eq!(trap.as_deref(), want);
         };
-        check(ScheduleKind::Const, &["learning_rates", "seed"], None);
+        check(ScheduleKind::Const, &["learning_rate", "seed"], None);
         check(
             ScheduleKind::Const,
             &["cosine_T_max", "cosine_final_lr"],
             Some(
-                "--cosine_final_lr: has no effect with --lr_schedule const, nor has --cosine_T_max: add --lr_schedule \
-                 cosine",
+                "cosine_final_lr: has no effect with `lr_schedule const`, nor has `cosine_T_max`; add \
+                 `lr_schedule cosine`",
             ),
         );
         check(ScheduleKind::Cosine, &["cosine_T_max"], None);
@@ -224,7 +216,7 @@ mod tests {
             ScheduleKind::Cosine,
             &["cosine_T_mult"],
             Some(
-                "--cosine_T_mult: has no effect with --lr_schedule cosine: add --lr_schedule cosine_warm_restarts",
+                "cosine_T_mult: has no effect with `lr_schedule cosine`; add `lr_schedule cosine_warm_restarts`",
             ),
         );
         check(ScheduleKind::CosineWarmRestarts, &["cosine_T_mult"], None);

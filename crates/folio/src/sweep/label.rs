@@ -1,40 +1,25 @@
-//! What runs are called beside others: the settings in which they differ, as in `lr 3e-3, dropout 0`.
+//! Short labels for runs: the settings in which they differ, as in `lr 3e-3, dropout 0`.
 
 use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-/// Settings that say how a run is kept or continued and nothing about how good it is.
-const BOOKKEEPING: [&str; 13] = [
-    "data_sha256",
-    "num_epochs",
-    "max_steps",
-    "save_losses",
-    "save_checkpoint",
-    "save_every",
-    "keep",
-    "max_skipped_steps",
-    "sample_tokens",
-    "tensorboard",
-    "from_checkpoint_run_dir",
-    "from_checkpoint_step",
-    "restart_schedule",
-];
+use crate::settings::setting;
 
-/// The settings in which runs differ, by name, but for those of bookkeeping. Each run is the content of its
-/// `hyperparameters.json`.
+/// The names of the settings in which runs differ, without those that do not affect how good a run is. Each run is the
+/// content of its `hyperparameters.json`.
 pub fn differing(runs: &[&Value]) -> Vec<String> {
     let Some((first, others)) = runs.split_first() else { return Vec::new() };
     let keys = first.as_object().into_iter().flat_map(|settings| settings.keys());
     let differs = |key: &&String| {
-        !BOOKKEEPING.contains(&key.as_str())
-            && others.iter().any(|run| run[key.as_str()] != first[key.as_str()])
+        let matters = setting(key).is_none_or(|setting| !setting.label.is_empty());
+        matters && others.iter().any(|run| run[key.as_str()] != first[key.as_str()])
     };
     keys.filter(differs).cloned().collect()
 }
 
-/// A label for each run, made of the settings `varying`; the same order as the runs. If these are too few to tell the
-/// runs apart, the labels that are alike are left empty.
+/// A label for each run, in the order of the runs, made of the settings `varying`. Labels that several runs would share
+/// are empty.
 ///
 /// ```
 /// use folio::sweep::labels;
@@ -61,23 +46,16 @@ pub fn labels(runs: &[&Value], varying: &[String]) -> Vec<String> {
 }
 
 /// A setting's name where room is short.
-pub fn short_name(key: &str) -> String {
-    match key {
-        "learning_rate" => "lr",
-        "batch_size" => "batch",
-        "block_size" => "block",
-        "cosine_final_lr" => "final lr",
-        "cosine_T_max" => "T_max",
-        "cosine_T_mult" => "T_mult",
-        "cosine_lr_restart_decay" => "restart decay",
-        "tokenizer_type" => "tokenizer",
-        "lr_schedule" => "schedule",
-        other => return other.replace('_', " "),
+pub fn short_name(name: &str) -> String {
+    match setting(name) {
+        Some(setting) if !setting.label.is_empty() && setting.label != setting.name => {
+            setting.label.to_owned()
+        }
+        _ => name.replace('_', " "),
     }
-    .to_owned()
 }
 
-/// A setting's value as a person would write it: `3e-3`, `0.1`, `-` where there is none, of a path its end.
+/// A setting's value in short: `3e-3`, `0.1`, the file name of a path, `-` for none.
 pub fn shown(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
@@ -87,13 +65,13 @@ pub fn shown(value: &Value) -> String {
     }
 }
 
-/// A number with at most four digits, `3e-3` or `0.1`, whichever is shorter; whole numbers in full.
+/// A number with at most four digits, as `3e-3` or `0.003`, whichever is shorter; integers in full.
 pub fn short_number(x: f64) -> String {
     if x.fract() == 0.0 && x.abs() < 1e15 {
-        // Not -0.
+        // Adding 0 turns -0 into 0.
         return format!("{}", x + 0.0);
     }
-    let rounded: f64 = format!("{x:.3e}").parse().expect("a number that was just written");
+    let rounded: f64 = format!("{x:.3e}").parse().expect("a number was just written");
     let (plain, exponent) = (rounded.to_string(), format!("{rounded:e}"));
     if exponent.len() < plain.len() { exponent } else { plain }
 }
@@ -123,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_never_null_or_a_path() {
+    fn values_are_shown_in_short() {
         let check = |value: Value, want: &str| assert_eq!(shown(&value), want);
         check(Value::Null, "-");
         check(json!("/home/me/plays.txt"), "plays.txt");
@@ -134,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_are_called_by_what_differs() {
+    fn labels_show_what_differs() {
         let run = |lr: f64, batch: u64, hash: &str| json!({ "data_sha256": hash, "batch_size": batch, "dropout": 0.1, "learning_rate": lr });
         let check = |runs: &[Value], want: &[&str]| {
             let runs: Vec<&Value> = runs.iter().collect();

@@ -46,20 +46,20 @@ impl Added {
 
 /// All added tokens of a vocabulary.
 #[derive(Clone, Debug, Default)]
-pub(super) struct AddedTokens {
+pub(super) struct AddedVocabulary {
     /// In the order of their ids.
     tokens: Vec<Added>,
     in_text: Finder,
     in_normalized: Finder,
 }
 
-impl PartialEq for AddedTokens {
+impl PartialEq for AddedVocabulary {
     fn eq(&self, other: &Self) -> bool {
         self.tokens == other.tokens
     }
 }
 
-impl Eq for AddedTokens {}
+impl Eq for AddedVocabulary {}
 
 /// Finds some of the tokens.
 #[derive(Clone, Debug, Default)]
@@ -89,7 +89,7 @@ pub(super) struct Segment<'t> {
     pub(super) token: Option<u32>,
 }
 
-impl AddedTokens {
+impl AddedVocabulary {
     /// These tokens, for texts that are normalized by NFC or not at all. The error completes "the tokenizer FILE ...".
     pub(super) fn new(mut tokens: Vec<Added>, is_nfc: bool) -> Result<Self, String> {
         tokens.sort_by_key(|token| token.id);

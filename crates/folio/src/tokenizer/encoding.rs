@@ -4,13 +4,13 @@ use rayon::prelude::*;
 
 use super::bpe::{Bpe, Encoder};
 use super::chars::CharVocabulary;
-use super::{Model, Tokenizer, words};
+use super::{Tokenizer, TokenizerModel, words};
 use crate::error::{Error, Result};
 
 /// Bytes of text that a thread encodes at once.
 const PIECE: usize = 1 << 18;
 
-/// Units that are prepared before they are encoded, at most.
+/// UnitEncoder that are prepared before they are encoded, at most.
 const UNITS: usize = 1 << 16;
 
 impl Tokenizer {
@@ -62,9 +62,11 @@ impl Tokenizer {
         mut on_piece: impl FnMut(&'t str, &[u32]),
     ) -> Result<()> {
         match &self.model {
-            Model::Chars(vocabulary) => return encode_chars(vocabulary, text, on_piece),
-            Model::Bpe(bpe) if bpe.recipe().is_plain(with_special) => encode_plain(bpe, text, on_piece),
-            Model::Bpe(bpe) => Units::new(bpe, &mut on_piece).encode(text, with_special),
+            TokenizerModel::Chars(vocabulary) => return encode_chars(vocabulary, text, on_piece),
+            TokenizerModel::Bpe(bpe) if bpe.recipe().is_plain(with_special) => {
+                encode_plain(bpe, text, on_piece)
+            }
+            TokenizerModel::Bpe(bpe) => UnitEncoder::new(bpe, &mut on_piece).encode(text, with_special),
         }
         Ok(())
     }
@@ -76,7 +78,7 @@ impl Tokenizer {
     /// encode any bytes.
     pub fn encode_bytes(&self, bytes: &[u8]) -> Result<Vec<u32>> {
         match &self.model {
-            Model::Bpe(bpe) => {
+            TokenizerModel::Bpe(bpe) => {
                 let mut ids = Vec::with_capacity(bytes.len() / 3);
                 for chunk in bytes.utf8_chunks() {
                     ids.extend(self.encode(chunk.valid())?);
@@ -84,7 +86,7 @@ impl Tokenizer {
                 }
                 Ok(ids)
             }
-            Model::Chars(vocabulary) => {
+            TokenizerModel::Chars(vocabulary) => {
                 let text = std::str::from_utf8(bytes).map_err(|error| Error::Tokenizer {
                     reason: format!(
                         "byte {} is not UTF-8, and the tokens are characters: use a BPE",
@@ -143,11 +145,11 @@ fn encode_plain<'t>(bpe: &Bpe, text: &'t str, mut on_piece: impl FnMut(&'t str, 
 }
 
 /// Encodes a text by any recipe: one thread finds added tokens and splits, all of them encode words.
-struct Units<'b, 't, F> {
+struct UnitEncoder<'b, 't, F> {
     bpe: &'b Bpe,
     on_piece: F,
     /// What has been split and not encoded.
-    units: Vec<Unit<'t>>,
+    units: Vec<EncodingUnit<'t>>,
     /// Bytes of words in them.
     bytes: usize,
     /// Bytes of words after which they are encoded.
@@ -156,7 +158,7 @@ struct Units<'b, 't, F> {
 
 /// Some words, or a token that was found in the text.
 #[derive(Default)]
-struct Unit<'t> {
+struct EncodingUnit<'t> {
     /// About the text that it comes from: all units' texts together are the whole.
     source: &'t str,
     token: Option<u32>,
@@ -165,7 +167,7 @@ struct Unit<'t> {
     ends: Vec<usize>,
 }
 
-impl<'b, 't, F: FnMut(&'t str, &[u32])> Units<'b, 't, F> {
+impl<'b, 't, F: FnMut(&'t str, &[u32])> UnitEncoder<'b, 't, F> {
     fn new(bpe: &'b Bpe, on_piece: F) -> Self {
         let most = 8 * PIECE * rayon::current_num_threads();
         Self { bpe, on_piece, units: Vec::new(), bytes: 0, most }
@@ -175,7 +177,11 @@ impl<'b, 't, F: FnMut(&'t str, &[u32])> Units<'b, 't, F> {
         let recipe = self.bpe.recipe();
         for segment in recipe.added.segments(text, with_special) {
             if segment.token.is_some() {
-                self.push(Unit { source: segment.text, token: segment.token, ..Unit::default() });
+                self.push(EncodingUnit {
+                    source: segment.text,
+                    token: segment.token,
+                    ..EncodingUnit::default()
+                });
                 continue;
             }
             // Normalization may change lengths: progress counts up to the source's length, the rest at the end.
@@ -185,13 +191,13 @@ impl<'b, 't, F: FnMut(&'t str, &[u32])> Units<'b, 't, F> {
                 match part.token {
                     Some(token) => {
                         let source = cut(&mut source, part.text.len());
-                        self.push(Unit { source, token: Some(token), ..Unit::default() });
+                        self.push(EncodingUnit { source, token: Some(token), ..EncodingUnit::default() });
                     }
                     None => self.split(part.text, &mut source),
                 }
             }
             if !source.is_empty() {
-                self.push(Unit { source, ..Unit::default() });
+                self.push(EncodingUnit { source, ..EncodingUnit::default() });
             }
         }
         self.flush();
@@ -202,11 +208,11 @@ impl<'b, 't, F: FnMut(&'t str, &[u32])> Units<'b, 't, F> {
         if self.bpe.recipe().splits_as_gpt2() {
             for piece in words::pieces(text, PIECE) {
                 let source = cut(source, piece.len());
-                self.push(Unit { source, words: piece.to_owned(), ..Unit::default() });
+                self.push(EncodingUnit { source, words: piece.to_owned(), ..EncodingUnit::default() });
             }
             return;
         }
-        let mut unit = Unit::default();
+        let mut unit = EncodingUnit::default();
         self.bpe.recipe().for_each_word(text, &mut |word| {
             unit.words.push_str(word);
             unit.ends.push(unit.words.len());
@@ -219,7 +225,7 @@ impl<'b, 't, F: FnMut(&'t str, &[u32])> Units<'b, 't, F> {
         self.push(unit);
     }
 
-    fn push(&mut self, unit: Unit<'t>) {
+    fn push(&mut self, unit: EncodingUnit<'t>) {
         self.bytes += unit.words.len();
         self.units.push(unit);
         if self.bytes >= self.most || self.units.len() == UNITS {
@@ -229,7 +235,7 @@ impl<'b, 't, F: FnMut(&'t str, &[u32])> Units<'b, 't, F> {
 
     /// Encodes what there is, and passes it on.
     fn flush(&mut self) {
-        fn encode<'u>(encoder: &mut Encoder<'_, 'u>, unit: &'u Unit<'_>) -> Vec<u32> {
+        fn encode<'u>(encoder: &mut Encoder<'_, 'u>, unit: &'u EncodingUnit<'_>) -> Vec<u32> {
             let mut ids = Vec::from_iter(unit.token);
             if unit.ends.is_empty() {
                 encoder.encode(&unit.words, &mut ids);

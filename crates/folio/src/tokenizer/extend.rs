@@ -1,14 +1,14 @@
 //! What a vocabulary of characters lacks, and the vocabulary that has it.
 
 use super::chars::CharVocabulary;
-use super::{Model, Tokenizer};
+use super::{Tokenizer, TokenizerModel};
 use crate::error::{Error, Result};
 
 impl Tokenizer {
     /// The characters of a text that the vocabulary lacks with how often they occur, the most frequent first. A BPE lacks
     /// none.
     pub fn missing_characters(&self, text: &str) -> Vec<(char, u64)> {
-        let Model::Chars(vocabulary) = &self.model else { return Vec::new() };
+        let TokenizerModel::Chars(vocabulary) = &self.model else { return Vec::new() };
         let mut missing: Vec<(char, u64)> = vocabulary.missing(text).into_iter().collect();
         missing.sort_by_key(|&(c, count)| (std::cmp::Reverse(count), c));
         missing
@@ -42,18 +42,18 @@ impl Tokenizer {
     /// This vocabulary and the characters of a text that it lacks, in ascending order behind the others, which keep their
     /// ids. A BPE stays as it is.
     pub fn extended(&self, text: &str) -> Self {
-        let Model::Chars(vocabulary) = &self.model else { return self.clone() };
+        let TokenizerModel::Chars(vocabulary) = &self.model else { return self.clone() };
         let chars = vocabulary.chars().iter().copied().chain(vocabulary.missing(text).into_keys());
         let extended = CharVocabulary::new(chars.collect()).expect("what is missing is not there");
-        Self::new(Model::Chars(extended))
+        Self::new(TokenizerModel::Chars(extended))
     }
 
     /// Whether this is the tokenizer of another's digest with further characters behind its first `vocab_size`.
     pub(crate) fn extends(&self, vocab_size: usize, digest: &str) -> bool {
-        let Model::Chars(vocabulary) = &self.model else { return false };
+        let TokenizerModel::Chars(vocabulary) = &self.model else { return false };
         let first = vocabulary.chars().get(..vocab_size).map(|chars| CharVocabulary::new(chars.to_vec()));
         let Some(Ok(first)) = first else { return false };
-        Self::new(Model::Chars(first)).digest() == digest
+        Self::new(TokenizerModel::Chars(first)).digest() == digest
     }
 }
 

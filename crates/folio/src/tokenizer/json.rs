@@ -11,7 +11,7 @@ use std::path::Path;
 use serde::ser::{Serialize, Serializer};
 use serde_json::{Value, json};
 
-use super::Model;
+use super::TokenizerModel;
 use super::added::Added;
 use super::bpe::Bpe;
 use super::chars::CharVocabulary;
@@ -64,21 +64,21 @@ impl Serialize for VocabJson {
 }
 
 /// How the file of a tokenizer spells a token.
-pub(super) fn spelling(model: &Model, id: u32) -> String {
+pub(super) fn spelling(model: &TokenizerModel, id: u32) -> String {
     match model {
-        Model::Chars(vocabulary) => vocabulary.char(id).to_string(),
-        Model::Bpe(bpe) => bpe_spelling(bpe, &byte_alphabet(), id),
+        TokenizerModel::Chars(vocabulary) => vocabulary.char(id).to_string(),
+        TokenizerModel::Bpe(bpe) => bpe_spelling(bpe, &byte_alphabet(), id),
     }
 }
 
 /// The token that the file of a tokenizer spells so: an added one, special or not, or an ordinary one.
-pub(super) fn id_of(model: &Model, spelling: &str) -> Option<u32> {
+pub(super) fn id_of(model: &TokenizerModel, spelling: &str) -> Option<u32> {
     match model {
-        Model::Chars(vocabulary) => {
+        TokenizerModel::Chars(vocabulary) => {
             let found = vocabulary.chars().iter().zip(0..).find(|(c, _)| spelling == c.to_string());
             found.map(|(_, id)| id)
         }
-        Model::Bpe(bpe) => {
+        TokenizerModel::Bpe(bpe) => {
             let added = bpe.recipe().added.tokens();
             if let Some(token) = added.iter().find(|token| token.content == spelling) {
                 return Some(token.id);
@@ -100,10 +100,10 @@ fn bpe_spelling(bpe: &Bpe, alphabet: &[char; 256], id: u32) -> String {
 }
 
 /// The file of a tokenizer.
-pub(super) fn of(model: &Model) -> TokenizerJson<'static> {
+pub(super) fn of(model: &TokenizerModel) -> TokenizerJson<'static> {
     match model {
-        Model::Chars(vocabulary) => chars_json(vocabulary),
-        Model::Bpe(bpe) => bpe_file(bpe),
+        TokenizerModel::Chars(vocabulary) => chars_json(vocabulary),
+        TokenizerModel::Bpe(bpe) => bpe_file(bpe),
     }
 }
 
@@ -195,7 +195,7 @@ fn bpe_json(tokens: Vec<String>, merges: Vec<String>) -> BpeJson<'static> {
 }
 
 /// The tokenizer in a file, if it is one that this program runs.
-pub(super) fn read(path: &Path) -> Result<Model> {
+pub(super) fn read(path: &Path) -> Result<TokenizerModel> {
     let bytes = read_capped(path)?
         .ok_or_else(|| refused(path, "does not exist; give the folder of a run that has saved one"))?;
     let json = serde_json::from_slice(&bytes)

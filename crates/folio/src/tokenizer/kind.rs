@@ -22,18 +22,21 @@ pub enum TokenizerKind {
 }
 
 impl TokenizerKind {
-    /// The names of those that have one, in the order in which messages list them.
+    /// The kinds that have a name, in the order in which messages list them.
+    const NAMED: [(Self, &'static str); 3] =
+        [(Self::Chrs, Self::NAMES[0]), (Self::Bpe, Self::NAMES[1]), (Self::CorpusBpe, Self::NAMES[2])];
+    /// Their names.
     pub const NAMES: [&str; 3] = ["chrs", "bpe", "corpus_bpe"];
 }
 
 impl Display for TokenizerKind {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Chrs => formatter.pad("chrs"),
-            Self::Bpe => formatter.pad("bpe"),
-            Self::CorpusBpe => formatter.pad("corpus_bpe"),
-            Self::File(path) => path.display().fmt(formatter),
+        if let Self::File(path) = self {
+            return path.display().fmt(formatter);
         }
+        let (_, name) =
+            Self::NAMED.into_iter().find(|(kind, _)| kind == self).expect("every other kind has a name");
+        formatter.pad(name)
     }
 }
 
@@ -42,12 +45,14 @@ impl FromStr for TokenizerKind {
     type Err = Error;
 
     fn from_str(given: &str) -> Result<Self> {
-        match given {
-            "chrs" => Ok(Self::Chrs),
-            "bpe" => Ok(Self::Bpe),
-            "corpus_bpe" => Ok(Self::CorpusBpe),
-            path if path.ends_with(".json") || path.contains(['/', '\\']) => Ok(Self::File(path.into())),
-            _ => Err(Error::unknown_name("tokenizer", given, &Self::NAMES)),
+        if let Some((kind, _)) = Self::NAMED.into_iter().find(|(_, name)| *name == given) {
+            return Ok(kind);
+        }
+        let is_path = given.ends_with(".json") || given.contains(['/', '\\']);
+        if is_path {
+            Ok(Self::File(given.into()))
+        } else {
+            Err(Error::unknown_name("tokenizer", given, &Self::NAMES))
         }
     }
 }

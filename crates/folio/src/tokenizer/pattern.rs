@@ -13,7 +13,7 @@ mod parse;
 
 use std::cell::Cell;
 
-use class::Class;
+use class::CharClass;
 
 /// What matching costs at most per byte of a text before it goes on without backtracking. The published patterns need less
 /// than 60.
@@ -37,11 +37,11 @@ enum Rule {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Item {
     /// Characters of a class, as many as there are from `min` to `max`. A possessive item gives none of them back.
-    Run { class: Class, min: usize, max: usize, possessive: bool },
+    Run { class: CharClass, min: usize, max: usize, possessive: bool },
     /// The first alternative that lets the rest match; none of them, if that is optional and nothing else does.
     Group { alternatives: Vec<Vec<Item>>, optional: bool },
     /// The next character is of the class, or, if `negative`, there is no next character of the class.
-    Ahead { class: Class, negative: bool },
+    Ahead { class: CharClass, negative: bool },
 }
 
 impl Pattern {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use rustc_hash::FxHashMap;
 
-use super::added::{Added, AddedTokens};
+use super::added::{Added, AddedVocabulary};
 use super::normal::nfc;
 use super::pattern::Pattern;
 use super::words::words;
@@ -16,7 +16,7 @@ pub(super) struct Recipe {
     pub(super) is_nfc: bool,
     /// How words are found; the last step is the only [`Step::ByteLevel`].
     pub(super) steps: Vec<Step>,
-    pub(super) added: AddedTokens,
+    pub(super) added: AddedVocabulary,
     /// Words that are a token whatever the merges make of them, by their bytes: `ignore_merges`.
     pub(super) whole_words: Option<FxHashMap<Vec<u8>, u32>>,
 }
@@ -69,7 +69,7 @@ impl Behavior {
 impl Recipe {
     /// GPT-2's, with these special tokens.
     pub(super) fn gpt2(specials: Vec<Added>) -> Result<Self, String> {
-        let added = AddedTokens::new(specials, false)?;
+        let added = AddedVocabulary::new(specials, false)?;
         let steps = vec![Step::ByteLevel { add_prefix_space: false, use_regex: true }];
         Ok(Self { is_nfc: false, steps, added, whole_words: None })
     }

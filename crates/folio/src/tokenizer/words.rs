@@ -12,7 +12,7 @@ use unicode_general_category::{GeneralCategory, get_general_category};
 
 /// What the pattern tells apart.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Class {
+enum CharKind {
     Letter,
     Number,
     Space,
@@ -53,7 +53,7 @@ fn word_len(text: &str) -> usize {
     }
     let start = usize::from(bytes[0] == b' ');
     match class_at(text, start) {
-        Some((class, len)) if class != Class::Space => run_end(text, start + len, class),
+        Some((class, len)) if class != CharKind::Space => run_end(text, start + len, class),
         _ => white_space_len(text),
     }
 }
@@ -70,7 +70,7 @@ fn contraction_len(bytes: &[u8]) -> Option<usize> {
 
 /// Where the characters of one class end that stand at `start`.
 #[inline]
-fn run_end(text: &str, start: usize, class: Class) -> usize {
+fn run_end(text: &str, start: usize, class: CharKind) -> usize {
     let mut end = start;
     while let Some((found, len)) = class_at(text, end)
         && found == class
@@ -83,14 +83,14 @@ fn run_end(text: &str, start: usize, class: Class) -> usize {
 /// Bytes of the white space that the text begins with, without its last character if something follows and it is not
 /// the only one.
 fn white_space_len(text: &str) -> usize {
-    let run = run_end(text, 0, Class::Space);
+    let run = run_end(text, 0, CharKind::Space);
     let last = text[..run].chars().next_back().map_or(0, char::len_utf8);
     if run == text.len() || run == last { run } else { run - last }
 }
 
 /// The class and the length in bytes of the character at an offset; `None` at the end.
 #[inline]
-fn class_at(text: &str, offset: usize) -> Option<(Class, usize)> {
+fn class_at(text: &str, offset: usize) -> Option<(CharKind, usize)> {
     let &byte = text.as_bytes().get(offset)?;
     if byte.is_ascii() {
         return Some((ASCII[usize::from(byte)], 1));
@@ -99,34 +99,34 @@ fn class_at(text: &str, offset: usize) -> Option<(Class, usize)> {
     Some((class(c), c.len_utf8()))
 }
 
-const ASCII: [Class; 128] = {
-    let mut classes = [Class::Other; 128];
+const ASCII: [CharKind; 128] = {
+    let mut classes = [CharKind::Other; 128];
     let mut byte = 0;
     while byte < 128 {
         classes[byte as usize] = match byte {
-            b'a'..=b'z' | b'A'..=b'Z' => Class::Letter,
-            b'0'..=b'9' => Class::Number,
-            b'\t'..=b'\r' | b' ' => Class::Space,
-            _ => Class::Other,
+            b'a'..=b'z' | b'A'..=b'Z' => CharKind::Letter,
+            b'0'..=b'9' => CharKind::Number,
+            b'\t'..=b'\r' | b' ' => CharKind::Space,
+            _ => CharKind::Other,
         };
         byte += 1;
     }
     classes
 };
 
-fn class(c: char) -> Class {
+fn class(c: char) -> CharKind {
     use GeneralCategory as Is;
     if c.is_whitespace() {
-        return Class::Space;
+        return CharKind::Space;
     }
     match get_general_category(c) {
         Is::UppercaseLetter
         | Is::LowercaseLetter
         | Is::TitlecaseLetter
         | Is::ModifierLetter
-        | Is::OtherLetter => Class::Letter,
-        Is::DecimalNumber | Is::LetterNumber | Is::OtherNumber => Class::Number,
-        _ => Class::Other,
+        | Is::OtherLetter => CharKind::Letter,
+        Is::DecimalNumber | Is::LetterNumber | Is::OtherNumber => CharKind::Number,
+        _ => CharKind::Other,
     }
 }
 
@@ -148,7 +148,7 @@ pub(super) fn pieces(text: &str, len: usize) -> impl Iterator<Item = &str> {
 fn cut(text: &str, len: usize) -> usize {
     let bytes = text.as_bytes();
     // ASCII alone is looked at: every byte below 128 is a character.
-    let visible = |byte: u8| byte.is_ascii() && ASCII[usize::from(byte)] != Class::Space;
+    let visible = |byte: u8| byte.is_ascii() && ASCII[usize::from(byte)] != CharKind::Space;
     let space = |byte: u8| byte == b' ' || byte == b'\n';
     (len.max(1)..bytes.len()).find(|&at| visible(bytes[at - 1]) && space(bytes[at])).unwrap_or(bytes.len())
 }

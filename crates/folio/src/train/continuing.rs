@@ -77,7 +77,7 @@ pub(super) fn load(
         state.skipped_in_a_row = 0;
     }
     if at_start && new_text {
-        state.history.losses.best_eval_loss = None;
+        state.history.best_eval_loss = None;
     }
     if saved.seed != identity.seed {
         state.order = Rng::new(identity.seed, Stream::Order);
@@ -164,10 +164,10 @@ fn check_sizes(checkpoint: &Path, saved: &ModelConfig, wanted: &ModelConfig) -> 
     let ModelConfig { vocab_size, n_blocks, n_emb, n_heads, block_size, dropout: _ } = *saved;
     let sizes = [
         ("the vocabulary", vocab_size, wanted.vocab_size),
-        ("--n_blocks", n_blocks, wanted.n_blocks),
-        ("--n_emb", n_emb, wanted.n_emb),
-        ("--n_heads", n_heads, wanted.n_heads),
-        ("--block_sizes", block_size, wanted.block_size),
+        ("`n_blocks`", n_blocks, wanted.n_blocks),
+        ("`n_emb`", n_emb, wanted.n_emb),
+        ("`n_heads`", n_heads, wanted.n_heads),
+        ("`block_size`", block_size, wanted.block_size),
     ];
     match sizes.iter().find(|(_, saved, wanted)| saved != wanted) {
         None => Ok(()),

@@ -23,12 +23,10 @@ impl Trainer {
         if last_epoch < epoch || (last_epoch == epoch && epoch_progress.batches > 0) {
             let (epochs, steps) = (epoch - earlier, epoch_progress.batches);
             let more = if steps > 0 { format!(" and {steps} steps") } else { String::new() };
-            return too_few("--num_epochs", self.settings.num_epochs, format!("{epochs} epochs{more}"));
+            return too_few("num_epochs", self.settings.num_epochs, format!("{epochs} epochs{more}"));
         }
         match self.settings.max_steps {
-            Some(limit) if limit < global_step => {
-                too_few("--max_steps", limit, format!("{global_step} steps"))
-            }
+            Some(limit) if limit < global_step => too_few("max_steps", limit, format!("{global_step} steps")),
             _ => Ok(()),
         }
     }

@@ -31,7 +31,7 @@ impl<'a> Saver<'a> {
             && let Some(name) = path.file_name().and_then(|name| CheckpointName::parse(name.to_str()?))
         {
             run_dir.write_history(&state.history)?;
-            run_dir.settle(name, settings.kept(), &state.history.losses)?;
+            run_dir.apply_retention(name, settings.kept(), &state.history.eval_losses())?;
             saver.saved = Some((state.epoch, state.global_step));
             saver.checkpoint = Some(path.clone());
         }
@@ -130,5 +130,5 @@ fn describe(run_dir: &RunDir, trainer: &Trainer) -> Result<()> {
 
 fn status(trainer: &Trainer, state: RunState, error: Option<String>) -> Status {
     let TrainingState { epoch, global_step: step, ref history, .. } = trainer.state;
-    Status { state, epoch, step, eval_losses: history.losses.eval_losses.clone(), error, lost_output: None }
+    Status { state, epoch, step, eval_losses: history.eval_losses(), error, lost_output: None }
 }

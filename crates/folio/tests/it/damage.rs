@@ -202,8 +202,8 @@ fn an_old_checkpoint_that_is_damaged_does_not_keep_a_run_from_saving() {
     let run = run(place.path());
     let manifest = run.checkpoint(CheckpointName::Epoch(1)).join("manifest.json");
     fs::write(manifest, "{").expect("room");
-    let losses = run.losses().expect("readable").expect("saved");
-    run.settle(CheckpointName::Epoch(2), folio::settings::Keep::Weights, &losses)
+    let losses = run.history().expect("readable").expect("saved").eval_losses();
+    run.apply_retention(CheckpointName::Epoch(2), folio::settings::Keep::Weights, &losses)
         .expect("the others are well");
     assert_eq!(run.epochs().expect("readable"), [1, 2]);
 }
@@ -230,6 +230,6 @@ fn a_checkpoint_of_another_run_is_refused() {
     assert!(
         refused(other(|run| run.split = folio::data::SplitKind::Contiguous), &text).contains("another split")
     );
-    assert!(refused(other(|run| run.n_heads = 2), &text).contains("--n_heads is 1 there, but 2"));
+    assert!(refused(other(|run| run.n_heads = 2), &text).contains("`n_heads` is 1 there, but 2"));
     assert!(refused(settings(), &text.replace('a', "c")).contains("another tokenizer"));
 }

@@ -63,7 +63,11 @@ fn a_directory_that_is_removed_is_made_again_at_the_next_save() {
     assert_eq!(outcome.expect("it goes on"), Outcome::Finished);
     assert_eq!(warnings, Vec::<String>::new());
     assert_eq!(run.epochs().expect("readable"), [2, 3, 4]);
-    assert_eq!(run.losses().expect("readable").expect("saved").steps.len(), 4, "no epoch's losses are lost");
+    assert_eq!(
+        run.history().expect("readable").expect("saved").epochs.len(),
+        4,
+        "no epoch's losses are lost"
+    );
     assert_eq!(run.status().expect("a status").state, RunState::Finished);
 }
 
@@ -219,7 +223,7 @@ fn too_many_steps_that_are_not_finite_end_the_run_with_its_last_checkpoint() {
     let start = Start::Checkpoint { run: run.clone(), number: 1, restart_schedule: false };
     let mut trainer = trainer(wild, &start);
     let error = trainer.run(Some(&run), &Requests::default(), &mut |_| {}).expect_err("it diverges");
-    let first = run.losses().expect("readable").expect("saved").steps[0];
+    let first = run.history().expect("readable").expect("saved").epochs[0].step;
     let Error::Diverged { step, learning_rate, last_checkpoint, .. } = &error else { panic!("{error:?}") };
     // One step at that rate, then four that see what it did.
     assert_eq!((*step, *learning_rate), (first + 5, 1e30));

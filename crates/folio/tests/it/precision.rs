@@ -116,6 +116,6 @@ fn a_smaller_batch_in_the_buffers_of_a_larger_one_gives_the_same_bits() {
 fn heads_of_odd_size_are_refused_in_bf16() {
     let odd = ModelConfig { n_emb: 63, ..config(0.0) };
     let error = Precision::Bf16.check(&odd).expect_err("heads of 9").to_string();
-    assert!(error.contains("--precision") && error.contains("even"), "{error}");
+    assert!(error.contains("precision") && error.contains("even"), "{error}");
     Precision::F32.check(&odd).expect("f32 takes any");
 }

@@ -103,7 +103,8 @@ fn check_resumes_on(new: New, threads: &[(usize, usize)], settings: Settings) {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let place = |name: &str| directory.path().join(name);
     let whole = train_on(new, &settings, &Start::Fresh, &place("whole"), 1);
-    let losses = whole.losses().expect("readable").expect("saved").train_losses;
+    let history = whole.history().expect("readable").expect("saved");
+    let losses: Vec<f64> = history.epochs.iter().map(|epoch| epoch.train_loss).collect();
     assert!(losses.windows(2).all(|pair| pair[0] != pair[1]), "it learns in every epoch: {losses:?}");
     for (index, &(before, then)) in threads.iter().enumerate() {
         let stop = STOPS[index % STOPS.len()];
@@ -246,7 +247,7 @@ fn saving_inside_epochs_changes_nothing() {
     let often = Settings { save_every: Some(1), ..settings() };
     let often = train(&often, &Start::Fresh, &directory.path().join("often"), 2);
     check_same(&often, &whole, 1, "saved after every step");
-    assert_eq!(often.names().expect("readable").last(), Some(&CheckpointName::Epoch(EPOCHS)));
+    assert_eq!(often.checkpoints().expect("readable").last(), Some(&CheckpointName::Epoch(EPOCHS)));
 }
 
 #[test]
@@ -265,8 +266,12 @@ fn an_epoch_cut_short_by_a_limit_is_taken_up_again() {
         let path = place(&format!("limited_{index}"));
         let limited = Settings { max_steps: Some(limits[0]), ..settings.clone() };
         let run = train(&limited, &Start::Fresh, &path, 2);
-        let cut = run.losses().expect("readable").expect("saved");
-        assert_eq!(cut.steps.last(), Some(&limits[0]), "the last epoch ends at the limit");
+        let cut = run.history().expect("readable").expect("saved");
+        assert_eq!(
+            cut.epochs.last().map(|epoch| epoch.step),
+            Some(limits[0]),
+            "the last epoch ends at the limit"
+        );
         let resume = Start::Resume { run: run.clone(), skip_damaged: false };
         train(&Settings { max_steps: Some(limits[1]), ..settings.clone() }, &resume, &path, 1);
         train(&settings, &resume, &path, 3);
@@ -319,7 +324,7 @@ fn a_checkpoint_s_state_counts_epochs_and_steps() {
         let state = checkpoint.state();
         // Forty training blocks in batches of 13: three whole ones and a short one.
         assert_eq!((state.epoch, state.global_step, state.optimizer_steps), (epoch, 4 * epoch, 4 * epoch));
-        assert_eq!(state.history.epochs(), epoch);
+        assert_eq!(state.history.epochs.len() as u64, epoch);
     }
 }
 
@@ -345,7 +350,9 @@ fn the_rate_of_every_epoch_is_the_schedule_s() {
     let third = (0..9).map(|since| 4.0 * wave(f64::from(since), 9.0));
     let fourth = (0..2).map(|since| 8.0 * wave(f64::from(since), 27.0));
     let expected: Vec<f64> = first.chain(second).chain(third).chain(fourth).collect();
-    assert_eq!(run.learning_rates().expect("readable").expect("saved"), expected);
+    let history = run.history().expect("readable").expect("saved");
+    let rates: Vec<f64> = history.epochs.iter().map(|epoch| epoch.learning_rate).collect();
+    assert_eq!(rates, expected);
 }
 
 #[test]

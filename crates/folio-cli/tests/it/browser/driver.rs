@@ -1,4 +1,4 @@
-//! A browser, the server whose pages it opens, and questions to both.
+//! Drives a browser on the pages of a server.
 
 use std::fs;
 use std::future::Future;
@@ -16,40 +16,40 @@ use thirtyfour::{ChromiumLikeCapabilities, LoggingPrefsLogLevel};
 use crate::place::Place;
 use crate::running::{Running, start, start_command};
 
-/// How long a page may take to become as it should. Far more than it needs: other tests use the processors too.
+/// Timeout of a condition on a page. Long, since other tests run at the same time.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The size of the screen unless a test says otherwise.
 const SCREEN: (u32, u32) = (1200, 800);
 
-/// The elements that reach beyond the right edge of the screen.
+/// The elements that extend beyond the right edge of the screen.
 const WIDEST: &str = "[...document.querySelectorAll('body *')]
     .filter((element) => element.getBoundingClientRect().right > document.documentElement.clientWidth)
     .map((element) => element.cloneNode(false).outerHTML).slice(0, 8)";
 
-/// A program that ends with the test.
+/// A program that is ended when this is dropped.
 pub(crate) struct Service {
     running: Option<Running>,
     pub(crate) url: String,
 }
 
 impl Service {
-    /// Starts a program and waits until it says, with `mark` before it, at which port of this machine it listens.
+    /// Waits until the program prints its port, which follows `mark`.
     fn new(running: Running, mark: &str) -> Self {
-        let mut said = Vec::new();
+        let mut output = Vec::new();
         while let Some(line) = running.next_line() {
             if let Some((_, rest)) = line.split_once(mark) {
                 let port: String = rest.chars().take_while(char::is_ascii_digit).collect();
                 return Self { running: Some(running), url: format!("http://127.0.0.1:{port}") };
             }
-            said.push(line);
+            output.push(line);
         }
-        panic!("it does not listen: {said:#?}");
+        panic!("it did not print a port: {output:#?}");
     }
 }
 
 impl Service {
-    /// Ends the program without a word.
+    /// Kills the program.
     pub(crate) fn kill(&mut self) {
         if let Some(running) = self.running.take() {
             running.signal(Signal::KILL);
@@ -67,12 +67,12 @@ impl Drop for Service {
     }
 }
 
-/// Starts `folio serve` on a port of its own.
+/// Starts `folio serve` on a free port.
 pub(crate) fn serve(place: &Place, what: &str) -> Service {
     Service::new(start(place, &format!("serve {what} --port 0")), "http://127.0.0.1:")
 }
 
-/// Chromium without a screen.
+/// Headless Chromium.
 pub(crate) struct Browser {
     driver: WebDriver,
     _chromedriver: Service,
@@ -80,14 +80,14 @@ pub(crate) struct Browser {
     axe: String,
 }
 
-/// A browser for the pages of a server. None, said loudly, if there is no browser on this machine; with FOLIO_BROWSER=1
-/// that is a failure.
+/// Opens a browser for the pages of a server. Without a browser on this machine, prints a notice and returns `None`, or
+/// panics if FOLIO_BROWSER is set.
 pub(crate) fn open(server: &Service) -> Option<Browser> {
     match ready() {
         Ok(axe) => Some(Browser::new(server, axe)),
         Err(missing) => {
             assert!(std::env::var_os("FOLIO_BROWSER").is_none(), "{missing}: see .ci/browser");
-            // Not eprintln!, which is only shown of tests that fail.
+            // Not eprintln!, whose output is hidden for tests that pass.
             let _ = writeln!(
                 stderr(),
                 "\nTHE PAGES ARE NOT TESTED: {missing}. `.ci/browser` gets what they need.\n"
@@ -97,7 +97,7 @@ pub(crate) fn open(server: &Service) -> Option<Browser> {
     }
 }
 
-/// The program that checks accessibility, if that and the browser are here.
+/// The source of axe, the accessibility checker. An error names what is missing.
 fn ready() -> Result<String, String> {
     for program in ["chromium", "chromedriver"] {
         let quiet =
@@ -110,7 +110,7 @@ fn ready() -> Result<String, String> {
     fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// Waits for a command to the browser.
+/// Runs a command of the browser.
 #[track_caller]
 fn wait<T: Send>(command: impl Future<Output = WebDriverResult<T>> + Send) -> T {
     block_on(command).unwrap_or_else(|error| panic!("the browser: {error}"))
@@ -121,14 +121,14 @@ impl Browser {
         let mut chromedriver = Command::new("chromedriver");
         chromedriver.arg("--port=0");
         let chromedriver = Service::new(start_command(chromedriver), "successfully on port ");
-        let mut wishes = DesiredCapabilities::chrome();
-        let told = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        let mut capabilities = DesiredCapabilities::chrome();
+        let added = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
             .into_iter()
-            .try_for_each(|flag| wishes.add_arg(flag))
-            .and_then(|()| wishes.set_browser_log_level(LoggingPrefsLogLevel::All))
-            .and_then(|()| wishes.set_logging_prefs("performance", LoggingPrefsLogLevel::All));
-        told.expect("known options");
-        let driver = wait(WebDriver::new(chromedriver.url.as_str(), wishes));
+            .try_for_each(|flag| capabilities.add_arg(flag))
+            .and_then(|()| capabilities.set_browser_log_level(LoggingPrefsLogLevel::All))
+            .and_then(|()| capabilities.set_logging_prefs("performance", LoggingPrefsLogLevel::All));
+        added.expect("known options");
+        let driver = wait(WebDriver::new(chromedriver.url.as_str(), capabilities));
         wait(driver.set_script_timeout(2 * PATIENCE));
         let browser = Self { driver, _chromedriver: chromedriver, origin: server.url.clone(), axe };
         browser.resize(SCREEN.0, SCREEN.1);
@@ -140,7 +140,7 @@ impl Browser {
         wait(self.driver.goto(format!("{}{path}", self.origin)));
     }
 
-    /// A command of Chromium's own.
+    /// Sends a command of the Chrome DevTools protocol.
     fn cdp(&self, command: &str, arguments: Value) {
         wait(self.driver.cdp().send_raw(command, arguments));
     }
@@ -150,13 +150,13 @@ impl Browser {
         self.cdp("Emulation.setDeviceMetricsOverride", screen);
     }
 
-    /// Makes the system light or dark.
+    /// Sets the preferred color scheme of the system: light or dark.
     pub(crate) fn prefer(&self, scheme: &str) {
         let features = json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });
         self.cdp("Emulation.setEmulatedMedia", features);
     }
 
-    /// The value of an expression of JavaScript.
+    /// Evaluates a JavaScript expression.
     #[track_caller]
     pub(crate) fn value(&self, expression: &str) -> Value {
         let answer = wait(self.driver.execute(format!("return ({expression});"), Vec::new()));
@@ -175,25 +175,25 @@ impl Browser {
         value.as_f64().unwrap_or_else(|| panic!("{expression} is {value}"))
     }
 
-    /// Waits until an expression, evaluated with each frame that is drawn, becomes true; returns its value.
+    /// Evaluates an expression in every frame until it is truthy, and returns its value.
     #[track_caller]
     pub(crate) fn until(&self, condition: &str) -> Value {
-        self.comes(condition).unwrap_or_else(|| {
-            panic!("it never comes to be that {condition}\n{}", self.text("document.body.innerText"))
+        self.wait_for(condition).unwrap_or_else(|| {
+            panic!("timeout waiting for {condition}\n{}", self.text("document.body.innerText"))
         })
     }
 
-    /// [`Browser::until`]; None if it does not become true in time.
-    fn comes(&self, condition: &str) -> Option<Value> {
+    /// [`Browser::until`], or `None` after the timeout.
+    fn wait_for(&self, condition: &str) -> Option<Value> {
         let script = format!(
             "const [limit, done] = arguments;
              const end = performance.now() + limit;
-             const look = async () => {{
+             const check = async () => {{
                const value = await ({condition});
                if (value || performance.now() > end) done(value || null);
-               else requestAnimationFrame(look);
+               else requestAnimationFrame(check);
              }};
-             look();"
+             check();"
         );
         let limit = json!(PATIENCE.as_millis());
         let value = wait(self.driver.execute_async(script, vec![limit])).json().clone();
@@ -218,7 +218,7 @@ impl Browser {
         wait(self.driver.action_chain().move_to_element_center(&element).perform());
     }
 
-    /// Empties a field and types into it.
+    /// Clears a field and types into it.
     #[track_caller]
     pub(crate) fn fill(&self, selector: &str, text: &str) {
         let field = self.find(selector);
@@ -226,17 +226,17 @@ impl Browser {
         wait(field.send_keys(text));
     }
 
-    /// Types a text, wherever the focus is.
+    /// Types text into the focused element.
     pub(crate) fn type_in(&self, text: &str) {
         wait(self.driver.action_chain().send_keys(text).perform());
     }
 
-    /// Presses a key, wherever the focus is.
+    /// Presses a key in the focused element.
     pub(crate) fn press(&self, key: Key) {
         wait(self.driver.action_chain().send_keys(key).perform());
     }
 
-    /// Presses a key while Control is held.
+    /// Presses a key with Control.
     pub(crate) fn press_with_control(&self, key: Key) {
         let chain = self.driver.action_chain().key_down(Key::Control).send_keys(key);
         wait(chain.key_up(Key::Control).perform());
@@ -254,25 +254,21 @@ impl Browser {
             }));";
         let result = wait(self.driver.execute_async(script, Vec::new())).json().clone();
         assert_eq!(result["violations"], json!([]), "{context}");
-        assert!(result["passes"].as_u64() >= Some(20), "axe-core has looked at something: {result}");
+        assert!(result["passes"].as_u64() >= Some(20), "axe-core checked something: {result}");
     }
 
-    /// Checks that a page of the width of a small phone needs no scrolling sideways.
+    /// Checks that the page does not scroll horizontally at the width of a small phone.
     #[track_caller]
     pub(crate) fn check_narrow(&self, context: &str) {
         self.resize(360, 740);
         self.until("innerWidth === 360");
-        // Figures take their new size some time after the screen has.
+        // Figures are resized some time after the screen.
         let fits = "document.documentElement.scrollWidth <= document.documentElement.clientWidth";
-        assert!(
-            self.comes(fits).is_some(),
-            "{context} needs to be scrolled sideways: {}",
-            self.value(WIDEST)
-        );
+        assert!(self.wait_for(fits).is_some(), "{context} scrolls horizontally: {}", self.value(WIDEST));
         self.resize(SCREEN.0, SCREEN.1);
     }
 
-    /// Saves a picture of the screen in the directory FOLIO_SCREENSHOTS, if there is one.
+    /// Saves a screenshot in the directory FOLIO_SCREENSHOTS, if it is set.
     pub(crate) fn screenshot(&self, name: &str) {
         if let Some(directory) = std::env::var_os("FOLIO_SCREENSHOTS") {
             let path = Path::new(&directory).join(format!("{name}.png"));
@@ -280,7 +276,7 @@ impl Browser {
         }
     }
 
-    /// Ends, checking that the console has no complaint but those expected and that nothing was asked of others.
+    /// Checks that the console has the expected warnings and errors only, and that all requests went to the server.
     #[track_caller]
     pub(crate) fn finish(self, expected: &[&str]) {
         let console = wait(self.driver.browser_log());
@@ -303,7 +299,7 @@ impl Browser {
         assert_eq!(foreign, Vec::<String>::new(), "these requests left the origin {}", self.origin);
     }
 
-    /// Every address that the browser asked for.
+    /// The URLs of all requests.
     fn requests(&self) -> Vec<String> {
         let entries = wait(self.driver.get_log("performance"));
         let events = entries.iter().filter_map(|entry| serde_json::from_str::<Value>(&entry.message).ok());
@@ -316,7 +312,7 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // A browser that is gone already has nothing to be told.
+        // This fails if the browser is already closed.
         let _ = block_on(self.driver.clone().quit());
     }
 }

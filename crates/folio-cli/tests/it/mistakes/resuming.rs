@@ -1,4 +1,4 @@
-//! Runs that cannot be resumed, and searches that cannot be.
+//! Runs that cannot be resumed, and searches with contradictory flags.
 
 use super::{FAILURE, USAGE, check_all, check_refused, place_with_run};
 use crate::place::{Place, TINY, plays};
@@ -18,11 +18,11 @@ fn runs_that_cannot_be_resumed() {
         (
             "train --resume run --learning_rates 1",
             USAGE,
-            &["--learning_rates: the run in run has 0.001", "leave it out", "--from_checkpoint"],
+            &["--learning_rates: the run in run has 0.001", "leave the flag out", "--from_checkpoint"],
         ),
         ("train --resume run --seed 1", USAGE, &["--seed: the run in run has 1337"]),
         ("train --resume run --config wide.toml", USAGE, &["--n_emb: the run in run has 16"]),
-        ("train --resume run --preset quick", USAGE, &["the run in run has", "leave it out"]),
+        ("train --resume run --preset quick", USAGE, &["the run in run has", "leave the flag out"]),
         ("train --resume run --dropouts 0.1 0.2", USAGE, &["--dropouts: the run in run has 0.1"]),
         ("train --resume run --trials 3", USAGE, &["--trials: the run in run has none"]),
         (
@@ -30,8 +30,8 @@ fn runs_that_cannot_be_resumed() {
             FAILURE,
             &["other.txt: is not the text that the run was trained on"],
         ),
-        ("train --resume run --run_dir x", USAGE, &["--run_dir x: a run that is resumed stays in run"]),
-        ("train --resume run --num_epochs 0", USAGE, &["--num_epochs", "0 is"]),
+        ("train --resume run --run_dir x", USAGE, &["--run_dir x: a resumed run stays in run"]),
+        ("train --resume run --num_epochs 0", USAGE, &["`--num_epochs 0` is out of range"]),
         ("train --resume run --num_epochs 1", USAGE, &["--num_epochs", "1 is fewer than the 2 epochs"]),
         ("train --resume run --max_steps 20", USAGE, &["--max_steps", "20 is fewer than the 26 steps"]),
         ("train --resume run --overwrite", USAGE, &["--overwrite"]),
@@ -40,19 +40,19 @@ fn runs_that_cannot_be_resumed() {
         (
             "train --resume search --num_epochs 3",
             USAGE,
-            &["--num_epochs: the sweep in search goes on as it was"],
+            &["--num_epochs: the sweep in search keeps its settings"],
         ),
-        ("train --resume search --jobs 0", USAGE, &["--jobs", "at least 1"]),
+        ("train --resume search --jobs 0", USAGE, &["`--jobs 0`", "at least 1"]),
         ("train {TINY} --run_dir run", FAILURE, &["run: already holds a run", "--resume run"]),
         ("export none", FAILURE, &["none: does not exist"]),
         ("export run --out none/x.csv", FAILURE, &["none/x.csv", "No such file or directory"]),
     ];
     check_all(&place, mistakes);
-    // What is the same may be said again, and the text may have moved.
+    // Flags may repeat the run's settings, and the text may have moved.
     place.ok("train --resume run --seed 1337 --dropouts 0.1 --precision auto --data moved.txt --run_dir run");
     place.write("search/sweep.json", "{\"plan\": {\"kind\": \"full\"}, \"varying\": [], \"runs\": []}");
     check_refused(&place, "train --resume search", FAILURE, &["sweep.json", "is damaged"]);
-    // The error names the newest checkpoint that is whole.
+    // The error names the newest intact checkpoint.
     place.ok("train --resume run --num_epochs 3");
     let name = "run/checkpoint_3/model.safetensors";
     let whole = place.read(name);
@@ -63,12 +63,12 @@ fn runs_that_cannot_be_resumed() {
 }
 
 #[test]
-fn searches_that_cannot_be() {
+fn searches_with_contradictory_flags() {
     let place = Place::new();
     let mistakes: &[(&str, i32, &[&str])] = &[
         ("train {TINY} --trials 3", USAGE, &["--trials", "--search random"]),
-        ("train {TINY} --search random", USAGE, &["--search", "add --trials"]),
-        ("train {TINY} --search random --trials 0", USAGE, &["--trials", "at least 1"]),
+        ("train {TINY} --search random", USAGE, &["`--search random`", "add `--trials`"]),
+        ("train {TINY} --search random --trials 0", USAGE, &["`--trials 0`", "at least 1"]),
         (
             "train {TINY} --search rand --trials 2",
             USAGE,
@@ -77,12 +77,12 @@ fn searches_that_cannot_be() {
         (
             "train {TINY} --search halving --trials 4 --no_save",
             USAGE,
-            &["--no_save", "halving resumes", "leave it out"],
+            &["--no_save", "halving resumes", "leave the flag out"],
         ),
         (
             "train {TINY} --search halving --trials 4 --halving_factor 1",
             USAGE,
-            &["--halving_factor", "at least 2"],
+            &["`--halving_factor 1`", "at least 2"],
         ),
         ("train {TINY} --search halving --trials 4 --max_steps 9", USAGE, &["--max_steps", "--num_epochs"]),
         ("train {TINY} --halving_factor 3", USAGE, &["--halving_factor", "--search halving"]),
@@ -96,11 +96,11 @@ fn searches_that_cannot_be() {
         (
             "train {DATA} --search random --trials 2 --dropouts 0.5..1.5 --seed 3",
             USAGE,
-            &["--dropouts", "outside [0, 1)"],
+            &["--dropouts", "in [0, 1)"],
         ),
         ("train {TINY} --keep everything --run_dir x", USAGE, &["'everything'", "all, weights, best"]),
-        ("train {TINY} --save_every 0 --run_dir x", USAGE, &["--save_every", "0 is"]),
-        ("train {TINY} --max_skipped_steps 0", USAGE, &["--max_skipped_steps", "0 is"]),
+        ("train {TINY} --save_every 0 --run_dir x", USAGE, &["`--save_every 0` is"]),
+        ("train {TINY} --max_skipped_steps 0", USAGE, &["`--max_skipped_steps 0` is"]),
     ];
     check_all(&place, mistakes);
 }

@@ -10,17 +10,17 @@ fn tokenizers_that_cannot_be() {
     let own = "train {TINY} --tokenizer_type corpus_bpe";
     let train = "tokenizer train {DATA} --out x.json";
     let mistakes: &[(&str, i32, &[&str])] = &[
-        (&format!("{own} --vocab_size 255"), USAGE, &["--vocab_size", "255 is too few", "at least 256"]),
+        (&format!("{own} --vocab_size 255"), USAGE, &["`--vocab_size 255` is too small", "at least 256"]),
         (
             &format!("{own} --vocab_size 100000"),
             USAGE,
             &["--vocab_size", "more than the text can give", "at most"],
         ),
-        (&format!("{own} --split blocks"), USAGE, &["--split", "evaluation text", "give contiguous"]),
+        (&format!("{own} --split blocks"), USAGE, &["`--split blocks`", "evaluation text", "use contiguous"]),
         (
             "train {TINY} --vocab_size 300",
             USAGE,
-            &["--vocab_size", "chrs has a vocabulary of its own", "corpus_bpe"],
+            &["--vocab_size", "chrs has a fixed vocabulary", "`--tokenizer_type corpus_bpe`"],
         ),
         ("train {TINY} --tokenizer_type none.json", FAILURE, &["none.json", "does not exist"]),
         ("train {TINY} --tokenizer_type broken.json", FAILURE, &["broken.json", "not valid JSON"]),

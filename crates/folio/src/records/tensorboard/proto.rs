@@ -8,7 +8,7 @@ use prost::Message;
 use serde_json::{Map, Value};
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Event {
+pub(super) struct EventMessage {
     /// Seconds since 1970.
     #[prost(double, tag = "1")]
     pub(super) wall_time: f64,
@@ -47,14 +47,14 @@ pub(super) struct SummaryValue {
     #[prost(float, optional, tag = "2")]
     pub(super) simple_value: Option<f32>,
     #[prost(message, optional, tag = "8")]
-    pub(super) tensor: Option<Tensor>,
+    pub(super) tensor: Option<TensorProto>,
     #[prost(message, optional, tag = "9")]
     pub(super) metadata: Option<Metadata>,
 }
 
 /// `TensorProto`.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Tensor {
+pub(super) struct TensorProto {
     #[prost(int32, tag = "1")]
     dtype: i32,
     #[prost(message, optional, tag = "2")]
@@ -106,14 +106,14 @@ struct HyperparametersData {
 #[derive(Clone, PartialEq, Message)]
 struct SessionStart {
     #[prost(btree_map = "string, message", tag = "1")]
-    hyperparameters: BTreeMap<String, Setting>,
+    hyperparameters: BTreeMap<String, ProtoValue>,
     #[prost(double, tag = "5")]
     start_time_secs: f64,
 }
 
 /// `google.protobuf.Value`.
 #[derive(Clone, PartialEq, Message)]
-struct Setting {
+struct ProtoValue {
     #[prost(double, optional, tag = "2")]
     number: Option<f64>,
     #[prost(string, optional, tag = "3")]
@@ -136,11 +136,11 @@ impl SummaryValue {
 
     /// A text in Markdown.
     pub(super) fn text(tag: &str, text: String) -> Self {
-        let tensor = Tensor {
+        let tensor = TensorProto {
             dtype: DT_STRING,
             shape: Some(Shape::default()),
             string_val: vec![text.into_bytes()],
-            ..Tensor::default()
+            ..TensorProto::default()
         };
         let metadata = Metadata::of("text", Vec::new());
         Self { tag: tag.to_owned(), tensor: Some(tensor), metadata: Some(metadata), ..Self::default() }
@@ -148,7 +148,7 @@ impl SummaryValue {
 
     /// The settings, for the table in which TensorBoard compares runs by them. Those that are unset are left out.
     pub(super) fn session_start(settings: &Map<String, Value>, start_time_secs: f64) -> Self {
-        let setting = |value: &Value| Setting {
+        let setting = |value: &Value| ProtoValue {
             number: value.as_f64(),
             text: value.as_str().map(str::to_owned),
             switch: value.as_bool(),
@@ -159,8 +159,12 @@ impl SummaryValue {
         let content = HyperparametersData { session_start_info }.encode_to_vec();
         // All is in the metadata, but something has to stand in for a value.
         let shape = Shape { dim: vec![Dimension { size: 1 }] };
-        let tensor =
-            Tensor { dtype: DT_FLOAT, shape: Some(shape), float_val: vec![0.0], ..Tensor::default() };
+        let tensor = TensorProto {
+            dtype: DT_FLOAT,
+            shape: Some(shape),
+            float_val: vec![0.0],
+            ..TensorProto::default()
+        };
         Self {
             tag: "_hparams_/session_start_info".to_owned(),
             tensor: Some(tensor),

@@ -36,13 +36,13 @@ pub(in super::super) fn train(text: &str, vocab_size: usize, specials: &[&str]) 
     let ordinary = vocab_size.checked_sub(specials.len()).filter(|&count| count >= BYTES);
     let ordinary =
         ordinary.unwrap_or_else(|| panic!("a vocabulary of {vocab_size} has no room for 256 bytes"));
-    let mut trainer = Trainer::new(&count_words(text));
+    let mut trainer = BpeTrainer::new(&count_words(text));
     while trainer.tokens.len() < ordinary {
         if !trainer.merge_next() {
             return Err(TooSmall { reached: trainer.tokens.len() + specials.len() });
         }
     }
-    let Trainer { mut tokens, merges, .. } = trainer;
+    let BpeTrainer { mut tokens, merges, .. } = trainer;
     let special_ids = (tokens.len() as u32..).take(specials.len()).collect();
     tokens.extend(specials.iter().map(|special| special.as_bytes().to_vec()));
     Ok(Bpe::new(&tokens, merges, special_ids).expect("merges of tokens that are there"))
@@ -65,7 +65,7 @@ fn count_words(text: &str) -> FxHashMap<&str, u64> {
     pieces.into_par_iter().fold(FxHashMap::default, count).reduce(FxHashMap::default, merge)
 }
 
-struct Trainer {
+struct BpeTrainer {
     tokens: Vec<Vec<u8>>,
     ids: FxHashMap<Vec<u8>, u32>,
     merges: Vec<(u32, u32)>,
@@ -89,7 +89,7 @@ struct Pair {
     words: Vec<u32>,
 }
 
-impl Trainer {
+impl BpeTrainer {
     fn new(counts: &FxHashMap<&str, u64>) -> Self {
         let tokens: Vec<Vec<u8>> = byte_order().map(|byte| vec![byte]).collect();
         let mut byte_ids = [0; BYTES];

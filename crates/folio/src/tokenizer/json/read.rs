@@ -7,8 +7,8 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 use serde_json::{Map, Value};
 
-use super::super::Model;
-use super::super::added::{Added, AddedTokens};
+use super::super::TokenizerModel;
+use super::super::added::{Added, AddedVocabulary};
 use super::super::bpe::Bpe;
 use super::super::chars::CharVocabulary;
 use super::super::gpt2::byte_alphabet;
@@ -24,7 +24,7 @@ const SHOWN_CHARS: usize = 500;
 type Read<T> = Result<T, String>;
 
 /// The tokenizer of a file.
-pub(super) fn from_json(json: &Value) -> Read<Model> {
+pub(super) fn from_json(json: &Value) -> Read<TokenizerModel> {
     let model = &json["model"];
     if !model.is_object() {
         return Err("has no object 'model', so it is not in Hugging Face's format".to_owned());
@@ -94,7 +94,7 @@ fn check_post_processor(processor: &Value) -> Read<()> {
 }
 
 /// Characters: a BPE without merges and without a split.
-fn chars(json: &Value, vocab: &Map<String, Value>) -> Read<Model> {
+fn chars(json: &Value, vocab: &Map<String, Value>) -> Read<TokenizerModel> {
     if !elements(&json["model"]["merges"]).is_empty() || !elements(&json["added_tokens"]).is_empty() {
         return Err(unsupported("merges or added tokens without a byte-level 'pre_tokenizer'"));
     }
@@ -118,10 +118,12 @@ fn chars(json: &Value, vocab: &Map<String, Value>) -> Read<Model> {
         }
     };
     let chars: Vec<char> = tokens_by_id(vocab)?.into_iter().map(single_char).collect::<Read<_>>()?;
-    CharVocabulary::new(chars).map(Model::Chars).map_err(|twin| format!("has the character {twin:?} twice"))
+    CharVocabulary::new(chars)
+        .map(TokenizerModel::Chars)
+        .map_err(|twin| format!("has the character {twin:?} twice"))
 }
 
-fn byte_level(json: &Value, vocab: &Map<String, Value>) -> Read<Model> {
+fn byte_level(json: &Value, vocab: &Map<String, Value>) -> Read<TokenizerModel> {
     let is_nfc = is_nfc(&json["normalizer"])?;
     let mut steps = Vec::new();
     push_steps(&json["pre_tokenizer"], &mut steps)?;
@@ -139,9 +141,9 @@ fn byte_level(json: &Value, vocab: &Map<String, Value>) -> Read<Model> {
         ids.filter_map(|(token, id)| Some((unspell(token)?, id))).collect()
     });
     let merges = merges(&json["model"]["merges"], &spelled)?;
-    let added = AddedTokens::new(added, is_nfc)?;
+    let added = AddedVocabulary::new(added, is_nfc)?;
     Bpe::with_recipe(&tokens, merges, Recipe { is_nfc, steps, added, whole_words })
-        .map(|bpe| Model::Bpe(Arc::new(bpe)))
+        .map(|bpe| TokenizerModel::Bpe(Arc::new(bpe)))
 }
 
 fn is_nfc(normalizer: &Value) -> Read<bool> {

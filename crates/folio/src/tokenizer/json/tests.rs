@@ -5,11 +5,11 @@ use super::read::{elements, from_json};
 use super::*;
 
 fn chars_file() -> Value {
-    serde_json::to_value(of(&Model::Chars(CharVocabulary::of_text("abé")))).unwrap()
+    serde_json::to_value(of(&TokenizerModel::Chars(CharVocabulary::of_text("abé")))).unwrap()
 }
 
 fn gpt2_file() -> Value {
-    serde_json::to_value(of(&Model::Bpe(gpt2()))).unwrap()
+    serde_json::to_value(of(&TokenizerModel::Bpe(gpt2()))).unwrap()
 }
 
 /// Changes a good file, which must then be refused with this message.
@@ -37,7 +37,7 @@ fn characters_in_any_order_load() {
     let mut file = chars_file();
     file["model"]["vocab"] = json!({ "a": 2, "é": 0, "b": 1 });
     let expected = CharVocabulary::new(vec!['é', 'b', 'a']).unwrap();
-    assert_eq!(from_json(&file), Ok(Model::Chars(expected)));
+    assert_eq!(from_json(&file), Ok(TokenizerModel::Chars(expected)));
 }
 
 #[test]
@@ -51,7 +51,7 @@ fn other_spellings_of_gpt2_load() {
     file["model"].as_object_mut().unwrap().remove("type");
     file["model"]["vocab"].as_object_mut().unwrap().remove("<|endoftext|>");
     file["model"]["continuing_subword_prefix"] = json!("");
-    assert_eq!(from_json(&file), Ok(Model::Bpe(gpt2())));
+    assert_eq!(from_json(&file), Ok(TokenizerModel::Bpe(gpt2())));
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn options_that_change_nothing_load() {
     file["model"]["unk_token"] = json!("<|endoftext|>");
     file["model"]["byte_fallback"] = json!(true);
     file["model"]["dropout"] = json!(0.0);
-    assert_eq!(from_json(&file), Ok(Model::Bpe(gpt2())));
+    assert_eq!(from_json(&file), Ok(TokenizerModel::Bpe(gpt2())));
 }
 
 #[test]
@@ -158,10 +158,10 @@ fn any_byte_level_bpe_loads() {
         vocab["oad"] = json!(1169);
     };
     swap(&mut file);
-    let Ok(Model::Bpe(bpe)) = from_json(&file) else { panic!("a BPE") };
+    let Ok(TokenizerModel::Bpe(bpe)) = from_json(&file) else { panic!("a BPE") };
     assert_eq!((bpe.encode("the"), bpe.encode("oad")), (vec![1170], vec![1169]));
     file["model"]["merges"] = json!([]);
-    let Ok(Model::Bpe(bytes)) = from_json(&file) else { panic!("a BPE") };
+    let Ok(TokenizerModel::Bpe(bytes)) = from_json(&file) else { panic!("a BPE") };
     assert_eq!(bytes.encode("the"), [83, 71, 68]);
 }
 

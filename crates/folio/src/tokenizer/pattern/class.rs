@@ -4,16 +4,16 @@ use unicode_general_category::{GeneralCategory as Category, get_general_category
 
 /// The characters of some parts, or, if it is negated, all others.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Class {
+pub(super) struct CharClass {
     negated: bool,
-    parts: Vec<Part>,
+    parts: Vec<ClassPart>,
     /// Which of ASCII are in it, a bit for each.
     ascii: u128,
 }
 
 /// A part of a class.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Part {
+pub(super) enum ClassPart {
     /// From the first to the last of these.
     Range(char, char),
     /// White space, or all but that.
@@ -22,7 +22,7 @@ pub(super) enum Part {
     Categories { categories: Vec<Category>, negated: bool },
 }
 
-impl Part {
+impl ClassPart {
     fn contains(&self, c: char) -> bool {
         match self {
             Self::Range(first, last) => (*first..=*last).contains(&c),
@@ -34,8 +34,8 @@ impl Part {
     }
 }
 
-impl Class {
-    pub(super) fn new(negated: bool, parts: Vec<Part>) -> Self {
+impl CharClass {
+    pub(super) fn new(negated: bool, parts: Vec<ClassPart>) -> Self {
         let mut class = Self { negated, parts, ascii: 0 };
         class.ascii = ('\0'..='\x7f').filter(|&c| class.decide(c)).map(|c| 1 << u32::from(c)).sum();
         class

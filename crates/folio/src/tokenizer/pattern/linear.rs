@@ -3,7 +3,7 @@
 //! hardly backtrack, as all published ones, and finds the same.
 
 use super::Item;
-use super::class::Class;
+use super::class::CharClass;
 
 /// A place in a pattern. States on which one depends at the same character come before it.
 enum State<'p> {
@@ -11,11 +11,11 @@ enum State<'p> {
     End,
     /// A character of a class, then the state `taken`. A state `skipped` is the second choice; if that is possessive, only
     /// where there is no such character.
-    Char { class: &'p Class, taken: usize, skipped: Option<usize>, possessive: bool },
+    Char { class: &'p CharClass, taken: usize, skipped: Option<usize>, possessive: bool },
     /// The first of these that matches.
     FirstOf(Vec<usize>),
     /// The state `next`, if the next character is of the class, or not.
-    Ahead { class: &'p Class, negative: bool, next: usize },
+    Ahead { class: &'p CharClass, negative: bool, next: usize },
 }
 
 /// For each byte of a text where the match ends that begins there; 0 if there is none.

@@ -3,7 +3,7 @@
 use unicode_general_category::GeneralCategory;
 
 use super::Item;
-use super::class::{Class, Part, categories};
+use super::class::{CharClass, ClassPart, categories};
 
 /// What follows a repeated character in two of a row that some engines take for one letter: `(?i:ss)` matches `ß`.
 const FOLDED_TOGETHER: [&str; 5] = ["ss", "ff", "fi", "fl", "st"];
@@ -172,7 +172,7 @@ impl Parser<'_> {
     }
 
     /// A class with what says how often.
-    fn repeated(&mut self, class: Class) -> Result<Item, String> {
+    fn repeated(&mut self, class: CharClass) -> Result<Item, String> {
         let (min, max) = match self.peek() {
             Some('?') => (0, 1),
             Some('*') => (0, usize::MAX),
@@ -216,23 +216,23 @@ impl Parser<'_> {
     }
 
     /// One character, an escape, or a class in brackets.
-    fn class(&mut self) -> Result<Class, String> {
+    fn class(&mut self) -> Result<CharClass, String> {
         if self.take("[") {
             return self.brackets();
         }
         if self.peek() == Some('\\') {
             let part = self.escape()?;
-            return Ok(Class::new(false, self.folded(part)?));
+            return Ok(CharClass::new(false, self.folded(part)?));
         }
         match self.next() {
             None | Some('(' | ')' | '|' | ']' | '}' | '*' | '+' | '?' | '{' | '.' | '^' | '$') => {
                 self.unknown("a sign that stands for no character before what is")
             }
-            Some(c) => Ok(Class::new(false, self.folded(Part::Range(c, c))?)),
+            Some(c) => Ok(CharClass::new(false, self.folded(ClassPart::Range(c, c))?)),
         }
     }
 
-    fn brackets(&mut self) -> Result<Class, String> {
+    fn brackets(&mut self) -> Result<CharClass, String> {
         let negated = self.take("^");
         let mut parts = Vec::new();
         while !self.take("]") {
@@ -245,23 +245,25 @@ impl Parser<'_> {
                 Some('\\') => self.escape()?,
                 Some(c) => {
                     self.next();
-                    Part::Range(c, c)
+                    ClassPart::Range(c, c)
                 }
             };
             let part = match part {
                 // A hyphen before the bracket stands for itself.
-                Part::Range(first, _) if self.rest().starts_with('-') && !self.rest().starts_with("-]") => {
+                ClassPart::Range(first, _)
+                    if self.rest().starts_with('-') && !self.rest().starts_with("-]") =>
+                {
                     self.next();
                     let last = match self.peek() {
                         Some('\\') => self.escape()?,
                         Some(c) if c != '[' => {
                             self.next();
-                            Part::Range(c, c)
+                            ClassPart::Range(c, c)
                         }
                         _ => return self.unknown("a range without an end"),
                     };
                     match last {
-                        Part::Range(last, _) if first <= last => Part::Range(first, last),
+                        ClassPart::Range(last, _) if first <= last => ClassPart::Range(first, last),
                         _ => return self.unknown("a range that ends before it begins, or in no character,"),
                     }
                 }
@@ -272,13 +274,13 @@ impl Parser<'_> {
         if parts.is_empty() {
             return self.unknown("an empty class");
         }
-        Ok(Class::new(negated, parts))
+        Ok(CharClass::new(negated, parts))
     }
 
     /// What a backslash and what follows it stand for.
-    fn escape(&mut self) -> Result<Part, String> {
+    fn escape(&mut self) -> Result<ClassPart, String> {
         self.next();
-        let one = |c| Ok(Part::Range(c, c));
+        let one = |c| Ok(ClassPart::Range(c, c));
         match self.peek() {
             Some('p' | 'P') => return self.property(),
             Some(c) if c.is_ascii_punctuation() || c == ' ' => {
@@ -293,10 +295,10 @@ impl Parser<'_> {
             Some('t') => one('\t'),
             Some('v') => one('\x0b'),
             Some('f') => one('\x0c'),
-            Some('s') => Ok(Part::Space { negated: false }),
-            Some('S') => Ok(Part::Space { negated: true }),
+            Some('s') => Ok(ClassPart::Space { negated: false }),
+            Some('S') => Ok(ClassPart::Space { negated: true }),
             Some('d') => {
-                Ok(Part::Categories { categories: vec![GeneralCategory::DecimalNumber], negated: false })
+                Ok(ClassPart::Categories { categories: vec![GeneralCategory::DecimalNumber], negated: false })
             }
             Some(c) => return self.unknown(&format!("the escape '\\{c}'")),
             None => return self.unknown("a backslash before nothing"),
@@ -306,7 +308,7 @@ impl Parser<'_> {
     }
 
     /// `\p{Name}` or `\P{Name}`.
-    fn property(&mut self) -> Result<Part, String> {
+    fn property(&mut self) -> Result<ClassPart, String> {
         let negated = self.peek() == Some('P');
         let body = self.rest()[1..].strip_prefix('{').and_then(|rest| rest.split_once('}'));
         let Some((name, _)) = body else { return self.unknown("a property without braces") };
@@ -314,21 +316,21 @@ impl Parser<'_> {
             return self.unknown(&format!("the property '{name}', which is no general category,"));
         };
         self.at += name.len() + 3;
-        Ok(Part::Categories { categories: categories.to_vec(), negated })
+        Ok(ClassPart::Categories { categories: categories.to_vec(), negated })
     }
 
     /// A part with the other cases of its letters, if case does not matter here.
-    fn folded(&self, part: Part) -> Result<Vec<Part>, String> {
+    fn folded(&self, part: ClassPart) -> Result<Vec<ClassPart>, String> {
         if !self.ignores_case {
             return Ok(vec![part]);
         }
-        let Part::Range(first, last) = part else {
+        let ClassPart::Range(first, last) = part else {
             return self.unknown("a category in (?i:...) before what is");
         };
         if !first.is_ascii() || first != last {
             return self.unknown("a range or a letter outside of ASCII in (?i:...) before what is");
         }
-        let one = |c| Part::Range(c, c);
+        let one = |c| ClassPart::Range(c, c);
         let mut cases = vec![one(first.to_ascii_lowercase()), one(first.to_ascii_uppercase())];
         match first.to_ascii_lowercase() {
             's' => cases.push(one('\u{17f}')),  // The long s.

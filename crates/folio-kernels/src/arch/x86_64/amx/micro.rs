@@ -99,6 +99,16 @@ pub(super) unsafe fn two_by_two<const ADD: bool>(sums: Sums, block: LeftTiles, r
     }
 }
 
+/// Prefetches the 16 lines of one KiB of the step after the next, which starts 8 KiB ahead.
+macro_rules! prefetch {
+    ($kib:literal) => {
+        prefetch!($kib, 0, 64, 128, 192, 256, 320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960)
+    };
+    ($kib:literal, $($line:literal),*) => {
+        concat!($("prefetcht0 [{b}+8192+", $kib, "*1024+", $line, "]\n"),*)
+    };
+}
+
 /// The sums of up to 16 rows and 64 columns. The right operand, each tile of which is used only once, is prefetched 8
 /// KiB ahead.
 ///
@@ -106,61 +116,6 @@ pub(super) unsafe fn two_by_two<const ADD: bool>(sums: Sums, block: LeftTiles, r
 /// As [`super::multiply`].
 #[inline]
 pub(super) unsafe fn one_by_four<const ADD: bool>(sums: Sums, block: LeftTiles, right: RightTiles) {
-    /// Prefetches the 16 lines of one KiB of the step after the next, which starts 8 KiB ahead.
-    macro_rules! prefetch {
-        ($kib:literal) => {
-            concat!(
-                "prefetcht0 [{b}+8192+",
-                $kib,
-                "*1024+0]\n",
-                "prefetcht0 [{b}+8192+",
-                $kib,
-                "*1024+64]\n",
-                "prefetcht0 [{b}+8192+",
-                $kib,
-                "*1024+128]\n",
-                "prefetcht0 [{b}+8192+",
-                $kib,
-                "*1024+192]\n",
-                "prefetcht0 [{b}+8192+",
-                $kib,
-                "*1024+256]\n",
-                "prefetcht0 [{b}+8192+",
-                $kib,
-                "*1024+320]\n",
-                "prefetcht0 [{b}+8192+",
-                $kib,
-                "*1024+384]\n",
-                "prefetcht0 [{b}+8192+",
-                $kib,
-                "*1024+448]\n",
-                "prefetcht0 [{b}+8192+",
-                $kib,
-                "*1024+512]\n",
-                "prefetcht0 [{b}+8192+",
-                $kib,
-                "*1024+576]\n",
-                "prefetcht0 [{b}+8192+",
-                $kib,
-                "*1024+640]\n",
-                "prefetcht0 [{b}+8192+",
-                $kib,
-                "*1024+704]\n",
-                "prefetcht0 [{b}+8192+",
-                $kib,
-                "*1024+768]\n",
-                "prefetcht0 [{b}+8192+",
-                $kib,
-                "*1024+832]\n",
-                "prefetcht0 [{b}+8192+",
-                $kib,
-                "*1024+896]\n",
-                "prefetcht0 [{b}+8192+",
-                $kib,
-                "*1024+960]"
-            )
-        };
-    }
     macro_rules! code {
         ($($begin:literal),*) => {
             asm!(

@@ -1,54 +1,54 @@
-//! One text while it is written.
+//! One sequence during generation.
 
 use super::stops::Stops;
-use super::{Drawn, Finish, PastContext, Request, Sampler, TextId};
+use super::{Finish, PastContext, Request, SampledToken, Sampler, SequenceId};
 use crate::model::{Cache, CachedSequence, ModelConfig};
 use crate::rng::{Rng, Stream};
 use crate::text::TextStream;
 use crate::tokenizer::Tokenizer;
 
-/// A text under way.
-pub(super) struct Writing {
-    id: TextId,
+/// A sequence during generation.
+pub(super) struct GeneratedSequence {
+    id: SequenceId,
     request: Request,
     block_size: usize,
-    /// The prompt, or token 0, and what was drawn.
+    /// The prompt (token 0 if it is empty), then the generated tokens.
     tokens: Vec<u32>,
-    /// Where in `tokens` the context begins: the cache holds those from here on.
+    /// The index in `tokens` where the context begins. The cache holds tokens from here on.
     start: usize,
     cache: Cache,
-    /// Tokens of the context that passes have taken. The cache's own length changes during one.
-    read: usize,
-    /// Tokens that the next pass takes.
+    /// Tokens of the context that completed passes have processed. (The cache's length changes during a pass.)
+    processed: usize,
+    /// Tokens that the next pass processes.
     planned: usize,
-    /// Tokens drawn.
-    drawn: usize,
+    /// The number of generated tokens.
+    generated: usize,
     ended: bool,
-    /// Whether a token is in the text, for each of the vocabulary; empty if it makes no difference.
+    /// For each token of the vocabulary, whether the sequence contains it (V); empty without a repetition penalty.
     seen: Vec<bool>,
     rng: Rng,
-    /// What the tokens spell.
+    /// The bytes of the last token.
     bytes: Vec<u8>,
     stream: TextStream,
     stops: Stops,
 }
 
-impl CachedSequence for Writing {
+impl CachedSequence for GeneratedSequence {
     fn cache(&self) -> &Cache {
         &self.cache
     }
 
     fn next_tokens(&self) -> &[u32] {
-        &self.tokens[self.start + self.read..][..self.planned]
+        &self.tokens[self.start + self.processed..][..self.planned]
     }
 }
 
-impl Writing {
-    pub(super) fn new(id: TextId, request: Request, cache: Cache, config: &ModelConfig) -> Self {
-        /// Tokens for which memory is taken at once, however many are asked for.
-        const ROOM: usize = 1 << 16;
+impl GeneratedSequence {
+    pub(super) fn new(id: SequenceId, request: Request, cache: Cache, config: &ModelConfig) -> Self {
+        /// Upper limit of the memory reserved in advance, in tokens.
+        const RESERVED_MAX: usize = 1 << 16;
         let first: &[u32] = if request.prompt.is_empty() { &[0] } else { &request.prompt };
-        let mut tokens = Vec::with_capacity(first.len() + request.max_new_tokens.min(ROOM));
+        let mut tokens = Vec::with_capacity(first.len() + request.max_new_tokens.min(RESERVED_MAX));
         tokens.extend_from_slice(first);
         let mut seen = Vec::new();
         if request.sampling.repetition_penalty != 1.0 {
@@ -61,9 +61,9 @@ impl Writing {
             tokens,
             start: 0,
             cache,
-            read: 0,
+            processed: 0,
             planned: 0,
-            drawn: 0,
+            generated: 0,
             ended: false,
             seen,
             rng: Rng::new(request.seed, Stream::Sampling),
@@ -74,7 +74,7 @@ impl Writing {
         }
     }
 
-    pub(super) fn id(&self) -> TextId {
+    pub(super) fn id(&self) -> SequenceId {
         self.id
     }
 
@@ -82,51 +82,52 @@ impl Writing {
         self.cache
     }
 
-    /// Whether the last token was drawn.
+    /// Whether the last token has been generated.
     pub(super) fn has_ended(&self) -> bool {
         self.ended
     }
 
-    /// Decides which tokens the next pass takes, `most` at most. Returns how many.
+    /// Plans the next pass with up to `most` tokens. Returns their number.
     pub(super) fn plan(&mut self, most: usize) -> usize {
         let length = self.tokens.len();
         if length - self.start > self.block_size {
             let kept = match self.request.past_context {
-                // What was not read yet is all taken that can be.
-                PastContext::Rolling if self.drawn > 0 => (self.block_size / 2).max(1),
+                // A long prompt keeps all that fits.
+                PastContext::Rolling if self.generated > 0 => (self.block_size / 2).max(1),
                 PastContext::Exact | PastContext::Rolling | PastContext::Stop => self.block_size,
             };
             self.start = length - kept;
             self.cache.clear();
-            self.read = 0;
+            self.processed = 0;
         }
-        self.planned = (length - self.start - self.read).min(most);
+        self.planned = (length - self.start - self.processed).min(most);
         self.planned
     }
 
-    /// Takes note that the pass was made. Returns whether all tokens have been read, so that the next can be drawn.
-    pub(super) fn has_read(&mut self) -> bool {
-        self.read += std::mem::take(&mut self.planned);
-        self.start + self.read == self.tokens.len()
+    /// Records that the planned pass was run. Returns whether all tokens have been processed, so that the next one can be
+    /// sampled.
+    pub(super) fn finish_pass(&mut self) -> bool {
+        self.processed += std::mem::take(&mut self.planned);
+        self.start + self.processed == self.tokens.len()
     }
 
-    /// Draws the next token from its logits.
-    pub(super) fn draw<'a>(
+    /// Samples the next token from its logits (V).
+    pub(super) fn sample<'a>(
         &'a mut self,
         logits: &[f32],
         tokenizer: &Tokenizer,
         sampler: &mut Sampler,
         alternatives: &'a mut Vec<(u32, f32)>,
-    ) -> Drawn<'a> {
-        let given = self.request.given.get(self.drawn).copied();
-        let token =
-            given.unwrap_or_else(|| sampler.draw(&self.request.sampling, logits, &self.seen, &mut self.rng));
+    ) -> SampledToken<'a> {
+        let given = self.request.given.get(self.generated).copied();
+        let token = given
+            .unwrap_or_else(|| sampler.sample(&self.request.sampling, logits, &self.seen, &mut self.rng));
         let is_end = given.is_none() && tokenizer.end_token() == Some(token);
         alternatives.clear();
-        let tell = |count| sampler.log_probabilities(logits, token, count, alternatives);
-        let logprob = self.request.logprobs.map(tell);
+        let logprob = |count| sampler.log_probabilities(logits, token, count, alternatives);
+        let logprob = self.request.logprobs.map(logprob);
         self.tokens.push(token);
-        self.drawn += 1;
+        self.generated += 1;
         if let Some(seen) = self.seen.get_mut(token as usize) {
             *seen = true;
         }
@@ -142,13 +143,13 @@ impl Writing {
         } else if is_end {
             self.stops.end(std::mem::take(&mut self.stream).finish());
             Some(Finish::Stop)
-        } else if self.drawn == self.request.max_new_tokens || is_full {
+        } else if self.generated == self.request.max_new_tokens || is_full {
             self.stops.end(std::mem::take(&mut self.stream).finish());
             Some(Finish::Length)
         } else {
             None
         };
         self.ended = finish.is_some();
-        Drawn { token, logprob, alternatives, text: self.stops.text(), finish }
+        SampledToken { token, logprob, alternatives, text: self.stops.text(), finish }
     }
 }

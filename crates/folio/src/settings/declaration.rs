@@ -1,0 +1,195 @@
+//! Every setting of a run, declared once.
+//!
+//! From these rows come [`Settings`] and its defaults, the flags of `folio train` with their help, the keys of presets
+//! and config files, what a search can vary, what a continued run inherits, the range checks, and which settings may
+//! change when a run is resumed. To add a setting, add a row here and use the new field of [`Settings`].
+
+use serde::{Deserialize, Serialize};
+
+use super::Keep;
+use super::setting::{Kind, Range, Section, Setting, SettingType, declare_settings};
+use crate::data::SplitKind;
+use crate::model::{ModelConfig, Precision, PrecisionChoice};
+use crate::schedule::{ScheduleKind, Unit};
+use crate::text::{EMBEDDED_NAME, TextFiles};
+use crate::tokenizer::TokenizerKind;
+
+/// The label of settings that do not affect how good a run is.
+const NO_LABEL: &str = "";
+/// Counts of which there must be one.
+const COUNT: Range = Range::at_least(1.0);
+/// A size of the model.
+const SIZE: Range = Range::between(1.0, ModelConfig::LARGEST as f64);
+/// Numbers of at least 0 that are computed with in single precision.
+const NOT_NEGATIVE: Range = Range::between(0.0, F32_MAX);
+/// Positive numbers that are computed with in single precision.
+const POSITIVE: Range = Range::positive_to(F32_MAX);
+/// The largest number in single precision, rounded down to the digits that messages show.
+const F32_MAX: f64 = 3.4e38;
+/// The smallest normal number in single precision, rounded up. Below it AdamW would compute 0 / 0.
+const F32_MIN: f64 = 1.2e-38;
+
+declare_settings! {
+    /// UTF-8 text to train on, plain or gzipped: files, directories (their .txt and .gz files), patterns such as
+    /// 'plays/*.txt', or - for stdin
+    data: TextFiles = TextFiles::One(EMBEDDED_NAME.to_owned()) => {
+        section: Some(Section::Text), may_change: true,
+        default_text: Some("the embedded tiny Shakespeare"), short_help: Some("UTF-8 text"),
+    }
+    /// SHA-256 of the text, which identifies it when the run is resumed
+    data_sha256: String = tiny_shakespeare::SHA256.to_owned() => { label: NO_LABEL, }
+    /// Text to evaluate on, in the forms that --data takes; training then uses all of --data
+    #[serde(skip_serializing_if = "Option::is_none")]
+    eval_data: Option<TextFiles> = None => { section: Some(Section::Text), may_change: true, }
+    /// SHA-256 of the evaluation text
+    #[serde(skip_serializing_if = "Option::is_none")]
+    eval_data_sha256: Option<String> = None => {}
+    /// Encode special tokens in the text, such as <|endoftext|>, as single tokens; a corpus_bpe tokenizer then
+    /// includes <|endoftext|>
+    special_tokens: bool = false => { section: Some(Section::Text), }
+    /// Tokenizer: chrs (one token per character), bpe (GPT-2's 50,257 tokens), corpus_bpe (a BPE trained on the
+    /// training text) or the path of a tokenizer.json
+    tokenizer_type: TokenizerKind = TokenizerKind::Chrs => {
+        section: Some(Section::Text), value_name: Some("NAME|FILE"), label: "tokenizer",
+        short_help: Some("chrs, bpe or corpus_bpe"),
+    }
+    /// Vocabulary size of a corpus_bpe tokenizer
+    vocab_size: Option<usize> = None => { section: Some(Section::Text), default_text: Some("1024"), }
+    /// How to split the text: blocks (80/10/10, shuffled) or contiguous (first 90 % of the characters, last 10 %)
+    split: SplitKind = SplitKind::Blocks => {
+        section: Some(Section::Text),
+        default_text: Some("blocks; contiguous for corpus_bpe, which must not learn from evaluation text"),
+    }
+    /// Seed of the weights, the split, the order of the blocks and dropout
+    seed: u64 = 1337 => { section: Some(Section::Training), order: 1, }
+    /// Width of the model
+    n_emb: usize = 384 => {
+        section: Some(Section::Model), range: SIZE, short_help: Some("Width of the model"),
+    }
+    /// Attention heads
+    n_heads: usize = 6 => { section: Some(Section::Model), range: SIZE, }
+    /// Transformer blocks
+    n_blocks: usize = 6 => { section: Some(Section::Model), range: SIZE, }
+    /// Tokens per sequence: the context length
+    block_size: usize = 256 => {
+        section: Some(Section::Model), range: SIZE, search_level: Some(1),
+        key: "block_sizes", aliases: &["block_size"], label: "block", short_help: Some("Tokens per sequence"),
+    }
+    /// Sequences per step
+    batch_size: usize = 64 => {
+        section: Some(Section::Training), range: COUNT, search_level: Some(2),
+        key: "batch_sizes", aliases: &["batch_size"], label: "batch", short_help: Some("Sequences per step"),
+    }
+    /// Micro-batches per step, computed one after the other: less memory, the same result up to rounding
+    gradient_accumulation_steps: usize = 1 => {
+        section: Some(Section::Training), range: COUNT, may_change: true, label: NO_LABEL,
+    }
+    /// Dropout rate of embeddings, attention weights and both residual branches
+    dropout: f64 = 0.2 => {
+        section: Some(Section::Model), range: Range::FRACTION, search_level: Some(5),
+        key: "dropouts", aliases: &["dropout"],
+    }
+    /// Number format: f32, bf16, or auto for the faster on this machine
+    precision: Precision = Precision::F32 => {
+        section: Some(Section::Training), order: -1,
+        // "auto" is resolved before training.
+        kind: Kind::Name(|name| name.parse::<PrecisionChoice>().map(drop)), default_text: Some("auto"),
+    }
+    /// Epochs to train; from a checkpoint, further epochs
+    num_epochs: u64 = 10 => {
+        section: Some(Section::Training), order: -1, range: COUNT, aliases: &["epochs"],
+        may_change: true, inherited: false, label: NO_LABEL, short_help: Some("Epochs to train"),
+    }
+    /// Stop after N optimizer steps in total, even within an epoch
+    max_steps: Option<u64> = None => {
+        section: Some(Section::Training), order: -1, range: COUNT,
+        may_change: true, inherited: false, label: NO_LABEL,
+    }
+    /// AdamW's peak learning rate
+    learning_rate: f64 = 1e-3 => {
+        section: Some(Section::Training), range: POSITIVE, search_level: Some(3),
+        key: "learning_rates", aliases: &["lr"], label: "lr", short_help: Some("AdamW's peak learning rate"),
+    }
+    /// AdamW's decoupled weight decay
+    weight_decay: f64 = 1e-2 => {
+        section: Some(Section::Training), range: NOT_NEGATIVE, search_level: Some(4), key: "weight_decays",
+    }
+    /// Apply weight decay to biases and LayerNorm too, as the original project does, not only to matrices
+    decay_all_parameters: bool = false => { section: Some(Section::Training), }
+    /// AdamW's decay rate of the running mean of gradients
+    beta1: f64 = 0.9 => { section: Some(Section::Training), range: Range::FRACTION, }
+    /// AdamW's decay rate of the running mean of squared gradients
+    beta2: f64 = 0.99 => { section: Some(Section::Training), range: Range::FRACTION, }
+    /// AdamW's constant in the denominator
+    eps: f64 = 1e-8 => { section: Some(Section::Training), range: Range::between(F32_MIN, F32_MAX), }
+    /// Clip gradients to this norm; 0 turns clipping off
+    grad_clip: f64 = 1.0 => { section: Some(Section::Training), range: Range::at_least(0.0), }
+    /// Shape of the learning rate over time: const, cosine or cosine_warm_restarts
+    lr_schedule: ScheduleKind = ScheduleKind::Const => { section: Some(Section::Schedule), label: "schedule", }
+    /// Unit of the schedule: epoch (one rate per epoch) or step
+    lr_schedule_unit: Unit = Unit::Epoch => { section: Some(Section::Schedule), }
+    /// Steps of linear warm-up
+    warmup_steps: u64 = 0 => { section: Some(Section::Schedule), }
+    /// Floor of the cosine
+    cosine_final_lr: f64 = 1e-6 => {
+        section: Some(Section::Schedule), range: NOT_NEGATIVE, search_level: Some(6), label: "final lr",
+    }
+    /// Half a period of the cosine, in the schedule's unit
+    cosine_t_max as "cosine_T_max": u64 = 10 => {
+        section: Some(Section::Schedule), range: COUNT, search_level: Some(7), label: "T_max",
+    }
+    /// Factor by which the period grows at each restart
+    cosine_t_mult as "cosine_T_mult": u64 = 1 => {
+        section: Some(Section::Schedule), range: COUNT, search_level: Some(8), label: "T_mult",
+    }
+    /// Factor on the learning rate at each restart
+    cosine_lr_restart_decay: f64 = 1.0 => {
+        section: Some(Section::Schedule), range: Range::at_least(0.0), search_level: Some(9),
+        label: "restart decay",
+    }
+    /// Accepted for compatibility with the original project; losses are always saved
+    save_losses: bool = false => {
+        section: Some(Section::Files), saves: true, may_change: true, inherited: false, label: NO_LABEL,
+    }
+    /// Keep the checkpoint of every epoch, not only the newest and the best
+    save_checkpoint: bool = false => {
+        section: Some(Section::Files), saves: true, may_change: true, inherited: false, label: NO_LABEL,
+    }
+    /// Also save a resumable checkpoint every N steps
+    save_every: Option<u64> = None => {
+        section: Some(Section::Files), range: COUNT,
+        saves: true, may_change: true, inherited: false, label: NO_LABEL,
+    }
+    /// What to keep of earlier epochs' checkpoints: all, weights (without optimizer state) or best (only the newest
+    /// and the best)
+    keep: Keep = Keep::Weights => {
+        section: Some(Section::Files), value_name: Some("WHAT"),
+        default_text: Some("best; with --save_checkpoint weights"),
+        saves: true, may_change: true, inherited: false, label: NO_LABEL,
+    }
+    /// Consecutive steps with a non-finite loss or gradient to skip before training stops
+    max_skipped_steps: u64 = 10 => {
+        section: Some(Section::Training), range: COUNT, may_change: true, label: NO_LABEL,
+    }
+    /// Tokens of sample text to print when training ends; as many are recorded after every epoch
+    sample_tokens: Option<usize> = None => {
+        section: Some(Section::Files), order: 1, default_text: Some("print none, record 100"),
+        may_change: true, inherited: false, label: NO_LABEL,
+    }
+    /// Write event files for TensorBoard; view them with tensorboard --logdir DIR
+    tensorboard: bool = false => {
+        section: Some(Section::Files), saves: true, may_change: true, inherited: false, label: NO_LABEL,
+    }
+    /// The run whose checkpoint this one continues from, if any
+    from_checkpoint_run_dir: Option<String> = None => { may_change: true, label: NO_LABEL, }
+    /// The epoch of that checkpoint
+    from_checkpoint_step: Option<u64> = None => { may_change: true, label: NO_LABEL, }
+    /// Whether the schedule counts from that checkpoint
+    restart_schedule: bool = false => { may_change: true, label: NO_LABEL, }
+    /// Whether only the weights of that checkpoint were loaded: AdamW starts fresh, and the schedule counts from there
+    weights_only: bool = false => { may_change: true, }
+    /// Whether the text differs from the one that the checkpoint was trained on
+    new_text: bool = false => { may_change: true, }
+    /// Whether the vocabulary was extended by characters of the new text
+    extend_vocab: bool = false => { may_change: true, }
+}
