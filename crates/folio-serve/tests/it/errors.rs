@@ -145,7 +145,7 @@ fn invalid_fields() -> Vec<(&'static str, Value, &'static str)> {
         ("logit_bias", json!({ "3": 100 }), "not supported"),
         ("past_context", json!("sideways"), "rolling, exact or stop"),
         ("top_k", json!(-1), "a whole number, 0 or more"),
-        ("min_p", json!(2), "outside [0, 1]"),
+        ("min_p", json!(2), "must be between 0 and 1, not 2"),
         ("repetition_penalty", json!(0), "repetition_penalty"),
     ]
 }
