@@ -165,7 +165,7 @@ pub struct Context {
 
 /// How far a run has come.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Standing {
+pub struct RunResult {
     /// The run, counting from 0.
     pub run: usize,
     /// How it fares; none before it begins.
@@ -178,7 +178,7 @@ pub struct Standing {
     pub error: Option<String>,
 }
 
-impl Standing {
+impl RunResult {
     /// The lowest evaluation loss so far; infinite before there is one.
     pub fn best(&self) -> f64 {
         lowest_eval_loss(&self.eval_losses).map_or(f64::INFINITY, |(loss, _)| loss)
@@ -203,9 +203,9 @@ pub enum SweepEvent<'a> {
     /// A run has ended, or one that had ended before was passed over.
     RunEnded {
         /// How it fares.
-        standing: &'a Standing,
+        standing: &'a RunResult,
         /// All runs, the best first.
-        ranked: &'a [Standing],
+        ranked: &'a [RunResult],
         /// Whether it was trained now.
         trained: bool,
     },
@@ -225,14 +225,14 @@ pub type SweepListener<'a> = dyn FnMut(SweepEvent) + Send + 'a;
 /// and the runs, the best first.
 ///
 /// # Errors
-/// If threads cannot be started. What goes wrong in a run is in its [`Standing`].
+/// If threads cannot be started. What goes wrong in a run is in its [`RunResult`].
 pub fn run_sweep(
     sweep: &Sweep,
     context: &Context,
     listener: &Mutex<&mut SweepListener>,
-) -> Result<(Outcome, Vec<Standing>)> {
-    let fresh = |run| Standing { run, state: None, epochs: 0, eval_losses: Vec::new(), error: None };
-    let standings: Mutex<Vec<Standing>> = Mutex::new((0..sweep.runs.len()).map(fresh).collect());
+) -> Result<(Outcome, Vec<RunResult>)> {
+    let fresh = |run| RunResult { run, state: None, epochs: 0, eval_losses: Vec::new(), error: None };
+    let standings: Mutex<Vec<RunResult>> = Mutex::new((0..sweep.runs.len()).map(fresh).collect());
     let mut survivors: Vec<usize> = (0..sweep.runs.len()).collect();
     let rungs = sweep.rungs();
     for (stage, rung) in rungs.iter().enumerate() {
@@ -257,7 +257,7 @@ pub fn run_sweep(
 }
 
 /// The runs, the best first; of equals the one that was given first.
-fn ranked(standings: &[Standing]) -> Vec<Standing> {
+fn ranked(standings: &[RunResult]) -> Vec<RunResult> {
     let mut ranked = standings.to_vec();
     ranked.sort_by(|a, b| a.best().total_cmp(&b.best()).then(a.run.cmp(&b.run)));
     ranked
@@ -275,7 +275,7 @@ fn run_stage(
     sweep: &Sweep,
     context: &Context,
     listener: &Mutex<&mut SweepListener>,
-    standings: &Mutex<Vec<Standing>>,
+    standings: &Mutex<Vec<RunResult>>,
     stage: Stage,
 ) -> Result<()> {
     let queue: Mutex<VecDeque<usize>> = Mutex::new(stage.runs.iter().copied().collect());
@@ -314,7 +314,7 @@ fn run_one(
     run: usize,
     stage: Stage,
     tell: &(dyn Fn(SweepEvent) + Sync),
-) -> (Standing, bool) {
+) -> (RunResult, bool) {
     let mut settings = sweep.runs[run].clone();
     settings.num_epochs = stage.epochs;
     let directory = context.directory_of(run);
@@ -324,7 +324,7 @@ fn run_one(
         return (standing, false);
     }
     tell(SweepEvent::RunStarted { run });
-    let mut standing = Standing { run, state: None, epochs: 0, eval_losses: Vec::new(), error: None };
+    let mut standing = RunResult { run, state: None, epochs: 0, eval_losses: Vec::new(), error: None };
     match train(context, run, settings, &mut standing, tell) {
         Ok(Outcome::Finished) => standing.state = Some(RunState::Finished),
         Ok(Outcome::Stopped) => standing.state = Some(RunState::Stopped),
@@ -340,7 +340,7 @@ fn train(
     context: &Context,
     run: usize,
     settings: Settings,
-    standing: &mut Standing,
+    standing: &mut RunResult,
     tell: &(dyn Fn(SweepEvent) + Sync),
 ) -> Result<Outcome> {
     let directory = context.directory_of(run);
@@ -364,7 +364,7 @@ fn train(
 }
 
 /// How a run fares that needs no training in a stage: it has ended, or diverged, before.
-fn ended_before(directory: &RunDir, settings: &Settings, run: usize) -> Option<Standing> {
+fn ended_before(directory: &RunDir, settings: &Settings, run: usize) -> Option<RunResult> {
     let Status { state, epoch, error, eval_losses, .. } = directory.status()?;
     let last_epoch = settings.last_epoch();
     let done = match state {
@@ -377,7 +377,7 @@ fn ended_before(directory: &RunDir, settings: &Settings, run: usize) -> Option<S
     let epochs = epoch.min(last_epoch);
     // What came after this stage does not count in it.
     let eval_losses = eval_losses.into_iter().take(epochs as usize).collect();
-    done.then_some(Standing { run, state: Some(state), epochs, eval_losses, error })
+    done.then_some(RunResult { run, state: Some(state), epochs, eval_losses, error })
 }
 
 impl Context {
