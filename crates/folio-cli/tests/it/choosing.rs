@@ -129,7 +129,11 @@ fn paths_that_lead_to_no_checkpoint() {
         for (path, code, parts) in [
             ("", FAILURE, &["runs: holds no run with a checkpoint", "folio train"][..]),
             ("none", FAILURE, &["none: does not exist", "--run_dir"]),
-            ("nothing", FAILURE, &["nothing: is not a run", "hyperparameters.json", "directory of runs"]),
+            (
+                "nothing",
+                FAILURE,
+                &["nothing: is not a folio run", "hyperparameters.json", "directory of runs"],
+            ),
             ("plays.txt", FAILURE, &["plays.txt: is not a directory"]),
             ("run/checkpoint_9", FAILURE, &["run: holds no checkpoint 9", "there are 1, 2"]),
             ("run/best --checkpoint_step 1", USAGE, &["run/best is a checkpoint", "--checkpoint_step"]),
