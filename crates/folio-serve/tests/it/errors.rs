@@ -140,7 +140,7 @@ async fn requests_that_cannot_be_met() {
         ("logit_bias", json!({ "3": 100 }), "not supported"),
         ("past_context", json!("sideways"), "rolling, exact or stop"),
         ("top_k", json!(-1), "a whole number, 0 or more"),
-        ("min_p", json!(2), "outside [0, 1]"),
+        ("min_p", json!(2), "must be between 0 and 1"),
         ("repetition_penalty", json!(0), "repetition_penalty"),
     ];
     for (field, value, part) in fields {
