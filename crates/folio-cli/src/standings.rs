@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use folio::run_dir::{RunState, sub_run_name};
-use folio::sweep::{Standing, Sweep, SweepEvent};
+use folio::sweep::{RunResult, Sweep, SweepEvent};
 use folio::train::{Event, Outcome};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
@@ -26,7 +26,7 @@ pub(crate) struct Standings<'a> {
     /// The runs that are training.
     running: HashMap<usize, Progress>,
     /// All runs, best first, with their results so far.
-    ranked: Vec<Standing>,
+    ranked: Vec<RunResult>,
 }
 
 impl<'a> Standings<'a> {
@@ -34,7 +34,7 @@ impl<'a> Standings<'a> {
         let bars = MultiProgress::with_draw_target(display.target());
         let table = bars.add(ProgressBar::no_length());
         table.set_style(ProgressStyle::with_template("{msg}").expect("a valid template"));
-        let unknown = |run| Standing { run, state: None, epochs: 0, eval_losses: Vec::new(), error: None };
+        let unknown = |run| RunResult { run, state: None, epochs: 0, eval_losses: Vec::new(), error: None };
         let ranked = (0..sweep.runs.len()).map(unknown).collect();
         let json = display == Display::Json;
         Self { sweep, json, parallel: jobs > 1, bars, table, running: HashMap::new(), ranked }
@@ -88,7 +88,7 @@ impl<'a> Standings<'a> {
     }
 
     /// Removes the bars and prints the table.
-    pub(crate) fn finish(&mut self, ranked: &[Standing], outcome: Outcome) {
+    pub(crate) fn finish(&mut self, ranked: &[RunResult], outcome: Outcome) {
         self.table.finish_and_clear();
         self.ranked = ranked.to_vec();
         if !self.json && outcome == Outcome::Finished {
@@ -101,7 +101,7 @@ impl<'a> Standings<'a> {
         table(self.sweep, &self.ranked).to_string()
     }
 
-    fn print_end(&self, standing: &Standing, trained: bool) {
+    fn print_end(&self, standing: &RunResult, trained: bool) {
         let name = name(standing.run);
         match (&standing.error, trained) {
             (Some(error), _) => self.print_note(&format!("warning: {name} failed: {error}")),
@@ -141,7 +141,7 @@ fn name(run: usize) -> String {
 }
 
 /// Columns: rank, run, state, loss, epochs, and the settings in which the runs differ.
-fn table(sweep: &Sweep, ranked: &[Standing]) -> Table {
+fn table(sweep: &Sweep, ranked: &[RunResult]) -> Table {
     let mut table = Table::new();
     table.load_style(NOTHING);
     let fixed = ["rank", "run", "state", "best eval loss", "epochs"].map(str::to_owned);

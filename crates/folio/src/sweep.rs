@@ -164,7 +164,7 @@ pub struct Context {
 
 /// The progress of a run.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Standing {
+pub struct RunResult {
     /// The run, counting from 0.
     pub run: usize,
     /// Its state; none before it starts.
@@ -177,7 +177,7 @@ pub struct Standing {
     pub error: Option<String>,
 }
 
-impl Standing {
+impl RunResult {
     /// The lowest evaluation loss so far; infinite before the first.
     pub fn best(&self) -> f64 {
         lowest_eval_loss(&self.eval_losses).map_or(f64::INFINITY, |(loss, _)| loss)
@@ -202,9 +202,9 @@ pub enum SweepEvent<'a> {
     /// A run has ended, or was skipped because it had ended before.
     RunEnded {
         /// Its result.
-        standing: &'a Standing,
+        standing: &'a RunResult,
         /// All runs, the best first.
-        ranked: &'a [Standing],
+        ranked: &'a [RunResult],
         /// Whether it was trained just now.
         trained: bool,
     },
@@ -224,14 +224,14 @@ pub type SweepListener<'a> = dyn FnMut(SweepEvent) + Send + 'a;
 /// sweep ended, and the runs, the best first.
 ///
 /// # Errors
-/// If threads cannot be started. An error in a run is in its [`Standing`].
+/// If threads cannot be started. An error in a run is in its [`RunResult`].
 pub fn run_sweep(
     sweep: &Sweep,
     context: &Context,
     listener: &Mutex<&mut SweepListener>,
-) -> Result<(Outcome, Vec<Standing>)> {
-    let fresh = |run| Standing { run, state: None, epochs: 0, eval_losses: Vec::new(), error: None };
-    let standings: Mutex<Vec<Standing>> = Mutex::new((0..sweep.runs.len()).map(fresh).collect());
+) -> Result<(Outcome, Vec<RunResult>)> {
+    let fresh = |run| RunResult { run, state: None, epochs: 0, eval_losses: Vec::new(), error: None };
+    let standings: Mutex<Vec<RunResult>> = Mutex::new((0..sweep.runs.len()).map(fresh).collect());
     let mut survivors: Vec<usize> = (0..sweep.runs.len()).collect();
     let rungs = sweep.rungs();
     for (stage, rung) in rungs.iter().enumerate() {
@@ -256,7 +256,7 @@ pub fn run_sweep(
 }
 
 /// The runs, the best first. Equally good runs keep their order.
-fn ranked(standings: &[Standing]) -> Vec<Standing> {
+fn ranked(standings: &[RunResult]) -> Vec<RunResult> {
     let mut ranked = standings.to_vec();
     ranked.sort_by(|a, b| a.best().total_cmp(&b.best()).then(a.run.cmp(&b.run)));
     ranked
@@ -274,7 +274,7 @@ fn run_stage(
     sweep: &Sweep,
     context: &Context,
     listener: &Mutex<&mut SweepListener>,
-    standings: &Mutex<Vec<Standing>>,
+    standings: &Mutex<Vec<RunResult>>,
     stage: Stage,
 ) -> Result<()> {
     let queue: Mutex<VecDeque<usize>> = Mutex::new(stage.runs.iter().copied().collect());
@@ -313,7 +313,7 @@ fn run_one(
     run: usize,
     stage: Stage,
     report: &(dyn Fn(SweepEvent) + Sync),
-) -> (Standing, bool) {
+) -> (RunResult, bool) {
     let mut settings = sweep.runs[run].clone();
     settings.num_epochs = stage.epochs;
     let directory = context.directory_of(run);
@@ -323,7 +323,7 @@ fn run_one(
         return (standing, false);
     }
     report(SweepEvent::RunStarted { run });
-    let mut standing = Standing { run, state: None, epochs: 0, eval_losses: Vec::new(), error: None };
+    let mut standing = RunResult { run, state: None, epochs: 0, eval_losses: Vec::new(), error: None };
     match train(context, run, settings, &mut standing, report) {
         Ok(Outcome::Finished) => standing.state = Some(RunState::Finished),
         Ok(Outcome::Stopped) => standing.state = Some(RunState::Stopped),
@@ -339,7 +339,7 @@ fn train(
     context: &Context,
     run: usize,
     settings: Settings,
-    standing: &mut Standing,
+    standing: &mut RunResult,
     report: &(dyn Fn(SweepEvent) + Sync),
 ) -> Result<Outcome> {
     let directory = context.directory_of(run);
@@ -363,7 +363,7 @@ fn train(
 }
 
 /// The result of a run that needs no training in this stage, because it has ended or diverged before.
-fn ended_before(directory: &RunDir, settings: &Settings, run: usize) -> Option<Standing> {
+fn ended_before(directory: &RunDir, settings: &Settings, run: usize) -> Option<RunResult> {
     let Status { state, epoch, error, eval_losses, .. } = directory.status()?;
     let last_epoch = settings.last_epoch();
     let done = match state {
@@ -376,7 +376,7 @@ fn ended_before(directory: &RunDir, settings: &Settings, run: usize) -> Option<S
     let epochs = epoch.min(last_epoch);
     // Later epochs do not count in this stage.
     let eval_losses = eval_losses.into_iter().take(epochs as usize).collect();
-    done.then_some(Standing { run, state: Some(state), epochs, eval_losses, error })
+    done.then_some(RunResult { run, state: Some(state), epochs, eval_losses, error })
 }
 
 impl Context {

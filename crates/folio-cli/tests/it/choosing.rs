@@ -129,7 +129,11 @@ fn paths_without_a_checkpoint_are_rejected() {
         for (path, code, parts) in [
             ("", FAILURE, &["runs: holds no run with a checkpoint", "folio train"][..]),
             ("none", FAILURE, &["none: does not exist", "--run_dir"]),
-            ("nothing", FAILURE, &["nothing: is not a run", "hyperparameters.json", "directory of runs"]),
+            (
+                "nothing",
+                FAILURE,
+                &["nothing: is not a folio run", "hyperparameters.json", "directory of runs"],
+            ),
             ("plays.txt", FAILURE, &["plays.txt: is not a directory"]),
             ("run/checkpoint_9", FAILURE, &["run: holds no checkpoint 9", "there are 1, 2"]),
             (

@@ -298,7 +298,7 @@ fn checkpoints_that_cannot_be_continued() {
             &["bare: holds no checkpoint", "they were removed"],
         ),
         (format!("{from} none --from_checkpoint_step 1"), FAILURE, &["none: does not exist", "--run_dir"]),
-        (format!("{from} . --from_checkpoint_step 1"), FAILURE, &["not a run", "hyperparameters.json"]),
+        (format!("{from} . --from_checkpoint_step 1"), FAILURE, &["not a folio run", "hyperparameters.json"]),
         (
             format!("{run} 2 --n_emb 32 --run_dir x"),
             FAILURE,
@@ -413,7 +413,7 @@ fn models_that_cannot_be_used() {
         ("plot run --out none/curves.svg", FAILURE, &["none/curves.svg", "No such file or directory"]),
         ("runs none", FAILURE, &["none: does not exist"]),
         ("runs", USAGE, &["no directory runs/", "give the directory of a run"]),
-        ("runs empty", FAILURE, &["not a run"]),
+        ("runs empty", FAILURE, &["not a folio run"]),
         (
             "bench step --emb 10 --heads 3",
             USAGE,

@@ -80,7 +80,7 @@ fn a_sweep_s_page_ranks_its_runs() {
     let (run, [.., dropout, learning_rate]) = (first[1], &first[..]) else { panic!("{first:?}") };
     let label = format!("lr {learning_rate}, dropout {dropout}");
     let own = own_part(&page);
-    assert!(own.contains(&format!("The best is <strong>{label}</strong>, {run}, shown")), "{label}, {run}");
+    assert!(own.contains(&format!("The best is <strong>{label}</strong> ({run}), shown")), "{label}, {run}");
     assert_eq!(figures[0]["data"][0]["name"], label.as_str(), "the legend says what differs");
     // The top margin leaves room for the toolbar above the legend.
     assert!(own.contains("margin: { l: 60, r: 20, t: 40, b: 45 }"));
@@ -122,7 +122,7 @@ fn runs_without_records_have_a_page() {
     }
     for (line, part) in [
         ("report none", "none: does not exist"),
-        ("report .", "not a run"),
+        ("report .", "not a folio run"),
         ("report run --out none/x.html", "none/x.html: No such file or directory"),
     ] {
         let ran = place.run(line);

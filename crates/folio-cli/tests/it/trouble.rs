@@ -166,12 +166,12 @@ fn what_does_not_fit_in_memory_is_refused_with_what_does() {
     let place = Place::new();
     let before = place.files("");
     for (flags, flag) in [
-        ("--batch_sizes 2048 --precision f32", "--batch_sizes: 2048 takes "),
-        ("--n_blocks 2000 --block_sizes 8", "--n_blocks: 2000 takes "),
-        ("--batch_sizes 64 2048 --precision f32", "--batch_sizes: 2048 takes "),
+        ("--batch_sizes 2048 --precision f32", "--batch_sizes: training with 2048 needs "),
+        ("--n_blocks 2000 --block_sizes 8", "--n_blocks: training with 2000 needs "),
+        ("--batch_sizes 64 2048 --precision f32", "--batch_sizes: training with 2048 needs "),
         (
             "--data plays.txt --block_sizes 8 --batch_sizes 1 --n_blocks 1 --n_heads 1 --n_emb 16384",
-            "--n_emb: 16384 takes ",
+            "--n_emb: training with 16384 needs ",
         ),
     ] {
         let (code, told) = with_little_memory(&place, &format!("train {flags}"));

@@ -257,7 +257,7 @@ async fn nothing_to_serve_is_an_error() {
     };
     for (names, parts) in [
         (&["none"][..], &["none: does not exist", "--run_dir"][..]),
-        (&["empty"], &["empty: is not a run", "or a directory of runs"]),
+        (&["empty"], &["empty: is not a folio run", "or a directory of runs"]),
         (&["file"], &["file: is not a directory"]),
         (&["mine", "file"], &["file: is not a directory"]),
         (&["bare"], &["bare: holds no checkpoint", "they were removed"]),

@@ -207,7 +207,7 @@ fn unsupported_settings_are_refused_by_name() {
     set("/decoder", json!({ "type": "Metaspace" }), "a 'decoder' that is not ByteLevel");
     set("/model/type", json!("Unigram"), "a model of type 'Unigram'");
     let added = json!([{ "id": 7000, "content": "<x>", "special": true }]);
-    set("/added_tokens", added, "gives the added token \"<x>\" the id 7000, where");
+    set("/added_tokens", added, "gives the added token \"<x>\" the id 7000, but the next id is");
     let golden = golden();
     let mut file = file(&golden, &golden.cases["qwen2"]);
     file["truncation"] = json!({ "max_length": 8 });

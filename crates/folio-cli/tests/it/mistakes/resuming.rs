@@ -13,7 +13,7 @@ fn runs_that_cannot_be_resumed() {
     place.write("wide.toml", "n_emb = 32\n");
     let mistakes: &[(&str, i32, &[&str])] = &[
         ("train --resume none", FAILURE, &["none: does not exist"]),
-        ("train --resume .", FAILURE, &["not a run", "hyperparameters.json"]),
+        ("train --resume .", FAILURE, &["not a folio run", "hyperparameters.json"]),
         ("train --resume bare", FAILURE, &["bare: has finished, and its checkpoints were removed"]),
         (
             "train --resume run --learning_rates 1",

@@ -30,11 +30,11 @@ fn tokenizers_that_cannot_be() {
             &["foreign.json", "'Unigram'", "is not supported"],
         ),
         ("train {TINY} --tokenizer_type own_bpe", USAGE, &["--tokenizer_type", "own_bpe", "corpus_bpe"]),
-        (&format!("{train} --vocab_size 255"), USAGE, &["--vocab_size", "too few"]),
+        (&format!("{train} --vocab_size 255"), USAGE, &["--vocab_size", "too small"]),
         (
             &format!("{train} --vocab_size 256 --special <a>"),
             USAGE,
-            &["--vocab_size", "1 special", "at least 257"],
+            &["--vocab_size", "1 are special", "at least 257"],
         ),
         (&format!("{train} --vocab_size 99999"), USAGE, &["--vocab_size", "too large for this text"]),
         (&format!("{train} --vocab_size 300 --special a a"), USAGE, &["--special", "given twice"]),
