@@ -87,8 +87,8 @@ fn texts_shorter_than_two_blocks() {
     let place = Place::new();
     place.write("short.txt", "a");
     let line = "train --run_dir x --data short.txt";
-    check_refused(&place, line, USAGE, &["--block_sizes", "1 tokens", "give a longer text"]);
-    // One size of a sweep is enough.
+    check_refused(&place, line, USAGE, &["--block_sizes", "1 tokens", "use a longer text"]);
+    // One size of a sweep suffices.
     let sweep = TINY.replace("--block_sizes 16", "--block_sizes 16 600");
     check_refused(&place, &format!("train {sweep} --run_dir x"), USAGE, &["600", "`--block_sizes 499`"]);
 }

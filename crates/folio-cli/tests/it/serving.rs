@@ -246,7 +246,7 @@ fn wrong_arguments_are_rejected() {
             USAGE,
             &["--cors_origin", "example.org", "https://example.org"],
         ),
-        ("serve run --chat_template '{role}'", USAGE, &["--chat_template", "{content} once"]),
+        ("serve run --chat_template '{role}'", USAGE, &["--chat_template", "{content} exactly once"]),
         (
             "serve run --chat_template '{content}{name}'",
             USAGE,

@@ -258,7 +258,7 @@ fn any_text_can_be_evaluated() {
         ["lacks 2 of the characters of french.txt, 3 occurrences", "'ç' (U+00E7) 2, 'é' (U+00E9) 1"];
     check_refused(&place, "eval run --data french.txt", "", FAILURE, &expected);
     place.write("one.txt", "a");
-    check_refused(&place, "eval run --data one.txt", "", USAGE, &["one token is too short"]);
+    check_refused(&place, "eval run --data one.txt", "", USAGE, &["the text has fewer than two tokens"]);
 }
 
 /// The lines of plays.txt in another order: another text in the same characters.

@@ -46,7 +46,7 @@ fn a_full_disk_costs_what_could_not_be_saved_and_nothing_else() {
     let (code, told) = on_a_full_disk(&place, "train --resume run --num_epochs 3");
     assert_eq!(code, Some(1), "{told}");
     // Two epochs, each with a save that failed.
-    assert_eq!(told.matches("training goes on and tries again at the next save").count(), 2, "{told}");
+    assert_eq!(told.matches("training continues and retries at the next save").count(), 2, "{told}");
     let last = told.lines().last().expect("a message");
     assert!(last.starts_with("error: ") && last.contains("could not be saved"), "{last}");
     assert_eq!(place.files("run/checkpoint_1"), before);
