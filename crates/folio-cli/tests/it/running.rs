@@ -10,6 +10,9 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::place::{Place, words};
 
+/// How long a program may take for the line that a test waits for. Only a test that fails takes as long.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// A running `folio` process and its output lines.
 pub(crate) struct Running {
     child: Child,
@@ -48,8 +51,20 @@ impl Running {
     }
 
     /// Waits for a line that contains `part`; false if the program ends without one.
+    ///
+    /// # Panics
+    /// If the program neither writes one nor ends for minutes, as long training does.
+    #[track_caller]
     pub(crate) fn until(&self, part: &str) -> bool {
-        self.lines.iter().any(|line| line.contains(part))
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) if line.contains(part) => return true,
+                Ok(_) => {}
+                Err(RecvTimeoutError::Disconnected) => return false,
+                Err(RecvTimeoutError::Timeout) => panic!("no line with '{part}' in {PATIENCE:?}"),
+            }
+        }
     }
 
     /// The next line, if the program writes one before it ends.

@@ -125,7 +125,7 @@ fn a_directory_that_becomes_read_only_is_waited_for() {
     assert!(running.until("Epoch: 1/"));
     // Its directories are another user's now, if this is the first user; only the mode is changed.
     make_mode(&place, "run", 0o555);
-    assert!(running.until("tries again at the next save"), "it warns and goes on");
+    assert!(running.until("retries at the next save"), "it warns and goes on");
     make_mode(&place, "run", 0o755);
     // Not before one more epoch has begun and was saved.
     let epoch = place.json("run/status.json")["epoch"].as_u64().expect("a number");
