@@ -9,6 +9,8 @@
 //! normalizer calculation for softmax"). Of each panel, exp(logits - maximum so far) is stored; in bfloat16 this loses
 //! no accuracy, however large the logits are. Cf. PyTorch's `F.cross_entropy`.
 
+use std::ops::Range;
+
 use crate::buffer::Buffer;
 use crate::columns::ColumnsMut;
 use crate::dims::HeadDims;
@@ -141,27 +143,39 @@ impl<E: Element> HeadScratch<E> {
     }
 }
 
+/// What the backward pass differentiates: `scale` times the sum over tokens of the cross-entropy with the smoothed targets q.
+/// Source: Szegedy et al. 2016, "Rethinking the Inception Architecture for Computer Vision", section 7; PyTorch,
+/// `torch.nn.CrossEntropyLoss`.
+#[derive(Clone, Copy, Debug)]
+pub struct Objective<'a> {
+    /// (M)
+    pub targets: &'a [u32],
+    /// 1 / (B T) for the mean over tokens.
+    pub scale: f32,
+    /// The share of the probability that q spreads over all tokens, in [0, 1).
+    pub label_smoothing: f32,
+}
+
 /// The backward pass from the mean loss: math.md (31) and (33). `scratch` must come from [`head_forward`].
 ///
 /// - `dx` (M, C), `dlogits` (M, V) in panels: overwritten.
 /// - `wte` (V, C): one matrix in panels for every [`VOCAB_SEGMENT`] rows.
-/// - `targets` (M).
-/// - `scale`: the factor on every token's gradient, 1 / (B T) for the mean loss.
 ///
 /// ```text
-/// dlogits = scale (softmax(logits) - onehot(target));  dx = dlogits wte
+/// q = (1 - smoothing) onehot(target) + smoothing / V
+/// dlogits = scale (softmax(logits) - q);  dx = dlogits wte
 /// ```
 pub fn head_backward<'a, E: Element>(
     dims: HeadDims,
     dx: &mut [f32],
     dlogits: &mut [E],
     wte: impl Iterator<Item = Panels<'a, E>>,
-    targets: &[u32],
-    scale: f32,
+    objective: Objective,
     scratch: &mut HeadScratch<E>,
 ) {
     let HeadDims { rows, channels, vocab } = dims;
-    assert_eq!((dx.len(), targets.len()), (rows * channels, rows), "argument lengths for {dims:?}");
+    let lengths = (dx.len(), objective.targets.len());
+    assert_eq!(lengths, (rows * channels, rows), "argument lengths for {dims:?}");
     let panel_dims = PanelDims { depth: rows, cols: vocab };
     let isa = Isa::detected();
     isa.run(
@@ -169,7 +183,7 @@ pub fn head_backward<'a, E: Element>(
         || {
             for (first, wte) in (0..vocab).step_by(VOCAB_SEGMENT).zip(wte) {
                 let segment = first..(first + VOCAB_SEGMENT).min(vocab);
-                scratch.scale(isa, dims, segment.clone(), targets, scale);
+                scratch.convert_to_gradients(isa, dims, segment.clone(), objective);
                 let (data, stride) = (&scratch.exps[first..], stride(vocab));
                 for panel in first / PANEL_COLS..segment.end.div_ceil(PANEL_COLS) {
                     let len = panel_dims.panel_len::<E>();
@@ -186,7 +200,12 @@ pub fn head_backward<'a, E: Element>(
 impl<E: Element> HeadScratch<E> {
     /// Turns the exponentials of a range of the vocabulary into gradients. The range must start with a panel.
     #[inline(always)]
-    fn scale(&mut self, isa: Isa, dims: HeadDims, part: std::ops::Range<usize>, targets: &[u32], scale: f32) {
+    fn convert_to_gradients(&mut self, isa: Isa, dims: HeadDims, part: Range<usize>, objective: Objective) {
+        let Objective { targets, scale, label_smoothing } = objective;
+        let per_token = f64::from(label_smoothing) / dims.vocab as f64;
+        // scale q, at the target and elsewhere.
+        let at_target = (f64::from(scale) * (1.0 - f64::from(label_smoothing) + per_token)) as f32;
+        let elsewhere = (f64::from(scale) * per_token) as f32;
         for (row, &target) in targets.iter().enumerate() {
             let exps = &mut self.exps[row * stride(dims.vocab)..][part.start..stride(part.end)];
             let row_max = self.row_max[row];
@@ -194,7 +213,12 @@ impl<E: Element> HeadScratch<E> {
             for (exps, panel) in exps.chunks_exact_mut(PANEL_COLS).zip(part.start / PANEL_COLS..) {
                 let factor = normalizer * exp(self.panel_max[panel * dims.rows + row] - row_max);
                 let mut values = [0.0; PANEL_COLS];
-                values.iter_mut().zip(&*exps).for_each(|(value, exp)| *value = exp.to_f32() * factor);
+                values
+                    .iter_mut()
+                    .zip(&*exps)
+                    .for_each(|(value, exp)| *value = exp.to_f32() * factor - elsewhere);
+                // Columns beyond the vocabulary have no gradient.
+                values[(dims.vocab - panel * PANEL_COLS).min(PANEL_COLS)..].fill(0.0);
                 round(isa, exps, &values);
             }
             let target = target as usize;
@@ -202,7 +226,7 @@ impl<E: Element> HeadScratch<E> {
                 // Recomputed in f32: for a probability near 1, the rounding of the stored value would be larger than
                 // the difference.
                 let kept = normalizer * exp(self.target_logit[row] - row_max);
-                exps[target - part.start] = E::from_f32(kept - scale);
+                exps[target - part.start] = E::from_f32(kept - at_target);
             }
         }
     }

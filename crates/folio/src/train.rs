@@ -282,7 +282,9 @@ impl Trainer {
         let communicator = &*self.communicator;
         let division = Division::of(communicator, starts.len(), self.settings.gradient_accumulation_steps);
         let batch = self.buffer.fill(&self.dataset, &starts[division.own()], self.settings.block_size);
-        let step = StepBatch { batch, division, dropout_key: self.state.dropout.next_u64() };
+        let dropout_key = self.state.dropout.next_u64();
+        let label_smoothing = self.settings.label_smoothing as f32;
+        let step = StepBatch { batch, division, dropout_key, label_smoothing };
         let mut losses = [self.backend.forward_backward(step)];
         communicator.all_reduce_f64(&mut losses);
         let tokens = step.total_tokens() as u64;

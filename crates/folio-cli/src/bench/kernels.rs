@@ -11,7 +11,7 @@ use folio_kernels::columns::ColumnsMut;
 use folio_kernels::dims::{AttentionDims, HeadDims, LinearDims, RowDims};
 use folio_kernels::dropout::{Dropout, dropout_backward};
 use folio_kernels::element::{Bf16, Element};
-use folio_kernels::head::{HeadScratch, VOCAB_SEGMENT, head_backward, head_forward};
+use folio_kernels::head::{HeadScratch, Objective, VOCAB_SEGMENT, head_backward, head_forward};
 use folio_kernels::isa::Isa;
 use folio_kernels::layernorm::{LayerNormGradients, Statistics, layernorm_backward, layernorm_forward};
 use folio_kernels::linear::{
@@ -343,7 +343,8 @@ impl<E: Element> Bench<E> {
                 let dims = PanelDims { depth: (vocab - first).min(VOCAB_SEGMENT), cols: channels };
                 Panels::new(dims, &wte)
             });
-            head_backward(dims, dx, dlogits, segments, &targets, 1e-4, scratch);
+            let objective = Objective { targets: &targets, scale: 1e-4, label_smoothing: 0.0 };
+            head_backward(dims, dx, dlogits, segments, objective, scratch);
         });
     }
 

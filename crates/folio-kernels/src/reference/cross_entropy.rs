@@ -1,12 +1,13 @@
 //! The loss: cross-entropy of the softmax of the logits against the next token, in nats.
 
-use super::numeric::expect_len;
+use super::numeric::{expect_len, real};
 use crate::dims::RowDims;
 use num_traits::{Float, NumAssign};
 
 /// `loss_m = log(sum_v exp(z_mv)) - z_mu` with `u = targets_m`. Overwrites the logits `z` with their gradient.
 ///
-/// The gradient is `dz_mv = scale (softmax(z_m)_v - [v = u])`: math.md (31).
+/// The gradient is `dz_mv = scale (softmax(z_m)_v - (1 - s) [v = u] - s / V)` with `s = label_smoothing`: math.md (31). It is the
+/// gradient of the loss with smoothed targets (Szegedy et al. 2016, section 7), while `losses` are without smoothing.
 ///
 /// Source: PyTorch, `torch.nn.CrossEntropyLoss` with `reduction="none"`; with `scale = 1 / M` the gradient is that of
 /// the mean.
@@ -19,17 +20,18 @@ pub fn cross_entropy<F: Float + NumAssign>(
     losses: &mut [F],
     targets: &[u32],
     scale: F,
+    label_smoothing: F,
 ) {
     let RowDims { rows, cols } = dims;
     cross_entropy_loss(dims, losses, logits, targets);
     for m in 0..rows {
         let row = &mut logits[m * cols..][..cols];
         let (max, sum) = max_and_sum(row);
-        // Differentiates `losses[m] = sum.ln() - (row[target] - max)`.
+        // Differentiates `losses[m] = sum.ln() - (row[target] - max)`, with the target smoothed.
         for z in row.iter_mut() {
-            *z = scale * ((*z - max).exp() / sum);
+            *z = scale * ((*z - max).exp() / sum - label_smoothing / real(cols as f64));
         }
-        row[targets[m] as usize] -= scale;
+        row[targets[m] as usize] -= scale * (F::one() - label_smoothing);
     }
 }
 

@@ -78,6 +78,8 @@ fn cross_entropy_backward() {
     cross_entropy(RowDims { rows: 1, cols: 7 });
     cross_entropy(RowDims { rows: 6, cols: 2 });
     cross_entropy(RowDims { rows: 5, cols: 21 });
+    smoothed_cross_entropy(RowDims { rows: 1, cols: 1 });
+    smoothed_cross_entropy(RowDims { rows: 5, cols: 21 });
 }
 
 #[test]
@@ -225,7 +227,7 @@ fn cross_entropy(dims: RowDims) {
     let scale = 1.0 / rows as f64;
 
     let (mut dlogits, mut losses) = (logits.clone(), vec![f64::NAN; rows]);
-    reference::cross_entropy(dims, &mut dlogits, &mut losses, &targets, scale);
+    reference::cross_entropy(dims, &mut dlogits, &mut losses, &targets, scale, 0.0);
 
     let forward = |logits: &[f64]| {
         let mut losses = vec![f64::NAN; rows];
@@ -238,6 +240,37 @@ fn cross_entropy(dims: RowDims) {
         "cross_entropy {dims:?}: losses with and without the gradient differ"
     );
     let case = Case { op: "cross_entropy", shape: &dims, dy: &vec![scale; rows] };
+    case.check("logits", &logits, &dlogits, forward);
+}
+
+/// With label smoothing s, the loss is `1 - s` times the loss of the target and `s` times the mean loss over all tokens as
+/// targets.
+fn smoothed_cross_entropy(dims: RowDims) {
+    const SMOOTHING: f64 = 0.3;
+    let RowDims { rows, cols } = dims;
+    let mut random = Random(9);
+    let logits: Vec<f64> = random.values(rows * cols).iter().map(|z| 3.0 * z).collect();
+    let targets = random.tokens(rows, cols);
+    let scale = 1.0 / rows as f64;
+    let (mut dlogits, mut losses) = (logits.clone(), vec![f64::NAN; rows]);
+    reference::cross_entropy(dims, &mut dlogits, &mut losses, &targets, scale, SMOOTHING);
+
+    let losses_of = |logits: &[f64], targets: &[u32]| {
+        let mut losses = vec![f64::NAN; rows];
+        reference::cross_entropy_loss(dims, &mut losses, logits, targets);
+        losses
+    };
+    assert_eq!(losses, losses_of(&logits, &targets), "the reported losses are not smoothed");
+    let forward = |logits: &[f64]| {
+        let mut smoothed: Vec<f64> =
+            losses_of(logits, &targets).iter().map(|loss| (1.0 - SMOOTHING) * loss).collect();
+        for token in 0..cols as u32 {
+            let losses = losses_of(logits, &vec![token; rows]);
+            smoothed.iter_mut().zip(losses).for_each(|(sum, loss)| *sum += SMOOTHING / cols as f64 * loss);
+        }
+        smoothed
+    };
+    let case = Case { op: "smoothed cross_entropy", shape: &dims, dy: &vec![scale; rows] };
     case.check("logits", &logits, &dlogits, forward);
 }
 
@@ -261,7 +294,7 @@ fn tied_head(dims: EmbeddingDims) {
     };
     let (x, mut dlogits) = forward(&wte);
     let mut losses = vec![f64::NAN; rows];
-    reference::cross_entropy(loss, &mut dlogits, &mut losses, &targets, scale);
+    reference::cross_entropy(loss, &mut dlogits, &mut losses, &targets, scale, 0.0);
     let mut dx = vec![f64::NAN; x.len()];
     reference::linear_backward_input(head, &mut dx, &dlogits, &transposed(&wte, vocab, channels));
     let mut dhead = vec![BEFORE; wte.len()];

@@ -3,7 +3,7 @@
 use folio_kernels::columns::ColumnsMut;
 use folio_kernels::dims::{HeadDims, LinearDims, RowDims};
 use folio_kernels::element::{Bf16, Element};
-use folio_kernels::head::{self, HeadScratch, VOCAB_SEGMENT};
+use folio_kernels::head::{self, HeadScratch, Objective, VOCAB_SEGMENT};
 use folio_kernels::panels::{PanelDims, Panels};
 use folio_kernels::reference;
 
@@ -44,6 +44,21 @@ fn the_head_equals_its_twin() {
     assert_eq!(VOCAB_SEGMENT, 2048);
     compare_all::<f32>();
     compare_all::<Bf16>();
+}
+
+fn compare_smoothed<E: Element>() {
+    for (rows, channels, vocab) in SIZES {
+        for label_smoothing in [0.1, 0.9] {
+            let dims = HeadDims { rows, channels: channels.next_multiple_of(E::PER_UNIT), vocab };
+            Head::<E> { label_smoothing, ..Head::random(dims, 1.0) }.compare();
+        }
+    }
+}
+
+#[test]
+fn the_head_with_label_smoothing_equals_its_twin() {
+    compare_smoothed::<f32>();
+    compare_smoothed::<Bf16>();
 }
 
 fn compare_large<E: Element>() {
@@ -178,6 +193,7 @@ struct Head<E> {
     wte: Vec<E>,
     targets: Vec<u32>,
     scale: f32,
+    label_smoothing: f32,
 }
 
 impl<E: Element> Head<E> {
@@ -191,6 +207,7 @@ impl<E: Element> Head<E> {
             wte: random.elements(vocab * channels, reach),
             targets: random.tokens(rows, vocab),
             scale: 1.0 / (3 * rows) as f32,
+            label_smoothing: 0.0,
         }
     }
 
@@ -213,7 +230,8 @@ impl<E: Element> Head<E> {
 
     /// `losses`, `dlogits` and `dx`.
     fn run(&self) -> [Vec<f32>; 3] {
-        let Self { dims, x, targets, scale, .. } = self;
+        let Self { dims, x, targets, scale, label_smoothing, .. } = self;
+        let objective = Objective { targets, scale: *scale, label_smoothing: *label_smoothing };
         let HeadDims { rows, channels, vocab } = *dims;
         let mut scratch = Self::used_scratch(*dims);
         let (wte_t_dims, wte_t) = self.wte_t();
@@ -225,7 +243,7 @@ impl<E: Element> Head<E> {
         let (mut dx, mut dlogits) = (vec![f32::NAN; rows * channels], nans::<E>(panels.len::<E>()));
         let wte = self.wte();
         let wte = wte.iter().map(|(dims, wte)| Panels::new(*dims, wte));
-        head::head_backward(*dims, &mut dx, &mut dlogits, wte, targets, *scale, &mut scratch);
+        head::head_backward(*dims, &mut dx, &mut dlogits, wte, objective, &mut scratch);
         [losses, as_f32(&from_panels("dlogits", panels, &dlogits)), dx]
     }
 
@@ -278,7 +296,8 @@ impl<E: Element> Head<E> {
     ///   the logarithm; the error of the target's logit; the roundings of `max - x` at the target and of the last sum.
     /// - The gradient: the errors of the logit, of the gap, of two exponentials and of the sum, a division and two
     ///   products. The intermediate value and the gradient are stored.
-    /// - The gradient at the target does not use the stored intermediate value, but has the rounding of a difference.
+    /// - The gradient at the target does not use the stored intermediate value.
+    /// - The targets' smoothed probability is rounded, and so is the difference to it.
     ///
     /// `exp` is constant below e^-87 = 1.6e-38: if the gap is greater, a gradient may be off by two of the smallest
     /// normal numbers.
@@ -288,7 +307,9 @@ impl<E: Element> Head<E> {
         let scale = f64::from(self.scale);
         let (mut dlogits, mut losses) = (logits.clone(), vec![f64::NAN; rows]);
         let dims = RowDims { rows, cols: vocab };
-        reference::cross_entropy(dims, &mut dlogits, &mut losses, &self.targets, scale);
+        let label_smoothing = f64::from(self.label_smoothing);
+        reference::cross_entropy(dims, &mut dlogits, &mut losses, &self.targets, scale, label_smoothing);
+        let per_token = scale * label_smoothing / vocab as f64;
         let (mut dlogits_off, mut losses_off) = (vec![], vec![]);
         let rows = logits.chunks_exact(vocab).zip(logit_sizes.chunks_exact(vocab));
         for (m, (logits, logit_sizes)) in rows.enumerate() {
@@ -317,7 +338,13 @@ impl<E: Element> Head<E> {
                 let roundings = gap(v) + 2.0 * EXP_ROUNDINGS + 4.0;
                 let p_off = p * (off(v) + total_off + U * roundings);
                 let gradient = dlogits[m * vocab + v];
-                let error = if v == target { p_off + U * gradient.abs() } else { stored::<E>(p, p_off) };
+                let difference = U * (gradient.abs() + per_token);
+                let at_target = U * scale;
+                let error = if v == target {
+                    p_off + difference + at_target
+                } else {
+                    stored::<E>(p, p_off) + difference
+                };
                 dlogits_off.push(stored::<E>(gradient, error) + 2.0 * TINY);
             }
         }

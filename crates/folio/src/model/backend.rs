@@ -45,6 +45,8 @@ pub struct StepBatch<'a> {
     pub division: Division,
     /// Selects the dropout masks of the step.
     pub dropout_key: u64,
+    /// The share of the probability that smoothed targets spread over all tokens, in [0, 1).
+    pub label_smoothing: f32,
 }
 
 /// The sequences that are computed in one forward and backward pass.
@@ -58,12 +60,14 @@ pub struct MicroBatch<'a> {
     pub total_tokens: usize,
     /// Selects the dropout masks of the step.
     pub dropout_key: u64,
+    /// See [`StepBatch::label_smoothing`].
+    pub label_smoothing: f32,
 }
 
 impl<'a> StepBatch<'a> {
-    /// A whole batch in a single micro-batch.
+    /// A whole batch in a single micro-batch, without label smoothing.
     pub fn whole(batch: Batch<'a>, dropout_key: u64) -> Self {
-        Self { batch, division: Division::whole(batch.sequences()), dropout_key }
+        Self { batch, division: Division::whole(batch.sequences()), dropout_key, label_smoothing: 0.0 }
     }
 
     /// Tokens of the global batch.
@@ -80,6 +84,7 @@ impl<'a> StepBatch<'a> {
             first_sequence: sequences.start,
             total_tokens: self.total_tokens(),
             dropout_key: self.dropout_key,
+            label_smoothing: self.label_smoothing,
         }
     }
 }
@@ -132,7 +137,8 @@ pub trait Backend: Send {
     fn config(&self) -> &ModelConfig;
 
     /// Computes the gradients of the mean loss of the global batch, as far as this rank's sequences contribute to it,
-    /// and returns the sum of these sequences' token losses in nats, with dropout.
+    /// and returns the sum of these sequences' token losses in nats, with dropout. Label smoothing affects the gradients only,
+    /// so that losses remain comparable.
     ///
     /// The gradients of micro-batches are summed in the binary tree of [`tree_split`], and so are their losses.
     /// Gradients of an earlier step are overwritten. Without sequences they are zero.

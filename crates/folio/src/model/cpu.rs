@@ -145,7 +145,7 @@ impl CpuBackend {
     /// Overwrites the gradients by those of one micro-batch. Returns the sum of its losses.
     fn micro_batch(&mut self, micro_batch: &MicroBatch) -> f64 {
         let gradients = self.gradients.get_or_insert_with(|| Parameters::zeros(&self.config));
-        let MicroBatch { batch, first_sequence, total_tokens, dropout_key } = *micro_batch;
+        let MicroBatch { batch, first_sequence, total_tokens, dropout_key, label_smoothing } = *micro_batch;
         if batch.inputs.is_empty() {
             gradients.values_mut().fill(0.0);
             return 0.0;
@@ -157,6 +157,7 @@ impl CpuBackend {
             time: batch.time,
             first_sequence,
             total_tokens,
+            label_smoothing,
             dropout_key: Some(dropout_key),
         };
         let losses = match &mut self.engine {
@@ -175,6 +176,7 @@ impl CpuBackend {
             time: batch.time,
             first_sequence: 0,
             total_tokens: batch.inputs.len(),
+            label_smoothing: 0.0,
             dropout_key: None,
         }
     }

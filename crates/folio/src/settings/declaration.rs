@@ -89,6 +89,10 @@ declare_settings! {
         section: Some(Section::Model), range: Range::FRACTION, search_level: Some(5),
         key: "dropouts", aliases: &["dropout"],
     }
+    /// Label smoothing: the share of the target's probability that is spread over all tokens; losses are reported without it
+    label_smoothing: f64 = 0.0 => {
+        section: Some(Section::Training), range: Range::FRACTION, search_level: Some(10),
+    }
     /// Number format: f32, bf16, or auto for the faster on this machine
     precision: Precision = Precision::F32 => {
         section: Some(Section::Training), order: -1,

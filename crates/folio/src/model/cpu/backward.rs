@@ -8,7 +8,7 @@ use folio_kernels::dims::{EmbeddingDims, RowDims};
 use folio_kernels::dropout::{dropout_backward, dropout_in_place};
 use folio_kernels::element::Element;
 use folio_kernels::embedding::embedding_backward;
-use folio_kernels::head::{head_backward, head_forward};
+use folio_kernels::head::{Objective, head_backward, head_forward};
 use folio_kernels::layernorm::{LayerNormGradients, Statistics, layernorm_backward, layernorm_recompute};
 use folio_kernels::linear::{
     GeluGradients, column_sums, linear_backward_input, linear_backward_weight, linear_gelu_backward,
@@ -97,8 +97,10 @@ impl Pass {
         let ThreadScratch { normed, dnormed, head, .. } = scratch;
         let (normed, dnormed) = (&normed[..t * c], &mut dnormed[..t * c]);
         head_forward(self.head_dims(), losses, normed, weights.packed.head(), targets, head);
-        let (wte, scale) = (weights.packed.head_backward(), 1.0 / self.total_tokens as f32);
-        head_backward(self.head_dims(), dnormed, dlogits, wte, targets, scale, head);
+        let wte = weights.packed.head_backward();
+        let (scale, label_smoothing) = (1.0 / self.total_tokens as f32, self.label_smoothing);
+        let objective = Objective { targets, scale, label_smoothing };
+        head_backward(self.head_dims(), dnormed, dlogits, wte, objective, head);
         pack((t, c), Some(operands), None, normed, Reuse::Temporal);
         dresidual.fill(0.0);
         let last = &sequence.residual[self.config.n_blocks][..t * c];

@@ -19,6 +19,8 @@ pub(super) struct Pass {
     pub(super) first_sequence: usize,
     /// Tokens of the global batch: the loss is the mean over them.
     pub(super) total_tokens: usize,
+    /// The share of the probability that smoothed targets spread over all tokens.
+    pub(super) label_smoothing: f32,
     /// `None`: no dropout.
     pub(super) dropout_key: Option<u64>,
 }

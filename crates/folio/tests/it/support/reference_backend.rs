@@ -89,12 +89,13 @@ impl ReferenceBackend {
     }
 
     fn micro_batch(&self, micro_batch: &MicroBatch) -> (f64, Vec<f32>) {
-        let MicroBatch { batch, first_sequence, total_tokens, dropout_key } = *micro_batch;
+        let MicroBatch { batch, first_sequence, total_tokens, dropout_key, label_smoothing } = *micro_batch;
         if batch.inputs.is_empty() {
             return (0.0, vec![0.0; self.parameters.values().len()]);
         }
         let pass = self.pass(batch, first_sequence, Some(dropout_key));
-        let (losses, gradients) = pass.forward_backward(1.0 / total_tokens as f64);
+        let (losses, gradients) =
+            pass.forward_backward(1.0 / total_tokens as f64, f64::from(label_smoothing));
         (losses.iter().sum(), gradients.iter().map(|&value| value as f32).collect())
     }
 }
@@ -285,12 +286,19 @@ impl NaivePass<'_> {
         (s, output)
     }
 
-    /// The losses, and the gradients of `scale` times their sum.
-    fn forward_backward(&self, scale: f64) -> (Vec<f64>, Vec<f64>) {
+    /// The losses, and the gradients of `scale` times the sum of the smoothed losses.
+    fn forward_backward(&self, scale: f64, smoothing: f64) -> (Vec<f64>, Vec<f64>) {
         let (blocks, (last, normed), mut logits) = self.forward();
         let mut losses = vec![0.0; self.rows()];
         // Afterwards `logits` holds their gradients.
-        naive::cross_entropy(self.head_dims(), &mut logits, &mut losses, self.batch.targets, scale);
+        naive::cross_entropy(
+            self.head_dims(),
+            &mut logits,
+            &mut losses,
+            self.batch.targets,
+            scale,
+            smoothing,
+        );
         let mut gradients = vec![0.0; self.w.len()];
         let (c, v) = (self.config.n_emb, self.config.vocab_size);
         let mut dnormed = vec![0.0; last.len()];
