@@ -15,27 +15,6 @@ use crate::plan::{Task, Work};
 use crate::progress::gibibytes;
 use crate::screen;
 
-/// The directory name of a run without `--run_dir`: its text and its size.
-pub(crate) fn new_run_name(options: &Options, work: &Work, start: &Start) -> String {
-    if let Start::Checkpoint { run, .. } = start {
-        return format!("{}-continued", plain_name(run.path()));
-    }
-    let data = options.texts().data.unwrap_or_default();
-    let text = plain_name(data.first().map_or(Path::new(EMBEDDED_NAME), PathBuf::as_path));
-    match work {
-        Work::Run(settings) => format!("{text}-{}x{}", settings.n_blocks, settings.n_emb),
-        Work::Sweep(_) => format!("{text}-sweep"),
-    }
-}
-
-/// The name of a file without its extension, in characters that are safe in shells and file systems.
-fn plain_name(path: &Path) -> String {
-    let name = path.file_stem().unwrap_or_default().to_string_lossy();
-    let plain = |c: char| if c.is_alphanumeric() || matches!(c, '-' | '_') { c } else { '-' };
-    let name: String = name.chars().map(plain).take(40).collect();
-    if name.trim_matches('-').is_empty() { "text".to_owned() } else { name }
-}
-
 /// A new directory, which is removed on drop if it is still empty.
 pub(crate) struct Reserved(PathBuf);
 

@@ -47,7 +47,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Train a model, or search for good settings
-    Train(Box<train::TrainArgs>),
+    Train(Box<train::args::TrainArgs>),
     /// Generate text with a trained model
     Generate(generate::GenerateArgs),
     /// Write text together with a trained model, line by line

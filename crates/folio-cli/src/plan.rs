@@ -13,16 +13,16 @@ use folio::sweep::{Plan, Sweep};
 use folio::tokenizer::{Tokenizer, TokenizerKind};
 use folio::train::Start;
 
-use crate::destination::new_run_name;
 use crate::options::{Options, flag};
 use crate::presets;
 use crate::progress::encoding_bar;
 use crate::texts;
-use crate::train::TrainArgs;
+use crate::train::args::TrainArgs;
 use crate::usage::Usage;
 
 pub(crate) mod continuing;
 mod resuming;
+mod run_name;
 
 /// What to train.
 pub(crate) struct Task {
@@ -53,6 +53,14 @@ impl Work {
         match <[Settings; 1]>::try_from(runs) {
             Ok([run]) => Self::Run(Box::new(run)),
             Err(runs) => Self::Sweep(Sweep::new(plan, runs)),
+        }
+    }
+
+    /// The settings of the run, unless it is a sweep.
+    fn single_run(&self) -> Option<&Settings> {
+        match self {
+            Self::Run(settings) => Some(settings),
+            Self::Sweep(_) => None,
         }
     }
 
@@ -102,7 +110,8 @@ pub(crate) fn plan(args: &TrainArgs) -> anyhow::Result<Task> {
     }
     let work = Work::new(kind, runs);
     let run_dir = options.run_dir();
-    let new_name = (run_dir.is_none() && !args.no_save).then(|| new_run_name(&options, &work, &start));
+    let needs_name = run_dir.is_none() && !args.no_save;
+    let new_name = needs_name.then(|| run_name::new_run_name(&options, work.single_run(), &start));
     let task = Task {
         stream: encode(&texts, &tokenizer, &work)?,
         run_dir: run_dir.map(RunDir::new),

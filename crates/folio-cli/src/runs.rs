@@ -119,9 +119,9 @@ impl RunRow {
     fn read(run: &RunDir, name: String) -> anyhow::Result<Self> {
         let history = run.history()?.unwrap_or_default();
         let status = run.status();
-        // A run that saves no losses says at least how it fares.
-        let told = status.as_ref().map_or(&[][..], |status| &status.eval_losses);
-        let eval_losses = if history.epochs.is_empty() { told.to_vec() } else { history.eval_losses() };
+        // The status of a run without losses.json has its losses.
+        let reported = status.as_ref().map_or(&[][..], |status| &status.eval_losses);
+        let eval_losses = if history.epochs.is_empty() { reported.to_vec() } else { history.eval_losses() };
         let best = lowest_eval_loss(&eval_losses);
         let bits = best.and_then(|(_, epoch)| {
             let bits = history.epochs.get(epoch as usize - 1)?.eval_bits;

@@ -9,7 +9,7 @@ use crate::options::flag;
 use crate::plan::Task;
 use crate::presets;
 use crate::screen;
-use crate::train::TrainArgs;
+use crate::train::args::TrainArgs;
 use crate::usage::with_flags;
 
 /// Prints one line for each trap in the settings of the runs.

@@ -1,6 +1,6 @@
 //! Trains GPT-2 from scratch on your own text, on your own hardware.
 //!
-//! Modules are listed in reading order. `examples/` has complete programs: a training loop, generation, fine-tuning and a
+//! Modules are listed in the order of their dependencies. `examples/` has complete programs: a training loop, generation, fine-tuning and a
 //! custom tokenizer.
 //!
 //! Cargo features, all off by default:
@@ -36,13 +36,14 @@ pub mod machine;
 pub mod names;
 pub mod rng;
 
+pub mod distributed;
+pub mod model;
+
 pub mod files;
 pub mod text;
 pub mod tokenizer;
 
 pub mod data;
-pub mod distributed;
-pub mod model;
 pub mod optim;
 pub mod schedule;
 

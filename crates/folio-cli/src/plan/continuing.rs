@@ -12,7 +12,7 @@ use super::same_directory;
 use crate::options::Options;
 use crate::screen;
 use crate::texts::{self, GivenTexts};
-use crate::train::TrainArgs;
+use crate::train::args::TrainArgs;
 use crate::usage::Usage;
 
 /// The warning for a checkpoint without optimizer state.

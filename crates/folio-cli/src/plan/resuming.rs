@@ -14,7 +14,7 @@ use folio::train::Start;
 use super::{Task, Work, encode, first_words, given_options, same_directory};
 use crate::options::{Options, flag};
 use crate::texts;
-use crate::train::TrainArgs;
+use crate::train::args::TrainArgs;
 use crate::usage::Usage;
 
 /// Plans to resume the run or the sweep in a directory.

@@ -115,12 +115,12 @@ fn tokens_show_their_probability_and_alternatives() {
     browser.fill("#temperature", "0");
     let text = generate(&browser);
     let settings = json!({ "model": "run", "prompt": "", "max_tokens": 40, "temperature": 0, "logprobs": 0 });
-    let told = asked_of_api(&browser, &settings)["logprobs"]["token_logprobs"].clone();
+    let reported = asked_of_api(&browser, &settings)["logprobs"]["token_logprobs"].clone();
     let labels =
         browser.value("[...document.querySelectorAll('[data-start]')].map(({ ariaLabel }) => ariaLabel)");
-    let (told, labels) = (told.as_array().expect("numbers"), labels.as_array().expect("labels"));
-    assert_eq!((told.len(), labels.len()), (40, 40));
-    for (logprob, label) in told.iter().zip(labels) {
+    let (reported, labels) = (reported.as_array().expect("numbers"), labels.as_array().expect("labels"));
+    assert_eq!((reported.len(), labels.len()), (40, 40));
+    for (logprob, label) in reported.iter().zip(labels) {
         let percent = 100.0 * logprob.as_f64().expect("a number").exp();
         let shown = label.as_str().and_then(|label| label.rsplit_once(", ")).expect("a probability").1;
         // The page shows two digits.
@@ -246,9 +246,9 @@ fn attention_is_shown_for_each_head() {
     assert_ne!(first[0]["cells"], first[1]["cells"], "heads differ");
     // The center of a map is the attention of the seventh token to itself.
     browser.hover("#attention-maps canvas");
-    let told = browser.text("document.getElementById('attention-cell').textContent");
+    let reported = browser.text("document.getElementById('attention-cell').textContent");
     let seventh = browser.text("document.querySelectorAll('#attention-text [role=option]')[6].ariaLabel");
-    assert!(told.starts_with(&format!("Head 1: {seventh} → {seventh}: ")) && told.ends_with('%'), "{told}");
+    assert!(reported.starts_with(&format!("Head 1: {seventh} → {seventh}: ")) && reported.ends_with('%'), "{reported}");
     // The first token attends only to itself; the table has the same in words.
     browser.click("#attention-text [role=option]");
     let table = browser

@@ -133,8 +133,8 @@ fn a_run_is_not_resumed_with_settings_that_were_changed_by_hand() {
         let mut changed = settings.clone();
         let then = std::mem::replace(&mut changed[name], value.clone());
         place.write("run/hyperparameters.json", changed.to_string());
-        let told = format!("was saved with {name} = {then}, but hyperparameters.json now says {value}");
-        check_refused(&place, "train --resume run --num_epochs 3", FAILURE, &["run/checkpoint_2", &told]);
+        let reported = format!("was saved with {name} = {then}, but hyperparameters.json now says {value}");
+        check_refused(&place, "train --resume run --num_epochs 3", FAILURE, &["run/checkpoint_2", &reported]);
     }
     // How long it trains, and what it saves, may change.
     let mut longer = settings;

@@ -430,11 +430,11 @@ fn models_that_cannot_be_used() {
 fn a_cause_is_reported_once() {
     let place = Place::new();
     for line in ["plot plays.txt".to_owned(), format!("train {TINY} --run_dir plays.txt/x")] {
-        let told = place.run(&line).stderr;
-        assert_eq!(told.matches("Not a directory").count(), 1, "{told}");
+        let reported = place.run(&line).stderr;
+        assert_eq!(reported.matches("Not a directory").count(), 1, "{reported}");
     }
-    let told = place.run(&format!("train {DATA} --n_emb -3")).stderr;
-    assert_eq!(told.matches("--help").count(), 1, "{told}");
+    let reported = place.run(&format!("train {DATA} --n_emb -3")).stderr;
+    assert_eq!(reported.matches("--help").count(), 1, "{reported}");
 }
 
 #[test]

@@ -129,9 +129,9 @@ fn training_never_depends_on_its_output() {
         for json in ["", "--json"] {
             let run_dir = format!("run{index}{json}");
             let line = format!("train {TINY} --sample_tokens 5 {json} --run_dir {run_dir}");
-            let (code, told) = run(&place, &line, stdout, stderr);
+            let (code, reported) = run(&place, &line, stdout, stderr);
             let is_lost = !matches!(stdout, Sink::Kept);
-            assert_eq!(code, Some(i32::from(is_lost)), "{context}: {told}");
+            assert_eq!(code, Some(i32::from(is_lost)), "{context}: {reported}");
             let status = place.json(&format!("{run_dir}/status.json"));
             assert_eq!(status["state"], "finished", "{context}");
             assert_eq!(status["lost_output"].is_string(), is_lost, "{context}: {status}");
@@ -140,16 +140,16 @@ fn training_never_depends_on_its_output() {
                 let lines = if json.is_empty() { 3 } else { 2 };
                 let expected =
                     format!("warning: {lines} lines could not be printed: cannot write to stdout: ");
-                assert!(told.contains(&expected), "{context}: {told}");
-                assert!(!told.contains("panicked"), "{context}: {told}");
+                assert!(reported.contains(&expected), "{context}: {reported}");
+                assert!(!reported.contains("panicked"), "{context}: {reported}");
             }
             let model = |run: &str| place.read(&format!("{run}/latest/model.safetensors"));
             assert!(model(&run_dir) == model("whole"), "{context}");
         }
         let search = format!("search{index}");
-        let (code, told) = run(&place, &format!("{sweep} {search}"), stdout, stderr);
+        let (code, reported) = run(&place, &format!("{sweep} {search}"), stdout, stderr);
         let is_lost = !matches!(stdout, Sink::Kept);
-        assert_eq!(code, Some(i32::from(is_lost)), "{context}: {told}");
+        assert_eq!(code, Some(i32::from(is_lost)), "{context}: {reported}");
         for run in ["run_1", "run_2"] {
             let status = place.json(&format!("{search}/{run}/status.json"));
             assert_eq!(status["state"], "finished", "{context}");

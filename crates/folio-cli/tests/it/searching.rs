@@ -14,34 +14,34 @@ const RUNS: &str = "--block_sizes 16 --batch_sizes 4 --num_epochs 2 --save_losse
 /// A grid of twelve.
 const GRID: &str = "--learning_rates 1e-3 3e-3 1e-2 --weight_decays 0 1 --dropouts 0 0.1";
 
-/// The runs and epochs that a sweep tells of as JSON, up to so many.
+/// The first runs and epochs that a sweep prints as JSON.
 fn epochs(running: &Running, most: usize) -> Vec<(String, u64)> {
     let lines = std::iter::from_fn(|| running.next_line());
-    let told = lines.filter_map(|line| serde_json::from_str::<Value>(&line).ok());
-    told.map(|line| {
+    let reported = lines.filter_map(|line| serde_json::from_str::<Value>(&line).ok());
+    reported.map(|line| {
         (line["run"].as_str().expect("a name").to_owned(), line["epoch"].as_u64().expect("a number"))
     })
     .take(most)
     .collect()
 }
 
-/// Stops a sweep after so many epochs with a signal, lets it go on, and checks that it ends like one that was never
+/// Stops a sweep after `stop_after` epochs with a signal, resumes it, and checks that it ends like one that was never
 /// stopped and trains no epoch twice.
 #[track_caller]
 fn check_goes_on(sweep: &str, signal: Signal, stop_after: usize) {
     let place = Place::new();
     place.ok(&format!("train {MODEL} {sweep} --threads 1 --run_dir whole"));
     let first = start(&place, &format!("train {MODEL} {sweep} --json --jobs 2 --threads 2 --run_dir search"));
-    let mut told = epochs(&first, stop_after);
-    assert_eq!(told.len(), stop_after, "the sweep is stopped before its end");
+    let mut reported = epochs(&first, stop_after);
+    assert_eq!(reported.len(), stop_after, "the sweep is stopped before its end");
     first.signal(signal);
-    told.extend(epochs(&first, usize::MAX));
+    reported.extend(epochs(&first, usize::MAX));
     assert!(!first.end().0.success());
     let rest = start(&place, "train --resume search --json --jobs 3 --threads 3");
-    told.extend(epochs(&rest, usize::MAX));
+    reported.extend(epochs(&rest, usize::MAX));
     assert!(rest.end().0.success());
-    let distinct: HashSet<_> = told.iter().collect();
-    assert_eq!(distinct.len(), told.len(), "an epoch is trained twice: {told:?}");
+    let distinct: HashSet<_> = reported.iter().collect();
+    assert_eq!(distinct.len(), reported.len(), "an epoch is trained twice: {reported:?}");
     assert_eq!(place.ok("runs search").stdout, place.ok("runs whole").stdout);
     assert_eq!(place.names("search"), place.names("whole"));
     let files = place.files("search").into_values().zip(place.files("whole").into_values());

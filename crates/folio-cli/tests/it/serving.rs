@@ -31,9 +31,9 @@ fn address_of(server: &Running) -> String {
 fn announced(server: &Running) -> (String, String) {
     let mut lines = [server.next_line().expect("a line"), server.next_line().expect("another line")];
     lines.sort_by_key(|line| !line.starts_with("Serving "));
-    let [told, what] = lines;
-    let address = told.split_once("http://").and_then(|(_, rest)| rest.strip_suffix('/'));
-    (address.unwrap_or_else(|| panic!("{told}")).to_owned(), what)
+    let [reported, what] = lines;
+    let address = reported.split_once("http://").and_then(|(_, rest)| rest.strip_suffix('/'));
+    (address.unwrap_or_else(|| panic!("{reported}")).to_owned(), what)
 }
 
 /// Sends a completion request and returns the connection.
@@ -56,9 +56,9 @@ fn get(address: &str, path: &str) -> Value {
     let mut stream = TcpStream::connect(address).expect("it listens");
     stream.set_read_timeout(Some(PATIENCE)).expect("some time");
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").expect("room");
-    let told = answer(stream);
-    let (_, body) = told.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{told}"));
-    serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {told}"))
+    let reported = answer(stream);
+    let (_, body) = reported.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{reported}"));
+    serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {reported}"))
 }
 
 fn answer(mut stream: TcpStream) -> String {
@@ -74,8 +74,8 @@ fn a_server_prints_its_address_and_stops_on_signals() {
     for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
         let (server, address) = serve(&place, "run --api-key k3y --max-streams 2 --threads 1");
         let body = json!({ "model": "run", "prompt": "First", "max_tokens": 5 });
-        let told = answer(ask(&address, &body, "k3y"));
-        assert!(told.starts_with("HTTP/1.1 200") && told.contains("\"finish_reason\":\"length\""), "{told}");
+        let reported = answer(ask(&address, &body, "k3y"));
+        assert!(reported.starts_with("HTTP/1.1 200") && reported.contains("\"finish_reason\":\"length\""), "{reported}");
         assert!(answer(ask(&address, &body, "other")).starts_with("HTTP/1.1 401"));
         server.signal(signal);
         let (status, rest) = server.end();
@@ -101,9 +101,9 @@ fn a_second_signal_ends_a_server_at_once() {
         if times == 2 {
             server.signal(Signal::INT);
         }
-        let told = answer(stream);
-        let is_told_why = told.contains("shutting_down");
-        assert_eq!(is_told_why, times == 1, "{}", &told[told.len().saturating_sub(300)..]);
+        let reported = answer(stream);
+        let is_told_why = reported.contains("shutting_down");
+        assert_eq!(is_told_why, times == 1, "{}", &reported[reported.len().saturating_sub(300)..]);
         assert_eq!(server.end().0.code(), Some(130));
     }
 }
@@ -133,8 +133,8 @@ fn a_path_to_a_checkpoint_sets_the_default_model() {
         assert!(what.starts_with(&format!("model run: run/checkpoint_{epoch}")), "serve {path}: {what}");
         let models: Value = get(&address, "/api/models");
         let default = &models["models"][0];
-        let told = (&default["id"], &default["epoch"], &default["is_default"]);
-        assert_eq!(told, (&json!("run"), &json!(epoch), &json!(true)), "serve {path}: {models}");
+        let reported = (&default["id"], &default["epoch"], &default["is_default"]);
+        assert_eq!(reported, (&json!("run"), &json!(epoch), &json!(true)), "serve {path}: {models}");
         server.signal(Signal::TERM);
         server.end();
     }

@@ -1,4 +1,4 @@
-//! Runs that are killed, interrupted and asked to save, at whatever moment, and go on as if nothing had happened.
+//! Runs that are killed, interrupted or saved on request at any moment, and then resumed.
 #![cfg(unix)]
 
 use std::process::{Command, ExitStatus};
@@ -20,8 +20,8 @@ fn records(place: &Place, run: &str) -> Vec<Value> {
     let text = place.text(&format!("{run}/metrics.jsonl"));
     let lines =
         text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}")));
-    let told = lines.filter(|line: &Value| line["event"] != "start");
-    told.map(|mut line| {
+    let reported = lines.filter(|line: &Value| line["event"] != "start");
+    reported.map(|mut line| {
         line.as_object_mut().expect("an object").remove("tokens_per_s");
         line
     })
@@ -160,8 +160,8 @@ fn a_run_that_only_writes_to_a_directory_goes_on_too() {
     running.signal(Signal::INT);
     let (status, lines) = running.end();
     assert_eq!(status.code(), Some(130), "{lines:?}");
-    let told = lines.iter().any(|line| line.contains("stopped; to resume: folio train --resume run"));
-    assert!(told, "it says how to go on: {lines:?}");
+    let reported = lines.iter().any(|line| line.contains("stopped; to resume: folio train --resume run"));
+    assert!(reported, "it says how to go on: {lines:?}");
     let (epoch, step) =
         (place.json("run/status.json")["epoch"].clone(), place.json("run/status.json")["step"].clone());
     assert_eq!(place.json("run/status.json")["state"], "stopped");

@@ -50,8 +50,8 @@ fn check_order(axes: &[Axis]) {
             // Counting in binary, the last flag is the lowest digit.
             let value = &axis.values[run >> digit & 1];
             assert_eq!(settings[axis.key], *value, "{} of run_{}", axis.key, run + 1);
-            let told = format!("{} {}", axis.key, value.as_f64().expect("a number"));
-            assert!(title.contains(&told), "'{title}' lacks '{told}'");
+            let reported = format!("{} {}", axis.key, value.as_f64().expect("a number"));
+            assert!(title.contains(&reported), "'{title}' lacks '{reported}'");
         }
         assert!(title.starts_with(&format!("Experiment {}/{count}: ", run + 1)), "{title}");
     }

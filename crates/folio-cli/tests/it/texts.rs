@@ -60,8 +60,8 @@ fn line_endings_of_windows_make_the_same_run_and_are_told_once() {
     place.write("dos.txt", plays().replace('\n', "\r\n"));
     let ran = place.ok(&format!("train {} {SAVED} --run_dir dos", tiny("dos.txt")));
     let lines = plays().matches('\n').count();
-    let told = format!("dos.txt: converted {lines} line endings (CRLF or CR) to LF\n");
-    assert_eq!(ran.stderr.matches(&told).count(), 1, "{}", ran.stderr);
+    let reported = format!("dos.txt: converted {lines} line endings (CRLF or CR) to LF\n");
+    assert_eq!(ran.stderr.matches(&reported).count(), 1, "{}", ran.stderr);
     assert_eq!(ran.stderr.matches("line endings").count(), 1, "{}", ran.stderr);
     for name in ["losses.json", "vocab.json", "checkpoint_2/model.safetensors"] {
         assert!(place.read(&format!("dos/{name}")) == place.read(&format!("run/{name}")), "{name}");
@@ -222,7 +222,7 @@ fn evaluation_text_is_no_training_text() {
     let line = format!("train {TINY} --eval_data more.txt --split blocks --run_dir x");
     check_refused(&place, &line, "", USAGE, &["--split", "--eval_data", "leave one of them out"]);
     check_refused(&place, "train --resume run --eval_data more.txt", "", USAGE, &["a part of its own text"]);
-    // A run that goes on may be evaluated on another text from then on, if it has its characters.
+    // A continued run may be evaluated on another text whose characters are in its vocabulary.
     let line = format!("{} --eval_data more.txt --num_epochs 1 --run_dir more", from("run", 2));
     check_refused(&place, &line, "", FAILURE, &["lacks", "of the characters of more.txt"]);
     place.ok(&format!("{line} --extend_vocab {SAVED}"));

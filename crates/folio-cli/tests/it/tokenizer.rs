@@ -75,11 +75,11 @@ fn encode_writes_every_format() {
 #[test]
 fn inspect_prints_statistics_and_tokens() {
     let place = place_with_tokenizer();
-    let told = place.ok("tokenizer inspect --tokenizer_type own.json --data plays.txt --top 3").stdout;
+    let reported = place.ok("tokenizer inspect --tokenizer_type own.json --data plays.txt --top 3").stdout;
     for part in
         ["300 tokens, 43 merges", "299 <|endoftext|>", "characters per token", "longest tokens", "plays.txt"]
     {
-        assert!(told.contains(part), "lacks {part:?}: {told}");
+        assert!(reported.contains(part), "lacks {part:?}: {reported}");
     }
     let shown =
         |text: &str| place.ok(&format!("tokenizer inspect --tokenizer_type bpe --text '{text}'")).stdout;
@@ -168,8 +168,8 @@ fn special_tokens_in_a_prompt_need_a_flag() {
     let write = |flags: &str| {
         let line =
             format!("generate run --prompt a<|endoftext|>b --seed 3 --max_new_tokens 30 --json {flags}");
-        let told: Value = serde_json::from_str(&place.ok(&line).stdout).unwrap();
-        told["text"].as_str().unwrap().to_owned()
+        let reported: Value = serde_json::from_str(&place.ok(&line).stdout).unwrap();
+        reported["text"].as_str().unwrap().to_owned()
     };
     // Read as ordinary text, the special token is a different prompt, and the continuation differs.
     assert_ne!(write("--special_tokens"), write(""));

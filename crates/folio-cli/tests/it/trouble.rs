@@ -43,17 +43,17 @@ fn a_full_disk_costs_what_could_not_be_saved_and_nothing_else() {
     place.ok(&format!("train {one} {SAVED} --run_dir run"));
     let before = place.files("run/checkpoint_1");
 
-    let (code, told) = on_a_full_disk(&place, "train --resume run --num_epochs 3");
-    assert_eq!(code, Some(1), "{told}");
+    let (code, reported) = on_a_full_disk(&place, "train --resume run --num_epochs 3");
+    assert_eq!(code, Some(1), "{reported}");
     // Two epochs, each with a save that failed.
-    assert_eq!(told.matches("training continues and retries at the next save").count(), 2, "{told}");
-    let last = told.lines().last().expect("a message");
+    assert_eq!(reported.matches("training continues and retries at the next save").count(), 2, "{reported}");
+    let last = reported.lines().last().expect("a message");
     assert!(last.starts_with("error: ") && last.contains("could not be saved"), "{last}");
     assert_eq!(place.files("run/checkpoint_1"), before);
     assert!(place.names("run").iter().all(|name| !name.contains(".folio-")), "{:?}", place.names("run"));
     assert_eq!(place.json("run/status.json")["state"], "failed");
 
-    // With room again it goes on from what it has.
+    // With free disk again it resumes.
     place.ok("train --resume run --num_epochs 3");
     for name in
         ["checkpoint_3/model.safetensors", "checkpoint_3/optimizer.safetensors", "losses.json", "status.json"]
@@ -69,9 +69,9 @@ fn a_disk_without_room_for_a_description_refuses_at_once() {
     let text: String = (0..2_000).filter_map(|index| char::from_u32(0x4E00 + index)).collect();
     place.write("signs.txt", text.repeat(2));
     let line = format!("train {} {SAVED} --run_dir run", TINY.replace("plays.txt", "signs.txt"));
-    let (code, told) = on_a_full_disk(&place, &line);
-    assert_eq!(code, Some(1), "{told}");
-    let last = told.lines().last().expect("a message");
+    let (code, reported) = on_a_full_disk(&place, &line);
+    assert_eq!(code, Some(1), "{reported}");
+    let last = reported.lines().last().expect("a message");
     assert!(
         last.contains("cannot write run/tokenizer.json") || last.contains("cannot write run/vocab.json"),
         "{last}"
@@ -107,9 +107,9 @@ fn a_read_only_directory_refuses_at_once() {
     for run_dir in ["closed", "closed/run"] {
         let line = format!("train {TINY} {SAVED} --run_dir {run_dir}");
         let output = as_ordinary_user(&place, &line).output().expect("the program starts");
-        let told = String::from_utf8(output.stderr).expect("UTF-8");
-        assert_eq!(output.status.code(), Some(1), "{told}");
-        let last = told.lines().last().expect("a message");
+        let reported = String::from_utf8(output.stderr).expect("UTF-8");
+        assert_eq!(output.status.code(), Some(1), "{reported}");
+        let last = reported.lines().last().expect("a message");
         assert!(last.contains(run_dir) && last.contains("Permission denied"), "{last}");
         assert_eq!(output.stdout, b"", "nothing is trained in vain");
     }
@@ -174,13 +174,13 @@ fn what_does_not_fit_in_memory_is_refused_with_what_does() {
             "--n_emb: training with 16384 needs ",
         ),
     ] {
-        let (code, told) = with_little_memory(&place, &format!("train {flags}"));
-        assert_eq!(code, Some(2), "{flags}: {told}");
-        let last = told.lines().last().expect("a message");
-        assert!(last.starts_with(&format!("error: {flag}")), "{flags}: {told}");
+        let (code, reported) = with_little_memory(&place, &format!("train {flags}"));
+        assert_eq!(code, Some(2), "{flags}: {reported}");
+        let last = reported.lines().last().expect("a message");
+        assert!(last.starts_with(&format!("error: {flag}")), "{flags}: {reported}");
         assert!(
             last.contains("of memory, but ") && last.contains("the largest value that fits is "),
-            "{told}"
+            "{reported}"
         );
         assert!(place.files("") == before, "{flags}: nothing is written");
     }

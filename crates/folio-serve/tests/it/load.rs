@@ -192,7 +192,7 @@ async fn a_body_that_arrives_during_shutdown_is_rejected() {
     let head = format!("{head}Expect: 100-continue\r\nContent-Length: {}\r\n\r\n", body.len());
     let mut late = TcpStream::connect(site.address).await.expect("it listens");
     late.write_all(head.as_bytes()).await.expect("room");
-    // The server asks for the body.
+    // The server requests the body.
     let mut interim = [0; 25];
     late.read_exact(&mut interim).await.expect("an answer");
     assert_eq!(&interim, b"HTTP/1.1 100 Continue\r\n\r\n");

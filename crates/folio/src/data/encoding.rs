@@ -49,7 +49,7 @@ pub struct Encoding<'a> {
 }
 
 impl Encoding<'_> {
-    /// Checks that special tokens are not asked for where there are none.
+    /// Checks that the tokenizer has special tokens if they are to be read.
     ///
     /// # Errors
     /// [`Error::Setting`].

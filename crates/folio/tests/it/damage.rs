@@ -77,10 +77,10 @@ fn check_change(directory: &Path, whole: &(Vec<u32>, Vec<u32>, String), file: &P
     match read(directory) {
         Ok(found) => assert!(found == *whole, "{what} of {} is believed", file.display()),
         Err(error @ Error::Checkpoint { .. }) => {
-            let told = error.to_string();
+            let reported = error.to_string();
             assert!(
-                told.contains("checkpoint_2") && !told.contains('\n'),
-                "{what} of {}: {told}",
+                reported.contains("checkpoint_2") && !reported.contains('\n'),
+                "{what} of {}: {reported}",
                 file.display()
             );
         }
@@ -164,9 +164,9 @@ fn a_damaged_newest_checkpoint_is_named_and_the_one_before_offered() {
         let bytes = fs::read(&file).expect("readable");
         fs::write(&file, &bytes[..bytes.len() / 2]).expect("room");
         let resume = |skip_damaged| trainer(&Start::Resume { run: run.clone(), skip_damaged });
-        let told = resume(false).err().expect("damaged").to_string();
+        let reported = resume(false).err().expect("damaged").to_string();
         for part in [name, "checkpoint_2", "is damaged", "--skip_damaged resumes from", "checkpoint_1"] {
-            assert!(told.contains(part), "lacks '{part}': {told}");
+            assert!(reported.contains(part), "lacks '{part}': {reported}");
         }
         assert_eq!(resume(true).expect("the one before is sound").state().epoch, 1);
         fs::write(&file, bytes).expect("room");

@@ -89,17 +89,17 @@ fn what_cannot_be_saved_now_is_saved_later() {
     });
     assert_eq!(outcome.expect("it goes on"), Outcome::Finished);
     assert_eq!(warnings.len(), 2, "one for each save that failed: {warnings:?}");
-    assert!(warnings.iter().all(|told| told.contains("retries at the next save")), "{warnings:?}");
+    assert!(warnings.iter().all(|reported| reported.contains("retries at the next save")), "{warnings:?}");
     assert_eq!(run.epochs().expect("readable"), [1, 4]);
-    let told = records::read(&run).expect("readable");
-    let epochs: Vec<u64> = told
+    let reported = records::read(&run).expect("readable");
+    let epochs: Vec<u64> = reported
         .iter()
         .filter(|line| line["event"] == "epoch")
         .filter_map(|line| line["epoch"].as_u64())
         .collect();
     assert_eq!(epochs, [1, 2, 3, 4], "lines that could not be written have waited");
     let steps: Vec<u64> =
-        told.iter().filter(|line| line["event"] == "step").filter_map(|line| line["step"].as_u64()).collect();
+        reported.iter().filter(|line| line["event"] == "step").filter_map(|line| line["step"].as_u64()).collect();
     assert_eq!(steps, (1..=steps.len() as u64).collect::<Vec<_>>());
 }
 
@@ -155,8 +155,8 @@ fn a_second_holder_is_refused_and_told_who_the_first_is() {
     assert!(!RunLock::is_held(&run));
     let lock = RunLock::take(&run).expect("free");
     assert!(RunLock::is_held(&run));
-    let told = RunLock::take(&run).expect_err("taken").to_string();
-    assert!(told.contains(&format!("process {}", std::process::id())), "{told}");
+    let reported = RunLock::take(&run).expect_err("taken").to_string();
+    assert!(reported.contains(&format!("process {}", std::process::id())), "{reported}");
     drop(lock);
     assert!(!RunLock::is_held(&run));
     RunLock::take(&run).expect("free again, though the file is still there");
@@ -168,7 +168,7 @@ fn a_step_that_is_not_finite_changes_nothing() {
     let run = |spoil: &[u64]| {
         let mut trainer = trainer(Settings { max_skipped_steps: 3, ..settings() }, &Start::Fresh);
         let mut weights = Vec::new();
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
         for step in 1..=5 {
             let sound = trainer.backend().parameters().values().to_vec();
             if spoil.contains(&step) {
@@ -178,7 +178,7 @@ fn a_step_that_is_not_finite_changes_nothing() {
             limit.stop.store(true, std::sync::atomic::Ordering::Relaxed);
             let outcome = trainer.run(None, &limit, &mut |event| {
                 if let Event::Step(report) = event {
-                    told.push(report.skipped);
+                    reported.push(report.skipped);
                 }
             });
             assert_eq!(outcome.expect("fewer than three in a row"), Outcome::Stopped);
@@ -187,10 +187,10 @@ fn a_step_that_is_not_finite_changes_nothing() {
             }
             weights.push(trainer.backend().parameters().values().to_vec());
         }
-        (weights, told, trainer.state().clone())
+        (weights, reported, trainer.state().clone())
     };
-    let (weights, told, state) = run(&[2, 4, 5]);
-    assert_eq!(told, [false, true, false, true, true]);
+    let (weights, reported, state) = run(&[2, 4, 5]);
+    assert_eq!(reported, [false, true, false, true, true]);
     assert_eq!((state.global_step, state.optimizer_steps, state.skipped_in_a_row), (5, 2, 2));
     assert_eq!((state.epoch_progress.batches, state.epoch_progress.skipped), (5, 3));
     assert!(state.epoch_progress.loss.is_finite() && state.epoch_progress.gradient_norm.is_finite());

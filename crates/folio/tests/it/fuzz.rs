@@ -123,8 +123,8 @@ fn edited(bytes: &[u8], edits: &[Edit]) -> Vec<u8> {
 
 /// Checks that an error is one line and names the file.
 fn check_error(error: &folio::error::Error, name: &str) {
-    let told = error.to_string();
-    assert!(!told.contains('\n') && !told.is_empty(), "{name}: {told}");
+    let reported = error.to_string();
+    assert!(!reported.contains('\n') && !reported.is_empty(), "{name}: {reported}");
 }
 
 /// A copy of the run in which the file `name` has the content `bytes`.

@@ -36,8 +36,8 @@ fn gradients(precision: Precision, dropout: f32) -> (f32, Parameters) {
     (loss, model.gradients().into_owned())
 }
 
-/// Between the loss and a gradient of the first block lie, of each of 2 blocks, 8 roundings to bfloat16 going forward
-/// (weights, ln_1, qkv, weights of attention, heads, ln_2, fc, GELU) and 7 going back (the branch, fc, its operand,
+/// Between the loss and a gradient of the first block lie, of each of 2 blocks, 8 roundings to bfloat16 in the forward pass
+/// (weights, ln_1, qkv, weights of attention, heads, ln_2, fc, GELU) and 7 in the backward pass (the branch, fc, its operand,
 /// the branch, the heads, scores, qkv), and 3 in the head: 33 in all, each of at most `ROUNDOFF` of the tensor's
 /// norm and independent of the others, so that they add up as the root of their number (Higham 2002, section 4.2).
 #[test]
@@ -62,7 +62,7 @@ fn gradients_in_bf16_are_those_in_f32_but_for_its_roundings() {
     }
 }
 
-/// Weights after 3 steps of AdamW in so many threads.
+/// Weights after 3 steps of AdamW with this many threads.
 fn trained(precision: Precision, threads: usize) -> Vec<u32> {
     let adamw = AdamWConfig {
         beta1: 0.9,

@@ -1,4 +1,4 @@
-//! A run that stops after an epoch and goes on from its checkpoint has the same bits as one that never
+//! A run that is stopped and resumed from its checkpoint has the same bits as one that was never
 //! stopped: losses, rates, weights, optimizer and random streams, in any number of threads.
 
 use std::fs;
@@ -179,7 +179,7 @@ fn a_schedule_by_steps_with_a_warm_up_goes_on_to_the_bit() {
     });
 }
 
-/// Trains until an event, then asks to stop, again and again, going on each time; `stops_at` is asked at every event.
+/// Trains, stops at each event for which `stops_at` returns true, and resumes, until the run is finished.
 fn train_in_pieces(
     settings: &Settings,
     directory: &Path,
