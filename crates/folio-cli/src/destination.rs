@@ -7,10 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use folio::machine::available_disk;
 use folio::run_dir::{RUNS, RunDir};
-use folio::text::{EMBEDDED_NAME, shell_quoted};
-use folio::train::Start;
+use folio::text::shell_quoted;
 
-use crate::options::Options;
 use crate::plan::{Task, Work};
 use crate::progress::gibibytes;
 use crate::screen;

@@ -10,7 +10,7 @@ use folio::settings::Settings;
 use folio::tokenizer::Tokenizer;
 
 use crate::model_args::{CheckpointArgs, load_model};
-use crate::options::whole;
+use crate::options::{GivenTexts, whole};
 use crate::screen;
 use crate::texts;
 use crate::threads::set_threads;
@@ -58,7 +58,7 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
         (Some(given), None) if args.eval_data.is_none() => dataset_of(given, &settings, &tokenizer)?,
         (given, _) => {
             let eval_data = args.eval_data.clone();
-            let given = texts::GivenTexts { data: given.clone(), eval_data };
+            let given = GivenTexts { data: given.clone(), eval_data };
             let texts = texts::of_run(&settings, &given)?;
             let stream =
                 TokenStream::of_texts(&texts, encoding(&settings, &tokenizer), settings.split, |_| ())?;

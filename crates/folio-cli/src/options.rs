@@ -14,8 +14,6 @@ use folio::named_enum;
 use folio::settings::{Choice, Given, Kind, Range, SETTINGS, Section, Setting, Settings, Space};
 use folio::sweep::{Plan, shown};
 
-use crate::texts::GivenTexts;
-
 /// What can be given beside the settings of a run.
 static PROGRAM_SETTINGS: [Setting; 4] = [
     Setting {
@@ -47,6 +45,15 @@ static PROGRAM_SETTINGS: [Setting; 4] = [
         ..Setting::new("halving_factor", Kind::Integer)
     },
 ];
+
+/// The texts that are given, if any.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct GivenTexts {
+    /// To train on.
+    pub(crate) data: Option<Vec<PathBuf>>,
+    /// To evaluate on.
+    pub(crate) eval_data: Option<Vec<PathBuf>>,
+}
 
 /// The default of `--halving_factor`.
 const HALVING_FACTOR: u64 = 3;

@@ -7,17 +7,9 @@ use folio::error::Error;
 use folio::settings::Settings;
 use folio::text::{Corpus, STDIN, TextFiles};
 
+use crate::options::GivenTexts;
 use crate::screen;
 use crate::usage::Usage;
-
-/// The texts that are given, if any.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct GivenTexts {
-    /// To train on.
-    pub(crate) data: Option<Vec<PathBuf>>,
-    /// To evaluate on.
-    pub(crate) eval_data: Option<Vec<PathBuf>>,
-}
 
 /// Reads the texts given in `options`, or the embedded one, and records them in `settings`.
 ///

@@ -1,6 +1,5 @@
 //! `folio train`: plans the runs, trains them, and reports.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
@@ -16,7 +15,7 @@ use crate::dashboard::{Dashboard, Update};
 use crate::destination::{print_destination, print_next_steps, quoted, reserve};
 use crate::plan::continuing::FRESH_OPTIMIZER;
 use crate::plan::{Task, Work, plan};
-use crate::progress::{Display, Progress, gibibytes};
+use crate::progress::{Progress, gibibytes};
 use crate::screen;
 use crate::signals::Signals;
 use crate::standings::Standings;

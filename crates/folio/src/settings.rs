@@ -15,6 +15,7 @@ use crate::tokenizer::{END_OF_TEXT, Tokenizer, TokenizerKind};
 mod choice;
 mod declaration;
 mod given;
+mod kind;
 mod setting;
 mod space;
 mod traps;
@@ -22,7 +23,8 @@ mod traps;
 pub use choice::Choice;
 pub use declaration::{SETTINGS, Settings};
 pub use given::Given;
-pub use setting::{Kind, Range, Section, Setting, SettingType};
+pub use kind::Kind;
+pub use setting::{Range, Section, Setting, SettingType};
 pub use space::Space;
 pub use traps::Trap;
 

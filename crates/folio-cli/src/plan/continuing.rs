@@ -9,9 +9,10 @@ use folio::tokenizer::Tokenizer;
 use folio::train::{Start, check_start};
 
 use super::same_directory;
+use crate::options::GivenTexts;
 use crate::options::Options;
 use crate::screen;
-use crate::texts::{self, GivenTexts};
+use crate::texts;
 use crate::train::args::TrainArgs;
 use crate::usage::Usage;
 

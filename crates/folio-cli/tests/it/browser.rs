@@ -248,7 +248,10 @@ fn attention_is_shown_for_each_head() {
     browser.hover("#attention-maps canvas");
     let reported = browser.text("document.getElementById('attention-cell').textContent");
     let seventh = browser.text("document.querySelectorAll('#attention-text [role=option]')[6].ariaLabel");
-    assert!(reported.starts_with(&format!("Head 1: {seventh} → {seventh}: ")) && reported.ends_with('%'), "{reported}");
+    assert!(
+        reported.starts_with(&format!("Head 1: {seventh} → {seventh}: ")) && reported.ends_with('%'),
+        "{reported}"
+    );
     // The first token attends only to itself; the table has the same in words.
     browser.click("#attention-text [role=option]");
     let table = browser

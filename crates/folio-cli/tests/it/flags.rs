@@ -152,7 +152,8 @@ fn json_reports_are_one_object_per_line_and_nothing_else() {
     let ran = place.ok(&format!("train {TINY} --learning_rates 1e-3 1e-4 --json --sample_tokens 5"));
     let reports: Vec<serde_json::Value> =
         ran.stdout.lines().map(|line| serde_json::from_str(line).expect("a JSON line")).collect();
-    let reported: Vec<_> = reports.iter().map(|report| (report["epoch"].clone(), report["lr"].clone())).collect();
+    let reported: Vec<_> =
+        reports.iter().map(|report| (report["epoch"].clone(), report["lr"].clone())).collect();
     let expected = [(1, 1e-3), (2, 1e-3), (1, 1e-4), (2, 1e-4)].map(|(epoch, lr)| (json!(epoch), json!(lr)));
     assert_eq!(reported, expected);
     for key in ["step", "train_loss", "eval_loss", "seconds", "tokens_per_s"] {

@@ -18,11 +18,12 @@ const GRID: &str = "--learning_rates 1e-3 3e-3 1e-2 --weight_decays 0 1 --dropou
 fn epochs(running: &Running, most: usize) -> Vec<(String, u64)> {
     let lines = std::iter::from_fn(|| running.next_line());
     let reported = lines.filter_map(|line| serde_json::from_str::<Value>(&line).ok());
-    reported.map(|line| {
-        (line["run"].as_str().expect("a name").to_owned(), line["epoch"].as_u64().expect("a number"))
-    })
-    .take(most)
-    .collect()
+    reported
+        .map(|line| {
+            (line["run"].as_str().expect("a name").to_owned(), line["epoch"].as_u64().expect("a number"))
+        })
+        .take(most)
+        .collect()
 }
 
 /// Stops a sweep after `stop_after` epochs with a signal, resumes it, and checks that it ends like one that was never

@@ -75,7 +75,10 @@ fn a_server_prints_its_address_and_stops_on_signals() {
         let (server, address) = serve(&place, "run --api-key k3y --max-streams 2 --threads 1");
         let body = json!({ "model": "run", "prompt": "First", "max_tokens": 5 });
         let reported = answer(ask(&address, &body, "k3y"));
-        assert!(reported.starts_with("HTTP/1.1 200") && reported.contains("\"finish_reason\":\"length\""), "{reported}");
+        assert!(
+            reported.starts_with("HTTP/1.1 200") && reported.contains("\"finish_reason\":\"length\""),
+            "{reported}"
+        );
         assert!(answer(ask(&address, &body, "other")).starts_with("HTTP/1.1 401"));
         server.signal(signal);
         let (status, rest) = server.end();

@@ -21,11 +21,12 @@ fn records(place: &Place, run: &str) -> Vec<Value> {
     let lines =
         text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}")));
     let reported = lines.filter(|line: &Value| line["event"] != "start");
-    reported.map(|mut line| {
-        line.as_object_mut().expect("an object").remove("tokens_per_s");
-        line
-    })
-    .collect()
+    reported
+        .map(|mut line| {
+            line.as_object_mut().expect("an object").remove("tokens_per_s");
+            line
+        })
+        .collect()
 }
 
 /// Checks that two runs left the same files, to the bit.

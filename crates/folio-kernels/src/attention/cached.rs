@@ -88,7 +88,7 @@ pub type OnWeights<'a> = &'a mut dyn FnMut(usize, &[f32]);
 /// Appends the keys and values of new tokens to the cache of head `h`, then computes `y = softmax(q kᵀ / sqrt(D)) v`,
 /// causally.
 ///
-/// - `(dims, h)`: the number and size of the heads, and the index of this head.
+/// - `dims`: the number and size of the heads; `h`: the index of this head.
 /// - `y` (tokens, C): overwritten in the columns of the head; it must consist of exactly these columns.
 /// - `qkv` (tokens, 3C).
 /// - `on_weights`: called for every token, if given.
@@ -96,7 +96,8 @@ pub type OnWeights<'a> = &'a mut dyn FnMut(usize, &[f32]);
 /// # Panics
 /// If the cache does not have room for the tokens, or if a size does not match.
 pub fn attention_cached<E: Element>(
-    (dims, h): (AttentionDims, usize),
+    dims: AttentionDims,
+    h: usize,
     mut y: ColumnsMut<E>,
     qkv: &[E],
     cache: &mut KeyValueCache<E>,

@@ -156,7 +156,7 @@ fn compare_cached<E: Element>(cuts: impl Fn(usize) -> usize) {
                     let mut seen = Vec::new();
                     let mut on_weights =
                         |i: usize, row: &[f32]| seen.push((i, row.len(), row.iter().sum::<f32>()));
-                    attention_cached((dims, h), y, qkv, cache, &mut scratch, Some(&mut on_weights));
+                    attention_cached(dims, h, y, qkv, cache, &mut scratch, Some(&mut on_weights));
                     seen
                 };
                 // Fill the cache with another sequence first, which must not affect the result.
@@ -201,7 +201,7 @@ fn a_full_cache_panics() {
     for tokens in [1, 2] {
         let mut y = vec![0.0; tokens * 2];
         let y = ColumnsMut::new(&mut y, 2);
-        attention_cached((dims, 0), y, &vec![0.0; tokens * 6], &mut cache, &mut scratch, None);
+        attention_cached(dims, 0, y, &vec![0.0; tokens * 6], &mut cache, &mut scratch, None);
     }
 }
 

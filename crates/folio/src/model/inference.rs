@@ -400,10 +400,10 @@ where
                     let cache = &mut *lock(&W::Element::of(sequence.cache())[idx * n_heads + h]);
                     let y = head.part(rows);
                     match &mut observer {
-                        None => attention_cached((dims, h), y, qkv, cache, scratch, None),
+                        None => attention_cached(dims, h, y, qkv, cache, scratch, None),
                         Some(observer) => {
                             let mut report = |query: usize, row: &[f32]| (observer.on_weights)(h, query, row);
-                            attention_cached((dims, h), y, qkv, cache, scratch, Some(&mut report));
+                            attention_cached(dims, h, y, qkv, cache, scratch, Some(&mut report));
                         }
                     }
                 }

@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::files::{GENERATOR, is_temporary};
 use crate::history::LossLists;
 use crate::model::ModelConfig;
-use crate::sweep::{SWEEP_FILE, Sweep};
+use crate::sweep::description::{SWEEP_FILE, Sweep};
 use crate::tokenizer::Tokenizer;
 
 /// The files and directories of an earlier run or sweep, all verified, which a new run may replace. Files with other names

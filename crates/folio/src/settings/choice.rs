@@ -4,7 +4,7 @@ use std::fmt::{self, Display};
 
 use serde_json::Value;
 
-use super::setting::Kind;
+use super::kind::Kind;
 use crate::rng::Rng;
 
 /// A value for a setting, or a range to sample values from, written `1e-4..3e-3`, or `1e-4..3e-3:log` to sample evenly

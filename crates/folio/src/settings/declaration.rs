@@ -7,7 +7,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::Keep;
-use super::setting::{Kind, Range, Section, Setting, SettingType, declare_settings};
+use super::kind::Kind;
+use super::setting::{Range, Section, Setting, SettingType, declare_settings};
 use crate::data::SplitKind;
 use crate::model::{ModelConfig, Precision, PrecisionChoice};
 use crate::schedule::{ScheduleKind, Unit};

@@ -6,7 +6,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::choice::Choice;
-use super::setting::{Kind, Setting};
+use super::kind::Kind;
+use super::setting::Setting;
 use super::space::Space;
 use super::{Keep, SETTINGS, Settings};
 use crate::data::SplitKind;

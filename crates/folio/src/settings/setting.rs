@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::Settings;
 use super::choice::Choice;
+use super::kind::Kind;
 use crate::error::{Error, Result};
 use crate::names::Named;
 use crate::text::TextFiles;
@@ -53,23 +54,6 @@ pub struct Setting {
     pub get: fn(&Settings) -> Value,
     /// Changes it in a run's settings; panics if the value is of the wrong type.
     pub set: fn(&mut Settings, &Value),
-}
-
-/// What the values of a setting are.
-#[derive(Clone, Copy, Debug)]
-pub enum Kind {
-    /// `true` or `false`.
-    Switch,
-    /// An integer from 0 up.
-    Integer,
-    /// A real number.
-    Real,
-    /// A name that the function accepts.
-    Name(fn(&str) -> Result<()>),
-    /// A path.
-    Path,
-    /// One or several paths.
-    Files,
 }
 
 /// A section of the help.

@@ -98,8 +98,11 @@ fn what_cannot_be_saved_now_is_saved_later() {
         .filter_map(|line| line["epoch"].as_u64())
         .collect();
     assert_eq!(epochs, [1, 2, 3, 4], "lines that could not be written have waited");
-    let steps: Vec<u64> =
-        reported.iter().filter(|line| line["event"] == "step").filter_map(|line| line["step"].as_u64()).collect();
+    let steps: Vec<u64> = reported
+        .iter()
+        .filter(|line| line["event"] == "step")
+        .filter_map(|line| line["step"].as_u64())
+        .collect();
     assert_eq!(steps, (1..=steps.len() as u64).collect::<Vec<_>>());
 }
 

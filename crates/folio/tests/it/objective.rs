@@ -22,7 +22,8 @@ fn first_step(label_smoothing: f64) -> (f32, Vec<f32>) {
     let text = "to be, or not to be, that is the question. ".repeat(8);
     let tokenizer = Arc::new(Tokenizer::chars(&text));
     let stream = TokenStream::encode(&text, &tokenizer, settings.split).expect("its own characters");
-    let mut trainer = Trainer::new(settings, Arc::new(stream), tokenizer, &Start::Fresh).expect("valid settings");
+    let mut trainer =
+        Trainer::new(settings, Arc::new(stream), tokenizer, &Start::Fresh).expect("valid settings");
     let requests = Requests::default();
     requests.stop.store(true, Ordering::Relaxed);
     let mut losses = Vec::new();

@@ -46,7 +46,8 @@ fn attention_and_continuations_use_the_model_of_the_sample() {
     choose(&browser, "checkpoint", "first:checkpoint_1");
     let text = generate(&browser);
     browser.until("document.querySelectorAll('#attention-maps canvas').length === 2");
-    let reported = |selector: &str| browser.text(&format!("document.querySelector('{selector}').textContent"));
+    let reported =
+        |selector: &str| browser.text(&format!("document.querySelector('{selector}').textContent"));
     assert_eq!(reported(".sample .model"), "first, checkpoint_1");
     assert_eq!(reported("#attention-of"), "of first, checkpoint_1");
 

@@ -135,7 +135,8 @@ impl Pass {
         let pack = |cols, out, x: &[E]| pack((t, cols), Some(out), None, x, reuse);
 
         // output = middle + drop(mlp_proj(gelu(c_fc(ln_2(middle)))))
-        dropout_backward(self.row_dims(), branch, dresidual, self.dropout(Site::MlpBranch { block: idx }, b));
+        let site = Site::MlpBranch { block: idx };
+        dropout_backward(self.row_dims(), branch, dresidual, self.dropout(site, b));
         column_sums(self.row_dims(), dv.mlp_proj_bias, branch);
         pack(c, operands.dmlp, branch);
         let dfc = &mut wide[..t * 4 * c];
@@ -156,12 +157,8 @@ impl Pass {
         self.layernorm_backward(gradients, dnormed, middle, &a.ln_2, v.ln_2_weight);
 
         // middle = input + drop(attn_proj(attention(c_attn(ln_1(input)))))
-        dropout_backward(
-            self.row_dims(),
-            branch,
-            dresidual,
-            self.dropout(Site::AttentionBranch { block: idx }, b),
-        );
+        let site = Site::AttentionBranch { block: idx };
+        dropout_backward(self.row_dims(), branch, dresidual, self.dropout(site, b));
         column_sums(self.row_dims(), dv.attn_proj_bias, branch);
         pack(c, operands.dattn, branch);
         pack(c, operands.heads, &a.heads[..t * c]);
