@@ -95,19 +95,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_plain() {
-        for (path, name) in [
-            ("my text.txt", "my-text"),
-            ("/a/b/Фауст.v2.txt", "Фауст-v2"),
-            ("$(x);.txt", "--x--"),
-            ("..", "text"),
-            ("\u{1b}[2J", "--2J"),
-        ] {
-            assert_eq!(plain_name(Path::new(path)), name, "{path}");
-        }
-    }
-
-    #[test]
     fn commands_are_quoted_for_a_shell() {
         for (text, expected) in [
             ("runs/quick", "runs/quick"),

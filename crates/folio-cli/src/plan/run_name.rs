@@ -28,3 +28,21 @@ fn plain_name(path: &Path) -> String {
     let name: String = name.chars().map(plain).take(40).collect();
     if name.trim_matches('-').is_empty() { "text".to_owned() } else { name }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_plain() {
+        for (path, name) in [
+            ("my text.txt", "my-text"),
+            ("/a/b/Фауст.v2.txt", "Фауст-v2"),
+            ("$(x);.txt", "--x--"),
+            ("..", "text"),
+            ("\u{1b}[2J", "--2J"),
+        ] {
+            assert_eq!(plain_name(Path::new(path)), name, "{path}");
+        }
+    }
+}
