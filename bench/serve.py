@@ -128,7 +128,7 @@ def main():
             descriptors = server.descriptors()
             for _ in range(2):
                 result, memory = wrk(server, args, body)
-                sampled = server.metric("drawn_tokens_total")
+                sampled = server.metric("generated_tokens_total")
                 server.until(server.is_empty, 10)
                 rows.append((title, result, before, max(memory), server.memory_mib()))
                 if result["other"] or result["socket_errors"]:

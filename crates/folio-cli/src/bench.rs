@@ -53,7 +53,7 @@ Example:
 struct KernelsArgs {
     /// Model sizes to time
     #[arg(value_enum, default_value = "char")]
-    settings: Vec<Setting>,
+    settings: Vec<ModelSize>,
     /// Number format: f32, bf16, or auto for the faster
     #[arg(long, default_value = "auto")]
     precision: PrecisionChoice,
@@ -78,7 +78,7 @@ struct PeakArgs {
 
 /// Named model sizes.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Setting {
+enum ModelSize {
     Char,
     Bpe,
     NanogptCpu,
@@ -86,7 +86,7 @@ enum Setting {
     Gpt2Small,
 }
 
-impl Setting {
+impl ModelSize {
     fn name(self) -> String {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }

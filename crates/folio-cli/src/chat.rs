@@ -230,9 +230,9 @@ impl Chat {
         while self.generator.active() > 0 {
             let (text, style) = (&mut self.text, self.style);
             let mut shown = Ok(());
-            self.generator.step(|_, drawn| {
-                *text += drawn.text;
-                shown = stdout.write_all(style.show(&drawn).as_bytes()).and_then(|()| stdout.flush());
+            self.generator.step(|_, sampled| {
+                *text += sampled.text;
+                shown = stdout.write_all(style.show(&sampled).as_bytes()).and_then(|()| stdout.flush());
             });
             shown.inspect_err(|_| self.generator.cancel(id))?;
             if generating.is_interrupted() {

@@ -116,7 +116,7 @@ fn watch(
             }
         }
         if changed || drawn_at.elapsed() >= STALE {
-            let view = View { now: Instant::now(), stopping: requests.stop_asked(), color };
+            let view = View { now: Instant::now(), stopping: requests.stop_requested(), color };
             let drawn = screen::with_drawing(|| screen.draw(|frame| draw(frame, &state, view)).is_ok());
             match drawn {
                 Some(true) => {}
@@ -213,9 +213,9 @@ mod tests {
     fn a_second_request_to_stop_ends_the_program() {
         let requests = Requests::default();
         assert!(run_action(KeyAction::Save, &requests));
-        assert!(requests.save.load(Ordering::Relaxed) && !requests.stop_asked());
+        assert!(requests.save.load(Ordering::Relaxed) && !requests.stop_requested());
         assert!(run_action(KeyAction::Stop, &requests));
-        assert!(requests.stop_asked());
+        assert!(requests.stop_requested());
         assert!(run_action(KeyAction::Save, &requests));
         assert!(!run_action(KeyAction::Stop, &requests));
     }

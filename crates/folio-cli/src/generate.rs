@@ -164,13 +164,13 @@ fn generate(
     let mut printer = SamplePrinter::new(vec![prompt; job.count]);
     let mut samples = vec![Sample::default(); job.count];
     while generator.active() > 0 {
-        generator.step(|id, drawn| {
+        generator.step(|id, sampled| {
             let index = id.number() as usize;
             let sample = &mut samples[index];
-            sample.text += drawn.text;
+            sample.text += sampled.text;
             sample.tokens += 1;
-            sample.finish = drawn.finish;
-            printer.push(index, &job.style.show(&drawn), drawn.finish.is_some());
+            sample.finish = sampled.finish;
+            printer.push(index, &job.style.show(&sampled), sampled.finish.is_some());
         });
         if !args.json {
             printer.flush(&format!("{SEPARATOR}\n"))?;

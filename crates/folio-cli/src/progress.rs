@@ -126,7 +126,7 @@ impl Progress {
                 return;
             }
             Event::Saving => return,
-            Event::Saved { checkpoint, asked: true } => {
+            Event::Saved { checkpoint, requested: true } => {
                 self.print_note(&format!("saved {}", checkpoint.display()))
             }
             Event::Saved { .. } => {}

@@ -59,8 +59,8 @@ impl<'a> Standings<'a> {
                 let progress =
                     if named { Progress::named(name(run), bar, self.json) } else { Progress::unnamed(bar) };
                 self.running.insert(run, progress);
-                if let Some(standing) = self.ranked.iter_mut().find(|standing| standing.run == run) {
-                    standing.state = Some(RunState::Running);
+                if let Some(result) = self.ranked.iter_mut().find(|result| result.run == run) {
+                    result.state = Some(RunState::Running);
                 }
             }
             SweepEvent::Run { run, event } => {
@@ -72,12 +72,12 @@ impl<'a> Standings<'a> {
                     self.show_table();
                 }
             }
-            SweepEvent::RunEnded { standing, ranked, trained } => {
+            SweepEvent::RunEnded { result, ranked, trained } => {
                 self.ranked = ranked.to_vec();
-                if let Some(mut progress) = self.running.remove(&standing.run) {
+                if let Some(mut progress) = self.running.remove(&result.run) {
                     progress.finish();
                 }
-                self.print_end(standing, trained);
+                self.print_end(result, trained);
                 self.show_table();
             }
             SweepEvent::RungEnded { survivors, epochs } => {
@@ -101,9 +101,9 @@ impl<'a> Standings<'a> {
         table(self.sweep, &self.ranked).to_string()
     }
 
-    fn print_end(&self, standing: &RunResult, trained: bool) {
-        let name = name(standing.run);
-        match (&standing.error, trained) {
+    fn print_end(&self, result: &RunResult, trained: bool) {
+        let name = name(result.run);
+        match (&result.error, trained) {
             (Some(error), _) => self.print_note(&format!("warning: {name} failed: {error}")),
             (None, false) => self.print_note(&format!("{name} is already trained")),
             (None, true) => {}
@@ -116,9 +116,9 @@ impl<'a> Standings<'a> {
 
     /// Adds the result of an epoch and ranks the runs again.
     fn note_epoch(&mut self, run: usize, eval_loss: f64) {
-        if let Some(standing) = self.ranked.iter_mut().find(|standing| standing.run == run) {
-            standing.epochs += 1;
-            standing.eval_losses.push(eval_loss);
+        if let Some(result) = self.ranked.iter_mut().find(|result| result.run == run) {
+            result.epochs += 1;
+            result.eval_losses.push(eval_loss);
         }
         self.ranked.sort_by(|a, b| a.best().total_cmp(&b.best()).then(a.run.cmp(&b.run)));
     }
@@ -146,18 +146,13 @@ fn table(sweep: &Sweep, ranked: &[RunResult]) -> Table {
     table.load_style(NOTHING);
     let fixed = ["rank", "run", "state", "best eval loss", "epochs"].map(str::to_owned);
     table.set_header(fixed.into_iter().chain(sweep.varying.iter().cloned()));
-    for (index, standing) in ranked.iter().enumerate() {
-        let best = standing.best();
+    for (index, result) in ranked.iter().enumerate() {
+        let best = result.best();
         let loss = if best.is_finite() { format!("{best:.4}") } else { "-".to_owned() };
-        let state = standing.state.map_or("waiting", RunState::name);
-        let row = [
-            (index + 1).to_string(),
-            name(standing.run),
-            state.to_owned(),
-            loss,
-            standing.epochs.to_string(),
-        ];
-        table.add_row(row.into_iter().chain(sweep.values(standing.run).into_iter().map(|(_, value)| value)));
+        let state = result.state.map_or("waiting", RunState::name);
+        let row =
+            [(index + 1).to_string(), name(result.run), state.to_owned(), loss, result.epochs.to_string()];
+        table.add_row(row.into_iter().chain(sweep.values(result.run).into_iter().map(|(_, value)| value)));
     }
     for (index, column) in table.column_iter_mut().enumerate() {
         if !matches!(index, 1 | 2) {

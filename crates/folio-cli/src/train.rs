@@ -152,8 +152,8 @@ fn train_sweep(args: &TrainArgs, task: &Task, sweep: &Sweep, signals: &Signals) 
     let dashboard = open_dashboard(args, task, signals)?;
     let mut standings = Standings::new(sweep, args.display(), jobs);
     let mut listener = |event: SweepEvent| {
-        if let SweepEvent::RunEnded { standing, trained: true, .. } = &event {
-            note_lost_output(task, standing.run);
+        if let SweepEvent::RunEnded { result, trained: true, .. } = &event {
+            note_lost_output(task, result.run);
         }
         standings.on_event(event.clone());
         if let Some(dashboard) = &dashboard {
@@ -198,8 +198,8 @@ fn watch_sweep(dashboard: &Dashboard, standings: &Standings, event: SweepEvent) 
             dashboard.send(Update::Event { run, event: event.clone() });
             matches!(event, Event::EpochEnded { .. })
         }
-        SweepEvent::RunEnded { standing, .. } => {
-            dashboard.send(Update::Ended { run: standing.run });
+        SweepEvent::RunEnded { result, .. } => {
+            dashboard.send(Update::Ended { run: result.run });
             true
         }
         SweepEvent::RunStarted { .. } => true,

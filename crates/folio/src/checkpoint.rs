@@ -118,14 +118,14 @@ impl TrainingState {
         });
         let streams = [Some(&self.order), Some(&self.dropout), cut_short.map(|cut| &cut.order)];
         let facts = [
-            ("more steps in the epoch than in all", began.is_some()),
+            ("more steps in the epoch than in total", began.is_some()),
             ("more skipped steps than steps", learned.is_some() && self.optimizer_steps <= self.global_step),
-            ("an epoch cut short that cannot have been", cut),
+            ("an impossible shortened epoch", cut),
             ("a schedule that begins later than now", {
                 schedule_start.epoch <= self.epoch && schedule_start.step <= self.global_step
             }),
             ("a random stream that is stuck", streams.into_iter().flatten().all(Rng::is_sound)),
-            ("a history of other length than its epochs", history.epochs.len() as u64 == self.epoch),
+            ("a history whose length is not the number of epochs", history.epochs.len() as u64 == self.epoch),
         ];
         facts.iter().find(|(_, holds)| !holds).map_or(Ok(()), |(what, _)| Err((*what).to_owned()))
     }

@@ -1,7 +1,7 @@
 //! The seam between training and other processes: ranks that train one model together on parts of each batch.
 //!
-//! All ranks hold the same weights and derive order, dropout and division from the run's seed, so that only sums are
-//! exchanged.
+//! All ranks hold the same weights, and derive the order of the blocks and the dropout masks from the run's seed, so a step
+//! exchanges only sums.
 
 use std::ops::Range;
 
@@ -37,7 +37,7 @@ pub fn any<const N: usize>(communicator: &dyn Communicator, flags: [bool; N]) ->
     counts.map(|count| count > 0.0)
 }
 
-/// A single process, which is all ranks.
+/// The communicator of a run with a single process.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SingleProcess;
 
@@ -83,8 +83,12 @@ impl Division {
     }
 
     /// This rank's part.
+    ///
+    /// # Panics
+    /// If there are no micro-batches.
     pub fn of(communicator: &dyn Communicator, sequences: usize, micro_batches: usize) -> Self {
         let (rank, world_size) = (communicator.rank(), communicator.world_size());
+        assert!(micro_batches > 0, "a batch has at least one micro-batch");
         Self { sequences, micro_batches, rank, world_size }
     }
 

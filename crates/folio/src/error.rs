@@ -99,14 +99,10 @@ pub enum Error {
         source: Box<Error>,
     },
     /// The ranks of a run cannot train together.
-    #[error(
-        "rank {rank} has another {what} than rank 0: start all ranks with the same program, arguments and files"
-    )]
+    #[error("{reason}")]
     Ranks {
-        /// The rank.
-        rank: usize,
-        /// What differs.
-        what: String,
+        /// What is wrong and what to do.
+        reason: String,
     },
     /// A figure could not be drawn.
     #[error("cannot draw the figure: {reason}")]

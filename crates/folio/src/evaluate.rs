@@ -23,21 +23,21 @@ pub struct EvaluationBatches<'a> {
 }
 
 /// The mean loss over batches in nats per token, without dropout: the eval loss of the training reports. As in the original
-/// project, every batch has equal weight, even a short last one. `None` if `goes_on`, which is called before each batch,
+/// project, every batch has equal weight, even a short last one. `None` if `should_continue`, which is called before each batch,
 /// returns false on any rank.
 pub fn mean_batch_loss(
     backend: &mut dyn Backend,
     communicator: &dyn Communicator,
     batches: EvaluationBatches<'_>,
     buffer: &mut BatchBuffer,
-    goes_on: impl Fn() -> bool,
+    should_continue: impl Fn() -> bool,
 ) -> Option<f64> {
     let EvaluationBatches { dataset, blocks, batch_size, micro_batches } = batches;
     let time = dataset.block_size();
     let mut sum = 0.0;
     let mut losses = Vec::new();
     for starts in blocks.chunks(batch_size) {
-        let [stop] = any(communicator, [!goes_on()]);
+        let [stop] = any(communicator, [!should_continue()]);
         if stop {
             return None;
         }

@@ -1,5 +1,4 @@
-//! AdamW with gradient clipping: the learning-rate-dependent numbers of each step. The backend holds the moments and does
-//! the arithmetic.
+//! AdamW with gradient clipping: the scalars of each step. The backend holds the moments and does the arithmetic.
 
 use serde::{Deserialize, Serialize};
 

@@ -47,6 +47,9 @@ pub fn run_recorded(
     on_event: &mut dyn FnMut(&Event),
 ) -> Result<Outcome> {
     let Some(run_dir) = run_dir else { return trainer.run(None, requests, on_event) };
+    if !trainer.is_primary() {
+        return trainer.run(Some(run_dir), requests, on_event);
+    }
     if trainer.settings().tensorboard && cfg!(not(feature = "tensorboard")) {
         let reason = "TensorBoard is not part of this build: enable folio's cargo feature tensorboard";
         return Err(Error::setting("tensorboard", reason));

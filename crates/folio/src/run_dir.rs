@@ -31,6 +31,7 @@ mod find;
 mod lock;
 mod ownership;
 mod status;
+mod sweep_file;
 
 #[cfg(test)]
 pub(crate) use event_files::event_files;
@@ -41,6 +42,7 @@ pub use find::{Found, Pick, Place, RUNS, Saved, find, locate, locate_or_newest};
 use lock::LOCK_FILE;
 pub use lock::RunLock;
 pub use status::{RunState, Status};
+pub use sweep_file::{Plan, Rung, Sweep};
 
 const SETTINGS_FILE: &str = "hyperparameters.json";
 const MODEL_FILE: &str = "model_hyperparameters.json";

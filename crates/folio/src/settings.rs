@@ -77,6 +77,13 @@ impl Settings {
             (setting.number)(self).map_or(Ok(()), |x| setting.check(x))?;
         }
         self.check_tokenizer()?;
+        let (steps, batch_size) = (self.gradient_accumulation_steps, self.batch_size);
+        if steps > batch_size {
+            let reason = format!(
+                "`gradient_accumulation_steps {steps}` is more than `batch_size {batch_size}`; use at most {batch_size}"
+            );
+            return Err(Error::setting("gradient_accumulation_steps", reason));
+        }
         // The size of the vocabulary is known once the text is read; any size serves here.
         let model = self.model_config(1);
         model.validate()?;

@@ -19,11 +19,10 @@ use crate::settings::Settings;
 use crate::tokenizer::Tokenizer;
 use crate::train::{Event, Outcome, Requests, Start, Trainer};
 
-pub(crate) mod description;
 mod label;
 
+pub use crate::run_dir::{Plan, Rung, Sweep};
 pub use crate::settings::{Choice, Space};
-pub use description::{Plan, Rung, Sweep};
 pub use label::{differing, labels, short_name, short_number, shown};
 
 /// Everything that the runs of a sweep share.
@@ -86,7 +85,7 @@ pub enum SweepEvent<'a> {
     /// A run has ended, or was skipped because it had ended before.
     RunEnded {
         /// Its result.
-        standing: &'a RunResult,
+        result: &'a RunResult,
         /// All runs, the best first.
         ranked: &'a [RunResult],
         /// Whether it was trained just now.
@@ -115,20 +114,20 @@ pub fn run_sweep(
     listener: &Mutex<&mut SweepListener>,
 ) -> Result<(Outcome, Vec<RunResult>)> {
     let fresh = |run| RunResult { run, state: None, epochs: 0, eval_losses: Vec::new(), error: None };
-    let standings: Mutex<Vec<RunResult>> = Mutex::new((0..sweep.runs.len()).map(fresh).collect());
+    let results: Mutex<Vec<RunResult>> = Mutex::new((0..sweep.runs.len()).map(fresh).collect());
     let mut survivors: Vec<usize> = (0..sweep.runs.len()).collect();
     let rungs = sweep.rungs();
     for (stage, rung) in rungs.iter().enumerate() {
         let rung_runs = Stage { runs: &survivors, epochs: rung.epochs };
-        run_stage(sweep, context, listener, &standings, rung_runs)?;
-        let ranked = ranked(&standings.lock().expect("no holder panics"));
-        let stopped = ranked.iter().any(|standing| standing.state == Some(RunState::Stopped));
-        if stopped || context.requests.stop_asked() {
+        run_stage(sweep, context, listener, &results, rung_runs)?;
+        let ranked = ranked(&results.lock().expect("no holder panics"));
+        let stopped = ranked.iter().any(|result| result.state == Some(RunState::Stopped));
+        if stopped || context.requests.stop_requested() {
             return Ok((Outcome::Stopped, ranked));
         }
         if let Some(next) = rungs.get(stage + 1) {
-            let sound = ranked.iter().filter(|standing| !standing.state.is_some_and(RunState::has_failed));
-            let taking_part = sound.map(|standing| standing.run).filter(|run| survivors.contains(run));
+            let sound = ranked.iter().filter(|result| !result.state.is_some_and(RunState::has_failed));
+            let taking_part = sound.map(|result| result.run).filter(|run| survivors.contains(run));
             let mut best: Vec<usize> = taking_part.take(next.runs).collect();
             best.sort_unstable();
             survivors = best;
@@ -136,12 +135,12 @@ pub fn run_sweep(
             (listener.lock().expect("no holder panics"))(event);
         }
     }
-    Ok((Outcome::Finished, ranked(&standings.lock().expect("no holder panics"))))
+    Ok((Outcome::Finished, ranked(&results.lock().expect("no holder panics"))))
 }
 
 /// The runs, the best first. Equally good runs keep their order.
-fn ranked(standings: &[RunResult]) -> Vec<RunResult> {
-    let mut ranked = standings.to_vec();
+fn ranked(results: &[RunResult]) -> Vec<RunResult> {
+    let mut ranked = results.to_vec();
     ranked.sort_by(|a, b| a.best().total_cmp(&b.best()).then(a.run.cmp(&b.run)));
     ranked
 }
@@ -158,19 +157,19 @@ fn run_stage(
     sweep: &Sweep,
     context: &Context,
     listener: &Mutex<&mut SweepListener>,
-    standings: &Mutex<Vec<RunResult>>,
+    results: &Mutex<Vec<RunResult>>,
     stage: Stage,
 ) -> Result<()> {
     let queue: Mutex<VecDeque<usize>> = Mutex::new(stage.runs.iter().copied().collect());
     let report = |event: SweepEvent| (listener.lock().expect("no holder panics"))(event);
     let next =
-        || queue.lock().expect("no holder panics").pop_front().filter(|_| !context.requests.stop_asked());
+        || queue.lock().expect("no holder panics").pop_front().filter(|_| !context.requests.stop_requested());
     let work = || {
         while let Some(run) = next() {
-            let (standing, trained) = run_one(sweep, context, run, stage, &report);
-            let mut standings = standings.lock().expect("no holder panics");
-            standings[run] = standing.clone();
-            report(SweepEvent::RunEnded { standing: &standing, ranked: &ranked(&standings), trained });
+            let (result, trained) = run_one(sweep, context, run, stage, &report);
+            let mut results = results.lock().expect("no holder panics");
+            results[run] = result.clone();
+            report(SweepEvent::RunEnded { result: &result, ranked: &ranked(&results), trained });
         }
     };
     let jobs = context.jobs.clamp(1, stage.runs.len().max(1));
@@ -202,28 +201,28 @@ fn run_one(
     settings.num_epochs = stage.epochs;
     let directory = context.directory_of(run);
     if let Some(directory) = &directory
-        && let Some(standing) = ended_before(directory, &settings, run)
+        && let Some(result) = ended_before(directory, &settings, run)
     {
-        return (standing, false);
+        return (result, false);
     }
     report(SweepEvent::RunStarted { run });
-    let mut standing = RunResult { run, state: None, epochs: 0, eval_losses: Vec::new(), error: None };
-    match train(context, run, settings, &mut standing, report) {
-        Ok(Outcome::Finished) => standing.state = Some(RunState::Finished),
-        Ok(Outcome::Stopped) => standing.state = Some(RunState::Stopped),
+    let mut result = RunResult { run, state: None, epochs: 0, eval_losses: Vec::new(), error: None };
+    match train(context, run, settings, &mut result, report) {
+        Ok(Outcome::Finished) => result.state = Some(RunState::Finished),
+        Ok(Outcome::Stopped) => result.state = Some(RunState::Stopped),
         Err(error) => {
-            standing.state = Some(RunState::of(&error));
-            standing.error = Some(error.to_string());
+            result.state = Some(RunState::of(&error));
+            result.error = Some(error.to_string());
         }
     }
-    (standing, true)
+    (result, true)
 }
 
 fn train(
     context: &Context,
     run: usize,
     settings: Settings,
-    standing: &mut RunResult,
+    result: &mut RunResult,
     report: &(dyn Fn(SweepEvent) + Sync),
 ) -> Result<Outcome> {
     let directory = context.directory_of(run);
@@ -241,8 +240,8 @@ fn train(
     let outcome = run_recorded(&mut trainer, directory.as_ref(), &context.requests, &mut |event| {
         report(SweepEvent::Run { run, event });
     });
-    standing.epochs = trainer.state().epoch;
-    standing.eval_losses = trainer.history().eval_losses();
+    result.epochs = trainer.state().epoch;
+    result.eval_losses = trainer.history().eval_losses();
     outcome
 }
 

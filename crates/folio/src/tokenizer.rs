@@ -95,7 +95,7 @@ impl Tokenizer {
         return Ok(Self::gpt2());
         #[cfg(not(feature = "gpt2-vocabulary"))]
         Err(Error::setting(
-            "--tokenizer_type",
+            "tokenizer_type",
             "GPT-2's vocabulary is not part of this build: enable folio's cargo feature gpt2-vocabulary",
         ))
     }

@@ -80,7 +80,7 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// Prepares a run on the processor, in a single process.
+    /// Prepares a run on the CPU, in a single process.
     ///
     /// # Errors
     /// If the settings are not valid, the text is too short for them, or the checkpoint is missing, damaged or
@@ -104,33 +104,14 @@ impl Trainer {
     pub fn on(
         new_backend: &NewBackend,
         communicator: Box<dyn Communicator>,
-        mut settings: Settings,
+        settings: Settings,
         stream: Arc<TokenStream>,
         tokenizer: Arc<Tokenizer>,
         start: &Start,
     ) -> Result<Self> {
-        settings.validate()?;
-        if let Start::Checkpoint { run, number, restart_schedule } = start {
-            settings.continue_from(run.path(), *number, *restart_schedule);
-        }
-        let dataset = Dataset::new(stream, settings.block_size, settings.seed)?;
-        let identity = Identity::of(&settings, &tokenizer);
-        let checkpoint = continuing::find(start, &settings)?;
-        let has_optimizer =
-            checkpoint.as_ref().is_none_or(|found| continuing::takes_optimizer(found, &settings));
-        let resumed_from = checkpoint.as_ref().map(|checkpoint| checkpoint.directory().to_path_buf());
-        let (parameters, moments, state) = match checkpoint {
-            None => {
-                let mut init = Rng::new(settings.seed, Stream::Init);
-                let parameters = Parameters::random(&identity.model, &mut init);
-                (parameters, None, TrainingState::new(identity, &settings))
-            }
-            Some(checkpoint) => continuing::load(&checkpoint, &settings, &tokenizer)?,
-        };
-        let mut backend = new_backend(state.identity.model, settings.precision, parameters);
-        if let Some(moments) = moments {
-            backend.load_moments(moments);
-        }
+        let prepared = Prepared::new(new_backend, settings, stream, &tokenizer, start);
+        let prepared = ranks::all_succeed(&*communicator, prepared, "prepare the run")?;
+        let Prepared { settings, dataset, backend, state, resumed_from, has_optimizer } = prepared;
         ranks::check_agreement(&*communicator, &settings, &state, &*backend)?;
         let optimizer = AdamW::resume(settings.adamw(), state.optimizer_steps);
         let [train_text, eval_text] =
@@ -150,6 +131,11 @@ impl Trainer {
             train_text,
             eval_text,
         })
+    }
+
+    /// Whether this is rank 0, which writes files and reports.
+    pub fn is_primary(&self) -> bool {
+        self.communicator.rank() == 0
     }
 
     /// The run's settings.
@@ -204,12 +190,12 @@ impl Trainer {
         requests: &Requests,
         on_event: &mut dyn FnMut(&Event),
     ) -> Result<Outcome> {
-        let run_dir = run_dir.filter(|_| self.communicator.rank() == 0);
-        let mut saver = Saver::begin(run_dir, self)?;
+        let run_dir = run_dir.filter(|_| self.is_primary());
+        let saver = Saver::begin(run_dir, self);
+        let mut saver = ranks::all_succeed(&*self.communicator, saver, "start the run")?;
         let outcome = self.train(&mut saver, run_dir.is_some(), requests, on_event);
         let outcome = saver.end(self, outcome);
-        self.communicator.barrier();
-        outcome
+        ranks::all_succeed(&*self.communicator, outcome, "save the run")
     }
 
     /// The loop itself.
@@ -238,7 +224,8 @@ impl Trainer {
                     .settings
                     .save_every
                     .is_some_and(|every| self.state.global_step.is_multiple_of(every));
-                let [save, stop] = any(&*self.communicator, [requests.take_save(), requests.stop_asked()]);
+                let [save, stop] =
+                    any(&*self.communicator, [requests.take_save(), requests.stop_requested()]);
                 if save || stop || due {
                     saver.save_step(self, save || stop, on_event);
                 }
@@ -248,7 +235,7 @@ impl Trainer {
             }
 
             on_event(&Event::Evaluating);
-            let Some(eval_loss) = self.eval_loss(|| !requests.stop_asked()) else {
+            let Some(eval_loss) = self.eval_loss(|| !requests.stop_requested()) else {
                 saver.save_step(self, true, on_event);
                 return Ok(Outcome::Stopped);
             };
@@ -257,7 +244,7 @@ impl Trainer {
             let sample = keeps_records.then(|| self.sample(tokens));
             on_event(&Event::EpochEnded { epoch, last_epoch, report, sample });
             saver.save_epoch(self, on_event);
-            let [stop] = any(&*self.communicator, [requests.stop_asked()]);
+            let [stop] = any(&*self.communicator, [requests.stop_requested()]);
             if stop {
                 // Retried here, because there is no next save.
                 if saver.has_failed() {
@@ -332,15 +319,15 @@ impl Trainer {
         Error::Diverged { what, step, learning_rate: epoch_progress.learning_rate, last_checkpoint }
     }
 
-    /// The evaluation loss; `None` if `goes_on` returns false first.
-    fn eval_loss(&mut self, goes_on: impl Fn() -> bool) -> Option<f64> {
+    /// The evaluation loss; `None` if `should_continue` returns false first.
+    fn eval_loss(&mut self, should_continue: impl Fn() -> bool) -> Option<f64> {
         let batches = EvaluationBatches {
             dataset: &self.dataset,
             blocks: self.dataset.blocks(Part::Eval),
             batch_size: self.settings.batch_size,
             micro_batches: self.settings.gradient_accumulation_steps,
         };
-        mean_batch_loss(&mut *self.backend, &*self.communicator, batches, &mut self.buffer, goes_on)
+        mean_batch_loss(&mut *self.backend, &*self.communicator, batches, &mut self.buffer, should_continue)
     }
 
     /// Ends the current epoch. `order` is the random stream after it has shuffled the epoch's blocks.
@@ -399,6 +386,50 @@ impl Trainer {
             Unit::Step => step,
         };
         self.settings.schedule().rate(now) * warmup_factor(step, self.settings.warmup_steps)
+    }
+}
+
+/// The parts of a run that a rank prepares by itself.
+struct Prepared {
+    settings: Settings,
+    dataset: Dataset,
+    backend: Box<dyn Backend>,
+    state: TrainingState,
+    resumed_from: Option<PathBuf>,
+    has_optimizer: bool,
+}
+
+impl Prepared {
+    fn new(
+        new_backend: &NewBackend,
+        mut settings: Settings,
+        stream: Arc<TokenStream>,
+        tokenizer: &Tokenizer,
+        start: &Start,
+    ) -> Result<Self> {
+        settings.validate()?;
+        if let Start::Checkpoint { run, number, restart_schedule } = start {
+            settings.continue_from(run.path(), *number, *restart_schedule);
+        }
+        let dataset = Dataset::new(stream, settings.block_size, settings.seed)?;
+        let identity = Identity::of(&settings, tokenizer);
+        let checkpoint = continuing::find(start, &settings)?;
+        let has_optimizer =
+            checkpoint.as_ref().is_none_or(|found| continuing::takes_optimizer(found, &settings));
+        let resumed_from = checkpoint.as_ref().map(|checkpoint| checkpoint.directory().to_path_buf());
+        let (parameters, moments, state) = match checkpoint {
+            None => {
+                let mut init = Rng::new(settings.seed, Stream::Init);
+                let parameters = Parameters::random(&identity.model, &mut init);
+                (parameters, None, TrainingState::new(identity, &settings))
+            }
+            Some(checkpoint) => continuing::load(&checkpoint, &settings, tokenizer)?,
+        };
+        let mut backend = new_backend(state.identity.model, settings.precision, parameters);
+        if let Some(moments) = moments {
+            backend.load_moments(moments);
+        }
+        Ok(Self { settings, dataset, backend, state, resumed_from, has_optimizer })
     }
 }
 

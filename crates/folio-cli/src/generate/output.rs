@@ -26,9 +26,9 @@ impl TokenStyle {
     }
 
     /// A token as printed. The last token of a text ends the line.
-    pub(crate) fn show(self, drawn: &SampledToken) -> String {
-        let probability = drawn.logprob.map_or(f32::NAN, f32::exp);
-        let text = terminal::shown(drawn.text);
+    pub(crate) fn show(self, sampled: &SampledToken) -> String {
+        let probability = sampled.logprob.map_or(f32::NAN, f32::exp);
+        let text = terminal::shown(sampled.text);
         let mut shown = match self {
             Self::Plain => text.into_owned(),
             Self::Colored => {
@@ -40,7 +40,7 @@ impl TokenStyle {
             }
             Self::Listed => format!("{:5.1} %  {}\n", 100.0 * probability, serde_json::json!(text)),
         };
-        if drawn.finish.is_some() && self != Self::Listed {
+        if sampled.finish.is_some() && self != Self::Listed {
             shown.push('\n');
         }
         shown

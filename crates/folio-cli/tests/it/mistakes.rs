@@ -302,10 +302,10 @@ fn checkpoints_that_cannot_be_continued() {
         (
             format!("{run} 2 --n_emb 32 --run_dir x"),
             FAILURE,
-            &["run/checkpoint_2", "`--n_emb` is 16", "32 was asked", "give 16"],
+            &["run/checkpoint_2", "has `--n_emb` 16", "this run has 32", "use 16"],
         ),
-        (format!("{run} 2 --block_sizes 8"), FAILURE, &["`--block_sizes` is 16", "give 16"]),
-        (format!("{run} 2 --n_heads 4"), FAILURE, &["`--n_heads` is 2", "give 2"]),
+        (format!("{run} 2 --block_sizes 8"), FAILURE, &["has `--block_sizes` 16", "use 16"]),
+        (format!("{run} 2 --n_heads 4"), FAILURE, &["has `--n_heads` 2", "use 2"]),
         (format!("{run} 2 --seed 3"), USAGE, &["--seed", "run has 1337", "leave the flag out"]),
         (format!("{run} 2 --split contiguous"), USAGE, &["--split", "run has blocks", "leave the flag out"]),
         (

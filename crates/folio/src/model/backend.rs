@@ -29,7 +29,7 @@ impl<'a> Batch<'a> {
     /// Some of the sequences.
     ///
     /// # Panics
-    /// If the range ends behind the last sequence.
+    /// If the range extends past the last sequence.
     pub fn select(&self, sequences: Range<usize>) -> Batch<'a> {
         let tokens = sequences.start * self.time..sequences.end * self.time;
         Batch { inputs: &self.inputs[tokens.clone()], targets: &self.targets[tokens], time: self.time }
@@ -130,14 +130,14 @@ impl Moments {
 
 /// A GPT-2 on some device: its weights, gradients and moments, and the arithmetic of a training step.
 ///
-/// Every backend passes the same test suite: golden files of PyTorch, 200 training steps, resumption bit for bit, and equal
-/// bits for equal [`Division`]s of a batch over ranks and micro-batches.
+/// Every backend passes the same tests: PyTorch's golden files, 200 training steps, resuming bit for bit, and equal bits for
+/// equal [`Division`]s of a batch over ranks and micro-batches.
 pub trait Backend: Send {
     /// The model's sizes.
     fn config(&self) -> &ModelConfig;
 
-    /// Computes the gradients of the mean loss of the global batch, as far as this rank's sequences contribute to it,
-    /// and returns the sum of these sequences' token losses in nats, with dropout. Label smoothing affects the gradients only,
+    /// Computes this rank's contribution to the gradients of the mean loss over the global batch, with dropout, and returns the
+    /// sum of its sequences' token losses in nats. Label smoothing affects the gradients only,
     /// so that losses remain comparable.
     ///
     /// The gradients of micro-batches are summed in the binary tree of [`tree_split`], and so are their losses.
@@ -188,8 +188,8 @@ pub trait Backend: Send {
     }
 }
 
-/// Where the binary tree divides `count` leaves, two or more: behind the largest power of two below `count`. So a rank with
-/// a power of two of micro-batches sums a subtree of the tree over all ranks.
+/// The leaves of the left subtree of a binary tree over `count` leaves (at least 2): the largest power of two below `count`. A
+/// rank with a power of two of micro-batches thus sums a complete subtree of the tree over all ranks.
 ///
 /// ```
 /// use folio::model::tree_split;

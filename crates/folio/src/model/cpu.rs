@@ -1,4 +1,4 @@
-//! A GPT-2 on the processor.
+//! A GPT-2 on the CPU.
 //!
 //! Threads take sequences: within one, every op is sequential code over slices that stay in the thread's second-level cache.
 //! forward.rs and backward.rs are the two passes, op by op; activations.rs has their buffers, packed.rs the weights as
@@ -31,7 +31,7 @@ use pass::{Pass, PassWeights};
 
 pub use auto_precision::{precision_reason, resolve_precision};
 
-/// A GPT-2 with its weights, gradients and moments in the processor's memory.
+/// A GPT-2 with its weights, gradients and moments in main memory.
 pub struct CpuBackend {
     config: ModelConfig,
     parameters: Parameters,
@@ -107,7 +107,10 @@ impl CpuBackend {
         // Per token: qkv, heads and fc (8 C) in the format and two residual streams in f32, for each block; operands of
         // one block's weight gradients (16 C) in the format; the gradient of the residual stream.
         let token = c * (l * (8 * element + 8) + 16 * element + 8);
-        let bytes = parameters * (16 + 4 * levels + 2 * element) + sequences * t * token;
+        // The gradients of the logits of a group of sequences, and each thread's exponentials of one.
+        let v = config.vocab_size as u128;
+        let logits = (sequences * t * v).min(1 << 26) + rayon::current_num_threads() as u128 * t * v;
+        let bytes = parameters * (16 + 4 * levels + 2 * element) + sequences * t * token + logits * element;
         u64::try_from(bytes).unwrap_or(u64::MAX)
     }
 

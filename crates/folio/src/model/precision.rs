@@ -23,8 +23,9 @@ impl Precision {
     pub fn check(self, config: &ModelConfig) -> Result<()> {
         let head_size = config.head_size();
         if self == Self::Bf16 && !head_size.is_multiple_of(2) {
-            let reason =
-                format!("bf16 needs heads of even size, not {head_size}: take f32 or another `n_emb`");
+            let reason = format!(
+                "bf16 needs heads of even size, not {head_size}: use `precision f32` or another `n_emb`"
+            );
             return Err(Error::setting("precision", reason));
         }
         Ok(())

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::sweep_file::{SWEEP_FILE, Sweep};
 use super::{
     BEST, LATEST, LOCK_FILE, LOSSES_FILE, METRICS_FILE, MODEL_FILE, RATES_FILE, RunDir, SETTINGS_FILE,
     STATUS_FILE, Status, is_event_file, number_of_run,
@@ -19,7 +20,6 @@ use crate::error::{Error, Result};
 use crate::files::{GENERATOR, is_temporary};
 use crate::history::LossLists;
 use crate::model::ModelConfig;
-use crate::sweep::description::{SWEEP_FILE, Sweep};
 use crate::tokenizer::Tokenizer;
 
 /// The files and directories of an earlier run or sweep, all verified, which a new run may replace. Files with other names

@@ -176,7 +176,7 @@ declare_settings! {
     max_skipped_steps: u64 = 10 => {
         section: Some(Section::Training), range: COUNT, may_change: true, label: NO_LABEL,
     }
-    /// Tokens of sample text to print when training ends; as many are recorded after every epoch
+    /// Tokens of sample text to print when training ends; the same number is recorded after every epoch
     sample_tokens: Option<usize> = None => {
         section: Some(Section::Files), order: 1, default_text: Some("print none, record 100"),
         may_change: true, inherited: false, label: NO_LABEL,

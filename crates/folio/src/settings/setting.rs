@@ -326,7 +326,10 @@ impl Setting {
     fn expected(&self) -> String {
         match self.kind {
             Kind::Switch => "give true or false".to_owned(),
-            Kind::Integer => format!("give a whole number from 0 to {LARGEST}"),
+            Kind::Integer => {
+                let least = if matches!(self.range.low, Bound::Included(low) if low >= 1.0) { 1 } else { 0 };
+                format!("give a whole number from {least} to {LARGEST}")
+            }
             Kind::Real => "give a number such as 0.2 or 1e-3".to_owned(),
             Kind::Name(_) => "give a name in quotes".to_owned(),
             Kind::Path => "give a path in quotes".to_owned(),
@@ -335,7 +338,7 @@ impl Setting {
     }
 }
 
-/// The largest integer of a setting: TOML's, so that every value can stand in a config file, or the machine's.
+/// The largest integer of a setting: TOML's, so that every value can be written in a config file, or the machine's.
 const LARGEST: u64 = if usize::BITS < 64 { usize::MAX as u64 } else { i64::MAX as u64 };
 
 fn check_name(check: fn(&str) -> Result<()>, name: &str) -> std::result::Result<Choice, String> {

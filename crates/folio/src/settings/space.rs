@@ -79,7 +79,11 @@ impl Space {
         let mut point = || {
             let mut run = base.clone();
             for (setting, choices) in &self.0 {
-                let choice = &choices[rng.below(choices.len() as u64) as usize];
+                // A setting that does not vary takes no random number, so that it does not affect the others.
+                let choice = match choices.as_slice() {
+                    [only] => only,
+                    several => &several[rng.below(several.len() as u64) as usize],
+                };
                 (setting.set)(&mut run, &choice.sample(setting.kind, &mut rng));
             }
             run

@@ -40,9 +40,10 @@ fn check_resumes(checkpoint: &Checkpoint, settings: &Settings) -> Result<()> {
         return Ok(());
     }
     let now = settings.decisive();
-    let saved = state.settings.iter().flatten();
-    // Ignores settings that this version no longer has.
-    let mut changed = saved.filter_map(|(name, then)| Some((name, then, now.get(name)?)));
+    let Some(saved) = &state.settings else { return Ok(()) };
+    // A setting that is newer than the checkpoint had its default; one that this version no longer has is ignored.
+    let defaults = Settings::default().decisive();
+    let mut changed = now.iter().map(|(name, now)| (name, saved.get(name).unwrap_or(&defaults[name]), now));
     if let Some((name, then, now)) = changed.find(|(_, then, now)| then != now) {
         let reason = format!(
             "was saved with {name} = {then}, but hyperparameters.json now says {now}: put {then} back, or branch off \
@@ -171,12 +172,9 @@ fn check_sizes(checkpoint: &Path, saved: &ModelConfig, wanted: &ModelConfig) -> 
     ];
     match sizes.iter().find(|(_, saved, wanted)| saved != wanted) {
         None => Ok(()),
-        Some((name, saved, wanted)) => wrong(
-            checkpoint,
-            format!(
-                "{name} is {saved} there, but {wanted} was asked for: leave the flag out or give {saved}"
-            ),
-        ),
+        Some((name, saved, wanted)) => {
+            wrong(checkpoint, format!("has {name} {saved}, but this run has {wanted}; use {saved}"))
+        }
     }
 }
 

@@ -43,7 +43,7 @@ pub enum Event {
         /// The checkpoint.
         checkpoint: PathBuf,
         /// Whether the save was requested.
-        asked: bool,
+        requested: bool,
     },
     /// Evaluation has begun.
     Evaluating,
@@ -95,7 +95,7 @@ pub struct Requests {
 
 impl Requests {
     /// Whether a stop is requested.
-    pub fn stop_asked(&self) -> bool {
+    pub fn stop_requested(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
 

@@ -1,14 +1,34 @@
-//! What must be equal on all ranks before they train together.
+//! What ranks have to agree on.
 
+use folio_kernels::isa::Isa;
 use sha2::{Digest, Sha256};
 
 use crate::checkpoint::TrainingState;
-use crate::distributed::Communicator;
+use crate::distributed::{Communicator, any};
 use crate::error::{Error, Result};
 use crate::model::Backend;
-use crate::settings::Settings;
+use crate::settings::{Kind, SETTINGS, Settings};
 
-/// Fails on every rank if one differs from rank 0 in version, settings, place in the run or weights.
+/// This rank's result, if all ranks have succeeded. Without it, a rank that fails alone would leave the others waiting.
+///
+/// # Errors
+/// This rank's own error; [`Error::Ranks`] if another rank failed to do what `action` names.
+pub(super) fn all_succeed<T>(
+    communicator: &dyn Communicator,
+    result: Result<T>,
+    action: &'static str,
+) -> Result<T> {
+    let [failed] = any(communicator, [result.is_err()]);
+    match result {
+        Ok(_) if failed => {
+            Err(Error::Ranks { reason: format!("another rank failed to {action}; see its error") })
+        }
+        result => result,
+    }
+}
+
+/// Fails on every rank if one differs from rank 0 in its version, instruction set, settings, position in the run, weights or
+/// moments.
 pub(super) fn check_agreement(
     communicator: &dyn Communicator,
     settings: &Settings,
@@ -18,13 +38,16 @@ pub(super) fn check_agreement(
     if communicator.world_size() == 1 {
         return Ok(());
     }
-    let json = |value: serde_json::Result<Vec<u8>>| value.expect("settings and states are JSON");
-    let weights = backend.parameters();
-    let facts: [(&str, Vec<u8>); 4] = [
-        ("version of folio", env!("CARGO_PKG_VERSION").into()),
-        ("settings", json(serde_json::to_vec(settings))),
-        ("place in the run", json(serde_json::to_vec(state))),
-        ("weights", bytemuck::cast_slice(weights.values()).to_vec()),
+    let (weights, moments) = (backend.parameters(), backend.moments());
+    let state = serde_json::to_vec(state).expect("a state is JSON");
+    let facts: [(&str, &[u8]); 7] = [
+        ("versions of folio", env!("CARGO_PKG_VERSION").as_bytes()),
+        ("instruction sets", Isa::detected().name().as_bytes()),
+        ("settings", &shared_settings(settings)),
+        ("positions in the run", &state),
+        ("weights", bytemuck::cast_slice(weights.values())),
+        ("moments", bytemuck::cast_slice(&moments.exp_avg)),
+        ("moments", bytemuck::cast_slice(&moments.exp_avg_sq)),
     ];
     for (what, bytes) in facts {
         let own: [u8; 32] = Sha256::digest(bytes).into();
@@ -34,8 +57,19 @@ pub(super) fn check_agreement(
         differs[communicator.rank()] = f64::from(u8::from(own != first));
         communicator.all_reduce_f64(&mut differs);
         if let Some(rank) = differs.iter().position(|&flag| flag > 0.0) {
-            return Err(Error::Ranks { rank, what: what.to_owned() });
+            let reason = format!(
+                "rank {rank} and rank 0 have different {what}: start all ranks with the same program, arguments and files"
+            );
+            return Err(Error::Ranks { reason });
         }
     }
     Ok(())
+}
+
+/// The settings but for paths, which may differ from machine to machine. Texts are compared by their hashes.
+fn shared_settings(settings: &Settings) -> Vec<u8> {
+    let is_path = |kind: Kind, name: &str| matches!(kind, Kind::Path | Kind::Files) || name.ends_with("_dir");
+    let shared = SETTINGS.iter().filter(|setting| !is_path(setting.kind, setting.name));
+    let values: Vec<_> = shared.map(|setting| (setting.name, (setting.get)(settings))).collect();
+    serde_json::to_vec(&values).expect("settings are JSON")
 }

@@ -39,10 +39,10 @@ impl<'a> Saver<'a> {
     }
 
     /// Saves the run within an epoch, unless this state is saved already.
-    pub(super) fn save_step(&mut self, trainer: &Trainer, asked: bool, on_event: &mut dyn FnMut(&Event)) {
+    pub(super) fn save_step(&mut self, trainer: &Trainer, requested: bool, on_event: &mut dyn FnMut(&Event)) {
         let name = CheckpointName::Step(trainer.state.global_step);
         if self.saved != Some((trainer.state.epoch, trainer.state.global_step)) {
-            self.save(trainer, name, asked, on_event);
+            self.save(trainer, name, requested, on_event);
         }
     }
 
@@ -60,7 +60,7 @@ impl<'a> Saver<'a> {
         &mut self,
         trainer: &Trainer,
         name: CheckpointName,
-        asked: bool,
+        requested: bool,
         on_event: &mut dyn FnMut(&Event),
     ) {
         let Some(run_dir) = self.run_dir else { return };
@@ -70,7 +70,7 @@ impl<'a> Saver<'a> {
                 self.failure = None;
                 self.saved = Some((trainer.state.epoch, trainer.state.global_step));
                 self.checkpoint = Some(checkpoint.clone());
-                on_event(&Event::Saved { checkpoint, asked });
+                on_event(&Event::Saved { checkpoint, requested });
             }
             Err(error) => {
                 let message = format!("{error}; training continues and retries at the next save");

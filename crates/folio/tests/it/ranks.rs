@@ -136,8 +136,27 @@ fn ranks_that_differ_are_refused_by_name() {
     let settings = |rank| Settings { learning_rate: if rank == 2 { 1e-3 } else { 3e-3 }, ..settings() };
     for outcome in train(CPU, 3, directory.path(), &Start::Fresh, settings, |_, _, _| {}) {
         let error = outcome.expect_err("rank 2 has another learning rate");
-        assert!(matches!(error, Error::Ranks { rank: 2, .. }), "{error}");
-        assert!(error.to_string().contains("settings"), "{error}");
+        assert!(matches!(error, Error::Ranks { .. }), "{error}");
+        assert!(error.to_string().contains("rank 2 and rank 0 have different settings"), "{error}");
+    }
+}
+
+#[test]
+fn a_failure_of_one_rank_ends_all() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    // Rank 0 cannot create its directory.
+    let taken = directory.path().join("taken");
+    fs::write(&taken, "not a directory").expect("room");
+    let outcomes = train(CPU, 3, &taken, &Start::Fresh, |_| settings(), |_, _, _| {});
+    let errors: Vec<_> = outcomes.into_iter().map(|outcome| outcome.expect_err("nowhere to save")).collect();
+    assert!(!matches!(errors[0], Error::Ranks { .. }), "{}", errors[0]);
+    for error in &errors[1..] {
+        assert!(error.to_string().contains("another rank failed to start the run"), "{error}");
+    }
+    // One rank cannot prepare the run.
+    let invalid = |rank| Settings { batch_size: if rank == 1 { 0 } else { 13 }, ..settings() };
+    for outcome in train(CPU, 3, &directory.path().join("run"), &Start::Fresh, invalid, |_, _, _| {}) {
+        outcome.expect_err("a rank has invalid settings");
     }
 }
 

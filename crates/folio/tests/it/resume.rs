@@ -92,7 +92,7 @@ fn check_same(got: &RunDir, want: &RunDir, epoch: u64, context: &str) {
     }
 }
 
-/// Checks that settings go on to the bit, wherever they stop and in whatever threads.
+/// Checks that a resumed run has the same bits wherever it stops, with any number of threads.
 #[track_caller]
 fn check_resumes(settings: Settings) {
     check_resumes_on(CPU, &THREADS, settings);
@@ -118,17 +118,17 @@ fn check_resumes_on(new: New, threads: &[(usize, usize)], settings: Settings) {
 }
 
 #[test]
-fn a_constant_rate_goes_on_to_the_bit() {
+fn a_constant_rate_resumes_bit_for_bit() {
     check_resumes(Settings { lr_schedule: ScheduleKind::Const, ..settings() });
 }
 
 #[test]
-fn a_cosine_goes_on_to_the_bit() {
+fn a_cosine_resumes_bit_for_bit() {
     check_resumes(Settings { lr_schedule: ScheduleKind::Cosine, cosine_t_max: EPOCHS, ..settings() });
 }
 
 #[test]
-fn warm_restarts_go_on_to_the_bit() {
+fn warm_restarts_resume_bit_for_bit() {
     check_resumes(Settings {
         lr_schedule: ScheduleKind::CosineWarmRestarts,
         cosine_t_max: 2,
@@ -139,7 +139,7 @@ fn warm_restarts_go_on_to_the_bit() {
 }
 
 #[test]
-fn the_reference_backend_goes_on_to_the_bit() {
+fn the_reference_backend_resumes_bit_for_bit() {
     let settings = Settings {
         n_emb: 8,
         lr_schedule: ScheduleKind::Cosine,
@@ -151,13 +151,13 @@ fn the_reference_backend_goes_on_to_the_bit() {
 }
 
 #[test]
-fn a_run_with_gradient_accumulation_goes_on_to_the_bit() {
+fn a_run_with_gradient_accumulation_resumes_bit_for_bit() {
     // The last batch of an epoch has a single sequence, so that two of its micro-batches are empty.
     check_resumes(Settings { gradient_accumulation_steps: 3, ..settings() });
 }
 
 #[test]
-fn a_run_in_bf16_goes_on_to_the_bit() {
+fn a_run_in_bf16_resumes_bit_for_bit() {
     check_resumes(Settings {
         precision: Precision::Bf16,
         lr_schedule: ScheduleKind::Cosine,
@@ -167,7 +167,7 @@ fn a_run_in_bf16_goes_on_to_the_bit() {
 }
 
 #[test]
-fn a_schedule_by_steps_with_a_warm_up_goes_on_to_the_bit() {
+fn a_schedule_by_steps_with_a_warm_up_resumes_bit_for_bit() {
     check_resumes(Settings {
         lr_schedule: ScheduleKind::Cosine,
         lr_schedule_unit: Unit::Step,
@@ -212,7 +212,7 @@ fn train_in_pieces(
 }
 
 #[test]
-fn a_run_that_stops_inside_epochs_goes_on_to_the_bit() {
+fn a_run_that_stops_inside_epochs_resumes_bit_for_bit() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let place = |name: &str| directory.path().join(name);
     for precision in [Precision::F32, Precision::Bf16] {

@@ -84,7 +84,7 @@ fn half_trained(run: usize, table: Option<&str>) -> (State, Instant) {
             send(epoch_ended(number / 50, number, eval_loss, "ROMEO:\n\tWhat\u{1b}[2J light?"), now);
             send(Event::Saving, now);
             let checkpoint = PathBuf::from(format!("runs/mine/checkpoint_{}", number / 50));
-            send(Event::Saved { checkpoint, asked: false }, now);
+            send(Event::Saved { checkpoint, requested: false }, now);
         }
     }
     (state, now)

@@ -1,4 +1,4 @@
-//! The description of a sweep: its runs, and how far each is trained.
+//! `sweep.json`: the runs of a sweep, and how far each is trained.
 
 use std::collections::VecDeque;
 use std::path::Path;
