@@ -230,6 +230,6 @@ fn a_checkpoint_of_another_run_is_refused() {
     assert!(
         refused(other(|run| run.split = folio::data::SplitKind::Contiguous), &text).contains("another split")
     );
-    assert!(refused(other(|run| run.n_heads = 2), &text).contains("`n_heads` is 1 there, but 2"));
+    assert!(refused(other(|run| run.n_heads = 2), &text).contains("has `n_heads` 1, but this run has 2"));
     assert!(refused(settings(), &text.replace('a', "c")).contains("another tokenizer"));
 }

@@ -181,6 +181,7 @@ fn a_schedule_by_steps_with_a_warm_up_resumes_bit_for_bit() {
 
 /// Trains, stops at each event for which `stops_at` returns true, and resumes, until the run is finished.
 fn train_in_pieces(
+    new: New,
     settings: &Settings,
     directory: &Path,
     mut stops_at: impl FnMut(&Event) -> bool + Send,
@@ -196,7 +197,8 @@ fn train_in_pieces(
         let pool = ThreadPoolBuilder::new().num_threads(1 + piece % 3).build().expect("threads");
         let outcome = pool.install(|| {
             let mut trainer =
-                Trainer::new(settings.clone(), stream, tokenizer, &start).expect("a sound checkpoint");
+                Trainer::on(&new, Box::new(SingleProcess), settings.clone(), stream, tokenizer, &start)
+                    .expect("a sound checkpoint");
             let requests = Requests::default();
             trainer.run(Some(&run), &requests, &mut |event| {
                 if stops_at(event) {
@@ -215,10 +217,17 @@ fn train_in_pieces(
 fn a_run_that_stops_inside_epochs_resumes_bit_for_bit() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let place = |name: &str| directory.path().join(name);
-    for precision in [Precision::F32, Precision::Bf16] {
-        let settings =
-            Settings { precision, lr_schedule: ScheduleKind::Cosine, cosine_t_max: EPOCHS, ..settings() };
-        let whole = train(&settings, &Start::Fresh, &place(&format!("whole_{precision:?}")), 2);
+    let cases = [(CPU, "f32", 32), (CPU, "bf16", 32), (REFERENCE, "f32", 8)];
+    for (index, (new, precision, n_emb)) in cases.into_iter().enumerate() {
+        let precision = precision.parse().expect("a precision");
+        let settings = Settings {
+            precision,
+            n_emb,
+            lr_schedule: ScheduleKind::Cosine,
+            cosine_t_max: EPOCHS,
+            ..settings()
+        };
+        let whole = train_on(new, &settings, &Start::Fresh, &place(&format!("whole_{index}")), 2);
         // An epoch has four steps: the first, one in the midst, the last before its evaluation.
         let stops = [1, 6, 7, 12, 15, 24];
         let mut next = stops.into_iter().peekable();
@@ -226,7 +235,7 @@ fn a_run_that_stops_inside_epochs_resumes_bit_for_bit() {
             Event::Step(report) => next.next_if_eq(&report.step).is_some(),
             _ => false,
         };
-        let pieces = train_in_pieces(&settings, &place(&format!("steps_{precision:?}")), at_steps);
+        let pieces = train_in_pieces(new, &settings, &place(&format!("steps_{index}")), at_steps);
         check_same(&pieces, &whole, 1, "stopped after steps");
 
         let mut evaluations = 0;
@@ -234,8 +243,7 @@ fn a_run_that_stops_inside_epochs_resumes_bit_for_bit() {
             evaluations += u64::from(matches!(event, Event::Evaluating));
             matches!(event, Event::Evaluating) && evaluations % 2 == 1
         };
-        let pieces =
-            train_in_pieces(&settings, &place(&format!("evaluations_{precision:?}")), in_evaluations);
+        let pieces = train_in_pieces(new, &settings, &place(&format!("evaluations_{index}")), in_evaluations);
         check_same(&pieces, &whole, 1, "stopped while evaluating");
     }
 }
