@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde_json::Value;
+
 use super::Start;
 use crate::checkpoint::{Checkpoint, CheckpointName, CutShort, Identity, ScheduleStart, TrainingState};
 use crate::error::{Error, Result};
@@ -43,11 +45,12 @@ fn check_resumes(checkpoint: &Checkpoint, settings: &Settings) -> Result<()> {
     let Some(saved) = &state.settings else { return Ok(()) };
     // A setting that is newer than the checkpoint had its default; one that this version no longer has is ignored.
     let defaults = Settings::default().decisive();
-    let mut changed = now.iter().map(|(name, now)| (name, saved.get(name).unwrap_or(&defaults[name]), now));
+    let then = |name: &String| saved.get(name).or_else(|| defaults.get(name)).unwrap_or(&Value::Null);
+    let mut changed = now.iter().map(|(name, now)| (name, then(name), now));
     if let Some((name, then, now)) = changed.find(|(_, then, now)| then != now) {
         let reason = format!(
-            "was saved with {name} = {then}, but hyperparameters.json now says {now}: put {then} back, or branch off \
-             with --from_checkpoint"
+            "was saved with {name} = {then}, but hyperparameters.json now says {now}: put {then} back, or start a \
+             new run with --from_checkpoint"
         );
         return Err(Error::Checkpoint { path: checkpoint.directory().to_path_buf(), reason });
     }
