@@ -58,7 +58,7 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Plot the loss and learning-rate curves of a run or a sweep
     Plot(plot::PlotArgs),
-    /// List runs, the best first
+    /// List runs, best first
     Runs(runs::RunsArgs),
     /// Write an HTML report with the curves, samples and settings of a run or a sweep
     Report(report::ReportArgs),

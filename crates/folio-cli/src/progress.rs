@@ -95,8 +95,9 @@ impl Progress {
         match event {
             Event::Started { steps, parameters, precision, .. } => {
                 self.bar.set_length(*steps);
+                let unit = if *steps == 1 { "step" } else { "steps" };
                 let (parameters, steps) = (HumanCount(*parameters), HumanCount(*steps));
-                self.print_note(&format!("{parameters} parameters, {steps} steps in {}", precision.name()));
+                self.print_note(&format!("{parameters} parameters, {steps} {unit} in {}", precision.name()));
             }
             Event::EpochStarted { epoch, last_epoch, .. } => {
                 self.epoch = format!("epoch {epoch}/{last_epoch}");

@@ -12,7 +12,7 @@ use crate::screen;
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
 #[command(after_help = "\
-The page is a single self-contained HTML file: it needs no network and can be sent by mail.
+The page is a single self-contained HTML file: it needs no network and can be emailed.
 
 Examples:
   folio report runs/quick

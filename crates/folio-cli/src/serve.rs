@@ -52,7 +52,7 @@ pub(crate) struct ServeArgs {
     /// Require this key from clients, as Authorization: Bearer KEY
     #[arg(long, value_name = "KEY", env = "FOLIO_API_KEY", hide_env_values = true)]
     api_key: Option<String>,
-    /// Allow requests from web pages of this origin, such as http://localhost:3000; may be given several times
+    /// Allow requests from web pages of this origin, such as http://localhost:3000; repeatable
     #[arg(long, value_name = "ORIGIN")]
     cors_origin: Vec<String>,
     /// Template that turns chat messages into a prompt, applied to each message, such as '{role}: {content}\n' [default:

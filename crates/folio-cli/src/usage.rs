@@ -124,7 +124,7 @@ const SHORT_HELP: [(&str, &[(&str, &str)]); 4] = [
             ("host", "The address or name to listen on"),
             ("port", "The port to listen on; 0 picks a free one"),
             ("api_key", "The key that clients must send"),
-            ("max_streams", "Texts to generate at once"),
+            ("max_streams", "Sequences to generate in parallel"),
         ],
     ),
 ];

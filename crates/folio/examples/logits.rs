@@ -1,7 +1,7 @@
 //! Prints a checkpoint's logits for a fixed sequence as JSON, for `reference/golden.py --check-checkpoint`:
 //!
 //! ```text
-//! cargo run --release --example logits -- RUN_DIR N > /tmp/logits.json
+//! cargo run --release -p folio --example logits -- RUN_DIR N > /tmp/logits.json
 //! python reference/golden.py --check-checkpoint RUN_DIR/checkpoint_N --logits /tmp/logits.json
 //! ```
 

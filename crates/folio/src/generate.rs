@@ -91,7 +91,7 @@ pub enum PastContext {
     Stop,
 }
 
-named_enum!(PastContext, "way past the context", { Exact => "exact", Rolling => "rolling", Stop => "stop" });
+named_enum!(PastContext, "context mode", { Exact => "exact", Rolling => "rolling", Stop => "stop" });
 
 /// Why a sequence ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,7 +192,7 @@ impl Generator {
         let (tokens, room) = (request.prompt.len(), config.block_size);
         if request.past_context == PastContext::Stop && tokens > room {
             let reason = format!(
-                "has {tokens} tokens, but the context holds {room}: shorten it, or choose another way past the context"
+                "has {tokens} tokens, but the context holds {room}: shorten it, or choose another context mode"
             );
             return Err(Error::setting("prompt", reason));
         }

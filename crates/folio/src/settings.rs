@@ -50,7 +50,7 @@ pub enum Keep {
     Best,
 }
 
-named_enum!(Keep, "way to keep checkpoints", { All => "all", Weights => "weights", Best => "best" });
+named_enum!(Keep, "retention mode", { All => "all", Weights => "weights", Best => "best" });
 
 impl Keep {
     /// The most bytes that the checkpoints of `epochs` epochs take for a model with this many `parameters`: four bytes
@@ -233,8 +233,15 @@ mod tests {
         for eps in [1e-50, 1e-39] {
             check_refused(Settings { eps, ..default() }, "eps", "1.2e-38");
         }
-        check_refused(Settings { dropout: 1.0 - 1e-12, ..default() }, "dropout", "in [0, 1)");
-        check_refused(Settings { dropout: -1e-60, ..default() }, "dropout", "in [0, 1)");
+        check_refused(Settings { dropout: 1.0 - 1e-12, ..default() }, "dropout", "from 0 to less than 1");
+        check_refused(
+            Settings { label_smoothing: 1.0 - 1e-12, ..default() },
+            "label_smoothing",
+            "from 0 to less than 1",
+        );
+        let too_many = Settings { gradient_accumulation_steps: 65, ..default() };
+        check_refused(too_many, "gradient_accumulation_steps", "use at most 64");
+        check_refused(Settings { dropout: -1e-60, ..default() }, "dropout", "from 0 to less than 1");
         // These become 0 in single precision, and would not have changed a weight or dropped anything anyway.
         let tiny = 1e-60;
         let small = Settings {
@@ -255,7 +262,10 @@ mod tests {
         let check = |settings: Settings, want: &str| {
             assert_eq!(settings.validate().unwrap_err().to_string(), want);
         };
-        check(Settings { beta2: 1.0, ..default() }, "`beta2 1` is out of range; use a number in [0, 1)");
+        check(
+            Settings { beta2: 1.0, ..default() },
+            "`beta2 1` is out of range; use a number from 0 to less than 1",
+        );
         check(
             Settings { num_epochs: 0, ..default() },
             "`num_epochs 0` is out of range; use an integer of at least 1",

@@ -27,7 +27,7 @@ pub(crate) struct SamplingArgs {
     /// Random seed; the same seed gives the same text [default: a new seed every time]
     #[arg(long, value_name = "N", value_parser = whole::<u64>)]
     pub(crate) seed: Option<u64>,
-    /// Stop before this text; may be given several times
+    /// Stop before this text; repeatable
     #[arg(long, value_name = "TEXT")]
     pub(crate) stop: Vec<String>,
     /// What to do when the context is full: exact (re-evaluate the last block_size tokens for each new token, as

@@ -71,8 +71,8 @@ pub(crate) struct TrainArgs {
     /// Save nothing: no losses, no model
     #[arg(long, help_heading = "Files", conflicts_with_all = ["resume", "overwrite"])]
     pub(crate) no_save: bool,
-    /// Resume a run or a sweep from its last checkpoint, with its own settings; flags may change only settings that do
-    /// not affect what was learned so far, such as --num_epochs (its new total)
+    /// Resume a run or a sweep from its last checkpoint, with its own settings; only settings that do not
+    /// affect completed steps can change, such as --num_epochs (the new total)
     #[arg(long, value_name = "RUN_DIR", help_heading = "Continuing", conflicts_with_all = ["from_checkpoint", "overwrite"])]
     pub(crate) resume: Option<PathBuf>,
     /// Skip damaged checkpoints
@@ -93,11 +93,11 @@ pub(crate) struct TrainArgs {
     /// Load only the weights from the checkpoint: AdamW starts fresh, and the schedule counts from there
     #[arg(long, help_heading = "Continuing", requires = "from_checkpoint")]
     pub(crate) weights_only: bool,
-    /// Extend the vocabulary and the model by the characters of a new --data that they lack
+    /// Add the characters of the new --data that the vocabulary lacks
     #[arg(long, help_heading = "Continuing", requires = "from_checkpoint")]
     pub(crate) extend_vocab: bool,
 
-    /// Threads to use [default: all cores]
+    /// Number of threads [default: all cores]
     #[arg(long, value_name = "N", help_heading = "Machine", value_parser = whole::<usize>)]
     pub(super) threads: Option<usize>,
     /// Runs of a sweep to train at the same time; they share threads and memory [default: 1]

@@ -121,9 +121,17 @@ fn numbers_out_of_range() {
             USAGE,
             &["`--learning_rates 0` is out of range; use a number greater than 0"],
         ),
-        ("train {DATA} --run_dir x --dropouts 1", USAGE, &["`--dropouts 1` is out of range", "in [0, 1)"]),
+        (
+            "train {DATA} --run_dir x --dropouts 1",
+            USAGE,
+            &["`--dropouts 1` is out of range", "from 0 to less than 1"],
+        ),
         ("train {DATA} --run_dir x --dropouts 0.1 1.5", USAGE, &["`--dropouts 1.5` is out of range"]),
-        ("train {DATA} --run_dir x --beta2 1", USAGE, &["`--beta2 1` is out of range", "in [0, 1)"]),
+        (
+            "train {DATA} --run_dir x --beta2 1",
+            USAGE,
+            &["`--beta2 1` is out of range", "from 0 to less than 1"],
+        ),
         ("train {DATA} --run_dir x --seed -1", USAGE, &["--seed", "'-1'", "give a whole number"]),
         (
             "train {DATA} --run_dir x --grad_clip -1",

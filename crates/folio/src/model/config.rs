@@ -85,7 +85,8 @@ impl ModelConfig {
             return Err(Error::setting("n_emb", reason));
         }
         if !(0.0..1.0).contains(&self.dropout) {
-            let reason = format!("`dropout {}` is out of range; use a number in [0, 1)", self.dropout);
+            let reason =
+                format!("`dropout {}` is out of range; use a number from 0 to less than 1", self.dropout);
             return Err(Error::setting("dropout", reason));
         }
         Ok(())

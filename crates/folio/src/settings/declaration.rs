@@ -81,7 +81,7 @@ declare_settings! {
         section: Some(Section::Training), range: COUNT, search_level: Some(2),
         key: "batch_sizes", aliases: &["batch_size"], label: "batch", short_help: Some("Sequences per step"),
     }
-    /// Micro-batches per step, computed one after the other: less memory, the same result up to rounding
+    /// Micro-batches per step, computed sequentially to save memory; the result is the same up to rounding
     gradient_accumulation_steps: usize = 1 => {
         section: Some(Section::Training), range: COUNT, may_change: true, label: NO_LABEL,
     }
@@ -90,11 +90,11 @@ declare_settings! {
         section: Some(Section::Model), range: Range::FRACTION, search_level: Some(5),
         key: "dropouts", aliases: &["dropout"],
     }
-    /// Label smoothing: the share of the target's probability that is spread over all tokens; losses are reported without it
+    /// Share of the target's probability to spread over all tokens; reported losses exclude it
     label_smoothing: f64 = 0.0 => {
         section: Some(Section::Training), range: Range::FRACTION, search_level: Some(10),
     }
-    /// Number format: f32, bf16, or auto for the faster on this machine
+    /// Number format: f32, bf16, or auto (the faster of the two on this machine)
     precision: Precision = Precision::F32 => {
         section: Some(Section::Training), order: -1,
         // "auto" is resolved before training.
@@ -125,7 +125,7 @@ declare_settings! {
     beta1: f64 = 0.9 => { section: Some(Section::Training), range: Range::FRACTION, }
     /// AdamW's decay rate of the running mean of squared gradients
     beta2: f64 = 0.99 => { section: Some(Section::Training), range: Range::FRACTION, }
-    /// AdamW's constant in the denominator
+    /// AdamW's epsilon, added to the denominator
     eps: f64 = 1e-8 => { section: Some(Section::Training), range: Range::between(F32_MIN, F32_MAX), }
     /// Clip gradients to this norm; 0 turns clipping off
     grad_clip: f64 = 1.0 => { section: Some(Section::Training), range: Range::at_least(0.0), }
@@ -135,7 +135,7 @@ declare_settings! {
     lr_schedule_unit: Unit = Unit::Epoch => { section: Some(Section::Schedule), }
     /// Steps of linear warm-up
     warmup_steps: u64 = 0 => { section: Some(Section::Schedule), }
-    /// Floor of the cosine
+    /// Minimum learning rate of the cosine schedule
     cosine_final_lr: f64 = 1e-6 => {
         section: Some(Section::Schedule), range: NOT_NEGATIVE, search_level: Some(6), label: "final lr",
     }
@@ -147,7 +147,7 @@ declare_settings! {
     cosine_t_mult as "cosine_T_mult": u64 = 1 => {
         section: Some(Section::Schedule), range: COUNT, search_level: Some(8), label: "T_mult",
     }
-    /// Factor on the learning rate at each restart
+    /// Factor applied to the learning rate at each restart
     cosine_lr_restart_decay: f64 = 1.0 => {
         section: Some(Section::Schedule), range: Range::at_least(0.0), search_level: Some(9),
         label: "restart decay",
@@ -176,9 +176,9 @@ declare_settings! {
     max_skipped_steps: u64 = 10 => {
         section: Some(Section::Training), range: COUNT, may_change: true, label: NO_LABEL,
     }
-    /// Tokens of sample text to print when training ends; the same number is recorded after every epoch
+    /// Length in tokens of the sample that is recorded after every epoch and printed at the end
     sample_tokens: Option<usize> = None => {
-        section: Some(Section::Files), order: 1, default_text: Some("print none, record 100"),
+        section: Some(Section::Files), order: 1, default_text: Some("100, not printed"),
         may_change: true, inherited: false, label: NO_LABEL,
     }
     /// Write event files for TensorBoard; view them with tensorboard --logdir DIR

@@ -179,17 +179,21 @@ impl Range {
     }
 
     fn contains(self, x: f64) -> bool {
-        x.is_finite() && std::ops::RangeBounds::contains(&(self.low, self.high), &x)
+        // Numbers just below an excluded bound are rounded to it in single precision.
+        let is_rounded_up = matches!(self.high, Bound::Excluded(high) if x as f32 >= high as f32);
+        x.is_finite() && std::ops::RangeBounds::contains(&(self.low, self.high), &x) && !is_rounded_up
     }
 
-    /// The range in words: `of at least 1`, `in [0, 1)`.
+    /// The range in words: `of at least 1`, `from 0 to less than 1`.
     fn in_words(self) -> String {
         match (self.low, self.high) {
             (Bound::Included(low), Bound::Unbounded) => format!("of at least {}", short(low)),
             (Bound::Included(low), Bound::Included(high)) => {
                 format!("from {} to {}", short(low), short(high))
             }
-            (Bound::Included(low), Bound::Excluded(high)) => format!("in [{}, {})", short(low), short(high)),
+            (Bound::Included(low), Bound::Excluded(high)) => {
+                format!("from {} to less than {}", short(low), short(high))
+            }
             (Bound::Excluded(low), Bound::Included(high)) => {
                 format!("greater than {}, at most {}", short(low), short(high))
             }

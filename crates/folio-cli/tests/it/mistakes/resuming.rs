@@ -96,7 +96,7 @@ fn searches_with_contradictory_flags() {
         (
             "train {DATA} --search random --trials 2 --dropouts 0.5..1.5 --seed 3",
             USAGE,
-            &["--dropouts", "in [0, 1)"],
+            &["--dropouts", "from 0 to less than 1"],
         ),
         ("train {TINY} --keep everything --run_dir x", USAGE, &["'everything'", "all, weights, best"]),
         ("train {TINY} --save_every 0 --run_dir x", USAGE, &["`--save_every 0` is"]),
