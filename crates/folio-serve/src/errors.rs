@@ -45,7 +45,7 @@ pub enum Error {
         reason: &'static str,
     },
     /// A directory has nothing to serve.
-    #[error("{path}: {reason}")]
+    #[error("{path} {reason}")]
     NoRuns {
         /// The directory.
         path: String,

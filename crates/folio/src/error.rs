@@ -59,7 +59,7 @@ pub enum Error {
         reason: String,
     },
     /// A run directory that cannot be used.
-    #[error("{}: {reason}", path.display())]
+    #[error("{} {reason}", path.display())]
     RunDirectory {
         /// The directory.
         path: PathBuf,
@@ -67,7 +67,7 @@ pub enum Error {
         reason: String,
     },
     /// A checkpoint that is missing, damaged or of a different model.
-    #[error("checkpoint {}: {reason}", path.display())]
+    #[error("checkpoint {} {reason}", path.display())]
     Checkpoint {
         /// The checkpoint's directory or file.
         path: PathBuf,

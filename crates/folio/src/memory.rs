@@ -51,16 +51,26 @@ fn check_training_in(free: u64, settings: &Settings, vocab_size: usize, blocks: 
             Box::new(|head| Settings { n_emb: head * settings.n_heads, ..settings.clone() }),
         ),
     ];
-    for (flag, value, with) in ways {
+    for (field, value, with) in ways {
         let largest = largest_where(value, |value| bytes(&with(value)) <= free);
         if largest > 0 {
-            let per_unit = if flag == "n_emb" { settings.n_heads } else { 1 };
+            let per_unit = if field == "n_emb" { settings.n_heads } else { 1 };
             let (value, largest) = (value * per_unit, largest * per_unit);
+            // A batch larger than the text is reported as given.
+            let value = if field == "batch_size" { settings.batch_size } else { value };
+            let in_parts = |steps| Settings { gradient_accumulation_steps: steps, ..settings.clone() };
+            let mut steps = settings.gradient_accumulation_steps + 1..=settings.batch_size.min(blocks);
+            let way_out = match steps.find(|&steps| field == "batch_size" && bytes(&in_parts(steps)) <= free)
+            {
+                Some(steps) => format!("use `gradient_accumulation_steps {steps}`, or less; "),
+                None => String::new(),
+            };
             let (needed, free) = (gibibytes(needed), gibibytes(free));
             let reason = format!(
-                "training with {value} needs {needed} of memory, but {free} are free: the largest value that fits is {largest}"
+                "training with {value} needs {needed} of memory, but {free} are free: {way_out}the largest value that fits \
+                 is {largest}"
             );
-            return Err(Error::setting(flag, reason));
+            return Err(Error::setting(field, reason));
         }
     }
     let (needed, free) = (gibibytes(needed), gibibytes(free));
@@ -117,12 +127,12 @@ fn gibibytes(bytes: u64) -> String {
 mod tests {
     use super::*;
 
-    /// Checks that the error for these settings names `flag` and the largest value that fits: that value fits, and the next
+    /// Checks that the error for these settings names `field` and the largest value that fits: that value fits, and the next
     /// larger one does not.
     #[track_caller]
-    fn check(free: u64, settings: &Settings, flag: &str, with: impl Fn(usize) -> Settings, step: usize) {
+    fn check(free: u64, settings: &Settings, field: &str, with: impl Fn(usize) -> Settings, step: usize) {
         let refused = check_training_in(free, settings, 65, 1 << 30).expect_err("too large").to_string();
-        assert!(refused.starts_with(&format!("{flag}: ")), "{refused}");
+        assert!(refused.starts_with(&format!("{field}: ")), "{refused}");
         let largest = refused.rsplit(' ').next().and_then(|word| word.parse().ok());
         let largest: usize = largest.unwrap_or_else(|| panic!("a number: {refused}"));
         check_training_in(free, &with(largest), 65, 1 << 30).expect("it fits");
@@ -142,6 +152,13 @@ mod tests {
         let broad = |n_emb| Settings { n_emb, n_blocks: 1, block_size: 1, batch_size: 1, ..default.clone() };
         check(free, &broad(60_000), "n_emb", broad, 6);
         check_training_in(free, &default, 65, 1 << 30).expect("it fits");
+        // More micro-batches make a batch fit that does not fit as a whole.
+        let refused = check_training_in(free, &wide(2048), 65, 1 << 30).expect_err("too large").to_string();
+        let (_, steps) = refused.split_once("`gradient_accumulation_steps ").expect("a way out");
+        let steps: usize = steps.split_once('`').and_then(|(steps, _)| steps.parse().ok()).expect("a number");
+        let in_parts = |steps| Settings { gradient_accumulation_steps: steps, ..wide(2048) };
+        check_training_in(free, &in_parts(steps), 65, 1 << 30).expect("it fits");
+        assert!(check_training_in(free, &in_parts(steps - 1), 65, 1 << 30).is_err(), "{refused}");
         // A batch is never larger than the text.
         check_training_in(free, &wide(2048), 65, 50).expect("it fits");
     }

@@ -127,15 +127,15 @@ fn paths_without_a_checkpoint_are_rejected() {
     let mut mistakes: Vec<(String, i32, &[&str])> = Vec::new();
     for command in ["generate", "eval", "chat"] {
         for (path, code, parts) in [
-            ("", FAILURE, &["runs: holds no run with a checkpoint", "folio train"][..]),
-            ("none", FAILURE, &["none: does not exist", "--run_dir"]),
+            ("", FAILURE, &["runs holds no run with a checkpoint", "folio train"][..]),
+            ("none", FAILURE, &["none does not exist", "--run_dir"]),
             (
                 "nothing",
                 FAILURE,
-                &["nothing: is not a folio run", "hyperparameters.json", "directory of runs"],
+                &["nothing is not a folio run", "hyperparameters.json", "directory of runs"],
             ),
-            ("plays.txt", FAILURE, &["plays.txt: is not a directory"]),
-            ("run/checkpoint_9", FAILURE, &["run: holds no checkpoint 9", "there are 1, 2"]),
+            ("plays.txt", FAILURE, &["plays.txt is not a directory"]),
+            ("run/checkpoint_9", FAILURE, &["run holds no checkpoint 9", "there are 1, 2"]),
             (
                 "run/best --checkpoint_step 1",
                 USAGE,

@@ -281,10 +281,10 @@ fn run_directories_that_are_taken() {
     let place = place_with_run();
     place.ok(&format!("train {TINY} --learning_rates 1e-3 1e-4 --run_dir search"));
     let mistakes: &[(&str, i32, &[&str])] = &[
-        ("train {TINY} --run_dir run", FAILURE, &["run: already holds a run", "--run_dir", "--overwrite"]),
+        ("train {TINY} --run_dir run", FAILURE, &["run already holds a run", "--run_dir", "--overwrite"]),
         ("train {TINY} --run_dir run --seed 1 2", USAGE, &["'2'"]),
-        ("train {TINY} --weight_decays 0 1 --run_dir run", FAILURE, &["run: already holds a run"]),
-        ("train {TINY} --run_dir search", FAILURE, &["search: already holds a run", "--overwrite"]),
+        ("train {TINY} --weight_decays 0 1 --run_dir run", FAILURE, &["run already holds a run"]),
+        ("train {TINY} --run_dir search", FAILURE, &["search already holds a run", "--overwrite"]),
         ("train {TINY} --run_dir plays.txt", FAILURE, &["plays.txt", "not a directory", "--run_dir"]),
         ("train {TINY} --run_dir plays.txt/x", FAILURE, &["plays.txt/x", "Not a directory"]),
     ];
@@ -299,13 +299,13 @@ fn checkpoints_that_cannot_be_continued() {
     let from = "train --from_checkpoint --from_checkpoint_run_dir";
     let run = format!("{from} run --from_checkpoint_step");
     let mistakes: [(String, i32, &[&str]); 13] = [
-        (format!("{run} 7 --run_dir x"), FAILURE, &["run: holds no checkpoint 7", "there are 1, 2"]),
+        (format!("{run} 7 --run_dir x"), FAILURE, &["run holds no checkpoint 7", "there are 1, 2"]),
         (
             format!("{from} bare --from_checkpoint_step 1"),
             FAILURE,
-            &["bare: holds no checkpoint", "they were removed"],
+            &["bare holds no checkpoint", "they were removed"],
         ),
-        (format!("{from} none --from_checkpoint_step 1"), FAILURE, &["none: does not exist", "--run_dir"]),
+        (format!("{from} none --from_checkpoint_step 1"), FAILURE, &["none does not exist", "--run_dir"]),
         (format!("{from} . --from_checkpoint_step 1"), FAILURE, &["not a folio run", "hyperparameters.json"]),
         (
             format!("{run} 2 --n_emb 32 --run_dir x"),
@@ -330,7 +330,7 @@ fn checkpoints_that_cannot_be_continued() {
         (
             format!("{run} 1 --run_dir run"),
             FAILURE,
-            &["run: holds checkpoint 2", "later than 1", "another --run_dir", "--overwrite"],
+            &["run holds checkpoint 2", "later than 1", "another --run_dir", "--overwrite"],
         ),
     ];
     for (line, code, expected) in &mistakes {
@@ -382,10 +382,10 @@ fn models_that_cannot_be_used() {
             FAILURE,
             &["--prompt", "'€' (U+20AC) at line 2, column 6", "leave it out"],
         ),
-        ("generate run --checkpoint_step 9", FAILURE, &["run: holds no checkpoint 9", "there are 1, 2"]),
-        ("generate run --checkpoint_step 1 9", FAILURE, &["run: holds no checkpoint 9"]),
-        ("generate bare", FAILURE, &["bare: holds no checkpoint", "they were removed"]),
-        ("generate bare --best_eval_loss_model", FAILURE, &["bare: has no losses.json", "--checkpoint_step"]),
+        ("generate run --checkpoint_step 9", FAILURE, &["run holds no checkpoint 9", "there are 1, 2"]),
+        ("generate run --checkpoint_step 1 9", FAILURE, &["run holds no checkpoint 9"]),
+        ("generate bare", FAILURE, &["bare holds no checkpoint", "they were removed"]),
+        ("generate bare --best_eval_loss_model", FAILURE, &["bare has no losses.json", "--checkpoint_step"]),
         ("generate search --checkpoint_step 1", USAGE, &["search is a sweep", "one of its runs"]),
         ("generate run --temperature -1", USAGE, &["--temperature", "must be at least 0, not -1"]),
         ("generate run --top_k 0", USAGE, &["--top_k", "at least 1"]),
@@ -413,13 +413,13 @@ fn models_that_cannot_be_used() {
             USAGE,
             &["--best_eval_loss_model", "cannot"],
         ),
-        ("eval none", FAILURE, &["none: does not exist"]),
+        ("eval none", FAILURE, &["none does not exist"]),
         ("eval contiguous --split test", USAGE, &["--split", "no such part", "choose eval"]),
-        ("plot none", FAILURE, &["none: does not exist"]),
+        ("plot none", FAILURE, &["none does not exist"]),
         ("plot plays.txt", FAILURE, &["plays.txt", "Not a directory"]),
         ("plot run --out curves.gif", USAGE, &["--out", "curves.gif", ".svg or .png"]),
         ("plot run --out none/curves.svg", FAILURE, &["none/curves.svg", "No such file or directory"]),
-        ("runs none", FAILURE, &["none: does not exist"]),
+        ("runs none", FAILURE, &["none does not exist"]),
         ("runs", USAGE, &["no directory runs/", "give the directory of a run"]),
         ("runs empty", FAILURE, &["not a folio run"]),
         (

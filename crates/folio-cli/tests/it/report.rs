@@ -121,7 +121,7 @@ fn runs_without_records_have_a_page() {
         figures(&place.text("run/report.html"));
     }
     for (line, part) in [
-        ("report none", "none: does not exist"),
+        ("report none", "none does not exist"),
         ("report .", "not a folio run"),
         ("report run --out none/x.html", "none/x.html: No such file or directory"),
     ] {

@@ -228,10 +228,10 @@ fn wrong_arguments_are_rejected() {
     let in_use = format!("serve run --port {port}");
     check_refused(&place, &in_use, FAILURE, &[&format!("127.0.0.1 port {port}"), "in use", "another --port"]);
     let mistakes: &[(&str, i32, &[&str])] = &[
-        ("serve none", FAILURE, &["none: does not exist", "--run_dir"]),
-        ("serve plays.txt", FAILURE, &["plays.txt: is not a directory"]),
-        ("serve run/checkpoint_9", FAILURE, &["run: holds no checkpoint 9", "there are 1, 2"]),
-        ("serve bare", FAILURE, &["bare: holds no checkpoint", "they were removed"]),
+        ("serve none", FAILURE, &["none does not exist", "--run_dir"]),
+        ("serve plays.txt", FAILURE, &["plays.txt is not a directory"]),
+        ("serve run/checkpoint_9", FAILURE, &["run holds no checkpoint 9", "there are 1, 2"]),
+        ("serve bare", FAILURE, &["bare holds no checkpoint", "they were removed"]),
         ("serve damaged", FAILURE, &["damaged/checkpoint_", "is damaged"]),
         ("serve run run", USAGE, &["both called 'run'", "rename"]),
         ("serve run --host 203.0.113.7", FAILURE, &["203.0.113.7", "does not have this address", "--host"]),

@@ -297,7 +297,7 @@ fn a_model_goes_on_with_another_text() {
         &format!("{line} --run_dir run"),
         "",
         FAILURE,
-        &["run: holds the run", "another --run_dir"],
+        &["run holds the run", "another --run_dir"],
     );
     let own = format!("{line} --tokenizer_type bpe --run_dir x");
     check_refused(&place, &own, "", USAGE, &["--tokenizer_type", "has chrs", "keeps its tokenizer"]);
@@ -360,7 +360,7 @@ fn characters_that_the_vocabulary_lacks_are_counted_or_added() {
     place.ok("eval wide");
     // In the run's own directory the tokenizer of its checkpoints would be another.
     let line = line.replace("--run_dir wide", "--run_dir run --extend_vocab");
-    check_refused(&place, &line, "", FAILURE, &["run: holds the run", "another --run_dir"]);
+    check_refused(&place, &line, "", FAILURE, &["run holds the run", "another --run_dir"]);
 }
 
 #[test]

@@ -149,7 +149,7 @@ fn a_second_process_in_a_directory_is_refused() {
     ] {
         let ran = place.run(&line);
         assert_eq!(ran.code, Some(1), "{line}: {}", ran.stderr);
-        let expected = format!("run: is in use by process {}: wait for it, stop it", running.id());
+        let expected = format!("run is in use by process {}: wait for it, stop it", running.id());
         assert!(ran.stderr.contains(&expected), "{line}: {}", ran.stderr);
     }
     // Commands that only read are not locked out.

@@ -256,11 +256,11 @@ async fn nothing_to_serve_is_an_error() {
         ..Options::default()
     };
     for (names, parts) in [
-        (&["none"][..], &["none: does not exist", "--run_dir"][..]),
-        (&["empty"], &["empty: is not a folio run", "or a directory of runs"]),
-        (&["file"], &["file: is not a directory"]),
-        (&["mine", "file"], &["file: is not a directory"]),
-        (&["bare"], &["bare: holds no checkpoint", "they were removed"]),
+        (&["none"][..], &["none does not exist", "--run_dir"][..]),
+        (&["empty"], &["empty is not a folio run", "or a directory of runs"]),
+        (&["file"], &["file is not a directory"]),
+        (&["mine", "file"], &["file is not a directory"]),
+        (&["bare"], &["bare holds no checkpoint", "they were removed"]),
         (&["mine", "other"], &["both called 'mine'", "rename"]),
         (&["damaged"], &["damaged/checkpoint_", "is damaged"]),
     ] {

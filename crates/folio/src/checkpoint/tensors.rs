@@ -75,7 +75,7 @@ pub(super) fn read(
             if tensor.dtype() != Dtype::F32 || tensor.shape() != spec.shape {
                 let (kind, shape, want) = (tensor.dtype(), tensor.shape(), &spec.shape);
                 return Err(wrong(format!(
-                    "{name} is {kind:?} {shape:?}, the model has F32 {want:?}: it belongs to another model"
+                    "has {name} as {kind:?} {shape:?}, but the model has F32 {want:?}: it belongs to another model"
                 )));
             }
             for (value, bytes) in values[spec.range.clone()].iter_mut().zip(tensor.data().chunks_exact(4)) {

@@ -185,7 +185,7 @@ fn check_tokenizer(checkpoint: &Path, is_same: bool) -> Result<()> {
     if is_same {
         return Ok(());
     }
-    wrong(checkpoint, "it was written with another tokenizer: continue with the run's own".to_owned())
+    wrong(checkpoint, "was written with another tokenizer: continue with the run's own".to_owned())
 }
 
 fn check_text(checkpoint: &Path, saved: &Identity, wanted: &Identity) -> Result<()> {
@@ -201,7 +201,7 @@ fn check_text(checkpoint: &Path, saved: &Identity, wanted: &Identity) -> Result<
         Some((what, _)) => wrong(
             checkpoint,
             format!(
-                "it was written with another {what}, and its training and evaluation text must stay apart: continue with \
+                "was written with another {what}, and its training and evaluation text must stay apart: continue with \
                  the run's own"
             ),
         ),

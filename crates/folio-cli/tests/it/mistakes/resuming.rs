@@ -12,9 +12,9 @@ fn runs_that_cannot_be_resumed() {
     place.write("moved.txt", plays());
     place.write("wide.toml", "n_emb = 32\n");
     let mistakes: &[(&str, i32, &[&str])] = &[
-        ("train --resume none", FAILURE, &["none: does not exist"]),
+        ("train --resume none", FAILURE, &["none does not exist"]),
         ("train --resume .", FAILURE, &["not a folio run", "hyperparameters.json"]),
-        ("train --resume bare", FAILURE, &["bare: has finished, and its checkpoints were removed"]),
+        ("train --resume bare", FAILURE, &["bare has finished, and its checkpoints were removed"]),
         (
             "train --resume run --learning_rates 1",
             USAGE,
@@ -43,8 +43,8 @@ fn runs_that_cannot_be_resumed() {
             &["--num_epochs: the sweep in search keeps its settings"],
         ),
         ("train --resume search --jobs 0", USAGE, &["`--jobs 0`", "at least 1"]),
-        ("train {TINY} --run_dir run", FAILURE, &["run: already holds a run", "--resume run"]),
-        ("export none", FAILURE, &["none: does not exist"]),
+        ("train {TINY} --run_dir run", FAILURE, &["run already holds a run", "--resume run"]),
+        ("export none", FAILURE, &["none does not exist"]),
         ("export run --out none/x.csv", FAILURE, &["none/x.csv", "No such file or directory"]),
     ];
     check_all(&place, mistakes);
