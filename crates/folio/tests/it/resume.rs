@@ -269,7 +269,7 @@ fn an_epoch_cut_short_by_a_limit_is_taken_up_again() {
         ..settings()
     };
     let whole = train(&settings, &Start::Fresh, &place("whole"), 1);
-    // Four steps an epoch: after the first of the third, before the last of the fifth, after the last of the sixth.
+    // Four steps per epoch: after the first of the third, before the last of the fifth, after the last of the sixth.
     for (index, limits) in [[9, 19], [10, 24], [1, 2]].into_iter().enumerate() {
         let path = place(&format!("limited_{index}"));
         let limited = Settings { max_steps: Some(limits[0]), ..settings.clone() };
