@@ -18,14 +18,7 @@ static ALLOCATOR: dhat::Alloc = dhat::Alloc;
 fn a_training_step_and_a_token_allocate_nothing() {
     let config =
         ModelConfig { vocab_size: 65, n_blocks: 2, n_emb: 64, n_heads: 2, block_size: 32, dropout: 0.1 };
-    let adamw = AdamWConfig {
-        beta1: 0.9,
-        beta2: 0.99,
-        eps: 1e-8,
-        weight_decay: 0.1,
-        decay_all_parameters: false,
-        grad_clip: 1.0,
-    };
+    let adamw = AdamWConfig::default();
     let tokens: Vec<u32> = (0..5 * 32).map(|i| i % 65).collect();
     let batch = Batch { inputs: &tokens, targets: &tokens, time: 32 };
     // One pool throughout: the threads of a pool that is dropped allocate when they end, which may be later.

@@ -64,14 +64,7 @@ fn gradients_in_bf16_are_those_in_f32_but_for_its_roundings() {
 
 /// Weights after 3 steps of AdamW with this many threads.
 fn trained(precision: Precision, threads: usize) -> Vec<u32> {
-    let adamw = AdamWConfig {
-        beta1: 0.9,
-        beta2: 0.99,
-        eps: 1e-8,
-        weight_decay: 0.1,
-        decay_all_parameters: false,
-        grad_clip: 1.0,
-    };
+    let adamw = AdamWConfig::default();
     ThreadPoolBuilder::new().num_threads(threads).build().expect("threads").install(|| {
         let mut model = model(config(0.2), precision);
         let mut optimizer = AdamW::new(adamw);
