@@ -22,9 +22,6 @@ pub trait Communicator: Send {
 
     /// Replaces `bytes` on every rank by those of rank 0.
     fn broadcast(&self, bytes: &mut [u8]);
-
-    /// Returns when all ranks have called it.
-    fn barrier(&self);
 }
 
 /// Which of the flags are set on any rank.
@@ -55,8 +52,6 @@ impl Communicator for SingleProcess {
     fn all_reduce_f64(&self, _: &mut [f64]) {}
 
     fn broadcast(&self, _: &mut [u8]) {}
-
-    fn barrier(&self) {}
 }
 
 /// How the sequences of a global batch are divided into micro-batches over ranks: in order, as evenly as possible. With

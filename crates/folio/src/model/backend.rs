@@ -6,7 +6,9 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use super::{ModelConfig, Parameters};
+use folio_kernels::adamw::AdamwStep;
+
+use super::{ModelConfig, ParameterSpec, Parameters};
 use crate::distributed::{Communicator, Division};
 
 /// Sequences of tokens, and the token that follows each.
@@ -110,6 +112,23 @@ pub struct AdamWUpdate {
     pub bias_correction1: f64,
     /// `1 - beta2^t`.
     pub bias_correction2: f64,
+}
+
+impl AdamWUpdate {
+    /// The step of one parameter: it decays if it is a matrix, or if all parameters do.
+    pub fn of_parameter(&self, spec: &ParameterSpec) -> AdamwStep {
+        let decays = self.decay_all_parameters || spec.is_matrix();
+        AdamwStep {
+            learning_rate: self.learning_rate,
+            beta1: self.beta1,
+            beta2: self.beta2,
+            eps: self.eps,
+            weight_decay: if decays { self.weight_decay } else { 0.0 },
+            gradient_scale: self.gradient_scale,
+            bias_correction1: self.bias_correction1,
+            bias_correction2: self.bias_correction2,
+        }
+    }
 }
 
 /// AdamW's moments, each in the order of the parameters.

@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use folio_kernels::adamw::{AdamwStep, adamw, sum_of_squares};
+use folio_kernels::adamw::{adamw, sum_of_squares};
 use folio_kernels::element::{Bf16, Element};
 use rayon::prelude::*;
 
@@ -224,17 +224,7 @@ impl Backend for CpuBackend {
         let Moments { exp_avg, exp_avg_sq } =
             self.moments.get_or_insert_with(|| Moments::zeros(parameters.len()));
         for spec in gradients.specs() {
-            let decays = update.decay_all_parameters || spec.is_matrix();
-            let step = AdamwStep {
-                learning_rate: update.learning_rate,
-                beta1: update.beta1,
-                beta2: update.beta2,
-                eps: update.eps,
-                weight_decay: if decays { update.weight_decay } else { 0.0 },
-                gradient_scale: update.gradient_scale,
-                bias_correction1: update.bias_correction1,
-                bias_correction2: update.bias_correction2,
-            };
+            let step = update.of_parameter(spec);
             let range = || spec.range.clone();
             let moments = (&mut exp_avg[range()], &mut exp_avg_sq[range()]);
             adamw(&mut parameters[range()], gradients.tensor(spec), moments.0, moments.1, step);

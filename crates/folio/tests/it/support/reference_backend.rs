@@ -8,7 +8,6 @@ use folio::model::{
     AdamWUpdate, Backend, Batch, MicroBatch, ModelConfig, Moments, ParameterSpec, Parameters, StepBatch,
     tree_split,
 };
-use folio_kernels::adamw::AdamwStep;
 use folio_kernels::dims::{AttentionDims, EmbeddingDims, LinearDims, RowDims};
 use folio_kernels::dropout::Dropout;
 use folio_kernels::reference as naive;
@@ -130,17 +129,7 @@ impl Backend for ReferenceBackend {
 
     fn update(&mut self, update: &AdamWUpdate) {
         for spec in self.gradients.specs().to_vec() {
-            let decays = update.decay_all_parameters || spec.is_matrix();
-            let step = AdamwStep {
-                learning_rate: update.learning_rate,
-                beta1: update.beta1,
-                beta2: update.beta2,
-                eps: update.eps,
-                weight_decay: if decays { update.weight_decay } else { 0.0 },
-                gradient_scale: update.gradient_scale,
-                bias_correction1: update.bias_correction1,
-                bias_correction2: update.bias_correction2,
-            };
+            let step = update.of_parameter(&spec);
             let range = spec.range;
             let wide =
                 |values: &[f32]| -> Vec<f64> { values.iter().map(|&value| f64::from(value)).collect() };

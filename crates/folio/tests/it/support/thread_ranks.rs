@@ -87,10 +87,6 @@ impl Communicator for ThreadRank {
     fn broadcast(&self, bytes: &mut [u8]) {
         bytes.copy_from_slice(&self.exchange(bytes.to_vec())[0]);
     }
-
-    fn barrier(&self) {
-        self.exchange(Vec::new());
-    }
 }
 
 fn tree_sum<T: Copy + std::ops::Add<Output = T>>(ranks: &[Vec<T>]) -> Vec<T> {
