@@ -57,13 +57,18 @@ impl Running {
     #[track_caller]
     pub(crate) fn until(&self, part: &str) -> bool {
         let deadline = Instant::now() + PATIENCE;
-        loop {
-            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(line) if line.contains(part) => return true,
-                Ok(_) => {}
-                Err(RecvTimeoutError::Disconnected) => return false,
-                Err(RecvTimeoutError::Timeout) => panic!("no line with '{part}' in {PATIENCE:?}"),
+        std::iter::from_fn(|| self.line_before(deadline)).any(|line| line.contains(part))
+    }
+
+    /// The next line; `None` if the program ends without one. Kills a program that does neither before the deadline.
+    #[track_caller]
+    fn line_before(&self, deadline: Instant) -> Option<String> {
+        match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Err(RecvTimeoutError::Timeout) => {
+                self.signal(Signal::KILL);
+                panic!("the program was killed after {PATIENCE:?}")
             }
+            line => line.ok(),
         }
     }
 
@@ -94,8 +99,13 @@ impl Running {
     }
 
     /// Waits for the end and returns the remaining lines.
+    ///
+    /// # Panics
+    /// If the program does not end for minutes, as when it ignores a signal.
+    #[track_caller]
     pub(crate) fn end(mut self) -> (ExitStatus, Vec<String>) {
-        let rest = self.lines.iter().collect();
+        let deadline = Instant::now() + PATIENCE;
+        let rest = std::iter::from_fn(|| self.line_before(deadline)).collect();
         (self.child.wait().expect("a child of our own"), rest)
     }
 }
