@@ -1,0 +1,259 @@
+//! The binary interfaces of MPI libraries: the types of handles, and the values of the few that are used here.
+//!
+//! All calls move bytes, so the only datatype is `MPI_BYTE`, and the only communicator `MPI_COMM_WORLD`.
+
+use std::ffi::{c_char, c_int, c_void};
+use std::ptr::null_mut;
+
+use libloading::os::unix::Library;
+
+use crate::error::{Error, Result};
+
+/// The longest text of `MPI_Get_library_version` in any interface.
+const LONGEST_VERSION: usize = 8192;
+/// `MPI_THREAD_SERIALIZED` of Open MPI and MPICH: several threads may call MPI, one at a time.
+const SERIALIZED: c_int = 2;
+/// The same in MPI 5.
+const SERIALIZED_MPI_5: c_int = 2048;
+
+/// The functions that are used, for handles of type `H`: MPI 5.0, chapters 6 and 11.
+struct Functions<H> {
+    byte: H,
+    world: H,
+    comm_rank: unsafe extern "C" fn(H, *mut c_int) -> c_int,
+    comm_size: unsafe extern "C" fn(H, *mut c_int) -> c_int,
+    alltoall: unsafe extern "C" fn(*const c_void, c_int, H, *mut c_void, c_int, H, H) -> c_int,
+    allgather: unsafe extern "C" fn(*const c_void, c_int, H, *mut c_void, c_int, H, H) -> c_int,
+    bcast: unsafe extern "C" fn(*mut c_void, c_int, H, c_int, H) -> c_int,
+    abort: unsafe extern "C" fn(H, c_int) -> c_int,
+    finalize: unsafe extern "C" fn() -> c_int,
+}
+
+/// A library after `MPI_Init_thread`.
+pub(crate) struct Mpi {
+    functions: Interface,
+    /// Its name, for messages.
+    name: String,
+    /// Keeps the functions in memory.
+    _library: Library,
+}
+
+// SAFETY: handles are not memory of a thread, and with `MPI_THREAD_SERIALIZED` any thread may call MPI. `Mpi` is not `Sync`, so
+// there is one call at a time.
+unsafe impl Send for Mpi {}
+
+/// The functions by the type of their handles.
+enum Interface {
+    /// Open MPI, and the interface of MPI 5.
+    Pointers(Functions<*mut c_void>),
+    /// MPICH.
+    Integers(Functions<c_int>),
+}
+
+/// Calls a function of either interface with the handles of that interface.
+macro_rules! call {
+    ($mpi:expr, |$functions:ident| $call:expr) => {
+        match &$mpi.functions {
+            Interface::Pointers($functions) => $call,
+            Interface::Integers($functions) => $call,
+        }
+    };
+}
+
+impl Mpi {
+    /// Starts MPI with an open library. `name` is its path, or the file name that the system's loader looked up.
+    pub(crate) fn start(library: Library, name: &str) -> Result<Self> {
+        let file_name = name.rsplit('/').next().unwrap_or(name);
+        let object = |symbol| address(&library, symbol);
+        let functions = if let (Some(world), Some(byte)) = (object("ompi_mpi_comm_world"), object("ompi_mpi_byte")) {
+            // Open MPI's handles are the addresses of these objects (its mpi.h).
+            init(&library, name, SERIALIZED)?;
+            Interface::Pointers(Functions::load(&library, name, world, byte)?)
+        } else if file_name.starts_with("libmpi_abi.") {
+            // MPI 5.0, section 20.3.
+            init(&library, name, SERIALIZED_MPI_5)?;
+            let [world, byte] = [0x101_usize, 0x247].map(|value| value as *mut c_void);
+            Interface::Pointers(Functions::load(&library, name, world, byte)?)
+        } else {
+            let version = version(&library, name)?;
+            if !["MPICH", "Intel(R) MPI", "MVAPICH"].iter().any(|known| version.contains(known)) {
+                let reason = format!("its version is '{}', and folio knows Open MPI, MPICH, Intel MPI and MPI 5", version.trim());
+                return Err(Error::Unknown { library: name.to_owned(), reason });
+            }
+            // The interface that MPICH, Intel MPI and MVAPICH have agreed on (MPICH's mpi.h).
+            init(&library, name, SERIALIZED)?;
+            Interface::Integers(Functions::load(&library, name, 0x4400_0000, 0x4c00_010d)?)
+        };
+        Ok(Self { functions, name: name.to_owned(), _library: library })
+    }
+
+    /// Its name, for messages.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// This process in `MPI_COMM_WORLD`.
+    pub(crate) fn rank(&self) -> Result<usize> {
+        let mut rank = 0;
+        // SAFETY: the pointer is valid during the call; MPI has been initialized.
+        let code = call!(self, |functions| unsafe { (functions.comm_rank)(functions.world, &mut rank) });
+        self.check("MPI_Comm_rank", code)?;
+        Ok(usize::try_from(rank).expect("a rank"))
+    }
+
+    /// The number of processes in `MPI_COMM_WORLD`.
+    pub(crate) fn world_size(&self) -> Result<usize> {
+        let mut size = 0;
+        // SAFETY: as in `rank`.
+        let code = call!(self, |functions| unsafe { (functions.comm_size)(functions.world, &mut size) });
+        self.check("MPI_Comm_size", code)?;
+        Ok(usize::try_from(size).expect("a size"))
+    }
+
+    /// Sends part j of `send` to rank j, and receives part i of `receive` from rank i.
+    ///
+    /// # Panics
+    /// If the buffers do not have the same length, in whole parts of less than 2 GiB for each rank.
+    pub(crate) fn all_to_all(&self, send: &[u8], receive: &mut [u8], ranks: usize) -> Result<()> {
+        assert_eq!(send.len(), receive.len(), "lengths of the buffers");
+        assert!(send.len().is_multiple_of(ranks), "{} bytes for {ranks} ranks", send.len());
+        let part = count(send.len() / ranks);
+        let (from, to) = (send.as_ptr().cast(), receive.as_mut_ptr().cast());
+        // SAFETY: both buffers have `ranks` parts of `part` bytes, and cannot overlap.
+        let code = call!(self, |functions| unsafe {
+            (functions.alltoall)(from, part, functions.byte, to, part, functions.byte, functions.world)
+        });
+        self.check("MPI_Alltoall", code)
+    }
+
+    /// Receives the `send` of rank i in part i of `receive`.
+    ///
+    /// # Panics
+    /// If `receive` does not have the length of `send` times `ranks`, or `send` has 2 GiB or more.
+    pub(crate) fn all_gather(&self, send: &[u8], receive: &mut [u8], ranks: usize) -> Result<()> {
+        assert_eq!(receive.len(), send.len() * ranks, "lengths of the buffers");
+        let part = count(send.len());
+        let (from, to) = (send.as_ptr().cast(), receive.as_mut_ptr().cast());
+        // SAFETY: `receive` has `ranks` parts of `part` bytes, and cannot overlap `send`.
+        let code = call!(self, |functions| unsafe {
+            (functions.allgather)(from, part, functions.byte, to, part, functions.byte, functions.world)
+        });
+        self.check("MPI_Allgather", code)
+    }
+
+    /// Receives the bytes of rank 0.
+    ///
+    /// # Panics
+    /// If there are 2 GiB or more.
+    pub(crate) fn broadcast(&self, bytes: &mut [u8]) -> Result<()> {
+        let (buffer, len) = (bytes.as_mut_ptr().cast(), count(bytes.len()));
+        // SAFETY: the buffer has `len` bytes.
+        let code = call!(self, |functions| unsafe {
+            (functions.bcast)(buffer, len, functions.byte, 0, functions.world)
+        });
+        self.check("MPI_Bcast", code)
+    }
+
+    /// Ends all ranks.
+    pub(crate) fn abort(&self, exit_code: i32) {
+        // SAFETY: MPI has been initialized. Returning is allowed, and nothing follows.
+        call!(self, |functions| unsafe { (functions.abort)(functions.world, exit_code) });
+    }
+
+    fn check(&self, call: &'static str, code: c_int) -> Result<()> {
+        check(call, code, &self.name)
+    }
+}
+
+impl Drop for Mpi {
+    /// Waits until every rank has got here.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // The other ranks may wait for this one in another call.
+            self.abort(101);
+            return;
+        }
+        // SAFETY: MPI has been initialized, and `self` is not used after this.
+        call!(self, |functions| unsafe { (functions.finalize)() });
+    }
+}
+
+impl<H> Functions<H> {
+    fn load(library: &Library, name: &str, world: H, byte: H) -> Result<Self> {
+        // SAFETY: the types are those of MPI 5.0, appendix A.3, with the library's type of handles.
+        unsafe {
+            Ok(Self {
+                byte,
+                world,
+                comm_rank: function(library, name, "MPI_Comm_rank")?,
+                comm_size: function(library, name, "MPI_Comm_size")?,
+                alltoall: function(library, name, "MPI_Alltoall")?,
+                allgather: function(library, name, "MPI_Allgather")?,
+                bcast: function(library, name, "MPI_Bcast")?,
+                abort: function(library, name, "MPI_Abort")?,
+                finalize: function(library, name, "MPI_Finalize")?,
+            })
+        }
+    }
+}
+
+/// `MPI_Init_thread`.
+fn init(library: &Library, name: &str, level: c_int) -> Result<()> {
+    type InitThread = unsafe extern "C" fn(*mut c_int, *mut *mut *mut c_char, c_int, *mut c_int) -> c_int;
+    // SAFETY: the type is that of the standard. Null stands for no arguments; `provided` is valid during the call.
+    let (code, provided) = unsafe {
+        let init: InitThread = function(library, name, "MPI_Init_thread")?;
+        let mut provided = 0;
+        (init(null_mut(), null_mut(), level, &mut provided), provided)
+    };
+    check("MPI_Init_thread", code, name)?;
+    if provided < level {
+        let reason = "does not allow calls from several threads, even one at a time".to_owned();
+        return Err(Error::Unknown { library: name.to_owned(), reason });
+    }
+    Ok(())
+}
+
+/// `MPI_Get_library_version`, which may be called before `MPI_Init_thread`.
+fn version(library: &Library, name: &str) -> Result<String> {
+    type GetLibraryVersion = unsafe extern "C" fn(*mut c_char, *mut c_int) -> c_int;
+    let mut text = vec![0_u8; LONGEST_VERSION];
+    // SAFETY: the type is that of the standard, and the buffer has the largest length that it allows.
+    let (code, len) = unsafe {
+        let get: GetLibraryVersion = function(library, name, "MPI_Get_library_version")?;
+        let mut len = 0;
+        (get(text.as_mut_ptr().cast(), &mut len), len)
+    };
+    check("MPI_Get_library_version", code, name)?;
+    text.truncate(usize::try_from(len).unwrap_or(0));
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// A function of a library.
+///
+/// # Safety
+/// `F` must be its type, and must not be used after `library` is dropped.
+unsafe fn function<F: Copy>(library: &Library, name: &str, symbol: &'static str) -> Result<F> {
+    // SAFETY: as the caller promises.
+    let found = unsafe { library.get::<F>(symbol) };
+    found.map(|found| *found).map_err(|_| Error::Unknown {
+        library: name.to_owned(),
+        reason: format!("has no function {symbol}"),
+    })
+}
+
+/// The address of a symbol.
+fn address(library: &Library, symbol: &str) -> Option<*mut c_void> {
+    // SAFETY: the address is not dereferenced.
+    let found = unsafe { library.get::<*mut c_void>(symbol) };
+    found.ok().map(|found| found.as_raw_ptr())
+}
+
+fn check(call: &'static str, code: c_int, name: &str) -> Result<()> {
+    // `MPI_SUCCESS` is 0 in every interface.
+    if code == 0 { Ok(()) } else { Err(Error::Call { call, library: name.to_owned(), code }) }
+}
+
+fn count(bytes: usize) -> c_int {
+    c_int::try_from(bytes).unwrap_or_else(|_| panic!("{bytes} bytes are too many for one call"))
+}
