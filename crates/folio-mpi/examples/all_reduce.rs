@@ -32,5 +32,5 @@ fn main() -> folio_mpi::Result<()> {
             gigabytes / seconds[2]
         );
     }
-    Ok(())
+    ranks.finish()
 }

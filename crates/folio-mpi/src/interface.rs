@@ -34,8 +34,6 @@ pub(crate) struct Mpi {
     functions: Interface,
     /// Its name, for messages.
     name: String,
-    /// Keeps the functions in memory.
-    _library: Library,
 }
 
 // SAFETY: handles are not memory of a thread, and with `MPI_THREAD_SERIALIZED` any thread may call MPI. `Mpi` is not `Sync`, so
@@ -84,7 +82,9 @@ impl Mpi {
             init(&library, name, SERIALIZED)?;
             Interface::Integers(Functions::load(&library, name, 0x4400_0000, 0x4c00_010d)?)
         };
-        Ok(Self { functions, name: name.to_owned(), _library: library })
+        // The library stays in memory: some keep threads, or handlers that run when the process exits.
+        std::mem::forget(library);
+        Ok(Self { functions, name: name.to_owned() })
     }
 
     /// Its name, for messages.
@@ -156,25 +156,19 @@ impl Mpi {
 
     /// Ends all ranks.
     pub(crate) fn abort(&self, exit_code: i32) {
-        // SAFETY: MPI has been initialized. Returning is allowed, and nothing follows.
+        // SAFETY: MPI has been initialized, and not been finalized: that takes `self`.
         call!(self, |functions| unsafe { (functions.abort)(functions.world, exit_code) });
+    }
+
+    /// Waits until every rank has called this, and ends MPI.
+    pub(crate) fn finalize(self) -> Result<()> {
+        // SAFETY: MPI has been initialized, and `self` ends here.
+        let code = call!(self, |functions| unsafe { (functions.finalize)() });
+        self.check("MPI_Finalize", code)
     }
 
     fn check(&self, call: &'static str, code: c_int) -> Result<()> {
         check(call, code, &self.name)
-    }
-}
-
-impl Drop for Mpi {
-    /// Waits until every rank has got here.
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            // The other ranks may wait for this one in another call.
-            self.abort(101);
-            return;
-        }
-        // SAFETY: MPI has been initialized, and `self` is not used after this.
-        call!(self, |functions| unsafe { (functions.finalize)() });
     }
 }
 

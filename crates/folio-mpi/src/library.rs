@@ -26,8 +26,10 @@ pub(crate) fn open(launched: Launched) -> Result<(Library, String)> {
         // SAFETY: opening an MPI library runs its initializers, which do nothing that Rust would not expect.
         match unsafe { Library::open(Some(&name), RTLD_NOW | RTLD_GLOBAL) } {
             Ok(library) => return Ok((library, name)),
-            // The loader's message begins with the name.
-            Err(error) => tried.push(error.to_string()),
+            Err(error) => {
+                let reason = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+                tried.push(format!("{name}: {reason}"));
+            }
         }
     }
     let Launched { launcher, ranks, .. } = launched;

@@ -1,6 +1,6 @@
 //! The communicator.
 
-use std::cell::RefCell;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use folio::distributed::Communicator;
 use folio::model::tree_split;
@@ -23,12 +23,21 @@ const PIECE: usize = 16 * 1024;
 /// A sum takes two exchanges. In the first, rank i receives part i of the array from every rank and adds the parts in the tree;
 /// in the second, it sends the sum to every rank. A rank sends and receives 2 (N - 1) / N times the array, which is the least
 /// that is possible (Thakur, Rabenseifner and Gropp 2005, "Optimization of Collective Communication Operations in MPICH").
+///
+/// Clones are the same rank. A process that ends without [`MpiRanks::finish`] ends the others: the launcher takes it for a crash.
+#[derive(Clone)]
 pub struct MpiRanks {
-    mpi: Mpi,
+    shared: Arc<Mutex<Shared>>,
     launched: Launched,
     rank: usize,
     world_size: usize,
-    scratch: RefCell<Scratch>,
+}
+
+/// What clones share.
+struct Shared {
+    /// `None` after [`MpiRanks::finish`].
+    mpi: Option<Mpi>,
+    scratch: Scratch,
 }
 
 /// Buffers that are reused.
@@ -54,7 +63,8 @@ impl MpiRanks {
             let Launched { launcher, ranks, .. } = launched;
             return Err(Error::OtherWorld { launcher, ranks, library: name, found: world_size });
         }
-        Ok(Some(Self { mpi, launched, rank, world_size, scratch: RefCell::default() }))
+        let shared = Shared { mpi: Some(mpi), scratch: Scratch::default() };
+        Ok(Some(Self { shared: Arc::new(Mutex::new(shared)), launched, rank, world_size }))
     }
 
     /// What the launcher said.
@@ -63,31 +73,49 @@ impl MpiRanks {
     }
 
     /// The name of the MPI library.
-    pub fn library(&self) -> &str {
-        self.mpi.name()
+    pub fn library(&self) -> String {
+        self.shared().mpi().name().to_owned()
+    }
+
+    /// Waits until every rank has called this, and ends MPI. Nothing else may be called after it.
+    ///
+    /// # Errors
+    /// If the library reports one.
+    pub fn finish(&self) -> Result<()> {
+        self.shared().mpi.take().map_or(Ok(()), Mpi::finalize)
     }
 
     /// Ends all ranks at once, without saving anything.
     pub fn abort(&self, exit_code: i32) {
-        self.mpi.abort(exit_code);
+        self.shared().mpi().abort(exit_code);
     }
 
-    /// A call that cannot fail unless the network does. Training cannot continue then, and the other ranks wait.
-    fn done(&self, result: Result<()>) {
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends all ranks if a call failed. That happens if the network or another rank does: training cannot continue.
+    fn expect(&self, mpi: &Mpi, result: Result<()>) {
         if let Err(error) = result {
-            eprintln!("rank {}: {error}; the newest checkpoint is complete, resume from it", self.rank);
-            self.mpi.abort(1);
+            eprintln!("rank {}: {error}; the newest checkpoint is complete: resume from it", self.rank);
+            mpi.abort(1);
             std::process::exit(1);
         }
     }
 
     /// [`Communicator::all_reduce`] of a segment of whole parts.
-    fn sum_segment(&self, segment: &mut [f32], parts: &mut Vec<f32>) {
+    fn sum_segment(&self, mpi: &Mpi, segment: &mut [f32], parts: &mut Vec<f32>) {
         parts.resize(segment.len(), 0.0);
-        self.done(self.mpi.all_to_all(bytes(segment), bytes_mut(parts), self.world_size));
+        self.expect(mpi, mpi.all_to_all(bytes(segment), bytes_mut(parts), self.world_size));
         let part = segment.len() / self.world_size;
         add_parts(parts, part, self.world_size);
-        self.done(self.mpi.all_gather(bytes(&parts[..part]), bytes_mut(segment), self.world_size));
+        self.expect(mpi, mpi.all_gather(bytes(&parts[..part]), bytes_mut(segment), self.world_size));
+    }
+}
+
+impl Shared {
+    fn mpi(&self) -> &Mpi {
+        self.mpi.as_ref().expect("MPI has not ended")
     }
 }
 
@@ -101,18 +129,19 @@ impl Communicator for MpiRanks {
     }
 
     fn all_reduce(&self, values: &mut [f32]) {
-        let Scratch { padded, parts } = &mut *self.scratch.borrow_mut();
+        let Shared { mpi, scratch: Scratch { padded, parts } } = &mut *self.shared();
+        let mpi = mpi.as_ref().expect("MPI has not ended");
         let part = (SEGMENT / size_of::<f32>()).div_ceil(self.world_size);
         let mut segments = values.chunks_exact_mut(part * self.world_size);
         for segment in &mut segments {
-            self.sum_segment(segment, parts);
+            self.sum_segment(mpi, segment, parts);
         }
         let rest = segments.into_remainder();
         if !rest.is_empty() {
             padded.clear();
             padded.extend_from_slice(rest);
             padded.resize(rest.len().next_multiple_of(self.world_size), 0.0);
-            self.sum_segment(padded, parts);
+            self.sum_segment(mpi, padded, parts);
             rest.copy_from_slice(&padded[..rest.len()]);
         }
     }
@@ -120,7 +149,8 @@ impl Communicator for MpiRanks {
     fn all_reduce_f64(&self, values: &mut [f64]) {
         let own: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
         let mut all = vec![0; own.len() * self.world_size];
-        self.done(self.mpi.all_gather(&own, &mut all, self.world_size));
+        let shared = self.shared();
+        self.expect(shared.mpi(), shared.mpi().all_gather(&own, &mut all, self.world_size));
         let mut all: Vec<f64> =
             all.as_chunks().0.iter().map(|bytes| f64::from_ne_bytes(*bytes)).collect();
         add_parts(&mut all, values.len(), self.world_size);
@@ -128,7 +158,8 @@ impl Communicator for MpiRanks {
     }
 
     fn broadcast(&self, bytes: &mut [u8]) {
-        bytes.chunks_mut(BROADCAST).for_each(|bytes| self.done(self.mpi.broadcast(bytes)));
+        let shared = self.shared();
+        bytes.chunks_mut(BROADCAST).for_each(|bytes| self.expect(shared.mpi(), shared.mpi().broadcast(bytes)));
     }
 }
 

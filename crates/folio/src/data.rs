@@ -6,6 +6,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
 use crate::named_enum;
 use crate::rng::{Rng, Stream};
@@ -158,6 +160,44 @@ impl TokenStream {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// What [`TokenStream::bytes`] does not say.
+    pub(crate) fn header(&self) -> StreamHeader {
+        let (len, is_narrow) = (self.len(), matches!(self.tokens, Tokens::Narrow(_)));
+        StreamHeader { len, is_narrow, split: self.split, eval_start: self.eval_start }
+    }
+
+    /// A stream with this header, whose tokens are all 0.
+    pub(crate) fn with_header(header: StreamHeader) -> Self {
+        let StreamHeader { len, is_narrow, split, eval_start } = header;
+        let tokens = if is_narrow { Tokens::Narrow(vec![0; len]) } else { Tokens::Wide(vec![0; len]) };
+        Self { tokens, split, eval_start }
+    }
+
+    /// The ids as bytes, in the machine's order.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match &self.tokens {
+            Tokens::Narrow(ids) => bytemuck::cast_slice(ids),
+            Tokens::Wide(ids) => bytemuck::cast_slice(ids),
+        }
+    }
+
+    /// The ids as bytes, mutable.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        match &mut self.tokens {
+            Tokens::Narrow(ids) => bytemuck::cast_slice_mut(ids),
+            Tokens::Wide(ids) => bytemuck::cast_slice_mut(ids),
+        }
+    }
+}
+
+/// A [`TokenStream`] but for its ids.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct StreamHeader {
+    len: usize,
+    is_narrow: bool,
+    split: SplitKind,
+    eval_start: usize,
 }
 
 /// A token stream cut into blocks, each of which belongs to one part.
@@ -249,6 +289,11 @@ impl Dataset {
             targets.iter().for_each(|&id| sizes += lengths[id as usize]);
         }
         TextPerToken::new(sizes, (self.blocks(part).len() * self.block_size) as u64)
+    }
+
+    /// The stream that the blocks are cut from.
+    pub(crate) fn stream(&self) -> &TokenStream {
+        &self.stream
     }
 
     /// Tokens per block.

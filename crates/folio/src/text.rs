@@ -11,6 +11,8 @@ use std::borrow::Cow;
 use std::ops::AddAssign;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
 use crate::files::digest;
 
@@ -101,7 +103,7 @@ impl TextStream {
 }
 
 /// The mean amount of text per token, which makes the losses of different tokenizers comparable.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TextPerToken {
     characters: f64,
     bytes: f64,

@@ -28,6 +28,7 @@ mod event;
 mod length;
 mod ranks;
 mod saver;
+mod sharing;
 
 use continuing::Loaded;
 pub use continuing::{check_same, check_start};
@@ -67,7 +68,8 @@ pub enum Start {
 pub struct Trainer {
     settings: Settings,
     dataset: Dataset,
-    tokenizer: Arc<Tokenizer>,
+    /// `None` on ranks other than 0, which neither save nor generate.
+    tokenizer: Option<Arc<Tokenizer>>,
     backend: Box<dyn Backend>,
     communicator: Box<dyn Communicator>,
     optimizer: AdamW,
@@ -98,10 +100,12 @@ impl Trainer {
         Self::on(&new_backend, Box::new(SingleProcess), settings, stream, tokenizer, start)
     }
 
-    /// Prepares a run on some device, as one of the ranks that train it together.
+    /// Prepares a run on some device. Of several ranks that train it together, rank 0 calls this; the others call
+    /// [`Trainer::follow`], and receive settings, text and weights from it.
     ///
     /// # Errors
-    /// As [`Trainer::new`]; also if the ranks differ in their settings, text or weights.
+    /// As [`Trainer::new`]; also if there are more ranks than sequences in a batch, or another rank has another version of folio or
+    /// another instruction set.
     pub fn on(
         new_backend: &NewBackend,
         communicator: Box<dyn Communicator>,
@@ -110,15 +114,33 @@ impl Trainer {
         tokenizer: Arc<Tokenizer>,
         start: &Start,
     ) -> Result<Self> {
-        let prepared = Prepared::new(new_backend, settings, stream, &tokenizer, start);
+        assert_eq!(communicator.rank(), 0, "the other ranks follow");
+        let prepared = ranks::check_enough_sequences(&*communicator, &settings)
+            .and_then(|()| Prepared::new(new_backend, settings, stream, tokenizer, start));
         let prepared = ranks::all_succeed(&*communicator, prepared, "prepare the run")?;
-        let Prepared { settings, dataset, backend, state, resumed_from, has_optimizer } = prepared;
-        ranks::check_agreement(&*communicator, &settings, &state, &*backend)?;
+        ranks::check_agreement(&*communicator)?;
+        sharing::send(&*communicator, &prepared);
+        Ok(Self::begin(communicator, prepared))
+    }
+
+    /// Joins the run that rank 0 prepares with [`Trainer::on`], as one of the other ranks.
+    ///
+    /// # Errors
+    /// [`Error::Ranks`] if rank 0 could not prepare the run, or ranks differ in the version of folio or in the instruction set.
+    pub fn follow(new_backend: &NewBackend, communicator: Box<dyn Communicator>) -> Result<Self> {
+        assert_ne!(communicator.rank(), 0, "rank 0 prepares the run");
+        ranks::all_succeed(&*communicator, Ok(()), "prepare the run")?;
+        ranks::check_agreement(&*communicator)?;
+        let prepared = sharing::receive(&*communicator, new_backend)?;
+        Ok(Self::begin(communicator, prepared))
+    }
+
+    fn begin(communicator: Box<dyn Communicator>, prepared: Prepared) -> Self {
+        let Prepared { settings, dataset, tokenizer, backend, state, .. } = prepared;
+        let Prepared { resumed_from, has_optimizer, train_text, eval_text, .. } = prepared;
         let optimizer = AdamW::resume(settings.adamw(), state.optimizer_steps);
-        let [train_text, eval_text] =
-            [Part::Train, Part::Eval].map(|part| dataset.text_per_token(part, &tokenizer));
         let buffer = BatchBuffer::default();
-        Ok(Self {
+        Self {
             settings,
             dataset,
             tokenizer,
@@ -131,7 +153,7 @@ impl Trainer {
             buffer,
             train_text,
             eval_text,
-        })
+        }
     }
 
     /// Whether this is rank 0, which writes files and reports.
@@ -142,6 +164,14 @@ impl Trainer {
     /// The run's settings.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Panics
+    /// On ranks other than 0.
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        self.tokenizer.as_ref().expect("rank 0 has the tokenizer")
     }
 
     /// The text in blocks.
@@ -389,7 +419,7 @@ impl Trainer {
         let model = Arc::new(InferenceModel::new(config, format, &weights));
         let mut text = String::new();
         let request = Request { max_new_tokens: tokens, seed: self.settings.seed, ..Request::default() };
-        let mut generator = Generator::new(model, Arc::clone(&self.tokenizer));
+        let mut generator = Generator::new(model, Arc::clone(self.tokenizer()));
         let written = generator.generate(request, |token| text += token.text);
         written.expect("a request without a prompt can be met");
         text
@@ -420,10 +450,13 @@ struct EvalLosses {
 struct Prepared {
     settings: Settings,
     dataset: Dataset,
+    tokenizer: Option<Arc<Tokenizer>>,
     backend: Box<dyn Backend>,
     state: TrainingState,
     resumed_from: Option<PathBuf>,
     has_optimizer: bool,
+    train_text: TextPerToken,
+    eval_text: TextPerToken,
 }
 
 impl Prepared {
@@ -431,7 +464,7 @@ impl Prepared {
         new_backend: &NewBackend,
         mut settings: Settings,
         stream: Arc<TokenStream>,
-        tokenizer: &Tokenizer,
+        tokenizer: Arc<Tokenizer>,
         start: &Start,
     ) -> Result<Self> {
         settings.validate()?;
@@ -439,7 +472,7 @@ impl Prepared {
             settings.continue_from(run.path(), *number, *restart_schedule);
         }
         let dataset = Dataset::new(stream, settings.block_size, settings.seed)?;
-        let identity = Identity::of(&settings, tokenizer);
+        let identity = Identity::of(&settings, &tokenizer);
         let checkpoint = continuing::find(start, &settings)?;
         let has_optimizer =
             checkpoint.as_ref().is_none_or(|found| continuing::takes_optimizer(found, &settings));
@@ -451,7 +484,7 @@ impl Prepared {
                 let state = TrainingState::new(identity, &settings);
                 Loaded { parameters, moments: None, average: None, state }
             }
-            Some(checkpoint) => continuing::load(&checkpoint, &settings, tokenizer)?,
+            Some(checkpoint) => continuing::load(&checkpoint, &settings, &tokenizer)?,
         };
         let average = state.averaged.then(|| average.unwrap_or_else(|| parameters.clone()));
         let mut backend = new_backend(state.identity.model, settings.precision, parameters);
@@ -461,7 +494,20 @@ impl Prepared {
         if let Some(average) = average {
             backend.load_average(average);
         }
-        Ok(Self { settings, dataset, backend, state, resumed_from, has_optimizer })
+        let [train_text, eval_text] =
+            [Part::Train, Part::Eval].map(|part| dataset.text_per_token(part, &tokenizer));
+        let tokenizer = Some(tokenizer);
+        Ok(Self {
+            settings,
+            dataset,
+            tokenizer,
+            backend,
+            state,
+            resumed_from,
+            has_optimizer,
+            train_text,
+            eval_text,
+        })
     }
 }
 

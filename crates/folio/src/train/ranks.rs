@@ -3,11 +3,9 @@
 use folio_kernels::isa::Isa;
 use sha2::{Digest, Sha256};
 
-use crate::checkpoint::TrainingState;
 use crate::distributed::{Communicator, any};
 use crate::error::{Error, Result};
-use crate::model::Backend;
-use crate::settings::{Kind, SETTINGS, Settings};
+use crate::settings::Settings;
 
 /// This rank's result, if all ranks have succeeded. Without it, a rank that fails alone would leave the others waiting.
 ///
@@ -27,32 +25,25 @@ pub(super) fn all_succeed<T>(
     }
 }
 
-/// Fails on every rank if one differs from rank 0 in its version, instruction set, settings, position in the run, weights,
-/// their average or moments.
-pub(super) fn check_agreement(
-    communicator: &dyn Communicator,
-    settings: &Settings,
-    state: &TrainingState,
-    backend: &dyn Backend,
-) -> Result<()> {
+/// Fails if a batch has fewer sequences than there are ranks: some would have nothing to do in any step.
+pub(super) fn check_enough_sequences(communicator: &dyn Communicator, settings: &Settings) -> Result<()> {
+    let (ranks, sequences) = (communicator.world_size(), settings.batch_size);
+    if ranks <= sequences {
+        return Ok(());
+    }
+    let reason = format!("{ranks} ranks share a batch of {sequences} sequences; use a larger batch, or at most {sequences} ranks");
+    Err(Error::setting("batch_size", reason))
+}
+
+/// Fails on every rank if one differs from rank 0 in its version or instruction set. Sums of different instruction sets round
+/// differently, so that weights would drift apart.
+pub(super) fn check_agreement(communicator: &dyn Communicator) -> Result<()> {
     if communicator.world_size() == 1 {
         return Ok(());
     }
-    let (weights, moments, average) = (backend.parameters(), backend.moments(), backend.average());
-    let average = average.as_ref().map_or(&[][..], |average| average.values());
-    let state = serde_json::to_vec(state).expect("a state is JSON");
-    let facts: [(&str, &[u8]); 8] = [
-        ("versions of folio", env!("CARGO_PKG_VERSION").as_bytes()),
-        ("instruction sets", Isa::detected().name().as_bytes()),
-        ("settings", &shared_settings(settings)),
-        ("positions in the run", &state),
-        ("weights", bytemuck::cast_slice(weights.values())),
-        ("averages of the weights", bytemuck::cast_slice(average)),
-        ("moments", bytemuck::cast_slice(&moments.exp_avg)),
-        ("moments", bytemuck::cast_slice(&moments.exp_avg_sq)),
-    ];
-    for (what, bytes) in facts {
-        let own: [u8; 32] = Sha256::digest(bytes).into();
+    let facts = [("versions of folio", env!("CARGO_PKG_VERSION")), ("instruction sets", Isa::detected().name())];
+    for (what, name) in facts {
+        let own: [u8; 32] = Sha256::digest(name).into();
         let mut first = own;
         communicator.broadcast(&mut first);
         let mut differs = vec![0.0; communicator.world_size()];
@@ -60,18 +51,10 @@ pub(super) fn check_agreement(
         communicator.all_reduce_f64(&mut differs);
         if let Some(rank) = differs.iter().position(|&flag| flag > 0.0) {
             let reason = format!(
-                "rank {rank} and rank 0 have different {what}: start all ranks with the same program, arguments and files"
+                "rank {rank} and rank 0 have different {what}: start all ranks with the same program on the same processors"
             );
             return Err(Error::Ranks { reason });
         }
     }
     Ok(())
-}
-
-/// The settings but for paths, which may differ from machine to machine. Texts are compared by their hashes.
-fn shared_settings(settings: &Settings) -> Vec<u8> {
-    let is_path = |kind: Kind, name: &str| matches!(kind, Kind::Path | Kind::Files) || name.ends_with("_dir");
-    let shared = SETTINGS.iter().filter(|setting| !is_path(setting.kind, setting.name));
-    let values: Vec<_> = shared.map(|setting| (setting.name, (setting.get)(settings))).collect();
-    serde_json::to_vec(&values).expect("settings are JSON")
 }

@@ -103,11 +103,11 @@ impl<'a> Saver<'a> {
 /// Writes the history, a checkpoint and the status. Returns the checkpoint.
 fn write(run_dir: &RunDir, trainer: &Trainer, name: CheckpointName) -> Result<PathBuf> {
     restore_directory(run_dir, trainer)?;
-    let Trainer { settings, backend, state, tokenizer, .. } = trainer;
+    let Trainer { settings, backend, state, .. } = trainer;
     run_dir.write_history(&state.history)?;
     let (parameters, moments, average) = (backend.parameters(), backend.moments(), backend.average());
     let tensors = Tensors { parameters: &parameters, moments: &moments, average: average.as_deref() };
-    let checkpoint = run_dir.save_checkpoint(name, settings.kept(), tensors, state, tokenizer)?;
+    let checkpoint = run_dir.save_checkpoint(name, settings.kept(), tensors, state, trainer.tokenizer())?;
     run_dir.write_status(&status(trainer, RunState::Running, None))?;
     Ok(checkpoint)
 }
@@ -124,7 +124,7 @@ fn restore_directory(run_dir: &RunDir, trainer: &Trainer) -> Result<()> {
 }
 
 fn describe(run_dir: &RunDir, trainer: &Trainer) -> Result<()> {
-    run_dir.write_description(&trainer.settings, trainer.backend.config(), &trainer.tokenizer)?;
+    run_dir.write_description(&trainer.settings, trainer.backend.config(), trainer.tokenizer())?;
     run_dir.write_status(&status(trainer, RunState::Running, None))
 }
 

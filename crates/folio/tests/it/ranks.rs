@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use folio::data::{SplitKind, TokenStream};
+use folio::data::{BlockOffset, SplitKind, TokenStream};
 use folio::error::{Error, Result};
 use folio::model::{Backend, Batch, ModelConfig, Parameters, Precision, StepBatch};
 use folio::rng::{Rng, Stream};
@@ -14,7 +14,7 @@ use folio::settings::{Keep, Settings};
 use folio::tokenizer::Tokenizer;
 use folio::train::{Event, Outcome, Requests, Start, Trainer};
 
-use folio::distributed::Division;
+use folio::distributed::{Communicator, Division};
 
 use crate::support::{BACKENDS, CPU, New, ThreadRank};
 
@@ -45,29 +45,45 @@ fn data() -> (Arc<TokenStream>, Arc<Tokenizer>) {
     (Arc::new(stream), Arc::new(tokenizer))
 }
 
-/// Trains on some ranks. `settings` and `on_event` are called with the rank.
+/// Trains on some ranks. `on_event` is called with the rank.
 fn train(
     new: New,
     ranks: usize,
     directory: &Path,
     start: &Start,
-    settings: impl Fn(usize) -> Settings + Sync,
+    settings: &Settings,
+    on_event: impl Fn(usize, &Requests, &Event) + Sync,
+) -> Vec<Result<Outcome>> {
+    let ranks = ThreadRank::world(ranks).into_iter().map(|rank| Box::new(rank) as Box<dyn Communicator>);
+    train_with(new, ranks.collect(), directory, start, settings, on_event)
+}
+
+fn train_with(
+    new: New,
+    ranks: Vec<Box<dyn Communicator>>,
+    directory: &Path,
+    start: &Start,
+    settings: &Settings,
     on_event: impl Fn(usize, &Requests, &Event) + Sync,
 ) -> Vec<Result<Outcome>> {
     let run = RunDir::new(directory);
     std::thread::scope(|scope| {
-        let rank = |communicator: ThreadRank| {
-            let (run, settings, on_event) = (&run, &settings, &on_event);
+        let rank = |communicator: Box<dyn Communicator>| {
+            let (run, on_event) = (&run, &on_event);
             scope.spawn(move || {
-                let rank = folio::distributed::Communicator::rank(&communicator);
-                let (stream, tokenizer) = data();
-                let mut trainer =
-                    Trainer::on(&new, Box::new(communicator), settings(rank), stream, tokenizer, start)?;
+                let rank = communicator.rank();
+                let mut trainer = match rank {
+                    0 => {
+                        let (stream, tokenizer) = data();
+                        Trainer::on(&new, communicator, settings.clone(), stream, tokenizer, start)?
+                    }
+                    _ => Trainer::follow(&new, communicator)?,
+                };
                 let requests = Requests::default();
                 trainer.run(Some(run), &requests, &mut |event| on_event(rank, &requests, event))
             })
         };
-        let threads: Vec<_> = ThreadRank::world(ranks).into_iter().map(rank).collect();
+        let threads: Vec<_> = ranks.into_iter().map(rank).collect();
         threads.into_iter().map(|thread| thread.join().expect("no rank panics")).collect()
     })
 }
@@ -90,9 +106,8 @@ fn four_micro_batches_give_the_same_bits_on_one_two_and_four_ranks() {
         for precision in [Precision::F32, Precision::Bf16] {
             let place = |ranks: usize| directory.path().join(format!("{name}_{precision:?}_{ranks}"));
             for ranks in [1, 2, 4] {
-                let settings =
-                    |_| Settings { precision, gradient_accumulation_steps: 4 / ranks, ..settings() };
-                for outcome in train(new, ranks, &place(ranks), &Start::Fresh, settings, |_, _, _| {}) {
+                let settings = Settings { precision, gradient_accumulation_steps: 4 / ranks, ..settings() };
+                for outcome in train(new, ranks, &place(ranks), &Start::Fresh, &settings, |_, _, _| {}) {
                     assert_eq!(outcome.expect("it trains"), Outcome::Finished);
                 }
                 check_same(&place(ranks), &place(1), &format!("{name}, {precision:?}, {ranks} ranks"));
@@ -105,8 +120,13 @@ fn four_micro_batches_give_the_same_bits_on_one_two_and_four_ranks() {
 fn a_run_is_resumed_with_the_same_bits_on_another_number_of_ranks() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let [whole, pieces] = ["whole", "pieces"].map(|name| directory.path().join(name));
-    let on = |ranks: usize| move |_| Settings { gradient_accumulation_steps: 4 / ranks, ..settings() };
-    train(CPU, 1, &whole, &Start::Fresh, on(1), |_, _, _| {});
+    let on = |ranks: usize| Settings {
+        gradient_accumulation_steps: 4 / ranks,
+        ema_decay: 0.9,
+        block_offset: BlockOffset::Random,
+        ..settings()
+    };
+    train(CPU, 1, &whole, &Start::Fresh, &on(1), |_, _, _| {});
     // A stop that reaches only the last rank, inside an epoch, stops all.
     let stop_at = |ranks: usize, at: u64| {
         move |rank: usize, requests: &Requests, event: &Event| {
@@ -123,22 +143,57 @@ fn a_run_is_resumed_with_the_same_bits_on_another_number_of_ranks() {
         (1, &resume, 6, Outcome::Stopped),
         (2, &resume, u64::MAX, Outcome::Finished),
     ] {
-        for outcome in train(CPU, ranks, &pieces, start, on(ranks), stop_at(ranks, at)) {
+        for outcome in train(CPU, ranks, &pieces, start, &on(ranks), stop_at(ranks, at)) {
             assert_eq!(outcome.expect("it trains"), want, "{ranks} ranks");
         }
     }
     check_same(&pieces, &whole, "4 ranks, then 1, then 2");
 }
 
+/// Receives everything from rank 0 changed, if it is rank 2: as if rank 0 had another version.
+struct OfAnotherVersion(ThreadRank);
+
+impl Communicator for OfAnotherVersion {
+    fn rank(&self) -> usize {
+        self.0.rank()
+    }
+
+    fn world_size(&self) -> usize {
+        self.0.world_size()
+    }
+
+    fn all_reduce(&self, values: &mut [f32]) {
+        self.0.all_reduce(values);
+    }
+
+    fn all_reduce_f64(&self, values: &mut [f64]) {
+        self.0.all_reduce_f64(values);
+    }
+
+    fn broadcast(&self, bytes: &mut [u8]) {
+        self.0.broadcast(bytes);
+        if self.rank() == 2 {
+            bytes.iter_mut().for_each(|byte| *byte ^= 1);
+        }
+    }
+}
+
 #[test]
 fn ranks_that_differ_are_refused_by_name() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let settings = |rank| Settings { learning_rate: if rank == 2 { 1e-3 } else { 3e-3 }, ..settings() };
-    for outcome in train(CPU, 3, directory.path(), &Start::Fresh, settings, |_, _, _| {}) {
-        let error = outcome.expect_err("rank 2 has another learning rate");
+    let ranks = ThreadRank::world(3).into_iter().map(|rank| Box::new(OfAnotherVersion(rank)) as Box<dyn Communicator>);
+    for outcome in train_with(CPU, ranks.collect(), directory.path(), &Start::Fresh, &settings(), |_, _, _| {}) {
+        let error = outcome.expect_err("rank 2 has another version");
         assert!(matches!(error, Error::Ranks { .. }), "{error}");
-        assert!(error.to_string().contains("rank 2 and rank 0 have different settings"), "{error}");
+        assert!(error.to_string().contains("rank 2 and rank 0 have different versions of folio"), "{error}");
     }
+    let too_small = Settings { batch_size: 2, ..settings() };
+    let outcomes = train(CPU, 3, directory.path(), &Start::Fresh, &too_small, |_, _, _| {});
+    let errors: Vec<String> =
+        outcomes.into_iter().map(|outcome| outcome.expect_err("2 sequences").to_string()).collect();
+    assert!(errors[0].contains("3 ranks share a batch of 2 sequences"), "{errors:?}");
+    assert!(errors[1].contains("another rank failed to prepare the run"), "{errors:?}");
+    assert!(fs::read_dir(directory.path()).expect("a directory").next().is_none(), "nothing was written");
 }
 
 #[test]
@@ -147,16 +202,11 @@ fn a_failure_of_one_rank_ends_all() {
     // Rank 0 cannot create its directory.
     let taken = directory.path().join("taken");
     fs::write(&taken, "not a directory").expect("room");
-    let outcomes = train(CPU, 3, &taken, &Start::Fresh, |_| settings(), |_, _, _| {});
+    let outcomes = train(CPU, 3, &taken, &Start::Fresh, &settings(), |_, _, _| {});
     let errors: Vec<_> = outcomes.into_iter().map(|outcome| outcome.expect_err("nowhere to save")).collect();
     assert!(!matches!(errors[0], Error::Ranks { .. }), "{}", errors[0]);
     for error in &errors[1..] {
         assert!(error.to_string().contains("another rank failed to start the run"), "{error}");
-    }
-    // One rank cannot prepare the run.
-    let invalid = |rank| Settings { batch_size: if rank == 1 { 0 } else { 13 }, ..settings() };
-    for outcome in train(CPU, 3, &directory.path().join("run"), &Start::Fresh, invalid, |_, _, _| {}) {
-        outcome.expect_err("a rank has invalid settings");
     }
 }
 
