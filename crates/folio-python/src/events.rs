@@ -115,6 +115,7 @@ fn set_epoch(fields: &Bound<'_, PyDict>, report: &EpochReport) -> PyResult<()> {
     fields.set_item("step", report.step)?;
     fields.set_item("train_loss", report.train_loss)?;
     fields.set_item("eval_loss", report.eval_loss)?;
+    fields.set_item("raw_eval_loss", report.raw_eval_loss)?;
     fields.set_item("train_bits_per_character", report.train_bits.per_character)?;
     fields.set_item("eval_bits_per_character", report.eval_bits.per_character)?;
     fields.set_item("learning_rate", report.learning_rate)?;

@@ -39,6 +39,9 @@ pub(crate) fn history(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyDic
     };
     figure("train_loss", |epoch| epoch.train_loss)?;
     figure("eval_loss", |epoch| epoch.eval_loss)?;
+    if epochs.iter().any(|epoch| epoch.raw_eval_loss.is_some()) {
+        figure("raw_eval_loss", |epoch| epoch.raw_eval_loss.unwrap_or(f64::NAN))?;
+    }
     figure("train_bits_per_character", |epoch| epoch.train_bits.per_character)?;
     figure("eval_bits_per_character", |epoch| epoch.eval_bits.per_character)?;
     figure("learning_rate", |epoch| epoch.learning_rate)?;

@@ -25,7 +25,10 @@ fn check_training_in(free: u64, settings: &Settings, vocab_size: usize, blocks: 
         let sampling =
             config.parameters().saturating_mul(WeightFormat::of(settings.precision).bytes_per_weight());
         let micro_batches = settings.gradient_accumulation_steps;
-        CpuBackend::training_bytes(&config, settings.precision, batch, micro_batches).saturating_add(sampling)
+        let average = if settings.ema_decay > 0.0 { config.parameters().saturating_mul(4) } else { 0 };
+        CpuBackend::training_bytes(&config, settings.precision, batch, micro_batches)
+            .saturating_add(sampling)
+            .saturating_add(average)
     };
     let needed = bytes(settings);
     if needed <= free {
@@ -165,14 +168,7 @@ mod tests {
 
     #[test]
     fn a_model_too_large_for_generation_is_refused() {
-        let gpt2 = ModelConfig {
-            vocab_size: 50_257,
-            n_blocks: 12,
-            n_emb: 768,
-            n_heads: 12,
-            block_size: 1024,
-            dropout: 0.0,
-        };
+        let gpt2 = ModelConfig::GPT2;
         assert_eq!(gpt2.parameters(), 124_439_808, "as published");
         let refused =
             |free, format| check_generation_in(free, &gpt2, format).map_err(|error| error.to_string());

@@ -166,6 +166,10 @@ impl Settings {
             n_heads: self.n_heads,
             block_size: self.block_size,
             dropout: self.dropout as f32,
+            n_inner: self.n_inner,
+            activation: self.activation,
+            layer_norm_epsilon: self.layer_norm_epsilon as f32,
+            tie_word_embeddings: self.tie_word_embeddings,
         }
     }
 
@@ -199,6 +203,13 @@ impl Settings {
         }
     }
 
+    /// The decay rate of the moving average of the weights at step t of the optimizer, counting from 1:
+    /// `min(ema_decay, (1 + t) / (10 + t))`, so that the random initial weights are forgotten soon (TensorFlow's
+    /// `ExponentialMovingAverage` with `num_updates`).
+    pub fn ema_decay_at(&self, t: u64) -> f64 {
+        self.ema_decay.min((1 + t) as f64 / (10 + t) as f64)
+    }
+
     /// The learning-rate schedule, without warm-up.
     pub fn schedule(&self) -> Schedule {
         Schedule {
@@ -215,6 +226,7 @@ impl Settings {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Activation, Precision};
 
     #[track_caller]
     fn check_refused(settings: Settings, start: &str, part: &str) {
@@ -254,6 +266,26 @@ mod tests {
             ..default()
         };
         small.validate().unwrap();
+    }
+
+    #[test]
+    fn variations_of_a_model_are_inherited_and_recorded() {
+        let varied = Settings {
+            n_inner: Some(7),
+            activation: Activation::Gelu,
+            layer_norm_epsilon: 1e-6,
+            tie_word_embeddings: false,
+            precision: Precision::F32,
+            ..Settings::default()
+        };
+        let (inherited, _) = Given::from_settings(&varied, |setting| setting.inherited).resolve();
+        assert_eq!(Settings { precision: Precision::F32, ..inherited }, varied);
+        let config = varied.model_config(65);
+        assert_eq!((config.n_inner, config.activation), (Some(7), Activation::Gelu));
+        assert_eq!((config.layer_norm_epsilon, config.tie_word_embeddings), (1e-6, false));
+        let recorded: Vec<&str> = SETTINGS.iter().filter(|row| row.of_model).map(|row| row.name).collect();
+        assert!(recorded.iter().all(|name| varied.decisive().contains_key(*name)), "{recorded:?}");
+        assert!(recorded.iter().all(|name| !Settings::default().decisive().contains_key(*name)));
     }
 
     #[test]
@@ -311,8 +343,8 @@ mod tests {
             assert!(!setting.help().ends_with('.') && !setting.help().is_empty(), "{}", setting.name);
         }
         let default = serde_json::to_value(Settings::default()).unwrap();
-        let is_left_out = |name: &str| name.starts_with("eval_data");
-        let declared = SETTINGS.iter().map(|setting| setting.name).filter(|name| !is_left_out(name));
+        let is_left_out = |setting: &&Setting| setting.of_model || setting.name.starts_with("eval_data");
+        let declared = SETTINGS.iter().filter(|setting| !is_left_out(setting)).map(|setting| setting.name);
         assert!(default.as_object().unwrap().keys().map(String::as_str).eq(declared));
     }
 }

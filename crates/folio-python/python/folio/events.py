@@ -94,6 +94,8 @@ class EpochEnded(Event):
     train_loss: float
     #: Mean over all evaluation batches, in nats per token.
     eval_loss: float
+    #: The evaluation loss of the weights themselves, if `eval_loss` is that of their moving average.
+    raw_eval_loss: Optional[float]
     #: The losses in bits per character, which can be compared across tokenizers.
     train_bits_per_character: float
     eval_bits_per_character: float

@@ -2,15 +2,13 @@
 
 use std::path::Path;
 
-use serde_json::Value;
-
 use super::Start;
 use crate::checkpoint::{Checkpoint, CheckpointName, CutShort, Identity, ScheduleStart, TrainingState};
 use crate::error::{Error, Result};
 use crate::model::{AddedTokens, ModelConfig, Moments, Parameters};
 use crate::rng::{Rng, Stream};
 use crate::run_dir::RunDir;
-use crate::settings::Settings;
+use crate::settings::{SETTINGS, Setting, Settings};
 use crate::tokenizer::Tokenizer;
 
 /// The checkpoint that a run starts from; `None` if it starts with random weights. One to resume is checked against the
@@ -41,12 +39,12 @@ fn check_resumes(checkpoint: &Checkpoint, settings: &Settings) -> Result<()> {
         // A run that is continued in place may have new settings, and has not saved anything yet.
         return Ok(());
     }
-    let now = settings.decisive();
     let Some(saved) = &state.settings else { return Ok(()) };
-    // A setting that is newer than the checkpoint had its default; one that this version no longer has is ignored.
-    let defaults = Settings::default().decisive();
-    let then = |name: &String| saved.get(name).or_else(|| defaults.get(name)).unwrap_or(&Value::Null);
-    let mut changed = now.iter().map(|(name, now)| (name, then(name), now));
+    // A setting that the checkpoint does not mention had its default; one that this version no longer has is ignored.
+    let default = Settings::default();
+    let then = |row: &Setting| saved.get(row.name).cloned().unwrap_or_else(|| (row.get)(&default));
+    let decisive = SETTINGS.iter().filter(|row| !row.may_change);
+    let mut changed = decisive.map(|row| (row.name, then(row), (row.get)(settings)));
     if let Some((name, then, now)) = changed.find(|(_, then, now)| then != now) {
         let reason = format!(
             "was saved with {name} = {then}, but hyperparameters.json now says {now}: put {then} back, or start a \
@@ -57,12 +55,18 @@ fn check_resumes(checkpoint: &Checkpoint, settings: &Settings) -> Result<()> {
     Ok(())
 }
 
-/// Weights, AdamW's moments unless they start at zero, and state of a run that starts from a checkpoint.
-pub(super) fn load(
-    checkpoint: &Checkpoint,
-    settings: &Settings,
-    tokenizer: &Tokenizer,
-) -> Result<(Parameters, Option<Moments>, TrainingState)> {
+/// What a run starts from.
+pub(super) struct Loaded {
+    pub(super) parameters: Parameters,
+    /// `None` if they start at zero.
+    pub(super) moments: Option<Moments>,
+    /// The moving average of the weights, if the run has one.
+    pub(super) average: Option<Parameters>,
+    pub(super) state: TrainingState,
+}
+
+/// Loads a checkpoint that a run starts from.
+pub(super) fn load(checkpoint: &Checkpoint, settings: &Settings, tokenizer: &Tokenizer) -> Result<Loaded> {
     let mut state = checkpoint.state().clone();
     let identity = Identity::of(settings, tokenizer);
     let at_start = is_start(&state, settings);
@@ -104,6 +108,10 @@ pub(super) fn load(
     } else {
         state.optimizer_steps = 0;
     }
+    let mut average = None;
+    if takes_optimizer(checkpoint, settings) && state.averaged {
+        average = Some(std::mem::replace(&mut parameters, checkpoint.weights_without_averaging()?));
+    }
     if config.vocab_size > saved.model.vocab_size {
         let added = AddedTokens::between(&saved.model, &config);
         parameters = added.of_parameters(&parameters, &config, settings.seed);
@@ -111,8 +119,10 @@ pub(super) fn load(
             exp_avg: added.of_moment(&exp_avg),
             exp_avg_sq: added.of_moment(&exp_avg_sq),
         });
+        average = average.map(|average| added.of_parameters(&average, &config, settings.seed));
     }
-    Ok((parameters, moments, state))
+    state.averaged = settings.ema_decay > 0.0;
+    Ok(Loaded { parameters, moments, average, state })
 }
 
 /// Whether this is the state that a run continues another run from.
@@ -165,13 +175,32 @@ pub fn check_start(
 }
 
 fn check_sizes(checkpoint: &Path, saved: &ModelConfig, wanted: &ModelConfig) -> Result<()> {
-    let ModelConfig { vocab_size, n_blocks, n_emb, n_heads, block_size, dropout: _ } = *saved;
+    // Every field, so that a new one is not forgotten.
+    let ModelConfig {
+        vocab_size,
+        n_blocks,
+        n_emb,
+        n_heads,
+        block_size,
+        dropout: _,
+        n_inner: _,
+        activation,
+        layer_norm_epsilon,
+        tie_word_embeddings,
+    } = *saved;
+    fn both<T: ToString>(name: &'static str, saved: T, wanted: T) -> (&'static str, String, String) {
+        (name, saved.to_string(), wanted.to_string())
+    }
     let sizes = [
-        ("the vocabulary", vocab_size, wanted.vocab_size),
-        ("`n_blocks`", n_blocks, wanted.n_blocks),
-        ("`n_emb`", n_emb, wanted.n_emb),
-        ("`n_heads`", n_heads, wanted.n_heads),
-        ("`block_size`", block_size, wanted.block_size),
+        both("the vocabulary", vocab_size, wanted.vocab_size),
+        both("`n_blocks`", n_blocks, wanted.n_blocks),
+        both("`n_emb`", n_emb, wanted.n_emb),
+        both("`n_heads`", n_heads, wanted.n_heads),
+        both("`block_size`", block_size, wanted.block_size),
+        both("`n_inner`", saved.inner(), wanted.inner()),
+        both("`activation`", activation, wanted.activation),
+        both("`layer_norm_epsilon`", layer_norm_epsilon, wanted.layer_norm_epsilon),
+        both("`tie_word_embeddings`", tie_word_embeddings, wanted.tie_word_embeddings),
     ];
     match sizes.iter().find(|(_, saved, wanted)| saved != wanted) {
         None => Ok(()),
