@@ -1,36 +1,48 @@
 //! `folio train`: plans the runs, trains them, and reports.
 
-use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
+use folio::distributed::Communicator;
 use folio::machine::available_memory;
 use folio::model::CpuBackend;
 use folio::records::run_recorded;
 use folio::run_dir::{RunDir, RunLock};
 use folio::settings::Settings;
 use folio::sweep::{Context, Sweep, SweepEvent, run_sweep};
-use folio::train::{Event, Outcome, Start, Trainer};
+use folio::train::{Event, Outcome, Requests, Start, Trainer};
 
 use crate::dashboard::{Dashboard, Update};
 use crate::destination::{print_destination, print_next_steps, quoted, reserve};
 use crate::plan::continuing::FRESH_OPTIMIZER;
 use crate::plan::{Task, Work, plan};
 use crate::progress::{Progress, gibibytes};
+use crate::ranks;
 use crate::screen;
 use crate::signals::Signals;
 use crate::standings::Standings;
 use crate::threads::set_threads;
-use crate::usage::Usage;
+use crate::usage::{FAILURE, SUCCESS, Usage};
 
 pub(crate) mod args;
 
 use args::TrainArgs;
 
-pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
-    set_threads(args.threads)?;
-    if args.jobs == Some(0) {
-        return Err(Usage("`--jobs 0` is out of range; use at least 1".into()).into());
-    }
+pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<u8> {
+    let communicator = ranks::join()?;
+    set_threads(args.threads.or_else(ranks::threads))?;
+    if communicator.rank() == 0 { lead(args, communicator) } else { follow(communicator) }
+}
+
+/// Trains on a rank that receives everything from rank 0, and leaves files and output to it.
+fn follow(communicator: Box<dyn Communicator>) -> anyhow::Result<u8> {
+    let signals = Signals::install(true)?;
+    let outcome = Trainer::follow(&ranks::on_cpu, communicator)?.run(None, &signals.requests, &mut |_| {})?;
+    Ok(if outcome == Outcome::Stopped { signals.exit_code() } else { SUCCESS })
+}
+
+/// Trains on the only rank, or on rank 0.
+fn lead(args: &TrainArgs, communicator: Box<dyn Communicator>) -> anyhow::Result<u8> {
+    args.check_jobs()?;
     if args.tui && !screen::has_terminal() {
         return Err(Usage(
             "--tui needs a terminal, but stdout or stderr is a file or a pipe; leave it out".into(),
@@ -38,6 +50,10 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         .into());
     }
     let mut task = plan(args)?;
+    if let (Work::Sweep(_), ranks @ 2..) = (&task.work, communicator.world_size()) {
+        let reason = format!("a sweep trains its runs on one rank, and this job has {ranks}; start it without mpirun or srun, or give one value for each setting");
+        return Err(Usage(reason).into());
+    }
     let _reserved = reserve(&mut task)?;
     crate::traps::warn(args, &task)?;
     if let Some(chosen) = &task.chosen_precision {
@@ -45,7 +61,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     }
     let signals = Signals::install(true)?;
     let outcome = match &task.work {
-        Work::Run(settings) => train_run(args, &task, settings, &signals),
+        Work::Run(settings) => train_run(args, &task, settings, communicator, &signals),
         Work::Sweep(sweep) => train_sweep(args, &task, sweep, &signals),
     };
     let lost = screen::lost();
@@ -73,7 +89,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     if let Some(run_dir) = &task.run_dir {
         print_next_steps(run_dir, &task);
     }
-    Ok(if lost.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if lost.is_some() { FAILURE } else { SUCCESS })
 }
 
 /// Trains a single run.
@@ -81,15 +97,10 @@ fn train_run(
     args: &TrainArgs,
     task: &Task,
     settings: &Settings,
+    communicator: Box<dyn Communicator>,
     signals: &Signals,
 ) -> anyhow::Result<Outcome> {
-    let (stream, tokenizer) = (Arc::clone(&task.stream), Arc::clone(&task.tokenizer));
-    let early_lock = early_lock(task)?;
-    let mut trainer = Trainer::new(settings.clone(), stream, tokenizer, &task.start)?;
-    if matches!(task.start, Start::Resume { .. }) {
-        trainer.check_length()?;
-    }
-    let _lock = claim(args, task, early_lock)?;
+    let (mut trainer, _lock) = begin_run(args, task, settings, communicator)?;
     if let Start::Resume { run, .. } = &task.start {
         print_resumption(run, &trainer);
         if trainer.steps_left() == 0 {
@@ -124,31 +135,30 @@ fn train_run(
     Ok(outcome)
 }
 
+/// Prepares a single run, and locks its directory.
+pub(crate) fn begin_run(
+    args: &TrainArgs,
+    task: &Task,
+    settings: &Settings,
+    communicator: Box<dyn Communicator>,
+) -> anyhow::Result<(Trainer, Option<RunLock>)> {
+    let (stream, tokenizer) = (Arc::clone(&task.stream), Arc::clone(&task.tokenizer));
+    let early_lock = early_lock(task)?;
+    let settings = settings.clone();
+    let trainer = Trainer::on(&ranks::on_cpu, communicator, settings, stream, tokenizer, &task.start)?;
+    if matches!(task.start, Start::Resume { .. }) {
+        trainer.check_length()?;
+    }
+    Ok((trainer, claim(args, task, early_lock)?))
+}
+
 /// Trains the runs of a sweep.
 fn train_sweep(args: &TrainArgs, task: &Task, sweep: &Sweep, signals: &Signals) -> anyhow::Result<Outcome> {
-    let early_lock = early_lock(task)?;
-    if args.overwrite {
-        // Fail before overwriting anything if the checkpoint cannot be read.
-        let (stream, tokenizer) = (Arc::clone(&task.stream), Arc::clone(&task.tokenizer));
-        Trainer::new(sweep.runs[0].clone(), stream, tokenizer, &task.start)?;
-    }
-    let _lock = claim(args, task, early_lock)?;
-    if let Some(run_dir) = task.run_dir.as_ref().filter(|_| args.resume.is_none()) {
-        sweep.write(run_dir.path())?;
-    }
+    let _lock = begin_sweep(args, task, sweep)?;
     let parameters = sweep.runs.iter().map(|run| run.model_config(task.tokenizer.vocab_size()).parameters());
     print_destination(task, parameters.max().unwrap_or(0), 0);
     let jobs = affordable_jobs(args.jobs.unwrap_or(1), sweep, task.tokenizer.vocab_size());
-    let context = Context {
-        stream: Arc::clone(&task.stream),
-        tokenizer: Arc::clone(&task.tokenizer),
-        start: task.start.clone(),
-        directory: task.run_dir.clone(),
-        skip_damaged: args.skip_damaged,
-        jobs,
-        threads: rayon::current_num_threads(),
-        requests: signals.requests.clone(),
-    };
+    let context = sweep_context(args, task, jobs, &signals.requests);
     let dashboard = open_dashboard(args, task, signals)?;
     let mut standings = Standings::new(sweep, args.display(), jobs);
     let mut listener = |event: SweepEvent| {
@@ -171,6 +181,35 @@ fn train_sweep(args: &TrainArgs, task: &Task, sweep: &Sweep, signals: &Signals) 
         return Err(anyhow::anyhow!("every run has failed; the first error: {error}"));
     }
     Ok(outcome)
+}
+
+/// Locks the directory of a sweep, and lists its runs there.
+pub(crate) fn begin_sweep(args: &TrainArgs, task: &Task, sweep: &Sweep) -> anyhow::Result<Option<RunLock>> {
+    let early_lock = early_lock(task)?;
+    if args.overwrite {
+        // Fail before overwriting anything if the checkpoint cannot be read.
+        let (stream, tokenizer) = (Arc::clone(&task.stream), Arc::clone(&task.tokenizer));
+        Trainer::new(sweep.runs[0].clone(), stream, tokenizer, &task.start)?;
+    }
+    let lock = claim(args, task, early_lock)?;
+    if let Some(run_dir) = task.run_dir.as_ref().filter(|_| args.resume.is_none()) {
+        sweep.write(run_dir.path())?;
+    }
+    Ok(lock)
+}
+
+/// What the runs of a sweep share.
+pub(crate) fn sweep_context(args: &TrainArgs, task: &Task, jobs: usize, requests: &Requests) -> Context {
+    Context {
+        stream: Arc::clone(&task.stream),
+        tokenizer: Arc::clone(&task.tokenizer),
+        start: task.start.clone(),
+        directory: task.run_dir.clone(),
+        skip_damaged: args.skip_damaged,
+        jobs,
+        threads: rayon::current_num_threads(),
+        requests: requests.clone(),
+    }
 }
 
 /// Records in the status of a sweep's run that output was lost.
@@ -229,7 +268,7 @@ fn claim(args: &TrainArgs, task: &Task, lock: Option<RunLock>) -> anyhow::Result
 }
 
 /// The number of runs to train at the same time: as requested, or as many as fit in free memory.
-fn affordable_jobs(requested: usize, sweep: &Sweep, vocab_size: usize) -> usize {
+pub(crate) fn affordable_jobs(requested: usize, sweep: &Sweep, vocab_size: usize) -> usize {
     let bytes = sweep.runs.iter().map(|run| {
         let config = run.model_config(vocab_size);
         CpuBackend::training_bytes(&config, run.precision, run.batch_size, run.gradient_accumulation_steps)

@@ -35,6 +35,12 @@ impl Machine {
     }
 }
 
+/// The processors of this machine, whether or not this process may use them; 1 if unknown.
+pub fn processors() -> usize {
+    let system = read_system(RefreshKind::nothing().with_cpu(CpuRefreshKind::nothing()));
+    system.map_or(1, |system| system.cpus().len())
+}
+
 /// Bytes of memory that this process can allocate without swapping, if known: the free memory of the machine, within the
 /// limits of the container and of the process (`ulimit -v`).
 pub fn available_memory() -> Option<u64> {
