@@ -159,6 +159,7 @@ impl ModelArgs {
             n_heads: self.heads,
             block_size: self.block,
             dropout,
+            ..ModelConfig::GPT2
         };
         config.validate().map(|()| config).map_err(in_own_flags)
     }
@@ -230,7 +231,9 @@ fn kernels(args: &KernelsArgs) -> anyhow::Result<()> {
     }
     for setting in &args.settings {
         let sizes = setting.sizes();
-        let precision = resolve_precision(args.precision, sizes.channels, sizes.heads);
+        let (n_emb, n_heads) = (sizes.channels, sizes.heads);
+        let config = ModelConfig { n_emb, n_heads, ..ModelConfig::GPT2 };
+        let precision = resolve_precision(args.precision, &config);
         let rows = kernels::measure(sizes, precision);
         if args.json {
             for row in rows {
@@ -266,7 +269,7 @@ fn kernels(args: &KernelsArgs) -> anyhow::Result<()> {
 fn step(args: &StepArgs) -> anyhow::Result<()> {
     let sizes = &args.sizes;
     let config = sizes.config(args.dropout)?;
-    let precision = resolve_precision(args.precision, sizes.emb, sizes.heads);
+    let precision = resolve_precision(args.precision, &config);
     precision.check(&config).map_err(in_own_flags)?;
     if args.batch == 0 || args.steps == 0 {
         return Err(Usage("--batch and --steps must be at least 1".into()).into());

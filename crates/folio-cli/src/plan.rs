@@ -121,7 +121,7 @@ pub(crate) fn plan(args: &TrainArgs) -> anyhow::Result<Task> {
         work,
         start,
         tokenizer,
-        chosen_precision: precision_reason(options.0.precision(), base.n_emb, base.n_heads),
+        chosen_precision: precision_reason(options.0.precision(), &base.model_config(1)),
     };
     check_run_dir(&task, args.overwrite)?;
     if let Some(saved) = &saved {

@@ -37,6 +37,7 @@ fn main() -> Result<()> {
         n_heads: 4,
         block_size: 32,
         dropout: 0.1,
+        ..ModelConfig::GPT2
     };
     let mut model = CpuBackend::new(config, Precision::F32, &mut Rng::new(seed, Stream::Init));
     let mut optimizer = AdamW::new(AdamWConfig { weight_decay: 0.01, ..AdamWConfig::default() });

@@ -34,8 +34,9 @@ mod transformers;
 
 use manifest::{MANIFEST_FILE, Manifest};
 
-/// The versions that can be read. The last one is written.
-const FORMATS: RangeInclusive<u32> = 2..=3;
+/// The versions that can be read. The last one is written for models that are not a plain GPT-2, so that a folio that
+/// would compute them wrongly refuses them; the one before for all others.
+const FORMATS: RangeInclusive<u32> = 2..=4;
 
 const MODEL_FILE: &str = "model.safetensors";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
@@ -206,7 +207,8 @@ pub fn save(
         write_json(&inside.join(STATE_FILE), state)?;
         transformers::write(inside, &state.identity.model, tokenizer)?;
         let own = [MODEL_FILE, OPTIMIZER_FILE, STATE_FILE];
-        Manifest::of(inside, own.iter().chain(&transformers::FILES))?.write(inside)
+        let format = *FORMATS.end() - u32::from(state.identity.model.is_plain());
+        Manifest::of(format, inside, own.iter().chain(&transformers::FILES))?.write(inside)
     })
 }
 

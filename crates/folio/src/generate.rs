@@ -9,7 +9,8 @@
 //!
 //! let tokenizer = Arc::new(Tokenizer::chars("to be or not"));
 //! let vocab_size = tokenizer.vocab_size();
-//! let config = ModelConfig { vocab_size, n_blocks: 1, n_emb: 8, n_heads: 2, block_size: 4, dropout: 0.0 };
+//! let config =
+//!     ModelConfig { vocab_size, n_blocks: 1, n_emb: 8, n_heads: 2, block_size: 4, dropout: 0.0, ..ModelConfig::GPT2 };
 //! let parameters = Parameters::random(&config, &mut Rng::new(1, Stream::Init));
 //! let model = Arc::new(InferenceModel::new(config, WeightFormat::F32, &parameters));
 //!

@@ -165,14 +165,7 @@ mod tests {
 
     #[test]
     fn a_model_too_large_for_generation_is_refused() {
-        let gpt2 = ModelConfig {
-            vocab_size: 50_257,
-            n_blocks: 12,
-            n_emb: 768,
-            n_heads: 12,
-            block_size: 1024,
-            dropout: 0.0,
-        };
+        let gpt2 = ModelConfig::GPT2;
         assert_eq!(gpt2.parameters(), 124_439_808, "as published");
         let refused =
             |free, format| check_generation_in(free, &gpt2, format).map_err(|error| error.to_string());

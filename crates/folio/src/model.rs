@@ -8,7 +8,8 @@
 //! use folio::model::{Backend, Batch, CpuBackend, ModelConfig, Precision};
 //! use folio::rng::{Rng, Stream};
 //!
-//! let config = ModelConfig { vocab_size: 5, n_blocks: 1, n_emb: 8, n_heads: 2, block_size: 4, dropout: 0.0 };
+//! let config =
+//!     ModelConfig { vocab_size: 5, n_blocks: 1, n_emb: 8, n_heads: 2, block_size: 4, dropout: 0.0, ..ModelConfig::GPT2 };
 //! let mut model = CpuBackend::new(config, Precision::F32, &mut Rng::new(1, Stream::Init));
 //! let batch = Batch { inputs: &[0, 1, 2], targets: &[1, 2, 3], time: 3 };
 //! let loss = model.loss_and_gradients(batch, 0);
@@ -27,7 +28,7 @@ mod precision;
 mod weight_format;
 
 pub use backend::{AdamWUpdate, Backend, Batch, MicroBatch, Moments, StepBatch, tree_split};
-pub use config::ModelConfig;
+pub use config::{Activation, ModelConfig};
 pub use cpu::{CpuBackend, precision_reason, resolve_precision};
 pub(crate) use growing::AddedTokens;
 pub use inference::{Cache, CachedSequence, InferenceModel, PASS_TOKENS, Workspace};

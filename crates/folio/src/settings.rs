@@ -166,6 +166,10 @@ impl Settings {
             n_heads: self.n_heads,
             block_size: self.block_size,
             dropout: self.dropout as f32,
+            n_inner: self.n_inner,
+            activation: self.activation,
+            layer_norm_epsilon: self.layer_norm_epsilon as f32,
+            tie_word_embeddings: self.tie_word_embeddings,
         }
     }
 
@@ -215,6 +219,7 @@ impl Settings {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Activation, Precision};
 
     #[track_caller]
     fn check_refused(settings: Settings, start: &str, part: &str) {
@@ -254,6 +259,26 @@ mod tests {
             ..default()
         };
         small.validate().unwrap();
+    }
+
+    #[test]
+    fn variations_of_a_model_are_inherited_and_recorded() {
+        let varied = Settings {
+            n_inner: Some(7),
+            activation: Activation::Gelu,
+            layer_norm_epsilon: 1e-6,
+            tie_word_embeddings: false,
+            precision: Precision::F32,
+            ..Settings::default()
+        };
+        let (inherited, _) = Given::from_settings(&varied, |setting| setting.inherited).resolve();
+        assert_eq!(Settings { precision: Precision::F32, ..inherited }, varied);
+        let config = varied.model_config(65);
+        assert_eq!((config.n_inner, config.activation), (Some(7), Activation::Gelu));
+        assert_eq!((config.layer_norm_epsilon, config.tie_word_embeddings), (1e-6, false));
+        let recorded: Vec<&str> = SETTINGS.iter().filter(|row| row.of_model).map(|row| row.name).collect();
+        assert!(recorded.iter().all(|name| varied.decisive().contains_key(*name)), "{recorded:?}");
+        assert!(recorded.iter().all(|name| !Settings::default().decisive().contains_key(*name)));
     }
 
     #[test]
@@ -311,8 +336,8 @@ mod tests {
             assert!(!setting.help().ends_with('.') && !setting.help().is_empty(), "{}", setting.name);
         }
         let default = serde_json::to_value(Settings::default()).unwrap();
-        let is_left_out = |name: &str| name.starts_with("eval_data");
-        let declared = SETTINGS.iter().map(|setting| setting.name).filter(|name| !is_left_out(name));
+        let is_left_out = |setting: &&Setting| setting.of_model || setting.name.starts_with("eval_data");
+        let declared = SETTINGS.iter().filter(|setting| !is_left_out(setting)).map(|setting| setting.name);
         assert!(default.as_object().unwrap().keys().map(String::as_str).eq(declared));
     }
 }

@@ -16,8 +16,15 @@ static ALLOCATOR: dhat::Alloc = dhat::Alloc;
 
 #[test]
 fn a_training_step_and_a_token_allocate_nothing() {
-    let config =
-        ModelConfig { vocab_size: 65, n_blocks: 2, n_emb: 64, n_heads: 2, block_size: 32, dropout: 0.1 };
+    let config = ModelConfig {
+        vocab_size: 65,
+        n_blocks: 2,
+        n_emb: 64,
+        n_heads: 2,
+        block_size: 32,
+        dropout: 0.1,
+        ..ModelConfig::GPT2
+    };
     let adamw = AdamWConfig::default();
     let tokens: Vec<u32> = (0..5 * 32).map(|i| i % 65).collect();
     let batch = Batch { inputs: &tokens, targets: &tokens, time: 32 };
@@ -106,7 +113,15 @@ fn check_writing(pool: &ThreadPool, config: ModelConfig) {
 fn check_memory(pool: &ThreadPool, adamw: AdamWConfig) {
     // Where the activations weigh most, and where the weights do.
     for (n_emb, batch_size, block_size) in [(128, 16, 128), (256, 1, 16)] {
-        let config = ModelConfig { vocab_size: 65, n_blocks: 4, n_emb, n_heads: 4, block_size, dropout: 0.1 };
+        let config = ModelConfig {
+            vocab_size: 65,
+            n_blocks: 4,
+            n_emb,
+            n_heads: 4,
+            block_size,
+            dropout: 0.1,
+            ..ModelConfig::GPT2
+        };
         let tokens: Vec<u32> = (0..(batch_size * block_size) as u32).map(|i| i % 65).collect();
         let batch = Batch { inputs: &tokens, targets: &tokens, time: block_size };
         for precision in [Precision::F32, Precision::Bf16] {

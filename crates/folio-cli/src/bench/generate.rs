@@ -72,9 +72,7 @@ pub(super) fn run(args: &BenchGenerateArgs) -> anyhow::Result<()> {
     }
     let format = match args.precision {
         FormatChoice::Given(format) => format,
-        FormatChoice::Auto => {
-            WeightFormat::of(resolve_precision(PrecisionChoice::Auto, sizes.emb, sizes.heads))
-        }
+        FormatChoice::Auto => WeightFormat::of(resolve_precision(PrecisionChoice::Auto, &config)),
     };
     format.check(&config).map_err(in_own_flags)?;
     join_threads(args.threads)?;

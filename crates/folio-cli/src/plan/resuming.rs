@@ -98,7 +98,7 @@ fn changed(run: &RunDir, old: &Settings, given: &Options) -> anyhow::Result<Sett
         let (values, old_values) = (given.0.values(setting.name), own.0.values(setting.name));
         let is_same = values == old_values
             || (setting.name == "precision"
-                && resolve_precision(given.0.precision(), old.n_emb, old.n_heads) == old.precision);
+                && resolve_precision(given.0.precision(), &old.model_config(1)) == old.precision);
         // The text is compared by its hash, since its path may change.
         let is_path = matches!(setting.kind, Kind::Files | Kind::Path);
         if setting.may_change && !is_path {

@@ -30,13 +30,17 @@ struct Entry {
 
 impl Manifest {
     /// The manifest of the current files of `directory`.
-    pub(super) fn of<'n>(directory: &Path, names: impl Iterator<Item = &'n &'n str>) -> Result<Self> {
+    pub(super) fn of<'n>(
+        format: u32,
+        directory: &Path,
+        names: impl Iterator<Item = &'n &'n str>,
+    ) -> Result<Self> {
         let entry = |name: &&str| {
             let path = directory.join(name);
             let (bytes, sha256) = digest_of_file(&path).map_err(Error::file("read", &path))?;
             Ok(((*name).to_owned(), Entry { bytes, sha256 }))
         };
-        Ok(Self { format: *FORMATS.end(), files: names.map(entry).collect::<Result<_>>()? })
+        Ok(Self { format, files: names.map(entry).collect::<Result<_>>()? })
     }
 
     pub(super) fn write(&self, directory: &Path) -> Result<()> {

@@ -29,22 +29,27 @@ fn model(config: &ModelConfig, tokenizer: &Tokenizer) -> Value {
     json!({
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
-        "activation_function": "gelu_new",
+        "activation_function": config.activation,
         "vocab_size": config.vocab_size,
         "n_positions": config.block_size,
         "n_embd": config.n_emb,
         "n_layer": config.n_blocks,
         "n_head": config.n_heads,
-        "n_inner": null,
-        "layer_norm_epsilon": 1e-5,
+        "n_inner": config.n_inner,
+        "layer_norm_epsilon": decimal(config.layer_norm_epsilon),
         "embd_pdrop": config.dropout,
         "attn_pdrop": config.dropout,
         "resid_pdrop": config.dropout,
-        "tie_word_embeddings": true,
+        "tie_word_embeddings": config.tie_word_embeddings,
         "bos_token_id": tokenizer.begin_token(),
         "eos_token_id": tokenizer.end_token(),
         "torch_dtype": "float32",
     })
+}
+
+/// The number whose shortest decimal is that of `x`: 1e-6, and not 9.999999974752427e-7.
+fn decimal(x: f32) -> f64 {
+    x.to_string().parse().expect("a number was just written")
 }
 
 /// `generation_config.json`. It sets a length, because the default of 256 tokens exceeds the context of small models, and

@@ -49,8 +49,15 @@ mod tests {
 
     #[test]
     fn new_rows_are_initialized_and_the_rest_is_unchanged() {
-        let old =
-            ModelConfig { vocab_size: 5, n_blocks: 2, n_emb: 64, n_heads: 2, block_size: 3, dropout: 0.1 };
+        let old = ModelConfig {
+            vocab_size: 5,
+            n_blocks: 2,
+            n_emb: 64,
+            n_heads: 2,
+            block_size: 3,
+            dropout: 0.1,
+            ..ModelConfig::GPT2
+        };
         let new = ModelConfig { vocab_size: 45, ..old };
         let before = Parameters::random(&old, &mut Rng::new(7, Stream::Init));
         let added = AddedTokens::between(&old, &new);

@@ -48,7 +48,8 @@ impl ParameterSpec {
 
 /// Every parameter of a model, in order.
 pub(super) fn specs(config: &ModelConfig) -> Vec<ParameterSpec> {
-    let ModelConfig { vocab_size: v, n_blocks, n_emb: c, block_size, .. } = *config;
+    let ModelConfig { vocab_size: v, n_blocks, n_emb: c, block_size, tie_word_embeddings, .. } = *config;
+    let inner = config.inner();
     let mut list = SpecList::default();
     list.push("wte.weight", &[v, c], Init::Normal);
     list.push("wpe.weight", &[block_size, c], Init::Normal);
@@ -63,13 +64,16 @@ pub(super) fn specs(config: &ModelConfig) -> Vec<ParameterSpec> {
         push("attn.c_proj.bias", &[c], Init::Zeros);
         push("ln_2.weight", &[c], Init::Ones);
         push("ln_2.bias", &[c], Init::Zeros);
-        push("mlp.c_fc.weight", &[c, 4 * c], Init::Normal);
-        push("mlp.c_fc.bias", &[4 * c], Init::Zeros);
-        push("mlp.c_proj.weight", &[4 * c, c], Init::Residual);
+        push("mlp.c_fc.weight", &[c, inner], Init::Normal);
+        push("mlp.c_fc.bias", &[inner], Init::Zeros);
+        push("mlp.c_proj.weight", &[inner, c], Init::Residual);
         push("mlp.c_proj.bias", &[c], Init::Zeros);
     }
     list.push("ln_f.weight", &[c], Init::Ones);
     list.push("ln_f.bias", &[c], Init::Zeros);
+    if !tie_word_embeddings {
+        list.push("lm_head.weight", &[v, c], Init::Normal);
+    }
     list.specs
 }
 
@@ -111,18 +115,21 @@ pub(super) struct Block<S> {
     pub(super) ln_2_weight: S,
     /// (C)
     pub(super) ln_2_bias: S,
-    /// (C, 4C)
+    /// (C, I)
     pub(super) c_fc_weight: S,
-    /// (4C)
+    /// (I)
     pub(super) c_fc_bias: S,
-    /// (4C, C)
+    /// (I, C)
     pub(super) mlp_proj_weight: S,
     /// (C)
     pub(super) mlp_proj_bias: S,
 }
 
-/// The lengths of a block's vectors in multiples of C, in the order of [`BlockVectors`].
-pub(super) const VECTOR_WIDTHS: [usize; 8] = [1, 1, 3, 1, 1, 1, 4, 1];
+/// The lengths of a block's vectors, in the order of [`BlockVectors`].
+pub(super) fn vector_lengths(config: &ModelConfig) -> [usize; 8] {
+    let (c, inner) = (config.n_emb, config.inner());
+    [c, c, 3 * c, c, c, c, inner, c]
+}
 
 /// The vectors of one block: its biases and LayerNorms, in the order of [`specs`].
 pub(super) struct BlockVectors<'a> {
@@ -138,7 +145,7 @@ pub(super) struct BlockVectors<'a> {
     pub(super) ln_2_weight: &'a mut [f32],
     /// (C)
     pub(super) ln_2_bias: &'a mut [f32],
-    /// (4C)
+    /// (I)
     pub(super) c_fc_bias: &'a mut [f32],
     /// (C)
     pub(super) mlp_proj_bias: &'a mut [f32],
@@ -146,7 +153,7 @@ pub(super) struct BlockVectors<'a> {
 
 impl<'a> BlockVectors<'a> {
     /// Divides an array that holds the vectors one after the other.
-    pub(super) fn split(mut values: &'a mut [f32], c: usize) -> Self {
+    pub(super) fn split(mut values: &'a mut [f32], config: &ModelConfig) -> Self {
         let [
             ln_1_weight,
             ln_1_bias,
@@ -156,7 +163,7 @@ impl<'a> BlockVectors<'a> {
             ln_2_bias,
             c_fc_bias,
             mlp_proj_bias,
-        ] = VECTOR_WIDTHS.map(|width| values.split_off_mut(..width * c).expect("as long as its parts"));
+        ] = vector_lengths(config).map(|len| values.split_off_mut(..len).expect("as long as its parts"));
         Self {
             ln_1_weight,
             ln_1_bias,
@@ -225,6 +232,28 @@ impl Parameters {
         self.tensor(&self.specs[1])
     }
 
+    /// The head's weights (V, C): those of the token embedding, unless there is a separate head.
+    pub(super) fn head(&self) -> &[f32] {
+        self.tensor(&self.specs[self.head_index()])
+    }
+
+    /// The head's weights, mutable.
+    pub(super) fn head_mut(&mut self) -> &mut [f32] {
+        let range = self.specs[self.head_index()].range.clone();
+        &mut self.values[range]
+    }
+
+    /// Whether the head has weights of its own.
+    pub(super) fn has_separate_head(&self) -> bool {
+        self.head_index() > 0
+    }
+
+    /// The head's place among the specs: after `ln_f`, or the token embedding's.
+    fn head_index(&self) -> usize {
+        let after = self.ln_f_index() + 2;
+        if after < self.specs.len() { after } else { 0 }
+    }
+
     /// The token and the position embedding, mutable.
     pub(super) fn embeddings_mut(&mut self) -> (&mut [f32], &mut [f32]) {
         self.values[..self.specs[1].range.end].split_at_mut(self.specs[0].range.len())
@@ -232,14 +261,20 @@ impl Parameters {
 
     /// Weight and bias of the final LayerNorm, (C) each.
     pub(super) fn ln_f(&self) -> (&[f32], &[f32]) {
-        let [.., weight, bias] = self.specs.as_slice() else { unreachable!("ln_f ends every list") };
-        (self.tensor(weight), self.tensor(bias))
+        let first = self.ln_f_index();
+        (self.tensor(&self.specs[first]), self.tensor(&self.specs[first + 1]))
     }
 
     /// Weight and bias of the final LayerNorm, mutable.
     pub(super) fn ln_f_mut(&mut self) -> (&mut [f32], &mut [f32]) {
-        let [.., weight, _] = self.specs.as_slice() else { unreachable!("ln_f ends every list") };
-        self.values[weight.range.start..].split_at_mut(weight.range.len())
+        let first = self.ln_f_index();
+        let range = self.specs[first].range.start..self.specs[first + 1].range.end;
+        self.values[range].split_at_mut(self.specs[first].range.len())
+    }
+
+    /// The place of `ln_f`'s weight among the specs: after the two embeddings and all blocks.
+    fn ln_f_index(&self) -> usize {
+        2 + (self.specs.len() - 4) / PER_BLOCK * PER_BLOCK
     }
 
     /// The tensors of a block.

@@ -19,16 +19,16 @@ impl Precision {
     /// Checks that a model can be computed in this format: bfloat16 is multiplied in pairs.
     ///
     /// # Errors
-    /// If the heads are of odd size.
+    /// If the heads are of odd size, or the MLP is.
     pub fn check(self, config: &ModelConfig) -> Result<()> {
-        let head_size = config.head_size();
-        if self == Self::Bf16 && !head_size.is_multiple_of(2) {
-            let reason = format!(
-                "bf16 needs heads of even size, not {head_size}: use `precision f32` or another `n_emb`"
-            );
-            return Err(Error::setting("precision", reason));
+        match config.odd_size() {
+            Some(needed) if self == Self::Bf16 => {
+                let way_out = if needed.starts_with("heads") { " or another `n_emb`" } else { "" };
+                let reason = format!("bf16 needs {needed}: use `precision f32`{way_out}");
+                Err(Error::setting("precision", reason))
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 

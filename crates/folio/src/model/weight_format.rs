@@ -37,7 +37,7 @@ impl WeightFormat {
     /// Checks that a model can be computed in this format.
     ///
     /// # Errors
-    /// If it is bfloat16 and the heads are of odd size.
+    /// If it is bfloat16 and the heads are of odd size, or the MLP is.
     pub fn check(self, config: &ModelConfig) -> Result<()> {
         if self == Self::Bf16 { Precision::Bf16.check(config) } else { Ok(()) }
     }

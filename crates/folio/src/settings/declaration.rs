@@ -10,7 +10,7 @@ use super::Keep;
 use super::kind::Kind;
 use super::setting::{Range, Section, Setting, SettingType, declare_settings};
 use crate::data::SplitKind;
-use crate::model::{ModelConfig, Precision, PrecisionChoice};
+use crate::model::{Activation, ModelConfig, Precision, PrecisionChoice};
 use crate::schedule::{ScheduleKind, Unit};
 use crate::text::{EMBEDDED_NAME, TextFiles};
 use crate::tokenizer::TokenizerKind;
@@ -29,6 +29,23 @@ const POSITIVE: Range = Range::positive_to(F32_MAX);
 const F32_MAX: f64 = 3.4e38;
 /// The smallest normal number in single precision, rounded up. Below it AdamW would compute 0 / 0.
 const F32_MIN: f64 = 1.2e-38;
+
+/// The epsilon of GPT-2's LayerNorms.
+const GPT2_EPSILON: f64 = 1e-5;
+
+// What an imported model has in common with GPT-2 is not written, as before there were imported models.
+
+fn is_gpt2_activation(activation: &Activation) -> bool {
+    *activation == Activation::GeluNew
+}
+
+fn is_gpt2_epsilon(epsilon: &f64) -> bool {
+    *epsilon == GPT2_EPSILON
+}
+
+fn is_tied(tied: &bool) -> bool {
+    *tied
+}
 
 declare_settings! {
     /// UTF-8 text to train on, plain or gzipped: files, directories (their .txt and .gz files), patterns such as
@@ -71,6 +88,18 @@ declare_settings! {
     n_heads: usize = 6 => { section: Some(Section::Model), range: SIZE, }
     /// Transformer blocks
     n_blocks: usize = 6 => { section: Some(Section::Model), range: SIZE, }
+    /// Width of the MLP of an imported model, if it is not 4 times the width of the model
+    #[serde(skip_serializing_if = "Option::is_none")]
+    n_inner: Option<usize> = None => { label: NO_LABEL, of_model: true, }
+    /// Activation function of an imported model: gelu_new (tanh) or gelu (erf)
+    #[serde(skip_serializing_if = "is_gpt2_activation")]
+    activation: Activation = Activation::GeluNew => { label: NO_LABEL, of_model: true, }
+    /// Epsilon of an imported model's LayerNorms
+    #[serde(skip_serializing_if = "is_gpt2_epsilon")]
+    layer_norm_epsilon: f64 = GPT2_EPSILON => { label: NO_LABEL, of_model: true, }
+    /// Whether the head of an imported model shares the weights of the token embedding
+    #[serde(skip_serializing_if = "is_tied")]
+    tie_word_embeddings: bool = true => { label: NO_LABEL, of_model: true, }
     /// Tokens per sequence: the context length
     block_size: usize = 256 => {
         section: Some(Section::Model), range: SIZE, search_level: Some(1),

@@ -35,7 +35,8 @@ impl Given {
     /// The settings of a run that satisfy `filter`.
     pub fn from_settings(settings: &Settings, filter: impl Fn(&Setting) -> bool) -> Self {
         let mut given = Self::default();
-        for setting in SETTINGS.iter().filter(|setting| setting.section.is_some() && filter(setting)) {
+        let is_given = |setting: &Setting| setting.section.is_some() || setting.of_model;
+        for setting in SETTINGS.iter().filter(|setting| is_given(setting) && filter(setting)) {
             let value = (setting.get)(settings);
             // Without a text, the embedded one is read.
             let is_embedded = setting.name == "data" && settings.data.is_embedded();
@@ -121,7 +122,7 @@ impl Given {
         if !self.has("save_checkpoint") {
             base.save_checkpoint = self.get::<Keep>("keep").is_some_and(|keep| keep != Keep::Best);
         }
-        base.precision = resolve_precision(self.precision(), base.n_emb, base.n_heads);
+        base.precision = resolve_precision(self.precision(), &base.model_config(1));
         (base, space)
     }
 

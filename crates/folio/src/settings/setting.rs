@@ -44,6 +44,9 @@ pub struct Setting {
     pub may_change: bool,
     /// Whether a run that continues from a checkpoint of another run takes its value from that run.
     pub inherited: bool,
+    /// Whether it is a property of an imported model. Such settings are not given; a run that continues from a
+    /// checkpoint inherits them.
+    pub of_model: bool,
     /// Whether it controls what is saved, and so makes no sense for a run that is not saved.
     pub saves: bool,
     /// Its name in labels of runs; empty for settings that do not affect how good a run is.
@@ -226,6 +229,7 @@ impl Setting {
             search_level: None,
             may_change: false,
             inherited: true,
+            of_model: false,
             saves: false,
             label: name,
             number: |_| None,

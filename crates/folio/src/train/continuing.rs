@@ -2,15 +2,13 @@
 
 use std::path::Path;
 
-use serde_json::Value;
-
 use super::Start;
 use crate::checkpoint::{Checkpoint, CheckpointName, CutShort, Identity, ScheduleStart, TrainingState};
 use crate::error::{Error, Result};
 use crate::model::{AddedTokens, ModelConfig, Moments, Parameters};
 use crate::rng::{Rng, Stream};
 use crate::run_dir::RunDir;
-use crate::settings::Settings;
+use crate::settings::{SETTINGS, Setting, Settings};
 use crate::tokenizer::Tokenizer;
 
 /// The checkpoint that a run starts from; `None` if it starts with random weights. One to resume is checked against the
@@ -41,12 +39,12 @@ fn check_resumes(checkpoint: &Checkpoint, settings: &Settings) -> Result<()> {
         // A run that is continued in place may have new settings, and has not saved anything yet.
         return Ok(());
     }
-    let now = settings.decisive();
     let Some(saved) = &state.settings else { return Ok(()) };
-    // A setting that is newer than the checkpoint had its default; one that this version no longer has is ignored.
-    let defaults = Settings::default().decisive();
-    let then = |name: &String| saved.get(name).or_else(|| defaults.get(name)).unwrap_or(&Value::Null);
-    let mut changed = now.iter().map(|(name, now)| (name, then(name), now));
+    // A setting that the checkpoint does not mention had its default; one that this version no longer has is ignored.
+    let default = Settings::default();
+    let then = |row: &Setting| saved.get(row.name).cloned().unwrap_or_else(|| (row.get)(&default));
+    let decisive = SETTINGS.iter().filter(|row| !row.may_change);
+    let mut changed = decisive.map(|row| (row.name, then(row), (row.get)(settings)));
     if let Some((name, then, now)) = changed.find(|(_, then, now)| then != now) {
         let reason = format!(
             "was saved with {name} = {then}, but hyperparameters.json now says {now}: put {then} back, or start a \
@@ -165,13 +163,32 @@ pub fn check_start(
 }
 
 fn check_sizes(checkpoint: &Path, saved: &ModelConfig, wanted: &ModelConfig) -> Result<()> {
-    let ModelConfig { vocab_size, n_blocks, n_emb, n_heads, block_size, dropout: _ } = *saved;
+    // Every field, so that a new one is not forgotten.
+    let ModelConfig {
+        vocab_size,
+        n_blocks,
+        n_emb,
+        n_heads,
+        block_size,
+        dropout: _,
+        n_inner: _,
+        activation,
+        layer_norm_epsilon,
+        tie_word_embeddings,
+    } = *saved;
+    fn both<T: ToString>(name: &'static str, saved: T, wanted: T) -> (&'static str, String, String) {
+        (name, saved.to_string(), wanted.to_string())
+    }
     let sizes = [
-        ("the vocabulary", vocab_size, wanted.vocab_size),
-        ("`n_blocks`", n_blocks, wanted.n_blocks),
-        ("`n_emb`", n_emb, wanted.n_emb),
-        ("`n_heads`", n_heads, wanted.n_heads),
-        ("`block_size`", block_size, wanted.block_size),
+        both("the vocabulary", vocab_size, wanted.vocab_size),
+        both("`n_blocks`", n_blocks, wanted.n_blocks),
+        both("`n_emb`", n_emb, wanted.n_emb),
+        both("`n_heads`", n_heads, wanted.n_heads),
+        both("`block_size`", block_size, wanted.block_size),
+        both("`n_inner`", saved.inner(), wanted.inner()),
+        both("`activation`", activation, wanted.activation),
+        both("`layer_norm_epsilon`", layer_norm_epsilon, wanted.layer_norm_epsilon),
+        both("`tie_word_embeddings`", tie_word_embeddings, wanted.tie_word_embeddings),
     ];
     match sizes.iter().find(|(_, saved, wanted)| saved != wanted) {
         None => Ok(()),

@@ -68,7 +68,15 @@ fn gradient(rng: &mut Rng) -> f32 {
 
 #[track_caller]
 fn check(config: AdamWConfig) {
-    let model = ModelConfig { vocab_size: 5, n_blocks: 1, n_emb: 4, n_heads: 1, block_size: 3, dropout: 0.0 };
+    let model = ModelConfig {
+        vocab_size: 5,
+        n_blocks: 1,
+        n_emb: 4,
+        n_heads: 1,
+        block_size: 3,
+        dropout: 0.0,
+        ..ModelConfig::GPT2
+    };
     let mut backend = CpuBackend::new(model, Precision::F32, &mut Rng::new(1, Stream::Init));
     backend.loss_and_gradients(Batch { inputs: &[0, 1], targets: &[1, 2], time: 2 }, 0);
     let mut exact: Vec<Element> = backend
@@ -130,7 +138,15 @@ fn adamw_equals_float64_s_within_its_roundings() {
 
 #[test]
 fn gradients_that_are_not_finite_change_nothing() {
-    let model = ModelConfig { vocab_size: 3, n_blocks: 1, n_emb: 2, n_heads: 1, block_size: 2, dropout: 0.0 };
+    let model = ModelConfig {
+        vocab_size: 3,
+        n_blocks: 1,
+        n_emb: 2,
+        n_heads: 1,
+        block_size: 2,
+        dropout: 0.0,
+        ..ModelConfig::GPT2
+    };
     for value in [f32::NAN, f32::INFINITY, 1e18] {
         let mut backend = CpuBackend::new(model, Precision::F32, &mut Rng::new(1, Stream::Init));
         backend.loss_and_gradients(Batch { inputs: &[0, 1], targets: &[1, 2], time: 2 }, 0);

@@ -10,8 +10,15 @@ use rayon::ThreadPoolBuilder;
 
 /// Odd sizes: a vocabulary larger than one panel, heads of size 10, widths that are not multiples of a tile, and a
 /// context longer than one attention tile.
-const CONFIG: ModelConfig =
-    ModelConfig { vocab_size: 77, n_blocks: 2, n_emb: 70, n_heads: 7, block_size: 67, dropout: 0.0 };
+const CONFIG: ModelConfig = ModelConfig {
+    vocab_size: 77,
+    n_blocks: 2,
+    n_emb: 70,
+    n_heads: 7,
+    block_size: 67,
+    dropout: 0.0,
+    ..ModelConfig::GPT2
+};
 
 /// Four times the initial weights, so that logits differ by more than noise.
 fn parameters() -> Parameters {

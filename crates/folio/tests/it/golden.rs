@@ -99,6 +99,7 @@ fn tiny() -> (Golden, ModelConfig) {
         n_heads: golden.number("n_heads"),
         block_size: golden.number("block_size"),
         dropout: 0.0,
+        ..ModelConfig::GPT2
     };
     (golden, config)
 }
@@ -239,6 +240,7 @@ fn check_two_hundred_steps(backend: &str, new: New) {
         n_heads: size("n_heads"),
         block_size: size("block_size"),
         dropout: 0.0,
+        ..ModelConfig::GPT2
     };
     let parameters = initial_parameters(&config);
     assert_eq!(u64::from(fingerprint(&parameters)), golden["fingerprint"].as_u64().expect("a number"));

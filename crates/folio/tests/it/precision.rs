@@ -10,7 +10,15 @@ const ROUNDOFF: f64 = 1.0 / 256.0;
 
 /// Odd sizes: a vocabulary over one panel, heads of 10, widths that are no multiple of a tile.
 fn config(dropout: f32) -> ModelConfig {
-    ModelConfig { vocab_size: 77, n_blocks: 2, n_emb: 70, n_heads: 7, block_size: 67, dropout }
+    ModelConfig {
+        vocab_size: 77,
+        n_blocks: 2,
+        n_emb: 70,
+        n_heads: 7,
+        block_size: 67,
+        dropout,
+        ..ModelConfig::GPT2
+    }
 }
 
 fn model(config: ModelConfig, precision: Precision) -> CpuBackend {

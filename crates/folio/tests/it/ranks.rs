@@ -167,8 +167,15 @@ fn parts(micro_batches: usize, world_size: usize) -> Vec<Division> {
 
 #[test]
 fn the_gradients_of_a_divided_batch_are_those_of_the_whole_but_for_rounding() {
-    let config =
-        ModelConfig { vocab_size: 9, n_blocks: 2, n_emb: 8, n_heads: 2, block_size: 5, dropout: 0.3 };
+    let config = ModelConfig {
+        vocab_size: 9,
+        n_blocks: 2,
+        n_emb: 8,
+        n_heads: 2,
+        block_size: 5,
+        dropout: 0.3,
+        ..ModelConfig::GPT2
+    };
     let mut rng = Rng::new(3, Stream::Sampling);
     let mut draw = || (0..7 * 5).map(|_| rng.below(9) as u32).collect::<Vec<_>>();
     let (inputs, targets) = (draw(), draw());

@@ -14,7 +14,7 @@ use folio_kernels::head::HeadScratch;
 use folio_kernels::panels::{PanelDims, Panels};
 use rayon::prelude::*;
 
-use crate::model::parameters::VECTOR_WIDTHS;
+use crate::model::parameters::vector_lengths;
 use crate::model::{Batch, ModelConfig};
 
 /// All buffers of a pass.
@@ -331,7 +331,8 @@ impl<E: Element> SequenceActivations<E> {
             fc: Buffer::zeroed(time * 4 * c),
         };
         let slots = if training { n_blocks + 1 } else { 2 };
-        let vectors = VECTOR_WIDTHS.iter().sum::<usize>() * c;
+        // The final LayerNorm's fit into a block's.
+        let vectors = vector_lengths(config).iter().sum();
         Self {
             residual: (0..slots).map(|_| Buffer::zeroed(time * c)).collect(),
             blocks: (0..if training { n_blocks } else { 1 }).map(block).collect(),

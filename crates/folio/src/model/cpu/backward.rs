@@ -127,7 +127,7 @@ impl Pass {
         let a = &sequence.blocks[idx];
         let (input, middle) = (&sequence.residual[idx][..t * c], &a.middle[..t * c]);
         let PassBlock { vectors: v, packed } = w;
-        let dv = BlockVectors::split(&mut sequence.vector_gradients, c);
+        let dv = BlockVectors::split(&mut sequence.vector_gradients, &self.config);
         let ThreadScratch { normed, branch, wide, dnormed, attention, .. } = scratch;
         let (normed, branch, dnormed) = (&mut normed[..t * c], &mut branch[..t * c], &mut dnormed[..t * c]);
         // The operands are read after all sequences have written theirs.
