@@ -10,7 +10,7 @@
 //! use folio::tokenizer::Tokenizer;
 //!
 //! let tokenizer = Tokenizer::chars("to be or not to be");
-//! let sizes = ModelConfig { vocab_size: 7, n_blocks: 1, n_emb: 8, n_heads: 2, block_size: 16, ..ModelConfig::default() };
+//! let sizes = ModelConfig { vocab_size: 7, n_blocks: 1, n_emb: 8, n_heads: 2, block_size: 16, ..ModelConfig::GPT2 };
 //! let parameters = Parameters::random(&sizes, &mut Rng::new(1, Stream::Init));
 //! let model = TrainedModel { name: "hamlet", config: sizes, parameters: &parameters, tokenizer: &tokenizer };
 //! let directory = tempfile::tempdir()?;
@@ -46,6 +46,11 @@ pub struct TrainedModel<'a> {
 }
 
 impl<'a> TrainedModel<'a> {
+    /// The parameter that holds the head (V, C).
+    fn head(&self) -> &'static str {
+        if self.config.tie_word_embeddings { "wte.weight" } else { "lm_head.weight" }
+    }
+
     /// The values of the parameter `name`, which every model has.
     fn values(&self, name: &str) -> &'a [f32] {
         let spec = self.parameters.specs().iter().find(|spec| spec.name == name);

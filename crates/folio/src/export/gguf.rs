@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::export::weight_type::BLOCK;
 use crate::export::{TrainedModel, WeightType, check_sizes, not_held, refused};
 use crate::files::stream_atomic;
-use crate::model::ParameterSpec;
+use crate::model::{Activation, ParameterSpec};
 use crate::tokenizer::llama_cpp::{SpelledVocabulary, TokenKind};
 use crate::tokenizer::{END_OF_TEXT, Tokenizer};
 
@@ -23,16 +23,18 @@ mod format;
 mod read;
 
 use control_row::control_row;
-pub use format::{TensorInfo, Value};
+pub use format::{MAGIC, TensorInfo, Value};
 pub use read::Gguf;
 
-/// What a file has that its model has not.
+/// In what a file differs from its model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Additions {
+pub struct Differences {
     /// The control token that was appended as the end token, with its id.
     pub end_token: Option<(String, u32)>,
     /// The tensors in f16, because their rows cannot be divided into the blocks of q8_0.
     pub in_f16: usize,
+    /// Whether llama.cpp computes the activation in its tanh form, but the model with erf.
+    pub is_gelu_approximate: bool,
 }
 
 /// Writes a model.
@@ -40,16 +42,12 @@ pub struct Additions {
 /// # Errors
 /// [`Error::Export`] if llama.cpp would compute other ids or logits than folio, or the type cannot hold a weight;
 /// [`Error::File`] if the file cannot be written.
-pub fn write(model: &TrainedModel<'_>, weight_type: WeightType, path: &Path) -> Result<Additions> {
+pub fn write(model: &TrainedModel<'_>, weight_type: WeightType, path: &Path) -> Result<Differences> {
     check_sizes(model)?;
     let vocabulary = Vocabulary::of(model.tokenizer)?;
     let end_row = vocabulary.appended.as_ref().map(|_| {
-        control_row(
-            model.values("wte.weight"),
-            model.values("ln_f.weight"),
-            model.values("ln_f.bias"),
-            weight_type,
-        )
+        let (weight, bias) = (model.values("ln_f.weight"), model.values("ln_f.bias"));
+        control_row(model.values(model.head()), weight, bias, weight_type)
     });
     let tensors = tensors(model, weight_type, end_row.as_deref())?;
     let infos: Vec<TensorInfo> = tensors.iter().map(|tensor| tensor.info.clone()).collect();
@@ -60,8 +58,11 @@ pub fn write(model: &TrainedModel<'_>, weight_type: WeightType, path: &Path) -> 
         tensors.iter().try_for_each(|tensor| tensor.write(path, file))
     })?;
     let in_f16 = infos.iter().filter(|info| info.weight_type == WeightType::F16).count();
-    let in_f16 = if weight_type == WeightType::Q8_0 { in_f16 } else { 0 };
-    Ok(Additions { end_token: vocabulary.appended, in_f16 })
+    Ok(Differences {
+        end_token: vocabulary.appended,
+        in_f16: if weight_type == WeightType::Q8_0 { in_f16 } else { 0 },
+        is_gelu_approximate: model.config.activation == Activation::Gelu,
+    })
 }
 
 /// The tokens of the file.
@@ -124,9 +125,9 @@ fn metadata(
         ("gpt2.context_length", number(config.block_size)),
         ("gpt2.embedding_length", number(config.n_emb)),
         ("gpt2.block_count", number(config.n_blocks)),
-        ("gpt2.feed_forward_length", number(4 * config.n_emb)),
+        ("gpt2.feed_forward_length", number(config.inner())),
         ("gpt2.attention.head_count", number(config.n_heads)),
-        ("gpt2.attention.layer_norm_epsilon", Value::F32(1e-5)),
+        ("gpt2.attention.layer_norm_epsilon", Value::F32(config.layer_norm_epsilon)),
         ("tokenizer.ggml.model", text("gpt2")),
         ("tokenizer.ggml.pre", text("gpt-2")),
         ("tokenizer.ggml.tokens", Value::Texts(tokens.clone())),
@@ -159,7 +160,8 @@ fn tensors<'a>(
     let parameters = model.parameters;
     let tensor = |spec: &'a ParameterSpec| {
         let (name, is_transposed) = tensor_name(&spec.name);
-        let last_row = end_row.filter(|_| spec.name == "wte.weight");
+        let has_tokens = ["wte.weight", "lm_head.weight"].contains(&spec.name.as_str());
+        let last_row = end_row.filter(|_| has_tokens);
         let mut shape: Vec<u64> = spec.shape.iter().map(|&size| size as u64).collect();
         shape[0] += u64::from(last_row.is_some());
         if is_transposed {
@@ -187,6 +189,7 @@ fn tensor_name(name: &str) -> (String, bool) {
         "wte" => return whole("token_embd"),
         "wpe" => return whole("position_embd"),
         "ln_f" => return whole("output_norm"),
+        "lm_head" => return whole("output"),
         _ => {}
     }
     let (block, part) = path.strip_prefix("h.").and_then(|path| path.split_once('.')).expect("a block's");

@@ -23,6 +23,9 @@ named_enum!(WeightType, "type", { F32 => "f32", F16 => "f16", Bf16 => "bf16", Q8
 pub(super) const BLOCK: usize = 32;
 pub(super) const BLOCK_BYTES: usize = 2 + BLOCK;
 
+/// The largest number of steps in a block of q8_0.
+const STEPS: f32 = 127.0;
+
 impl WeightType {
     /// The bytes of a row of this many numbers; for q8_0 a multiple of [`BLOCK`].
     pub(super) fn bytes(self, numbers: u64) -> u64 {
@@ -33,37 +36,29 @@ impl WeightType {
         }
     }
 
+    /// Whether this format has a finite number for `value`. One of q8_0 has it for the largest of its block.
+    pub(super) fn holds(self, value: f32) -> bool {
+        match self {
+            Self::F32 => value.is_finite(),
+            Self::F16 => f16::from_f32(value).is_finite(),
+            Self::Bf16 => bf16::from_f32(value).is_finite(),
+            Self::Q8_0 => f16::from_f32(value / STEPS).is_finite(),
+        }
+    }
+
     /// Appends a row in this format, little-endian. The error is a number that it cannot hold.
     pub(super) fn encode(self, row: &[f32], bytes: &mut Vec<u8>) -> Result<(), f32> {
-        if let Some(value) = row.iter().find(|value| !value.is_finite()) {
+        if let Some(value) = row.iter().find(|value| !self.holds(**value)) {
             return Err(*value);
         }
         match self {
             Self::F32 => row.iter().for_each(|value| bytes.extend(value.to_le_bytes())),
-            Self::F16 => {
-                for &value in row {
-                    let rounded = f16::from_f32(value);
-                    if !rounded.is_finite() {
-                        return Err(value);
-                    }
-                    bytes.extend(rounded.to_le_bytes());
-                }
-            }
-            Self::Bf16 => {
-                for &value in row {
-                    let rounded = bf16::from_f32(value);
-                    if !rounded.is_finite() {
-                        return Err(value);
-                    }
-                    bytes.extend(rounded.to_le_bytes());
-                }
-            }
+            Self::F16 => row.iter().for_each(|value| bytes.extend(f16::from_f32(*value).to_le_bytes())),
+            Self::Bf16 => row.iter().for_each(|value| bytes.extend(bf16::from_f32(*value).to_le_bytes())),
             Self::Q8_0 => {
-                let (blocks, rest) = row.as_chunks::<BLOCK>();
+                let (blocks, rest) = row.as_chunks();
                 assert!(rest.is_empty(), "a row of {} numbers in blocks of {BLOCK}", row.len());
-                for block in blocks {
-                    quantize(block, bytes)?;
-                }
+                blocks.iter().for_each(|block| quantize(block, bytes));
             }
         }
         Ok(())
@@ -92,19 +87,12 @@ impl WeightType {
 ///
 /// The steps are computed with the unrounded s, so a number is off by at most s / 2 from the step, and 127 s 2^-11 from the
 /// rounding of s.
-fn quantize(block: &[f32; BLOCK], bytes: &mut Vec<u8>) -> Result<(), f32> {
-    let largest = block.iter().copied().max_by(|a, b| a.abs().total_cmp(&b.abs())).unwrap_or_default();
-    let scale = largest.abs() / 127.0;
-    let rounded = f16::from_f32(scale);
-    if !rounded.is_finite() {
-        return Err(largest);
-    }
-    bytes.extend(rounded.to_le_bytes());
-    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-    // An inverse of a subnormal scale may be infinite; such numbers are zero in f16.
-    let inverse = if inverse.is_finite() { inverse } else { 0.0 };
+fn quantize(block: &[f32; BLOCK], bytes: &mut Vec<u8>) {
+    let scale = block.iter().fold(0_f32, |largest, value| largest.max(value.abs())) / STEPS;
+    bytes.extend(f16::from_f32(scale).to_le_bytes());
+    // The inverse of the smallest numbers is infinite; they are zero in f16.
+    let inverse = if scale < f32::MIN_POSITIVE { 0.0 } else { 1.0 / scale };
     bytes.extend(block.iter().map(|value| (value * inverse).round() as i8 as u8));
-    Ok(())
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 use crate::export::WeightType;
 
 /// The first four bytes of a file.
-pub(super) const MAGIC: [u8; 4] = *b"GGUF";
+pub const MAGIC: [u8; 4] = *b"GGUF";
 /// The version that is written. Version 2 differs only in that it has no big-endian variant.
 pub(super) const VERSION: u32 = 3;
 /// The alignment of tensors where the metadata states none.
