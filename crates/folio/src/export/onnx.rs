@@ -163,3 +163,41 @@ impl<'a> TensorHead<'a> {
 fn field_bytes(length: u64) -> u64 {
     1 + encoded_len_varint(length) as u64 + length
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{ModelConfig, Parameters};
+    use crate::rng::{Rng, Stream};
+    use crate::tokenizer::Tokenizer;
+
+    #[test]
+    fn weights_of_large_models_are_in_a_second_file() {
+        let tokenizer = Tokenizer::chars("abcde");
+        let sizes = ModelConfig { vocab_size: 5, n_blocks: 1, n_emb: 4, n_heads: 2, block_size: 3, ..ModelConfig::GPT2 };
+        let parameters = Parameters::random(&sizes, &mut Rng::new(1, Stream::Init));
+        let model = TrainedModel { name: "large", config: sizes, parameters: &parameters, tokenizer: &tokenizer };
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let (path, data) = (place.path().join("large.onnx"), place.path().join("large.onnx.data"));
+        let weight_bytes = size_of_val(parameters.values()) as u64;
+        write_limited(&model, &path, weight_bytes).expect("it fits");
+        assert!(!data.exists());
+
+        write_limited(&model, &path, weight_bytes - 1).expect("it fits");
+        let bytes = std::fs::read(&data).expect("there");
+        let file = ModelProto::decode(std::fs::read(&path).expect("there").as_slice()).expect("valid");
+        let tensors = file.graph.expect("a graph").initializer;
+        for spec in parameters.specs() {
+            let tensor = tensors.iter().find(|tensor| tensor.name == spec.name).expect("there");
+            assert_eq!((tensor.data_location, tensor.raw_data.len()), (EXTERNAL, 0), "{}", spec.name);
+            let entry = |key: &str| {
+                let found = tensor.external_data.iter().find(|entry| entry.key == key);
+                found.unwrap_or_else(|| panic!("{} has no {key}", spec.name)).value.as_str()
+            };
+            assert_eq!(entry("location"), "large.onnx.data");
+            let [offset, length] = ["offset", "length"].map(|key| entry(key).parse::<usize>().expect("a number"));
+            let values = WeightType::F32.decode(&bytes[offset..][..length]);
+            assert_eq!(values, parameters.tensor(spec), "{}", spec.name);
+        }
+    }
+}

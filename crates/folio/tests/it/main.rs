@@ -2,6 +2,7 @@
 
 mod adamw;
 mod damage;
+mod export;
 mod faults;
 mod foreign;
 mod fuzz;
