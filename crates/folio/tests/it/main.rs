@@ -1,6 +1,7 @@
 //! The library against PyTorch, and against itself.
 
 mod adamw;
+mod averaging;
 mod damage;
 mod export;
 mod faults;

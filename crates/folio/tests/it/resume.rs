@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use folio::checkpoint::CheckpointName;
-use folio::data::{Part, SplitKind, TokenStream};
+use folio::data::{BlockOffset, Part, SplitKind, TokenStream};
 use folio::distributed::SingleProcess;
 use folio::model::Precision;
 use folio::rng::{Rng, Stream};
@@ -157,6 +157,11 @@ fn a_run_with_gradient_accumulation_resumes_bit_for_bit() {
 }
 
 #[test]
+fn a_run_with_an_average_of_its_weights_resumes_bit_for_bit() {
+    check_resumes(Settings { ema_decay: 0.9, ..settings() });
+}
+
+#[test]
 fn a_run_in_bf16_resumes_bit_for_bit() {
     check_resumes(Settings {
         precision: Precision::Bf16,
@@ -225,6 +230,8 @@ fn a_run_that_stops_inside_epochs_resumes_bit_for_bit() {
             n_emb,
             lr_schedule: ScheduleKind::Cosine,
             cosine_t_max: EPOCHS,
+            ema_decay: if n_emb == 8 { 0.0 } else { 0.9 },
+            block_offset: if n_emb == 8 { BlockOffset::Fixed } else { BlockOffset::Random },
             ..settings()
         };
         let whole = train_on(new, &settings, &Start::Fresh, &place(&format!("whole_{index}")), 2);
