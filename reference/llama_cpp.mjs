@@ -26,12 +26,12 @@ if (count > 0)
         if (greedy.push(id) === count) break;
 
 const release = llama.llamaCppRelease;
-console.log(JSON.stringify({
+const answer = JSON.stringify({
     release: `${release.repo} ${release.release}`,
     end: model.tokens.eos,
     ids: texts.map((text) => model.tokenize(text)),
     logits,
     greedy
-}));
-await llama.dispose();
-process.exit(0);
+});
+// Exits once the pipe has taken all of it.
+process.stdout.write(`${answer}\n`, () => process.exit(0));

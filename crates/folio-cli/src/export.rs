@@ -64,7 +64,9 @@ pub(crate) fn run(args: &ExportArgs) -> anyhow::Result<()> {
         return export_model(args, format);
     }
     if args.to.is_none() {
-        screen::err("note: a later version of folio will need --to csv here; models are exported with --to hf, gguf or onnx");
+        screen::err(
+            "note: a later version of folio will need --to csv here; models are exported with --to hf, gguf or onnx",
+        );
     }
     let directory = match &args.checkpoint.run_dir {
         Some(path) => RunDir::new(path),
@@ -83,11 +85,19 @@ fn check_flags(args: &ExportArgs, format: Format) -> Result<(), Usage> {
     let refused = |reason: &str| Err(Usage(reason.to_owned()));
     match args.weight_type {
         _ if args.steps && !is_csv => refused("--steps is for --to csv"),
-        _ if is_csv && chooses => refused("--to csv exports the records of all epochs: remove the choice of a checkpoint"),
-        _ if is_csv && args.overwrite => refused("--overwrite is for models: --to csv always replaces its file"),
-        _ if args.checkpoint.checkpoint_step.len() > 1 => refused("one checkpoint is exported at a time: give one --checkpoint_step"),
+        _ if is_csv && chooses => {
+            refused("--to csv exports the records of all epochs: remove the choice of a checkpoint")
+        }
+        _ if is_csv && args.overwrite => {
+            refused("--overwrite is for models: --to csv always replaces its file")
+        }
+        _ if args.checkpoint.checkpoint_step.len() > 1 => {
+            refused("one checkpoint is exported at a time: give one --checkpoint_step")
+        }
         Some(_) if is_csv => refused("--type is for models: add --to gguf or --to hf"),
-        Some(WeightType::Q8_0) if format == Format::Hf => refused("q8_0 is a type of gguf only: give f32, f16 or bf16"),
+        Some(WeightType::Q8_0) if format == Format::Hf => {
+            refused("q8_0 is a type of gguf only: give f32, f16 or bf16")
+        }
         Some(other) if format == Format::Onnx && other != WeightType::F32 => {
             refused(&format!("onnx files have f32 weights: remove --type {other}"))
         }
@@ -135,14 +145,25 @@ fn model_name(args: &ExportArgs, chosen: &ChosenCheckpoints) -> anyhow::Result<S
 /// Prints in what a file differs from its model.
 fn note(differences: &gguf::Differences) {
     if let Some((token, id)) = &differences.end_token {
-        screen::err(format_args!("note: {token} was added as token {id}, since llama.cpp needs an end token; the model does not generate it"));
+        screen::err(format_args!(
+            "note: {token} was added as token {id}, since llama.cpp needs an end token; the model does not generate it"
+        ));
+    }
+    if let Some(head_type) = differences.head_type {
+        screen::err(format_args!(
+            "note: the head is {head_type}: rounding to another type could make the end token likely"
+        ));
     }
     if differences.in_f16 > 0 {
         let count = differences.in_f16;
-        screen::err(format_args!("note: {count} matrices are f16: their rows cannot be divided into q8_0's blocks of 32"));
+        screen::err(format_args!(
+            "note: {count} matrices are f16: their rows cannot be divided into q8_0's blocks of 32"
+        ));
     }
     if differences.is_gelu_approximate {
-        screen::err("note: the model's activation is gelu with erf, for which llama.cpp computes the tanh form: logits differ slightly");
+        screen::err(
+            "note: the model's activation is gelu with erf, for which llama.cpp computes the tanh form: logits differ slightly",
+        );
     }
 }
 
@@ -159,7 +180,8 @@ fn check_free(out: &Path, format: Format, overwrite: bool) -> anyhow::Result<()>
         (_, false) => {}
     }
     if format == Format::Hf {
-        let mut names = fs::read_dir(out)?.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).peekable();
+        let mut names =
+            fs::read_dir(out)?.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).peekable();
         if names.peek().is_none() {
             return Ok(());
         }
@@ -169,7 +191,11 @@ fn check_free(out: &Path, format: Format, overwrite: bool) -> anyhow::Result<()>
     } else if !is_export(out, format) {
         bail!("{path} is not a file of folio export: give another --out");
     }
-    if overwrite { Ok(()) } else { bail!("{path} exists: give another --out, or replace it with --overwrite") }
+    if overwrite {
+        Ok(())
+    } else {
+        bail!("{path} exists: give another --out, or replace it with --overwrite")
+    }
 }
 
 /// Whether a file begins as an export in this format does.

@@ -78,5 +78,7 @@ fn check_sizes(model: &TrainedModel<'_>) -> Result<()> {
     if tokens == rows {
         return Ok(());
     }
-    Err(refused(format!("the tokenizer has {tokens} tokens, but the model {rows}: they do not belong together")))
+    Err(refused(format!(
+        "the tokenizer has {tokens} tokens, but the model {rows}: they do not belong together"
+    )))
 }

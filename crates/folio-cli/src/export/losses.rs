@@ -32,8 +32,7 @@ const EPOCH_COLUMNS: [&str; 12] = [
 pub(super) fn export(directory: &RunDir, steps: bool, out: Option<&Path>) -> anyhow::Result<()> {
     let varying = Sweep::read(directory.path())?.map_or(Vec::new(), |sweep| sweep.varying);
     let runs = directory.runs()?;
-    let (event, columns) =
-        if steps { ("step", &STEP_COLUMNS[..]) } else { ("epoch", &EPOCH_COLUMNS[..]) };
+    let (event, columns) = if steps { ("step", &STEP_COLUMNS[..]) } else { ("epoch", &EPOCH_COLUMNS[..]) };
     let mut table = csv::Writer::from_writer(Vec::new());
     let names = varying.iter().map(String::as_str);
     table.write_record(["run"].into_iter().chain(names).chain(columns.iter().copied()))?;

@@ -35,7 +35,13 @@ fn exports_are_named_after_the_run_the_type_and_a_named_checkpoint() {
     assert_ne!(place.read("run-checkpoint_1-f32.gguf"), place.read("run-f16.gguf"));
     let config: Json = serde_json::from_str(&place.text("half/config.json")).expect("JSON");
     assert_eq!((&config["model_type"], &config["torch_dtype"]), (&"gpt2".into(), &"bfloat16".into()));
-    let inside = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
+    let inside = [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ];
     assert_eq!(place.names("run-hf"), inside);
     assert_eq!(place.read("run-hf/model.safetensors"), place.read("run/best/model.safetensors"));
     assert_eq!(place.read("run-hf/config.json"), place.read("run/best/config.json"));
@@ -59,7 +65,11 @@ fn the_newest_run_and_the_best_of_a_sweep_are_exported() {
     place.ok(&format!("train {TINY} --save_losses --learning_rates 1e-3 3e-3 --run_dir runs/search"));
     let ran = place.ok("export --to gguf");
     assert_eq!(ran.stdout, "search-f16.gguf\n");
-    assert!(ran.stderr.contains("using runs/search/run_") && ran.stderr.contains("the best"), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("using runs/search/run_") && ran.stderr.contains("the best"),
+        "{}",
+        ran.stderr
+    );
     assert_eq!(place.ok("export --to csv").stdout, place.ok("export runs/search --to csv").stdout);
 }
 
@@ -84,13 +94,26 @@ fn only_exports_are_overwritten_and_only_on_request() {
         let line = format!("export run --to {format} --out {out}");
         place.ok(&line);
         let before = place.files("a");
-        check_refused(&place, &line, FAILURE, &[&format!("{out} exists"), "give another --out", "--overwrite"]);
+        check_refused(
+            &place,
+            &line,
+            FAILURE,
+            &[&format!("{out} exists"), "give another --out", "--overwrite"],
+        );
         place.ok(&format!("{line} --overwrite"));
         assert_eq!(place.files("a").len(), before.len());
     }
     let mistakes: &[(&str, i32, &[&str])] = &[
-        ("export run --to gguf --out notes.gguf --overwrite", FAILURE, &["notes.gguf is not a file of folio export"]),
-        ("export run --to onnx --out notes.onnx --overwrite", FAILURE, &["notes.onnx is not a file of folio export"]),
+        (
+            "export run --to gguf --out notes.gguf --overwrite",
+            FAILURE,
+            &["notes.gguf is not a file of folio export"],
+        ),
+        (
+            "export run --to onnx --out notes.onnx --overwrite",
+            FAILURE,
+            &["notes.onnx is not a file of folio export"],
+        ),
         ("export run --to onnx --out a.gguf --overwrite", FAILURE, &["a.gguf is not a file of folio export"]),
         ("export run --to hf --out mine --overwrite", FAILURE, &["mine contains poem.txt", "did not write"]),
         ("export run --to hf --out run --overwrite", FAILURE, &["run contains", "did not write"]),

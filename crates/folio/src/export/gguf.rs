@@ -31,7 +31,9 @@ pub use read::Gguf;
 pub struct Differences {
     /// The control token that was appended as the end token, with its id.
     pub end_token: Option<(String, u32)>,
-    /// The tensors in f16, because their rows cannot be divided into the blocks of q8_0.
+    /// The type of the head, if the end token's logit needs a more precise one.
+    pub head_type: Option<WeightType>,
+    /// The matrices in f16, because their rows cannot be divided into the blocks of q8_0.
     pub in_f16: usize,
     /// Whether llama.cpp computes the activation in its tanh form, but the model with erf.
     pub is_gelu_approximate: bool,
@@ -49,20 +51,53 @@ pub fn write(model: &TrainedModel<'_>, weight_type: WeightType, path: &Path) -> 
         let (weight, bias) = (model.values("ln_f.weight"), model.values("ln_f.bias"));
         control_row(model.values(model.head()), weight, bias, weight_type)
     });
-    let tensors = tensors(model, weight_type, end_row.as_deref())?;
+    let head_type = end_row.as_ref().map_or(weight_type, |(_, head_type)| *head_type);
+    let types = Types { weight_type, head_type, head: model.head() };
+    let tensors = tensors(model, &types, end_row.as_ref().map(|(row, _)| row.as_slice()));
     let infos: Vec<TensorInfo> = tensors.iter().map(|tensor| tensor.info.clone()).collect();
     let head = format::head(&metadata(model, weight_type, &vocabulary), &infos);
     stream_atomic(path, |file| {
-        let failed = || Error::file("write", path);
-        file.write_all(&head).map_err(failed())?;
+        file.write_all(&head).map_err(Error::file("write", path))?;
         tensors.iter().try_for_each(|tensor| tensor.write(path, file))
     })?;
-    let in_f16 = infos.iter().filter(|info| info.weight_type == WeightType::F16).count();
     Ok(Differences {
         end_token: vocabulary.appended,
-        in_f16: if weight_type == WeightType::Q8_0 { in_f16 } else { 0 },
+        head_type: (head_type != weight_type).then_some(head_type),
+        in_f16: tensors.iter().filter(|tensor| types.is_uneven(tensor.spec, &tensor.info.shape)).count(),
         is_gelu_approximate: model.config.activation == Activation::Gelu,
     })
+}
+
+/// The types of the tensors.
+struct Types {
+    weight_type: WeightType,
+    /// The type of the parameter `head`.
+    head_type: WeightType,
+    head: &'static str,
+}
+
+impl Types {
+    /// The type of a tensor of this shape.
+    fn of(&self, spec: &ParameterSpec, shape: &[u64]) -> WeightType {
+        match self.wanted(spec) {
+            _ if self.is_uneven(spec, shape) => WeightType::F16,
+            wanted => wanted,
+        }
+    }
+
+    /// Whether the rows of a tensor cannot be divided into the blocks of its type.
+    fn is_uneven(&self, spec: &ParameterSpec, shape: &[u64]) -> bool {
+        self.wanted(spec) == WeightType::Q8_0 && !shape[shape.len() - 1].is_multiple_of(BLOCK as u64)
+    }
+
+    fn wanted(&self, spec: &ParameterSpec) -> WeightType {
+        match spec.name.as_str() {
+            "wpe.weight" => WeightType::F32,
+            _ if !spec.is_matrix() => WeightType::F32,
+            name if name == self.head => self.head_type,
+            _ => self.weight_type,
+        }
+    }
 }
 
 /// The tokens of the file.
@@ -77,7 +112,9 @@ struct Vocabulary {
 impl Vocabulary {
     fn of(tokenizer: &Tokenizer) -> Result<Self> {
         let mut spelled = tokenizer.spelled().map_err(|what| {
-            refused(format!("GGUF's tokenizer gpt2 cannot express this model's: it {what}; use the format hf"))
+            refused(format!(
+                "GGUF's tokenizer gpt2 cannot express this model's: it {what}; use the format hf"
+            ))
         })?;
         let appended = tokenizer.end_token().is_none().then(|| {
             let is_free = |name: &String| !spelled.tokens.contains(name);
@@ -151,11 +188,7 @@ struct Tensor<'a> {
 }
 
 /// The tensors of the file, in the order of the parameters.
-fn tensors<'a>(
-    model: &TrainedModel<'a>,
-    weight_type: WeightType,
-    end_row: Option<&'a [f32]>,
-) -> Result<Vec<Tensor<'a>>> {
+fn tensors<'a>(model: &TrainedModel<'a>, types: &Types, end_row: Option<&'a [f32]>) -> Vec<Tensor<'a>> {
     let mut offset = 0;
     let parameters = model.parameters;
     let tensor = |spec: &'a ParameterSpec| {
@@ -167,16 +200,10 @@ fn tensors<'a>(
         if is_transposed {
             shape.reverse();
         }
-        let is_f32 = !spec.is_matrix() || spec.name == "wpe.weight";
-        let is_whole = shape[shape.len() - 1].is_multiple_of(BLOCK as u64);
-        let weight_type = match weight_type {
-            _ if is_f32 => WeightType::F32,
-            WeightType::Q8_0 if !is_whole => WeightType::F16,
-            other => other,
-        };
+        let weight_type = types.of(spec, &shape);
         let info = TensorInfo { name, shape, weight_type, offset };
         offset = format::aligned(offset + info.bytes());
-        Ok(Tensor { info, spec, values: parameters.tensor(spec), is_transposed, last_row })
+        Tensor { info, spec, values: parameters.tensor(spec), is_transposed, last_row }
     };
     parameters.specs().iter().map(tensor).collect()
 }

@@ -66,11 +66,11 @@ fn write_limited(model: &TrainedModel<'_>, path: &Path, most_bytes: u64) -> Resu
     let is_divided = size_of_val(parameters.values()) as u64 > most_bytes;
     let data = is_divided.then(|| data_path(path));
     if let Some(data) = &data {
-        stream_atomic(data, |file| write_values(parameters.values(), file).map_err(Error::file("write", data)))?;
+        stream_atomic(data, |file| {
+            write_values(parameters.values(), file).map_err(Error::file("write", data))
+        })?;
     }
-    stream_atomic(path, |file| {
-        write_model(model, data.as_deref(), file).map_err(Error::file("write", path))
-    })
+    stream_atomic(path, |file| write_model(model, data.as_deref(), file).map_err(Error::file("write", path)))
 }
 
 /// Writes the message. Nested messages have their length before them, so that those of the weights are computed first.
@@ -174,9 +174,17 @@ mod tests {
     #[test]
     fn weights_of_large_models_are_in_a_second_file() {
         let tokenizer = Tokenizer::chars("abcde");
-        let sizes = ModelConfig { vocab_size: 5, n_blocks: 1, n_emb: 4, n_heads: 2, block_size: 3, ..ModelConfig::GPT2 };
+        let sizes = ModelConfig {
+            vocab_size: 5,
+            n_blocks: 1,
+            n_emb: 4,
+            n_heads: 2,
+            block_size: 3,
+            ..ModelConfig::GPT2
+        };
         let parameters = Parameters::random(&sizes, &mut Rng::new(1, Stream::Init));
-        let model = TrainedModel { name: "large", config: sizes, parameters: &parameters, tokenizer: &tokenizer };
+        let model =
+            TrainedModel { name: "large", config: sizes, parameters: &parameters, tokenizer: &tokenizer };
         let place = tempfile::tempdir().expect("a temporary directory");
         let (path, data) = (place.path().join("large.onnx"), place.path().join("large.onnx.data"));
         let weight_bytes = size_of_val(parameters.values()) as u64;
@@ -195,7 +203,8 @@ mod tests {
                 found.unwrap_or_else(|| panic!("{} has no {key}", spec.name)).value.as_str()
             };
             assert_eq!(entry("location"), "large.onnx.data");
-            let [offset, length] = ["offset", "length"].map(|key| entry(key).parse::<usize>().expect("a number"));
+            let [offset, length] =
+                ["offset", "length"].map(|key| entry(key).parse::<usize>().expect("a number"));
             let values = WeightType::F32.decode(&bytes[offset..][..length]);
             assert_eq!(values, parameters.tensor(spec), "{}", spec.name);
         }

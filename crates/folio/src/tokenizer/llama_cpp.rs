@@ -62,7 +62,9 @@ fn check(bpe: &Bpe) -> Result<(), String> {
     }
     let stripped = |token: &&super::added::Added| token.lstrip || token.rstrip || token.single_word;
     match recipe.added.tokens().iter().find(stripped) {
-        Some(token) => Err(format!("has the added token {:?} with lstrip, rstrip or single_word", token.content)),
+        Some(token) => {
+            Err(format!("has the added token {:?} with lstrip, rstrip or single_word", token.content))
+        }
         None => Ok(()),
     }
 }

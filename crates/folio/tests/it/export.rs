@@ -21,7 +21,14 @@ pub(crate) const TEXT: &str = "Größe — 日本語 👩‍🚀 naïve";
 
 /// The sizes of a small model of `tokens` tokens, whose rows are whole blocks of q8_0 except those of its MLP.
 fn sizes(tokens: usize) -> ModelConfig {
-    let sizes = ModelConfig { vocab_size: tokens, n_blocks: 2, n_emb: 32, n_heads: 4, block_size: 9, ..ModelConfig::GPT2 };
+    let sizes = ModelConfig {
+        vocab_size: tokens,
+        n_blocks: 2,
+        n_emb: 32,
+        n_heads: 4,
+        block_size: 9,
+        ..ModelConfig::GPT2
+    };
     ModelConfig { n_inner: Some(40), ..sizes }
 }
 
@@ -29,8 +36,12 @@ fn sizes(tokens: usize) -> ModelConfig {
 fn random(config: &ModelConfig) -> Parameters {
     let mut parameters = Parameters::zeros(config);
     let mut rng = Rng::new(7, Stream::Init);
-    let norms: Vec<ParameterSpec> =
-        parameters.specs().iter().filter(|spec| spec.name.contains("ln_") && spec.name.ends_with("weight")).cloned().collect();
+    let norms: Vec<ParameterSpec> = parameters
+        .specs()
+        .iter()
+        .filter(|spec| spec.name.contains("ln_") && spec.name.ends_with("weight"))
+        .cloned()
+        .collect();
     parameters.values_mut().fill_with(|| 0.3 * rng.normal() as f32);
     for spec in norms {
         parameters.values_mut()[spec.range].iter_mut().for_each(|value| *value = 1.0 + 0.3 * *value);
@@ -84,9 +95,15 @@ fn parameter_of(name: &str) -> (String, bool) {
 }
 
 /// The type that a tensor should have.
-fn type_of(spec: &ParameterSpec, weight_type: WeightType, inner: usize) -> WeightType {
+fn type_of(
+    spec: &ParameterSpec,
+    weight_type: WeightType,
+    head_type: Option<WeightType>,
+    inner: usize,
+) -> WeightType {
     let rows_of = if spec.name.ends_with("mlp.c_proj.weight") { inner } else { 32 };
     match weight_type {
+        _ if head_type.is_some() && spec.name == "wte.weight" => head_type.expect("some"),
         _ if !spec.is_matrix() || spec.name == "wpe.weight" => WeightType::F32,
         WeightType::Q8_0 if rows_of % 32 != 0 => WeightType::F16,
         other => other,
@@ -95,7 +112,12 @@ fn type_of(spec: &ParameterSpec, weight_type: WeightType, inner: usize) -> Weigh
 
 /// Checks every tensor against its parameter.
 #[track_caller]
-fn check_tensors(file: &Gguf, model: &TrainedModel<'_>, weight_type: WeightType) {
+fn check_tensors(
+    file: &Gguf,
+    model: &TrainedModel<'_>,
+    weight_type: WeightType,
+    head_type: Option<WeightType>,
+) {
     let specs = model.parameters.specs();
     assert_eq!(file.tensors().len(), specs.len());
     for tensor in file.tensors() {
@@ -108,7 +130,7 @@ fn check_tensors(file: &Gguf, model: &TrainedModel<'_>, weight_type: WeightType)
             shape.reverse();
         }
         assert_eq!(tensor.shape, shape, "{name}");
-        assert_eq!(tensor.weight_type, type_of(spec, weight_type, model.config.inner()), "{name}");
+        assert_eq!(tensor.weight_type, type_of(spec, weight_type, head_type, model.config.inner()), "{name}");
         let (got, want) = (file.numbers(tensor), model.parameters.tensor(spec));
         assert_eq!(got.len(), want.len() + (extra as usize) * 32, "{name}");
         // The largest of 32 numbers is below 2: q8_0's half step is below 2 / 127 / 2, bfloat16's error 2^-8 of a number.
@@ -123,7 +145,8 @@ fn check_tensors(file: &Gguf, model: &TrainedModel<'_>, weight_type: WeightType)
             let columns = spec.shape[spec.shape.len() - 1];
             let (row, column) = (index / columns, index % columns);
             let got = if is_transposed { got[column * spec.shape[0] + row] } else { got[index] };
-            let allowed = relative * want.abs() + absolute + f32::from(u8::from(relative > 0.0)) * 2f32.powi(-24);
+            let allowed =
+                relative * want.abs() + absolute + f32::from(u8::from(relative > 0.0)) * 2f32.powi(-24);
             assert!((got - want).abs() <= allowed, "{name} [{row}, {column}]: {got}, want {want}");
         }
     }
@@ -137,7 +160,7 @@ fn a_gguf_file_has_every_weight_in_every_type() {
             |model, path| {
                 let differences = gguf::write(model, weight_type, path).expect("it fits");
                 let file = Gguf::read(path).expect("its own");
-                check_tensors(&file, model, weight_type);
+                check_tensors(&file, model, weight_type, differences.head_type);
                 let in_f16 = if weight_type == WeightType::Q8_0 { 2 } else { 0 };
                 assert_eq!(differences.in_f16, in_f16, "{weight_type}");
             },
@@ -157,7 +180,7 @@ fn a_gguf_file_describes_its_model() {
         assert_eq!(differences.end_token, Some(("<|endoftext|>".to_owned(), tokens)));
         assert!(differences.is_gelu_approximate);
         let file = Gguf::read(path).expect("its own");
-        check_tensors(&file, model, WeightType::F32);
+        check_tensors(&file, model, WeightType::F32, None);
         let number = |key: &str| match file.value(key) {
             Some(Value::U32(number)) => *number,
             other => panic!("{key}: {other:?}"),
@@ -218,7 +241,8 @@ fn llama_cpp_ids(file: &Gguf, word: &str) -> Vec<u32> {
     let alphabet = alphabet();
     let mut parts: Vec<String> = word.bytes().map(|byte| alphabet[usize::from(byte)].to_string()).collect();
     loop {
-        let rank = |pair: &[String]| merges.iter().position(|merge| *merge == format!("{} {}", pair[0], pair[1]));
+        let rank =
+            |pair: &[String]| merges.iter().position(|merge| *merge == format!("{} {}", pair[0], pair[1]));
         let ranked = parts.windows(2).enumerate().filter_map(|(at, pair)| Some((rank(pair)?, at)));
         let Some((_, at)) = ranked.min() else { break };
         let right = parts.remove(at + 1);
@@ -242,7 +266,11 @@ fn check_vocabulary(tokenizer: &Tokenizer, words: &[&str]) {
     gguf::write(&model, WeightType::F32, &path).expect("it fits");
     let file = Gguf::read(&path).expect("its own");
     for word in words {
-        assert_eq!(llama_cpp_ids(&file, word), tokenizer.encode(word).expect("its own characters"), "{word:?}");
+        assert_eq!(
+            llama_cpp_ids(&file, word),
+            tokenizer.encode(word).expect("its own characters"),
+            "{word:?}"
+        );
     }
 }
 
@@ -298,7 +326,8 @@ fn what_a_format_cannot_express_is_refused() {
             let mut parameters = model.parameters.clone();
             parameters.values_mut()[40] = f32::NAN;
             let model = TrainedModel { parameters: &parameters, ..*model };
-            let want = "has the value NaN, which f16 cannot hold; the model is damaged: take another checkpoint";
+            let want =
+                "has the value NaN, which f16 cannot hold; the model is damaged: take another checkpoint";
             assert!(gguf_error(&model, path).contains(want));
             assert!(onnx::write(&model, path).expect_err("refused").to_string().contains("NaN"));
             assert!(!path.exists());
@@ -328,7 +357,11 @@ fn refusal(pointer: &str, value: Json) -> String {
 fn tokenizers_that_llama_cpp_s_gpt2_cannot_express_are_refused_by_name() {
     for (pointer, value, part) in [
         ("/normalizer", serde_json::json!({ "type": "NFC" }), "it normalizes a text to NFC"),
-        ("/pre_tokenizer/add_prefix_space", true.into(), "it splits a text into words in another way than GPT-2"),
+        (
+            "/pre_tokenizer/add_prefix_space",
+            true.into(),
+            "it splits a text into words in another way than GPT-2",
+        ),
         ("/model/ignore_merges", true.into(), "(ignore_merges)"),
         ("/added_tokens/0/lstrip", true.into(), "the added token \"<|end|>\" with lstrip"),
     ] {
@@ -357,7 +390,8 @@ fn a_directory_for_transformers_has_the_checkpoint_s_files() {
                 want.sort_unstable();
                 assert_eq!(names, want);
                 let config: Json =
-                    serde_json::from_slice(&fs::read(path.join("config.json")).expect("there")).expect("JSON");
+                    serde_json::from_slice(&fs::read(path.join("config.json")).expect("there"))
+                        .expect("JSON");
                 assert_eq!((&config["torch_dtype"], &config["n_inner"]), (&name.into(), &40.into()));
                 let bytes = fs::read(path.join("model.safetensors")).expect("there");
                 let tensors = SafeTensors::deserialize(&bytes).expect("valid");

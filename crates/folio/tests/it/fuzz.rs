@@ -285,10 +285,17 @@ fn gguf_files() -> &'static [Vec<u8>] {
     static FILES: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
     FILES.get_or_init(|| {
         let tokenizer = Tokenizer::train_bpe(TEXT, 270, &["<|end|>"]).expect("enough pairs");
-        let sizes =
-            ModelConfig { vocab_size: 270, n_blocks: 1, n_emb: 32, n_heads: 1, block_size: 4, ..ModelConfig::GPT2 };
+        let sizes = ModelConfig {
+            vocab_size: 270,
+            n_blocks: 1,
+            n_emb: 32,
+            n_heads: 1,
+            block_size: 4,
+            ..ModelConfig::GPT2
+        };
         let parameters = Parameters::zeros(&sizes);
-        let model = TrainedModel { name: "fuzz", config: sizes, parameters: &parameters, tokenizer: &tokenizer };
+        let model =
+            TrainedModel { name: "fuzz", config: sizes, parameters: &parameters, tokenizer: &tokenizer };
         let file = |weight_type: &WeightType| {
             let file = tempfile::NamedTempFile::new().expect("room");
             gguf::write(&model, *weight_type, file.path()).expect("room");

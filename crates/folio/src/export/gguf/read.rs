@@ -148,7 +148,9 @@ impl<'a> Cursor<'a> {
             TEXT => Value::Text(self.text()?),
             ARRAY => match (self.u32()?, self.u64()?) {
                 (TEXT, count) => Value::Texts(self.list(count, Self::text)?),
-                (I32, count) => Value::I32s(self.list(count, |cursor| cursor.array().map(i32::from_le_bytes))?),
+                (I32, count) => {
+                    Value::I32s(self.list(count, |cursor| cursor.array().map(i32::from_le_bytes))?)
+                }
                 (number, _) => return Err(unknown(number)),
             },
             number => return Err(unknown(number)),
@@ -168,7 +170,9 @@ impl<'a> Cursor<'a> {
         let name = self.text()?;
         let dimensions = self.u32()?;
         if dimensions == 0 || dimensions > MOST_DIMENSIONS {
-            return Err(format!("has {dimensions} dimensions in {name}; 1 to {MOST_DIMENSIONS} are possible"));
+            return Err(format!(
+                "has {dimensions} dimensions in {name}; 1 to {MOST_DIMENSIONS} are possible"
+            ));
         }
         let mut shape = self.list(dimensions.into(), Self::u64)?;
         shape.reverse();

@@ -1,6 +1,8 @@
 //! GPT-2's forward pass as operators of ONNX's opset 17.
 
-use super::proto::{AttributeProto, DimensionProto, FLOAT, GraphProto, INT64, NodeProto, TensorProto, ValueInfo};
+use super::proto::{
+    AttributeProto, DimensionProto, FLOAT, GraphProto, INT64, NodeProto, TensorProto, ValueInfo,
+};
 use super::{INPUT, OUTPUT};
 use crate::model::{Activation, ModelConfig};
 
@@ -168,13 +170,7 @@ impl Builder {
         names
     }
 
-    fn push(
-        &mut self,
-        op_type: &str,
-        inputs: &[&str],
-        output: Vec<String>,
-        attribute: Vec<AttributeProto>,
-    ) {
+    fn push(&mut self, op_type: &str, inputs: &[&str], output: Vec<String>, attribute: Vec<AttributeProto>) {
         self.nodes.push(NodeProto {
             input: inputs.iter().map(|&name| name.to_owned()).collect(),
             name: format!("node_{}", self.nodes.len()),
@@ -210,7 +206,13 @@ impl Builder {
         }
         let name = format!("constant_{}", self.constants.len());
         let dims = dims.to_vec();
-        self.constants.push(TensorProto { dims, data_type, name: name.clone(), raw_data, ..Default::default() });
+        self.constants.push(TensorProto {
+            dims,
+            data_type,
+            name: name.clone(),
+            raw_data,
+            ..Default::default()
+        });
         name
     }
 }

@@ -26,7 +26,9 @@ impl Tensor {
     fn of(proto: &TensorProto) -> Self {
         let shape: Vec<usize> = proto.dims.iter().map(|&size| size as usize).collect();
         let values = match proto.data_type {
-            INT64 => proto.raw_data.as_chunks().0.iter().map(|&bytes| i64::from_le_bytes(bytes) as f64).collect(),
+            INT64 => {
+                proto.raw_data.as_chunks().0.iter().map(|&bytes| i64::from_le_bytes(bytes) as f64).collect()
+            }
             _ => proto.raw_data.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes).into()).collect(),
         };
         Self::new(&shape, values)
@@ -39,15 +41,21 @@ impl Tensor {
     /// One result for each element of two or three tensors, with dimensions of 1 repeated.
     fn broadcast(inputs: &[&Self], compute: impl Fn(&[f64]) -> f64) -> Self {
         let rank = inputs.iter().map(|input| input.shape.len()).max().expect("an input");
-        let shapes: Vec<Vec<usize>> =
-            inputs.iter().map(|input| [vec![1; rank - input.shape.len()], input.shape.clone()].concat()).collect();
+        let shapes: Vec<Vec<usize>> = inputs
+            .iter()
+            .map(|input| [vec![1; rank - input.shape.len()], input.shape.clone()].concat())
+            .collect();
         let shape: Vec<usize> =
             (0..rank).map(|axis| shapes.iter().map(|shape| shape[axis]).max().expect("an input")).collect();
         let values = indices(&shape).map(|index| {
             let at = |shape: &Vec<usize>| {
-                shape.iter().zip(&index).fold(0, |at, (&size, &index)| at * size + if size == 1 { 0 } else { index })
+                shape
+                    .iter()
+                    .zip(&index)
+                    .fold(0, |at, (&size, &index)| at * size + if size == 1 { 0 } else { index })
             };
-            let values: Vec<f64> = inputs.iter().zip(&shapes).map(|(input, shape)| input.values[at(shape)]).collect();
+            let values: Vec<f64> =
+                inputs.iter().zip(&shapes).map(|(input, shape)| input.values[at(shape)]).collect();
             compute(&values)
         });
         Self::new(&shape, values.collect())
@@ -65,7 +73,8 @@ impl Tensor {
     fn transposed(&self, order: &[i64]) -> Self {
         let shape: Vec<usize> = order.iter().map(|&axis| self.shape[axis as usize]).collect();
         let values = indices(&shape).map(|index| {
-            let from = |axis: usize| index[order.iter().position(|&to| to as usize == axis).expect("a permutation")];
+            let from =
+                |axis: usize| index[order.iter().position(|&to| to as usize == axis).expect("a permutation")];
             let at = self.shape.iter().enumerate().fold(0, |at, (axis, &size)| at * size + from(axis));
             self.values[at]
         });
@@ -90,17 +99,23 @@ impl Tensor {
     /// The rows of this tensor at these indices.
     fn gather(&self, indices: &Self) -> Self {
         let width: usize = self.shape[1..].iter().product();
-        let rows = indices.values.iter().flat_map(|&row| self.values[row as usize * width..][..width].to_vec());
+        let rows =
+            indices.values.iter().flat_map(|&row| self.values[row as usize * width..][..width].to_vec());
         let shape = [&indices.shape[..], &self.shape[1..]].concat();
         Self::new(&shape, rows.collect())
     }
 
     fn reshaped(&self, sizes: &Self) -> Self {
-        let mut shape: Vec<usize> = sizes.values.iter().enumerate().map(|(axis, &size)| match size {
-            0.0 => self.shape[axis],
-            -1.0 => 0,
-            size => size as usize,
-        }).collect();
+        let mut shape: Vec<usize> = sizes
+            .values
+            .iter()
+            .enumerate()
+            .map(|(axis, &size)| match size {
+                0.0 => self.shape[axis],
+                -1.0 => 0,
+                size => size as usize,
+            })
+            .collect();
         if let Some(free) = shape.iter().position(|&size| size == 0) {
             shape[free] = 1;
             shape[free] = self.values.len() / shape.iter().product::<usize>();
@@ -113,7 +128,15 @@ impl Tensor {
 fn indices(shape: &[usize]) -> impl Iterator<Item = Vec<usize>> {
     let shape = shape.to_vec();
     (0..shape.iter().product()).map(move |mut at| {
-        let mut index: Vec<usize> = shape.iter().rev().map(|&size| { let digit = at % size; at /= size; digit }).collect();
+        let mut index: Vec<usize> = shape
+            .iter()
+            .rev()
+            .map(|&size| {
+                let digit = at % size;
+                at /= size;
+                digit
+            })
+            .collect();
         index.reverse();
         index
     })
@@ -211,7 +234,8 @@ fn logits(file: &ModelProto, ids: &[&[u32]]) -> Tensor {
 fn check_logits(model: &TrainedModel<'_>, file: &ModelProto) {
     let config = model.config;
     let mut backend = CpuBackend::from_parameters(config, Precision::F32, model.parameters.clone());
-    let all: Vec<u32> = (0..2 * config.block_size).map(|at| (at * at * 7 + at) as u32 % config.vocab_size as u32).collect();
+    let all: Vec<u32> =
+        (0..2 * config.block_size).map(|at| (at * at * 7 + at) as u32 % config.vocab_size as u32).collect();
     for time in [1, 4, config.block_size] {
         let batch = [&all[..time], &all[config.block_size..][..time]];
         let got = logits(file, &batch);
@@ -240,7 +264,8 @@ fn written(model: &TrainedModel<'_>, path: &std::path::Path) -> ModelProto {
 #[test]
 fn the_graph_computes_the_model_s_logits() {
     let vary = |config: &mut ModelConfig| {
-        (config.activation, config.layer_norm_epsilon, config.tie_word_embeddings) = (Activation::Gelu, 1e-3, false);
+        (config.activation, config.layer_norm_epsilon, config.tie_word_embeddings) =
+            (Activation::Gelu, 1e-3, false);
     };
     for change in [|_: &mut ModelConfig| {}, vary] {
         with_model(change, |model, path| check_logits(model, &written(model, path)));
@@ -260,7 +285,12 @@ fn a_file_has_every_weight_once() {
                     graph.initializer.iter().filter(|tensor| tensor.name == spec.name).collect();
                 let [tensor] = same[..] else { panic!("{} is there {} times", spec.name, same.len()) };
                 let shape: Vec<i64> = spec.shape.iter().map(|&size| size as i64).collect();
-                assert_eq!((&tensor.dims, tensor.raw_data.len()), (&shape, 4 * spec.range.len()), "{}", spec.name);
+                assert_eq!(
+                    (&tensor.dims, tensor.raw_data.len()),
+                    (&shape, 4 * spec.range.len()),
+                    "{}",
+                    spec.name
+                );
                 assert_ne!(tensor.data_location, EXTERNAL);
             }
         },
