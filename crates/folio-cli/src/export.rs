@@ -63,11 +63,6 @@ pub(crate) fn run(args: &ExportArgs) -> anyhow::Result<()> {
     if format != Format::Csv {
         return export_model(args, format);
     }
-    if args.to.is_none() {
-        screen::err(
-            "note: a later version of folio will need --to csv here; models are exported with --to hf, gguf or onnx",
-        );
-    }
     let directory = match &args.checkpoint.run_dir {
         Some(path) => RunDir::new(path),
         None => match locate_or_newest(None)? {
@@ -75,7 +70,13 @@ pub(crate) fn run(args: &ExportArgs) -> anyhow::Result<()> {
             Place::Directory(_) => unreachable!("one of its runs was chosen"),
         },
     };
-    losses::export(&directory, args.steps, args.out.as_deref())
+    losses::export(&directory, args.steps, args.out.as_deref())?;
+    if args.to.is_none() {
+        screen::err(
+            "note: a later version of folio will need --to csv here; models are exported with --to hf, gguf or onnx",
+        );
+    }
+    Ok(())
 }
 
 /// Refuses flags that the format has no use for.
@@ -170,6 +171,14 @@ fn note(differences: &gguf::Differences) {
 /// Checks that an export may be written to a path.
 fn check_free(out: &Path, format: Format, overwrite: bool) -> anyhow::Result<()> {
     let path = out.display();
+    let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !parent.is_dir() {
+        bail!("cannot write {path}: {} is not a directory; create it, or give another --out", parent.display());
+    }
+    let data = onnx::data_path(out);
+    if format == Format::Onnx && data.exists() && !overwrite {
+        bail!("{} exists: give another --out, or replace it with --overwrite", data.display());
+    }
     if fs::symlink_metadata(out).is_err() {
         return Ok(());
     }
