@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use folio::data::{BatchBuffer, Dataset, Part, SplitKind, TokenStream};
+use folio::data::{BatchBuffer, BlockOffset, Dataset, Part, SplitKind, TokenStream};
 use folio::distributed::SingleProcess;
 use folio::error::Result;
 use folio::evaluate::{EvaluationBatches, mean_batch_loss};
@@ -45,8 +45,7 @@ fn main() -> Result<()> {
 
     let dataset = Dataset::new(stream, config.block_size, seed)?;
     // The blocks of an epoch, as offsets into the stream. 200 steps need only part of them.
-    let mut blocks = dataset.blocks(Part::Train).to_vec();
-    Rng::new(seed, Stream::Order).shuffle(&mut blocks);
+    let blocks = dataset.epoch_blocks(BlockOffset::Fixed, &mut Rng::new(seed, Stream::Order));
 
     // Each use of randomness has its own stream, so that results are reproducible.
     let mut dropout = Rng::new(seed, Stream::Dropout);

@@ -41,6 +41,18 @@ impl SplitKind {
     }
 }
 
+/// Where the training blocks of an epoch are cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BlockOffset {
+    /// In the same places in every epoch, as in the original project.
+    #[default]
+    Fixed,
+    /// Shifted by a new random number of tokens in every epoch, so that a token is not always predicted from the same context.
+    Random,
+}
+
+named_enum!(BlockOffset, "block offset", { Fixed => "fixed", Random => "random" });
+
 /// A part of the data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
@@ -197,6 +209,34 @@ impl Dataset {
             Part::Eval => &self.eval,
             Part::Test => &self.test,
         }
+    }
+
+    /// The starts of an epoch's training blocks in random order. Their number is the same in every epoch.
+    ///
+    /// With a random offset, all blocks shift by the same number of tokens, less than a block, to either side. A block that
+    /// would then reach beyond the training text is moved back to its border, so it overlaps its neighbor: training reads no
+    /// evaluation text, and an epoch reads almost every token once.
+    pub fn epoch_blocks(&self, offset: BlockOffset, rng: &mut Rng) -> Vec<usize> {
+        let mut blocks = self.train.clone();
+        if offset == BlockOffset::Random {
+            let size = self.block_size;
+            let shift = rng.below(2 * size as u64 - 1) as usize;
+            blocks.sort_unstable();
+            for neighbors in blocks.chunk_by_mut(|block, next| block + size == *next) {
+                let first = neighbors[0];
+                let last = match self.stream.split {
+                    SplitKind::Blocks => neighbors[neighbors.len() - 1],
+                    // All training blocks are neighbors; behind the last one there may be a tail.
+                    SplitKind::Contiguous => self.stream.eval_start - 1 - size,
+                };
+                // A shift of `size - 1` leaves the blocks where they are.
+                for block in neighbors {
+                    *block = (*block + shift).saturating_sub(size - 1).clamp(first, last);
+                }
+            }
+        }
+        rng.shuffle(&mut blocks);
+        blocks
     }
 
     /// The mean length of a token of a part, over all targets of its blocks.

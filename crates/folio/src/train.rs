@@ -214,8 +214,7 @@ impl Trainer {
             on_event(&Event::EpochStarted { epoch, last_epoch, steps, taken });
 
             let mut order = self.state.order.clone();
-            let mut blocks = self.dataset.blocks(Part::Train).to_vec();
-            order.shuffle(&mut blocks);
+            let blocks = self.dataset.epoch_blocks(self.settings.block_offset, &mut order);
             let batches = blocks.chunks(self.settings.batch_size).take(steps as usize);
             for starts in batches.skip(taken as usize) {
                 on_event(&Event::Step(self.step(starts)));

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::Keep;
 use super::kind::Kind;
 use super::setting::{Range, Section, Setting, SettingType, declare_settings};
-use crate::data::SplitKind;
+use crate::data::{BlockOffset, SplitKind};
 use crate::model::{Activation, ModelConfig, Precision, PrecisionChoice};
 use crate::schedule::{ScheduleKind, Unit};
 use crate::text::{EMBEDDED_NAME, TextFiles};
@@ -110,6 +110,8 @@ declare_settings! {
         section: Some(Section::Training), range: COUNT, search_level: Some(2),
         key: "batch_sizes", aliases: &["batch_size"], label: "batch", short_help: Some("Sequences per step"),
     }
+    /// Where each epoch cuts the training text into blocks: fixed (the same places) or random (a new shift per epoch)
+    block_offset: BlockOffset = BlockOffset::Fixed => { section: Some(Section::Training), }
     /// Micro-batches per step, computed sequentially to save memory; the result is the same up to rounding
     gradient_accumulation_steps: usize = 1 => {
         section: Some(Section::Training), range: COUNT, may_change: true, label: NO_LABEL,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use folio::checkpoint::CheckpointName;
-use folio::data::{Part, SplitKind, TokenStream};
+use folio::data::{BlockOffset, Part, SplitKind, TokenStream};
 use folio::distributed::SingleProcess;
 use folio::model::Precision;
 use folio::rng::{Rng, Stream};
@@ -225,6 +225,7 @@ fn a_run_that_stops_inside_epochs_resumes_bit_for_bit() {
             n_emb,
             lr_schedule: ScheduleKind::Cosine,
             cosine_t_max: EPOCHS,
+            block_offset: if n_emb == 8 { BlockOffset::Fixed } else { BlockOffset::Random },
             ..settings()
         };
         let whole = train_on(new, &settings, &Start::Fresh, &place(&format!("whole_{index}")), 2);

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use folio::data::{BatchBuffer, Dataset, Part, SplitKind, TokenStream};
+use folio::data::{BatchBuffer, BlockOffset, Dataset, Part, SplitKind, TokenStream};
 use folio::model::{Backend, CpuBackend};
 use folio::rng::{Rng, Stream};
 use folio::settings::Settings;
@@ -30,9 +30,14 @@ fn dataset(len: u32, split: SplitKind, block_size: usize, seed: u64) -> Dataset 
 
 /// The inputs and the targets of all batches of a part, by position.
 fn positions_of(dataset: &Dataset, part: Part) -> (Vec<u32>, Vec<u32>) {
+    positions_in(dataset, dataset.blocks(part))
+}
+
+/// The inputs and the targets of some blocks, by position.
+fn positions_in(dataset: &Dataset, blocks: &[usize]) -> (Vec<u32>, Vec<u32>) {
     let (mut inputs, mut targets) = (Vec::new(), Vec::new());
     let mut buffer = BatchBuffer::default();
-    for starts in dataset.blocks(part).chunks(3) {
+    for starts in blocks.chunks(3) {
         let batch = buffer.fill(dataset, starts, dataset.block_size());
         inputs.extend_from_slice(batch.inputs);
         targets.extend_from_slice(batch.targets);
@@ -122,6 +127,55 @@ fn a_contiguous_split_shares_no_character() {
         assert!(targets.into_iter().eq(border + 1..len), "evaluation predicts every character but its first");
         assert!(dataset.blocks(Part::Test).is_empty());
     }
+}
+
+#[test]
+fn random_offsets_read_training_text_only_and_all_of_it() {
+    for (split, (len, block_size, seed)) in cases()
+        .flat_map(|case| [SplitKind::Blocks, SplitKind::Contiguous].map(|split| (split, case)))
+        .filter(|&(split, (len, block_size, _))| split == SplitKind::Blocks || len as usize / 10 > block_size)
+    {
+        let context = format!("{split:?} {len} {block_size} {seed}");
+        let dataset = dataset(len, split, block_size, seed);
+        let set = |(inputs, targets): (Vec<u32>, Vec<u32>)| -> [BTreeSet<u32>; 2] {
+            [inputs, targets].map(|positions| positions.into_iter().collect())
+        };
+        let mut allowed = set(positions_of(&dataset, Part::Train));
+        if split == SplitKind::Contiguous {
+            // Random offsets reach the tail, too.
+            let border = len * 9 / 10;
+            allowed = [(0..border - 1).collect(), (1..border).collect()];
+        }
+        let mut rng = Rng::new(seed, Stream::Order);
+        let (mut read, mut offsets) = ([BTreeSet::new(), BTreeSet::new()], BTreeSet::new());
+        for _ in 0..200 {
+            let blocks = dataset.epoch_blocks(BlockOffset::Random, &mut rng);
+            assert_eq!(blocks.len(), dataset.blocks(Part::Train).len(), "{context}");
+            offsets.extend(blocks.iter().map(|start| start % block_size));
+            let found = set(positions_in(&dataset, &blocks));
+            for ((found, allowed), read) in found.into_iter().zip(&allowed).zip(&mut read) {
+                assert!(found.is_subset(allowed), "{context}");
+                read.extend(found);
+            }
+        }
+        assert_eq!(read, allowed, "{context}");
+        // A block without neighbors cannot shift.
+        let all: BTreeSet<usize> = dataset.blocks(Part::Train).iter().copied().collect();
+        let has_neighbors = all.iter().any(|start| all.contains(&(start + block_size)));
+        assert!(!has_neighbors || offsets.len() > block_size / 2, "{context}: {offsets:?}");
+    }
+}
+
+#[test]
+fn fixed_offsets_are_the_same_in_every_epoch() {
+    let dataset = dataset(801, SplitKind::Blocks, 16, 1);
+    let mut rng = Rng::new(1, Stream::Order);
+    let mut epoch = || {
+        let mut blocks = dataset.epoch_blocks(BlockOffset::Fixed, &mut rng);
+        blocks.sort_unstable();
+        blocks
+    };
+    assert_eq!(epoch(), epoch());
 }
 
 #[test]
