@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::files::{remove_rubbish, write_directory_atomic, write_json};
 use crate::history::{EpochSums, History};
 use crate::model::{ModelConfig, Moments, ParameterSpec, Parameters};
-use crate::rng::Rng;
+use crate::rng::{Rng, Stream};
 use crate::settings::Settings;
 use crate::tokenizer::Tokenizer;
 
@@ -107,6 +107,25 @@ pub struct TrainingState {
 }
 
 impl TrainingState {
+    /// The state of a run before its first step.
+    pub(crate) fn new(identity: Identity, settings: &Settings) -> Self {
+        let seed = settings.seed;
+        Self {
+            identity,
+            settings: Some(settings.decisive()),
+            epoch: 0,
+            global_step: 0,
+            optimizer_steps: 0,
+            skipped_in_a_row: 0,
+            schedule_start: ScheduleStart::default(),
+            order: Rng::new(seed, Stream::Order),
+            dropout: Rng::new(seed, Stream::Dropout),
+            epoch_progress: EpochSums::default(),
+            cut_short: None,
+            history: History::default(),
+        }
+    }
+
     /// Validates the numbers, so that code that uses them need not.
     fn check(&self) -> std::result::Result<(), String> {
         self.identity.model.validate().map_err(|error| error.to_string())?;
@@ -189,24 +208,27 @@ pub struct CutShort {
     pub sums: EpochSums,
 }
 
-/// Writes a checkpoint, replacing an existing one.
+/// Writes a checkpoint, replacing an existing one. Without moments it is not resumable.
 ///
 /// # Errors
 /// [`Error::File`] if it cannot be written. An existing checkpoint is then unchanged.
 pub fn save(
     directory: &Path,
     parameters: &Parameters,
-    moments: &Moments,
+    moments: Option<&Moments>,
     state: &TrainingState,
     tokenizer: &Tokenizer,
 ) -> Result<()> {
     write_directory_atomic(directory, |inside| {
         tensors::write(&inside.join(MODEL_FILE), &[("", parameters.values())], parameters.specs())?;
-        let moments = [(EXP_AVG, &moments.exp_avg[..]), (EXP_AVG_SQ, &moments.exp_avg_sq[..])];
-        tensors::write(&inside.join(OPTIMIZER_FILE), &moments, parameters.specs())?;
+        if let Some(Moments { exp_avg, exp_avg_sq }) = moments {
+            let moments = [(EXP_AVG, &exp_avg[..]), (EXP_AVG_SQ, &exp_avg_sq[..])];
+            tensors::write(&inside.join(OPTIMIZER_FILE), &moments, parameters.specs())?;
+        }
         write_json(&inside.join(STATE_FILE), state)?;
         transformers::write(inside, &state.identity.model, tokenizer)?;
-        let own = [MODEL_FILE, OPTIMIZER_FILE, STATE_FILE];
+        let own = [MODEL_FILE, STATE_FILE, OPTIMIZER_FILE];
+        let own = &own[..if moments.is_some() { 3 } else { 2 }];
         let format = *FORMATS.end() - u32::from(state.identity.model.is_plain());
         Manifest::of(format, inside, own.iter().chain(&transformers::FILES))?.write(inside)
     })

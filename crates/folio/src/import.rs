@@ -104,13 +104,26 @@ pub struct Imported {
 }
 
 impl Imported {
+    /// The probability of dropout that it was last trained with.
+    pub fn dropout(&self) -> f64 {
+        decimal(self.config.dropout)
+    }
+
+    /// Checks that its context is long enough for a run.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] with its length.
+    pub fn check_block_size(&self, wanted: usize) -> Result<()> {
+        check_block_size(wanted, self.config.block_size)
+    }
+
     /// Settings for a run with this model, which begins with its weights. `block_size` keeps its value if it is not larger
     /// than the model's.
     ///
     /// # Errors
     /// [`Error::Setting`] if it is larger.
     pub fn settings(&self, settings: Settings) -> Result<Settings> {
-        check_block_size(settings.block_size, self.config.block_size)?;
+        self.check_block_size(settings.block_size)?;
         let ModelConfig { vocab_size, n_blocks, n_emb, n_heads, .. } = self.config;
         let ModelConfig { n_inner, activation, tie_word_embeddings, .. } = self.config;
         let path = std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone());

@@ -57,6 +57,8 @@ pub mod checkpoint;
 pub mod plot;
 pub mod run_dir;
 
+pub mod import;
+
 pub mod evaluate;
 pub mod generate;
 pub mod train;

@@ -224,9 +224,24 @@ impl RunDir {
         tokenizer: &Tokenizer,
     ) -> Result<PathBuf> {
         let path = self.checkpoint(name);
-        checkpoint::save(&path, parameters, moments, state, tokenizer)?;
+        checkpoint::save(&path, parameters, Some(moments), state, tokenizer)?;
         self.apply_retention(name, keep, &state.history.eval_losses())?;
         Ok(path)
+    }
+
+    /// Writes the checkpoint of an imported model, which has no moments.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub(crate) fn save_imported(
+        &self,
+        name: CheckpointName,
+        parameters: &Parameters,
+        state: &TrainingState,
+        tokenizer: &Tokenizer,
+    ) -> Result<()> {
+        checkpoint::save(&self.checkpoint(name), parameters, None, state, tokenizer)?;
+        update_symlink(&self.path.join(LATEST), &name.to_string())
     }
 
     /// Updates the links `latest` and `best`, and removes what `keep` does not keep of the checkpoints other than `newest`.

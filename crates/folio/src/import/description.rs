@@ -25,6 +25,8 @@ pub(super) struct Description {
     pub(super) dropout: f64,
     /// Whether the head shares the weights of the token embedding; unknown if either may be.
     pub(super) tied: Option<bool>,
+    /// Whether there are biases; unknown if there may be none.
+    pub(super) biases: Option<bool>,
 }
 
 type Read<T> = Result<T, String>;
@@ -57,6 +59,7 @@ impl Description {
             layer_norm_epsilon: 1e-5,
             dropout: 0.1,
             tied: None,
+            biases: None,
         }
     }
 
@@ -98,6 +101,10 @@ impl Description {
             activation: Activation::Gelu,
             dropout,
             tied: Some(true),
+            biases: match pickle.get(args, "bias") {
+                Some(Node::Bool(biases)) => Some(*biases),
+                _ => None,
+            },
             ..Self::of_mingpt()
         })
     }
@@ -178,6 +185,7 @@ fn of_transformers(json: &Value) -> Read<Description> {
         layer_norm_epsilon: number(fields, "layer_norm_epsilon", 1e-5)?,
         dropout: number(fields, "resid_pdrop", 0.1)?,
         tied: Some(json["tie_word_embeddings"].as_bool().unwrap_or(true)),
+        biases: Some(true),
     })
 }
 

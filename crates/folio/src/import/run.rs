@@ -61,7 +61,7 @@ fn settings(imported: &Imported) -> Result<Settings> {
         data: TextFiles::Several(Vec::new()),
         data_sha256: String::new(),
         block_size: imported.config.block_size,
-        dropout: f64::from(imported.config.dropout),
+        dropout: imported.dropout(),
         ..Settings::default()
     };
     imported.settings(base)

@@ -8,7 +8,7 @@ use safetensors::tensor::{Dtype, Metadata};
 use serde_json::Value;
 
 use super::pickle::Number;
-use super::tensors::{Container, Place, Stored, Tensors, plain};
+use super::tensors::{Place, Stored, Tensors, plain};
 use super::{read_json, wrong};
 use crate::error::{Error, Result};
 
@@ -115,18 +115,4 @@ pub(super) fn check_complete(index: &Path, tensors: &Tensors) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Adds a file to the tensors.
-pub(super) fn add(path: &Path, tensors: &mut Tensors) -> Result<()> {
-    match Container::open(path)? {
-        Container::Safetensors(file) => {
-            let stored = file.tensors();
-            tensors.add(path, Container::Safetensors(file), stored)
-        }
-        Container::Torch(file) => {
-            let stored = file.state_dict(path)?;
-            tensors.add(path, Container::Torch(file), stored)
-        }
-    }
 }

@@ -126,7 +126,7 @@ impl TorchFile {
         }
         Ok(Stored {
             number: storage.number,
-            shape: tensor.shape.iter().map(size).collect::<Result<_, _>>()?,
+            shape: tensor.shape.iter().map(size).collect::<std::result::Result<_, _>>()?,
             strides: tensor.strides.iter().map(|stride| (*stride).min(storage.len)).map(|stride| stride as usize).collect(),
             place: Place::Entry {
                 key: storage.key.clone(),

@@ -38,7 +38,8 @@ pub(super) fn read(
     let specs = parameters.specs().to_vec();
     check_names(&specs, tensors)?;
     let is_linear = description.origin != Origin::Transformers;
-    let lacks_biases = is_linear && !tensors.names().any(|name| name.ends_with(".bias") && !is_buffer(name));
+    let lacks_biases = description.biases != Some(true)
+        && !tensors.names().any(|name| name.ends_with(".bias") && !is_buffer(name));
     for spec in specs.iter().filter(|spec| spec.name != HEAD) {
         if lacks_biases && spec.name.ends_with(".bias") {
             continue;
