@@ -75,14 +75,28 @@ fn find_package(locate_dir: &Path) -> Result<PathBuf, String> {
     );
     write(&manifest, contents)?;
     write(&locate_dir.join("lib.rs"), "")?;
-    copy_lock(locate_dir)?;
+    let lock = locate_dir.join("Cargo.lock");
+    let mut metadata = Err(String::new());
+    if copy_lock(&lock)? {
+        metadata = cargo_metadata(&manifest);
+        fs::remove_file(&lock).map_err(|error| format!("cannot delete {}: {error}", lock.display()))?;
+    }
+    // A published package has the lock file of its release. A project that depends on it can have downloaded other versions.
+    // Without a lock file, cargo chooses among the downloaded ones.
+    let metadata = metadata.or_else(|_| cargo_metadata(&manifest))?;
+    package_dir(&metadata).ok_or_else(|| {
+        format!("`cargo metadata` does not list the package {PACKAGE} {VERSION}, which carries the text; update cargo")
+    })
+}
 
+/// What `cargo metadata` prints for a manifest, of downloaded packages only.
+fn cargo_metadata(manifest: &Path) -> Result<Value, String> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let output = Command::new(&cargo)
         .args(["metadata", "--offline", "--format-version=1", "--filter-platform"])
         .arg(variable("HOST")?)
         .arg("--manifest-path")
-        .arg(&manifest)
+        .arg(manifest)
         .output()
         .map_err(|error| format!("cannot run {}: {error}", cargo.display()))?;
     if !output.status.success() {
@@ -93,23 +107,20 @@ fn find_package(locate_dir: &Path) -> Result<PathBuf, String> {
             reason.trim()
         ));
     }
-    let metadata: Value = serde_json::from_slice(&output.stdout)
-        .map_err(|error| format!("`cargo metadata` printed something other than JSON: {error}"))?;
-    package_dir(&metadata).ok_or_else(|| {
-        format!("`cargo metadata` does not list the package {PACKAGE} {VERSION}, which carries the text; update cargo")
-    })
+    serde_json::from_slice(&output.stdout)
+        .map_err(|error| format!("`cargo metadata` printed something other than JSON: {error}"))
 }
 
-/// Copies the lock file of the workspace, whose versions are downloaded. Without one (as a dependency of another project),
-/// cargo chooses among the downloaded versions.
-fn copy_lock(locate_dir: &Path) -> Result<(), String> {
+/// Copies the lock file of the workspace or of the published package to `to`. False if there is none.
+fn copy_lock(to: &Path) -> Result<bool, String> {
     let crate_dir = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
     let Some(lock) = crate_dir.ancestors().map(|dir| dir.join("Cargo.lock")).find(|lock| lock.is_file())
     else {
-        return Ok(());
+        return Ok(false);
     };
     let contents = fs::read(&lock).map_err(|error| format!("cannot read {}: {error}", lock.display()))?;
-    write(&locate_dir.join("Cargo.lock"), contents)
+    write(to, contents)?;
+    Ok(true)
 }
 
 fn package_dir(metadata: &Value) -> Option<PathBuf> {

@@ -10,12 +10,12 @@ use toml::Spanned;
 use crate::options::{Options, keys, setting_of_key};
 use crate::usage::Usage;
 
-/// The presets by name, with their text: `presets/*.toml` in the repository.
+/// The presets by name, with their text: `presets/*.toml` of this package.
 const PRESETS: [(&str, &str); 4] = [
-    ("quick", include_str!("../../../presets/quick.toml")),
-    ("shakespeare-char", include_str!("../../../presets/shakespeare-char.toml")),
-    ("shakespeare-bpe", include_str!("../../../presets/shakespeare-bpe.toml")),
-    ("nanogpt-cpu", include_str!("../../../presets/nanogpt-cpu.toml")),
+    ("quick", include_str!("../presets/quick.toml")),
+    ("shakespeare-char", include_str!("../presets/shakespeare-char.toml")),
+    ("shakespeare-bpe", include_str!("../presets/shakespeare-bpe.toml")),
+    ("nanogpt-cpu", include_str!("../presets/nanogpt-cpu.toml")),
 ];
 
 /// The names of all presets.

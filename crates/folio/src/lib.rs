@@ -39,6 +39,8 @@ pub mod rng;
 pub mod distributed;
 pub mod model;
 
+#[cfg(any(feature = "gpt2-vocabulary", feature = "report"))]
+mod embedded;
 pub mod files;
 pub mod text;
 pub mod tokenizer;

@@ -3,9 +3,9 @@
 //! Plotly.js, embedded in the page, draws the figures from JSON that is embedded too.
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
-use plotly::Plot;
 use serde_json::Value;
 
+use crate::embedded;
 use crate::error::Result;
 use crate::files::GENERATOR;
 use crate::run_dir::RunDir;
@@ -75,7 +75,7 @@ pub fn page(run_dir: &RunDir) -> Result<String> {
                     (machine(best))
                 }
                 script type="application/json" id="figures" { (PreEscaped(json_in_html(&[overview, details].concat()))) }
-                (PreEscaped(plotly_js()))
+                script { (PreEscaped(plotly_source())) }
                 script { (PreEscaped(SCRIPT)) }
             }
         }
@@ -83,21 +83,9 @@ pub fn page(run_dir: &RunDir) -> Result<String> {
     Ok(page.into_string())
 }
 
-const SCRIPT_END: &str = "</script>";
-
-/// The script element of Plotly.js, without the one of MathJax that follows it.
-fn plotly_js() -> String {
-    let mut scripts = Plot::offline_js_sources();
-    let end = scripts.find(SCRIPT_END).expect("a script element ends") + SCRIPT_END.len();
-    scripts.truncate(end);
-    scripts
-}
-
 /// The source of Plotly.js, for servers that deliver it as a file.
 pub fn plotly_source() -> String {
-    let element = plotly_js();
-    let begin = element.find('>').expect("a script element begins") + 1;
-    element[begin..element.len() - SCRIPT_END.len()].to_owned()
+    embedded::plotly_js()
 }
 
 /// JSON that is safe inside a script element: it contains no `<`, so it cannot end the element.

@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use folio_kernels::adamw::{adamw, sum_of_squares};
 use folio_kernels::element::{Bf16, Element};
+use folio_kernels::moving_average::update_average;
 use rayon::prelude::*;
 
 use super::{
@@ -41,6 +42,8 @@ pub struct CpuBackend {
     partial_sums: Vec<Parameters>,
     /// `None` until the first update: zeros.
     moments: Option<Moments>,
+    /// The moving average of the weights, if there is one.
+    average: Option<Parameters>,
     /// (V)
     logits: Vec<f32>,
     engine: Engine,
@@ -84,6 +87,7 @@ impl CpuBackend {
             gradients: None,
             partial_sums: Vec::new(),
             moments: None,
+            average: None,
             logits: Vec::new(),
             engine,
         }
@@ -101,16 +105,19 @@ impl CpuBackend {
         let ModelConfig { n_blocks: l, n_emb: c, block_size: t, .. } = *config;
         let sequences = batch_size.div_ceil(micro_batches.max(1));
         let levels = micro_batches.max(1).next_power_of_two().ilog2() as u128;
-        let [l, c, t, sequences] = [l, c, t, sequences].map(|size| size as u128);
+        let [l, c, t, i, sequences] = [l, c, t, config.inner(), sequences].map(|size| size as u128);
         let element = if precision == Precision::F32 { 4 } else { 2 };
         let parameters = config.matrix_elements();
-        // Per token: qkv, heads and fc (8 C) in the format and two residual streams in f32, for each block; operands of
-        // one block's weight gradients (16 C) in the format; the gradient of the residual stream.
-        let token = c * (l * (8 * element + 8) + 16 * element + 8);
+        // Per token: qkv, heads (4 C) and fc (I) in the format and two residual streams in f32, for each block; operands of
+        // one block's weight gradients (8 C + 2 I) in the format; the gradient of the residual stream.
+        let token = l * ((4 * c + i) * element + 8 * c) + (8 * c + 2 * i) * element + 8 * c;
         // The gradients of the logits of a group of sequences, and each thread's exponentials of one.
         let v = config.vocab_size as u128;
         let logits = (sequences * t * v).min(1 << 26) + rayon::current_num_threads() as u128 * t * v;
-        let bytes = parameters * (16 + 4 * levels + 2 * element) + sequences * t * token + logits * element;
+        // Both orders of every matrix that is multiplied with; of the embeddings only a tied head is.
+        let packed = parameters - if config.tie_word_embeddings { 0 } else { v * c };
+        let bytes =
+            parameters * (16 + 4 * levels) + 2 * packed * element + sequences * t * token + logits * element;
         u64::try_from(bytes).unwrap_or(u64::MAX)
     }
 
@@ -230,6 +237,27 @@ impl Backend for CpuBackend {
             adamw(&mut parameters[range()], gradients.tensor(spec), moments.0, moments.1, step);
         }
         self.invalidate();
+    }
+
+    fn update_average(&mut self, decay: f64) {
+        let average = self.average.as_mut().expect("an average was loaded");
+        update_average(average.values_mut(), self.parameters.values(), decay);
+    }
+
+    fn average(&self) -> Option<Cow<'_, Parameters>> {
+        self.average.as_ref().map(Cow::Borrowed)
+    }
+
+    fn load_average(&mut self, average: Parameters) {
+        assert_eq!(average.specs(), self.parameters.specs(), "an average of another model");
+        self.average = Some(average);
+    }
+
+    fn swap_average(&mut self) {
+        if let Some(average) = &mut self.average {
+            std::mem::swap(average, &mut self.parameters);
+            self.invalidate();
+        }
     }
 
     fn parameters(&self) -> Cow<'_, Parameters> {

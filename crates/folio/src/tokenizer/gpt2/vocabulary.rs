@@ -6,18 +6,17 @@
 use std::sync::{Arc, LazyLock};
 
 use rustc_hash::FxHashMap;
-use tiktoken_rs::r50k_base_singleton;
 
 use super::super::bpe::{BYTES, Bpe};
 use super::END_OF_TEXT;
+use crate::embedded;
 
 /// GPT-2's byte-level BPE.
 pub(in super::super) fn gpt2() -> Arc<Bpe> {
     static GPT2: LazyLock<Arc<Bpe>> = LazyLock::new(|| {
-        let library = r50k_base_singleton();
-        let token = |id| library.decode_bytes(&[id]).expect("ids up to the last are tokens");
-        let tokens: Vec<Vec<u8>> = (0..=END_OF_TEXT.1).map(token).collect();
-        let merges = merges(&tokens[..END_OF_TEXT.1 as usize]);
+        let mut tokens = embedded::gpt2_tokens();
+        let merges = merges(&tokens);
+        tokens.push(END_OF_TEXT.0.as_bytes().to_vec());
         Arc::new(Bpe::new(&tokens, merges, vec![END_OF_TEXT.1]).expect("GPT-2's merges make its tokens"))
     });
     Arc::clone(&GPT2)
