@@ -22,7 +22,7 @@ use crate::files::{
     create_directory, read_json, remove_directory, remove_rubbish, update_symlink, write_json,
 };
 use crate::history::{History, LossLists, lowest_loss};
-use crate::model::ModelConfig;
+use crate::model::{ModelConfig, Parameters};
 use crate::settings::{Keep, Settings};
 use crate::tokenizer::Tokenizer;
 
