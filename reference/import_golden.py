@@ -77,8 +77,8 @@ class Gpt(nn.Module):
             ln_f=nn.LayerNorm(width, bias=bias),
         ))
         self.lm_head = nn.Linear(width, vocab_size, bias=False)
-        for parameter in self.parameters():
-            nn.init.normal_(parameter, std=0.3)
+        for name, parameter in self.named_parameters():
+            nn.init.normal_(parameter, mean=1.0 if "ln_" in name and name.endswith("weight") else 0.0, std=0.3)
         if tied:
             self.lm_head.weight = self.transformer.wte.weight
         if buffers:

@@ -11,6 +11,7 @@ mod dashboard;
 mod files;
 mod flags;
 mod help;
+mod importing;
 mod keeping;
 mod mistakes;
 mod output;

@@ -9,7 +9,7 @@ use folio::checkpoint::{Checkpoint, CheckpointName};
 use folio::data::TokenStream;
 use folio::generate::{Generator, Request, Sampling};
 use folio::import::{self, Hints, Imported, Origin};
-use folio::model::{Activation, Batch, CpuBackend, InferenceModel, Precision, WeightFormat};
+use folio::model::{Activation, Backend, Batch, CpuBackend, InferenceModel, ModelConfig, Precision, WeightFormat};
 use folio::optim::{AdamW, AdamWConfig};
 use folio::run_dir::{RunDir, RunState};
 use folio::settings::Settings;
@@ -64,7 +64,7 @@ const MODELS: [&str; 6] = ["hf", "hf_varied", "hf_bin", "nanogpt", "nanogpt_no_b
 /// The logits of the last two positions of a whole context.
 fn last_logits(model: &mut CpuBackend, vocab_size: usize) -> Vec<f32> {
     let tokens = tokens_of(CONTEXT, vocab_size, 1);
-    [CONTEXT - 1, CONTEXT].iter().flat_map(|&end| model.logits(&tokens[..end]).to_vec()).collect()
+    [CONTEXT - 1, CONTEXT].iter().flat_map(|&end| model.next_logits(&tokens[..end]).to_vec()).collect()
 }
 
 /// Asserts that logits differ by at most 1e-5 of the largest one. (A logit is a sum of 8 products behind 2 blocks; their sums
@@ -125,6 +125,7 @@ fn what_is_read_is_what_was_saved() {
 /// The losses of 50 steps with the batches of `import_golden.py`.
 fn losses_of(name: &str) -> Vec<f32> {
     let Imported { config, parameters, .. } = read(name);
+    let config = ModelConfig { dropout: 0.0, ..config };
     let mut model = CpuBackend::from_parameters(config, Precision::F32, parameters);
     let mut optimizer = AdamW::new(AdamWConfig { weight_decay: 0.01, ..AdamWConfig::default() });
     let step = |step: u32| {
@@ -203,7 +204,7 @@ fn rows_of_the_embedding_without_a_token_are_never_sampled() {
         let sampling = Sampling { temperature, ..Sampling::default() };
         let mut ids = Vec::new();
         let request = Request { max_new_tokens: 40, sampling, ..Request::default() };
-        generator.generate(request, |token| ids.push(token.id)).unwrap();
+        generator.generate(request, |token| ids.push(token.token)).unwrap();
         assert!(ids.len() == 40 && ids.iter().all(|id| (*id as usize) < tokens), "{ids:?}");
     }
     let message = generator.begin(Request { prompt: vec![tokens as u32], ..Request::default() }).unwrap_err();

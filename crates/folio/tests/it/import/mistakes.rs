@@ -39,7 +39,7 @@ fn other_models_are_refused_by_name() {
     check_config("\"n_layer\": 2", "\"n_layer\": 1", "has the tensor h.1.attn.c_attn.bias, which a GPT-2 of this size does not have");
     check_config("\"n_layer\": 2", "\"n_layer\": 3", "lacks the tensor h.2.ln_1.weight");
     check_config("\"n_layer\": 2", "\"n_layer\": 1000000", "has 2 blocks, but the model is described with 1000000");
-    check_config("\"n_layer\": 2", "\"n_layer\": 1e30", "n_layer = 1e30");
+    check_config("\"n_layer\": 2", "\"n_layer\": 1e30", "n_layer = 1e+30");
     check_config("\"n_head\": 2", "\"n_head\": 3", "`n_emb 8` is not divisible by `n_heads 3`");
     check_config("\"n_embd\": 8", "\"n_embd\": 16", "wte.weight with the shape [270, 8], but according to config.json it is [270, 16]");
     check_config("\"vocab_size\": 270", "\"vocab_size\": 1000000", "is too small for the model of");
@@ -78,7 +78,9 @@ fn damaged_and_missing_files_are_refused() {
     let shard = "model-00002-of-00002.safetensors";
     let index = "model.safetensors.index.json";
     check_changed("hf_varied", |at| fs::remove_file(at.join(shard)).unwrap(), "model-00002-of-00002.safetensors is missing: model.safetensors.index.json names it");
-    let other = |at: &Path| drop(fs::copy(at.join("model-00001-of-00002.safetensors"), at.join(shard)).unwrap());
+    let other = |at: &Path| {
+        fs::copy(at.join("model-00001-of-00002.safetensors"), at.join(shard)).unwrap();
+    };
     check_changed("hf_varied", other, "has the tensor");
     let rename = |to: &'static str| {
         move |at: &Path| {
