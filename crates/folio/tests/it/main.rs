@@ -9,6 +9,7 @@ mod foreign;
 mod fuzz;
 mod generation;
 mod golden;
+mod import;
 mod objective;
 mod precision;
 mod ranks;
