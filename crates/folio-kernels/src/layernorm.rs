@@ -10,15 +10,14 @@ use crate::element::Element;
 use crate::isa::Isa;
 use crate::vector::{sum, sum_by};
 
-/// Added to the variance, to avoid division by zero for constant rows.
-pub const EPS: f32 = 1e-5;
-
 /// `y = (x - mean) rstd * weight + bias`, row by row.
 ///
 /// - `y` (rows, cols), `mean` (rows), `rstd` (rows): overwritten.
 /// - `x` (rows, cols); `weight`, `bias` (cols).
+/// - `eps`: added to the variance, to avoid division by zero for constant rows.
 pub fn layernorm_forward<E: Element>(
     dims: RowDims,
+    eps: f32,
     y: &mut [E],
     (mean, rstd): (&mut [f32], &mut [f32]),
     x: &[f32],
@@ -33,7 +32,7 @@ pub fn layernorm_forward<E: Element>(
         || {
             let rows = y.chunks_exact_mut(cols).zip(x.chunks_exact(cols));
             for ((y, x), (mean, rstd)) in rows.zip(mean.iter_mut().zip(rstd)) {
-                (*mean, *rstd) = statistics_of(x);
+                (*mean, *rstd) = statistics_of(x, eps);
                 normalize(y, x, *mean, *rstd, weight, bias);
             }
         },
@@ -69,11 +68,11 @@ pub fn layernorm_recompute<E: Element>(
 
 /// The mean of a row and the reciprocal of its standard deviation.
 #[inline(always)]
-fn statistics_of(x: &[f32]) -> (f32, f32) {
+fn statistics_of(x: &[f32], eps: f32) -> (f32, f32) {
     let count = x.len() as f32;
     let mean = sum(x) / count;
     let variance = sum_by([x], |[x]| (x - mean) * (x - mean)) / count;
-    (mean, 1.0 / (variance + EPS).sqrt())
+    (mean, 1.0 / (variance + eps).sqrt())
 }
 
 #[inline(always)]

@@ -10,7 +10,7 @@ use crate::columns::ColumnsMut;
 use crate::dims::{LinearDims, RowDims};
 use crate::dropout::Dropout;
 use crate::element::Element;
-use crate::gelu::{gelu_backward_of_row, gelu_of_row};
+use crate::gelu::{Gelu, gelu_backward_of_row, gelu_erf_backward_of_row, gelu_erf_of_row, gelu_of_row};
 use crate::isa::Isa;
 use crate::matmul::{Lhs, Prefetch, Rhs, Store, TileRange, matmul_into};
 use crate::non_temporal::store_fence;
@@ -90,6 +90,22 @@ pub fn linear_residual_forward<E: Element>(
 /// - `x` (M, K); `w` (K, N) in panels; `bias` (N).
 pub fn linear_gelu_forward<E: Element>(
     dims: LinearDims,
+    gelu: Gelu,
+    outputs: (ColumnsMut<E>, ColumnsMut<E>),
+    x: &[E],
+    weights: (impl Rhs<E>, &[f32]),
+) {
+    match gelu {
+        Gelu::Tanh => linear_activation_forward(dims, gelu_of_row, outputs, x, weights),
+        Gelu::Erf => linear_activation_forward(dims, gelu_erf_of_row, outputs, x, weights),
+    }
+}
+
+/// [`linear_gelu_forward`] with `activation(y, fc)` as the function of a row.
+#[inline(always)]
+fn linear_activation_forward<E: Element>(
+    dims: LinearDims,
+    activation: impl Fn(&mut [f32], &[E]),
     (mut fc, mut y): (ColumnsMut<E>, ColumnsMut<E>),
     x: &[E],
     (w, bias): (impl Rhs<E>, &[f32]),
@@ -111,7 +127,7 @@ pub fn linear_gelu_forward<E: Element>(
             sums.iter_mut().zip(&bias[col..]).for_each(|(sum, bias)| *sum += bias);
             round(isa, fc, sums);
             // GELU of the rounded value, because the backward pass reads the rounded value too.
-            gelu_of_row(sums, fc);
+            activation(sums, fc);
             round(isa, &mut y.row(row)[col..][..sums.len()], sums);
         },
     );
@@ -183,12 +199,29 @@ pub struct GeluGradients<'a, E> {
     pub reuse: Reuse,
 }
 
-/// `dfc = (dy wᵀ) gelu'(fc)`: math.md (4) and (16). Differentiates `y = gelu(fc) w + b`.
+/// `dfc = (dy wᵀ) gelu'(fc)`: math.md (4) and (16) or (16a). Differentiates `y = gelu(fc) w + b`.
 ///
 /// - `gradients`: overwritten.
 /// - `fc` (M, K) from the forward pass; `dy` (M, N); `w_t`: wᵀ (N, K) in panels.
 pub fn linear_gelu_backward<E: Element>(
     dims: LinearDims,
+    gelu: Gelu,
+    gradients: GeluGradients<E>,
+    fc: &[E],
+    dy: &[E],
+    w_t: Panels<E>,
+) {
+    match gelu {
+        Gelu::Tanh => linear_activation_backward(dims, gelu_backward_of_row, gradients, fc, dy, w_t),
+        Gelu::Erf => linear_activation_backward(dims, gelu_erf_backward_of_row, gradients, fc, dy, w_t),
+    }
+}
+
+/// [`linear_gelu_backward`] with `backward(dx, y, x)` as the function of a row.
+#[inline(always)]
+fn linear_activation_backward<E: Element>(
+    dims: LinearDims,
+    backward: impl Fn(&mut [f32], &mut [f32], &[E]),
     gradients: GeluGradients<E>,
     fc: &[E],
     dy: &[E],
@@ -217,7 +250,7 @@ pub fn linear_gelu_backward<E: Element>(
                         for (r, (sums, values)) in sums.iter_mut().zip(&mut values).enumerate() {
                             let place = (row + r) * inputs + at.col;
                             let sums = &mut sums[..at.cols];
-                            gelu_backward_of_row(sums, &mut values[..at.cols], &fc[place..][..at.cols]);
+                            backward(sums, &mut values[..at.cols], &fc[place..][..at.cols]);
                             round(isa, &mut dfc[place..][..at.cols], sums);
                         }
                         let at = TileRange { row, rows: sums.len(), ..at };

@@ -28,7 +28,7 @@ mod embedding;
 pub use embedding::{embedding_backward, embedding_forward};
 
 mod layernorm;
-pub use layernorm::{EPS, layernorm_backward, layernorm_forward};
+pub use layernorm::{layernorm_backward, layernorm_forward};
 
 mod gelu;
 pub use gelu::{gelu_backward, gelu_forward};

@@ -11,6 +11,7 @@ use folio_kernels::columns::ColumnsMut;
 use folio_kernels::dims::{AttentionDims, HeadDims, LinearDims, RowDims};
 use folio_kernels::dropout::{Dropout, dropout_backward};
 use folio_kernels::element::{Bf16, Element};
+use folio_kernels::gelu::Gelu;
 use folio_kernels::head::{HeadScratch, Objective, VOCAB_SEGMENT, head_backward, head_forward};
 use folio_kernels::isa::Isa;
 use folio_kernels::layernorm::{LayerNormGradients, Statistics, layernorm_backward, layernorm_forward};
@@ -208,7 +209,7 @@ impl<E: Element> Bench<E> {
             self.time("linear_gelu_forward", forward_shape, cost, &mut kept, |_, fc| {
                 let Workspace { narrow, wide, .. } = &mut *workspaces.mine();
                 let outputs = (ColumnsMut::new(fc, outputs), ColumnsMut::new(wide, outputs));
-                linear_gelu_forward(dims, outputs, narrow, (w, &bias));
+                linear_gelu_forward(dims, Gelu::Tanh, outputs, narrow, (w, &bias));
             });
         }
         if inputs == c {
@@ -237,7 +238,7 @@ impl<E: Element> Bench<E> {
                 |_, (fc, (dfc_panels, gelu_panels))| {
                     let Workspace { branch, wide: dfc, .. } = &mut *workspaces.mine();
                     let gradients = GeluGradients { dfc, dfc_panels, gelu_panels, reuse };
-                    linear_gelu_backward(dims, gradients, fc, branch, w_t);
+                    linear_gelu_backward(dims, Gelu::Tanh, gradients, fc, branch, w_t);
                 },
             );
         }
@@ -363,7 +364,7 @@ impl<E: Element> Bench<E> {
         let stream = batch * time * c;
         let cost = Cost { flop: 0, bytes: (4 + element) * stream };
         self.time("layernorm_forward", shape.clone(), cost, &mut states, |_, (x, _, _, mean, rstd, y)| {
-            layernorm_forward(dims, y, (mean, rstd), x, (&weight, &bias));
+            layernorm_forward(dims, 1e-5, y, (mean, rstd), x, (&weight, &bias));
         });
         let cost = Cost { flop: 0, bytes: 16 * stream };
         self.time(

@@ -4,17 +4,16 @@ use super::numeric::{dot, expect_len, real};
 use crate::dims::RowDims;
 use num_traits::{Float, NumAssign};
 
-/// Added to the variance: the default of `torch.nn.LayerNorm`.
-pub const EPS: f64 = 1e-5;
-
 /// `y_c = (x_c - mean) rstd weight_c + bias_c` for each row, with the mean of the row and
-/// `rstd = 1 / sqrt(mean_c((x_c - mean)^2) + EPS)`.
+/// `rstd = 1 / sqrt(mean_c((x_c - mean)^2) + eps)`.
 ///
 /// Source: Ba, Kiros and Hinton 2016, "Layer Normalization"; PyTorch, `torch.nn.LayerNorm`.
 /// - `y` (rows, cols), `mean` (rows), `rstd` (rows): overwritten.
 /// - `x` (rows, cols), `weight` (cols), `bias` (cols).
+#[expect(clippy::too_many_arguments, reason = "three outputs and all that they depend on")]
 pub fn layernorm_forward<F: Float + NumAssign>(
     dims: RowDims,
+    eps: F,
     y: &mut [F],
     mean: &mut [F],
     rstd: &mut [F],
@@ -41,7 +40,7 @@ pub fn layernorm_forward<F: Float + NumAssign>(
         for c in 0..cols {
             squares += (x[c] - mean[row]).powi(2);
         }
-        rstd[row] = (squares / count + real(EPS)).sqrt().recip();
+        rstd[row] = (squares / count + eps).sqrt().recip();
         for c in 0..cols {
             y[row * cols + c] = (x[c] - mean[row]) * rstd[row] * weight[c] + bias[c];
         }

@@ -8,6 +8,7 @@ use crate::support::{Random, transposed};
 use folio_kernels::{
     dims::{AttentionDims, EmbeddingDims, LinearDims, RowDims},
     dropout::Dropout,
+    gelu::Gelu,
     reference,
 };
 use std::fmt::Debug;
@@ -47,9 +48,11 @@ fn layernorm_backward() {
 
 #[test]
 fn gelu_backward() {
-    gelu(1, 1.0);
-    gelu(33, 1.0);
-    gelu(33, 6.0);
+    for form in [Gelu::Tanh, Gelu::Erf] {
+        gelu(form, 1, 1.0);
+        gelu(form, 33, 1.0);
+        gelu(form, 33, 6.0);
+    }
 }
 
 #[test]
@@ -147,7 +150,7 @@ fn layernorm(dims: RowDims) {
     let forward = |x: &[f64], weight: &[f64], bias: &[f64]| {
         let (mut y, mut mean, mut rstd) =
             (vec![f64::NAN; dy.len()], vec![f64::NAN; rows], vec![f64::NAN; rows]);
-        reference::layernorm_forward(dims, &mut y, &mut mean, &mut rstd, x, weight, bias);
+        reference::layernorm_forward(dims, 1e-5, &mut y, &mut mean, &mut rstd, x, weight, bias);
         (y, mean, rstd)
     };
     let (_, mean, rstd) = forward(&x, &weight, &bias);
@@ -161,18 +164,18 @@ fn layernorm(dims: RowDims) {
 }
 
 /// `reach` is the maximum size of the inputs: GELU is curved near zero and straight beyond about 4.
-fn gelu(len: usize, reach: f64) {
+fn gelu(form: Gelu, len: usize, reach: f64) {
     let mut random = Random(4);
     let x: Vec<f64> = random.values(len).iter().map(|x| reach * x).collect();
     let dy = random.values(len);
 
     let mut dx = vec![f64::NAN; len];
-    reference::gelu_backward(&mut dx, &dy, &x);
+    reference::gelu_backward(form, &mut dx, &dy, &x);
 
-    let case = Case { op: "gelu", shape: &(len, reach), dy: &dy };
+    let case = Case { op: "gelu", shape: &(form, len, reach), dy: &dy };
     case.check("x", &x, &dx, |x| {
         let mut y = vec![f64::NAN; len];
-        reference::gelu_forward(&mut y, x);
+        reference::gelu_forward(form, &mut y, x);
         y
     });
 }

@@ -10,6 +10,9 @@ use crate::support::{
     sum_depth, wide,
 };
 
+/// The epsilon of GPT-2, and smaller ones of other checkpoints.
+const EPSILONS: [f32; 3] = [1e-5, 1e-6, 1e-12];
+
 /// Sums have 32 lanes.
 const SIZES: [(usize, usize); 15] = [
     (1, 1),
@@ -32,15 +35,17 @@ const SIZES: [(usize, usize); 15] = [
 fn compare_all<E: Element>(sizes: &[(usize, usize)], center: f32) {
     for &(rows, cols) in sizes {
         let dims = RowDims { rows, cols };
-        let norm = Norm::random(dims, center);
-        let mut expected = Vec::from(norm.forward_expected::<E>());
-        expected.extend(norm.backward_expected());
-        check("layernorm", &(format::<E>(), dims), &expected, || {
-            let (y, mean, rstd) = norm.forward::<E>();
-            let mut outputs = vec![as_f32(&y), mean, rstd];
-            outputs.extend(norm.backward());
-            outputs
-        });
+        for eps in EPSILONS {
+            let norm = Norm::random(dims, eps, center);
+            let mut expected = Vec::from(norm.forward_expected::<E>());
+            expected.extend(norm.backward_expected());
+            check("layernorm", &(format::<E>(), dims, eps), &expected, || {
+                let (y, mean, rstd) = norm.forward::<E>();
+                let mut outputs = vec![as_f32(&y), mean, rstd];
+                outputs.extend(norm.backward());
+                outputs
+            });
+        }
     }
 }
 
@@ -61,19 +66,21 @@ fn layernorm_is_accurate_far_from_zero() {
 fn a_constant_row_gives_the_bias() {
     for cols in [1, 5, 32, 33, 768] {
         let dims = RowDims { rows: 2, cols };
-        let mut norm = Norm::random(dims, 0.0);
-        norm.x.fill(0.5);
-        // Sums of halves are exact: the mean is 0.5, and the centered elements are zero.
-        let (y, mean, rstd) = norm.forward::<f32>();
-        assert_eq!(y, [&norm.bias[..], &norm.bias[..]].concat(), "{dims:?}");
-        assert_eq!(mean, [0.5; 2], "{dims:?}");
-        assert_eq!(rstd, [1.0 / layernorm::EPS.sqrt(); 2], "{dims:?}");
+        for eps in EPSILONS {
+            let mut norm = Norm::random(dims, eps, 0.0);
+            norm.x.fill(0.5);
+            // Sums of halves are exact: the mean is 0.5, and the centered elements are zero.
+            let (y, mean, rstd) = norm.forward::<f32>();
+            assert_eq!(y, [&norm.bias[..], &norm.bias[..]].concat(), "{dims:?}");
+            assert_eq!(mean, [0.5; 2], "{dims:?}");
+            assert_eq!(rstd, [1.0 / eps.sqrt(); 2], "{dims:?}");
+        }
     }
 }
 
 fn recompute<E: Element>() {
     for (rows, cols) in SIZES {
-        let norm = Norm::random(RowDims { rows, cols }, 1.0);
+        let norm = Norm::random(RowDims { rows, cols }, 1e-5, 1.0);
         on_every_isa(|isa| {
             let (want, mean, rstd) = norm.forward::<E>();
             let statistics = Statistics { mean: &mean, rstd: &rstd };
@@ -107,6 +114,7 @@ fn statistics_of_another_number_of_rows_panic() {
 /// A layer, a gradient of its input with non-zero initial values, and the twin's statistics for the backward pass.
 struct Norm {
     dims: RowDims,
+    eps: f32,
     x: Vec<f32>,
     weight: Vec<f32>,
     bias: Vec<f32>,
@@ -117,11 +125,12 @@ struct Norm {
 }
 
 impl Norm {
-    fn random(dims: RowDims, center: f32) -> Self {
+    fn random(dims: RowDims, eps: f32, center: f32) -> Self {
         let RowDims { rows, cols } = dims;
         let mut random = Random(31);
         let mut norm = Self {
             dims,
+            eps,
             x: random.as_f32(rows * cols, 2.0).iter().map(|x| x + center).collect(),
             weight: random.as_f32(cols, 1.0),
             bias: random.as_f32(cols, 1.0),
@@ -141,7 +150,7 @@ impl Norm {
         let Self { dims, x, weight, bias, .. } = self;
         let mut y = nans(x.len());
         let (mut mean, mut rstd) = (vec![f32::NAN; dims.rows], vec![f32::NAN; dims.rows]);
-        layernorm::layernorm_forward(*dims, &mut y, (&mut mean, &mut rstd), x, (weight, bias));
+        layernorm::layernorm_forward(*dims, self.eps, &mut y, (&mut mean, &mut rstd), x, (weight, bias));
         (y, mean, rstd)
     }
 
@@ -161,7 +170,8 @@ impl Norm {
         let (x, weight, bias) = (wide(&self.x), wide(&self.weight), wide(&self.bias));
         let mut y = vec![f64::NAN; x.len()];
         let (mut mean, mut rstd) = (vec![f64::NAN; dims.rows], vec![f64::NAN; dims.rows]);
-        reference::layernorm_forward(dims, &mut y, &mut mean, &mut rstd, &x, &weight, &bias);
+        let eps = f64::from(self.eps);
+        reference::layernorm_forward(dims, eps, &mut y, &mut mean, &mut rstd, &x, &weight, &bias);
         [y, mean, rstd]
     }
 
@@ -181,11 +191,13 @@ impl Norm {
         for (row, x) in wide(&self.x).chunks_exact(cols).enumerate() {
             let size = x.iter().map(|x| x.abs()).sum::<f64>() / cols as f64;
             dmean.push((sum_depth(cols) + 1.0) * U * size);
-            let variance = rstd[row].powi(-2) - reference::EPS;
+            let variance = (rstd[row].powi(-2) - f64::from(self.eps)).max(0.0);
             let off_center = dmean[row].powi(2);
             let dvariance = (sum_depth(cols) + 4.0) * U * (variance + off_center) + off_center;
-            let highest = ((variance - dvariance).max(0.0) + reference::EPS).sqrt().recip();
-            drstd.push(highest - rstd[row] + 3.0 * U * highest);
+            let eps = f64::from(self.eps);
+            let highest = ((variance - dvariance).max(0.0) + eps).sqrt().recip();
+            let lowest = (variance + dvariance + eps).sqrt().recip();
+            drstd.push((highest - rstd[row]).max(rstd[row] - lowest) + 3.0 * U * highest);
             for c in 0..cols {
                 let deviation = (x[c] - mean[row]).abs();
                 let normal = (dmean[row] + 2.0 * U * deviation) * rstd[row] + deviation * drstd[row];

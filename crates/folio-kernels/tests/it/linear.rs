@@ -4,6 +4,7 @@ use folio_kernels::columns::ColumnsMut;
 use folio_kernels::dims::{LinearDims, RowDims};
 use folio_kernels::dropout::Dropout;
 use folio_kernels::element::{Bf16, Element};
+use folio_kernels::gelu::Gelu;
 use folio_kernels::linear::{self, GeluGradients};
 use folio_kernels::panels::{PanelDims, Panels, Reuse};
 use folio_kernels::reference;
@@ -183,12 +184,15 @@ fn gelu_forward<E: Element>() {
         let (w_dims, w) = layer.w();
         on_every_isa(|isa| {
             let case = format!("linear_gelu_forward {:?} on {}", layer.shape(), isa.name());
-            let (mut fc, mut y) = (nans::<E>(layer.dy.len()), nans::<E>(layer.dy.len()));
-            let w = (Panels::new(w_dims, &w), &layer.bias[..]);
-            linear::linear_gelu_forward(dims, (whole(&mut fc, dims), whole(&mut y, dims)), &layer.x, w);
-            expected.compare(&case, &as_f32(&fc));
-            // GELU of the stored value, exactly.
-            gelu::expected_values(&as_f32(&fc)).stored::<E>().compare(&case, &as_f32(&y));
+            for form in gelu::FORMS {
+                let (mut fc, mut y) = (nans::<E>(layer.dy.len()), nans::<E>(layer.dy.len()));
+                let outputs = (whole(&mut fc, dims), whole(&mut y, dims));
+                let w = (Panels::new(w_dims, &w), &layer.bias[..]);
+                linear::linear_gelu_forward(dims, form, outputs, &layer.x, w);
+                expected.compare(&case, &as_f32(&fc));
+                // GELU of the stored value, exactly.
+                gelu::expected_values(form, &as_f32(&fc)).stored::<E>().compare(&case, &as_f32(&y));
+            }
         });
     }
 }
@@ -220,15 +224,15 @@ fn gradients_of_inputs_equal_their_twin() {
     backward_input::<Bf16, Bf16>();
 }
 
-fn gelu_backward<E: Element>() {
+fn gelu_backward<E: Element>(form: Gelu) {
     for dims in even_outputs::<E>() {
         let layer = Layer::<E>::random(dims);
         // Both tails of GELU, and values near zero.
         let fc = Random(16).elements::<E>(layer.x.len(), 6.0);
         let [dx, size] = layer.twin_backward_input();
         let mut dfc = vec![f64::NAN; fc.len()];
-        reference::gelu_backward(&mut dfc, &dx, &wide(&fc));
-        let slope = gelu::expected_slopes(&as_f32(&fc));
+        reference::gelu_backward(form, &mut dfc, &dx, &wide(&fc));
+        let slope = gelu::expected_slopes(form, &as_f32(&fc));
         // The errors of the matmul and of the slope, and the rounding of their product.
         let tolerance = (0..fc.len()).map(|i| {
             let product_off = dims.outputs as f64 * U * size[i];
@@ -238,17 +242,24 @@ fn gelu_backward<E: Element>() {
         });
         let tolerance = tolerance.collect();
         let expected = Expected { name: "dfc", want: dfc, tolerance }.stored::<E>();
-        let values = gelu::expected_values(&as_f32(&fc)).stored::<E>();
+        let values = gelu::expected_values(form, &as_f32(&fc)).stored::<E>();
         let (w_dims, w_t) = layer.w_t();
         let panels = PanelDims { depth: dims.rows, cols: dims.inputs };
         on_every_isa(|isa| {
-            let case = format!("linear_gelu_backward {:?} on {}", layer.shape(), isa.name());
+            let case = format!("linear_gelu_backward {form:?} {:?} on {}", layer.shape(), isa.name());
             let mut dfc = nans::<E>(fc.len());
             for reuse in [Reuse::Temporal, Reuse::NonTemporal] {
                 let gelu_panels = &mut aligned_nans::<E>(panels.len::<E>());
                 let dfc_panels = &mut aligned_nans::<E>(panels.len::<E>());
                 let gradients = GeluGradients { dfc: &mut dfc, dfc_panels, gelu_panels, reuse };
-                linear::linear_gelu_backward(dims, gradients, &fc, &layer.dy, Panels::new(w_dims, &w_t));
+                linear::linear_gelu_backward(
+                    dims,
+                    form,
+                    gradients,
+                    &fc,
+                    &layer.dy,
+                    Panels::new(w_dims, &w_t),
+                );
                 expected.compare(&case, &as_f32(&dfc));
                 assert_same_bits(&case, &from_panels(&case, panels, dfc_panels), &dfc);
                 values.compare(&case, &as_f32(&from_panels(&case, panels, gelu_panels)));
@@ -259,11 +270,13 @@ fn gelu_backward<E: Element>() {
 
 #[test]
 fn gradients_through_gelu_equal_their_twins() {
-    gelu_backward::<f32>();
-    gelu_backward::<Bf16>();
+    for form in gelu::FORMS {
+        gelu_backward::<f32>(form);
+        gelu_backward::<Bf16>(form);
+    }
 }
 
-fn recomputed_gelu<E: Element>() {
+fn recomputed_gelu<E: Element>(form: Gelu) {
     // With the identity as weights, the layer's output is its input.
     let dims = LinearDims { rows: 23, inputs: 70, outputs: 70 };
     let x = Random(17).elements::<E>(23 * 70, 7.0);
@@ -274,20 +287,23 @@ fn recomputed_gelu<E: Element>() {
     on_every_isa(|isa| {
         let (mut fc, mut y, mut dfc) = (nans::<E>(x.len()), nans::<E>(x.len()), nans::<E>(x.len()));
         let w = Panels::new(panels, &w);
-        linear::linear_gelu_forward(dims, (whole(&mut fc, dims), whole(&mut y, dims)), &x, (w, &[0.0; 70]));
+        let outputs = (whole(&mut fc, dims), whole(&mut y, dims));
+        linear::linear_gelu_forward(dims, form, outputs, &x, (w, &[0.0; 70]));
         assert_eq!(wide(&fc), wide(&x));
         let (mut dfc_panels, mut gelu_panels) = (nans::<E>(out.len::<E>()), nans::<E>(out.len::<E>()));
         let (dfc_panels, gelu_panels) = (&mut dfc_panels, &mut gelu_panels);
         let gradients = GeluGradients { dfc: &mut dfc, dfc_panels, gelu_panels, reuse: Reuse::Temporal };
-        linear::linear_gelu_backward(dims, gradients, &fc, &x, w);
+        linear::linear_gelu_backward(dims, form, gradients, &fc, &x, w);
         assert_same_bits(isa.name(), &from_panels(isa.name(), out, gelu_panels), &y);
     });
 }
 
 #[test]
 fn the_backward_pass_recomputes_the_same_activations() {
-    recomputed_gelu::<f32>();
-    recomputed_gelu::<Bf16>();
+    for form in gelu::FORMS {
+        recomputed_gelu::<f32>(form);
+        recomputed_gelu::<Bf16>(form);
+    }
 }
 
 /// `matrix` (segments * tokens, cols) in `segments` of panels, with one unit of NaN after each.

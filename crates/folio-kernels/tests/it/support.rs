@@ -14,6 +14,9 @@ pub(crate) const U: f64 = f32::EPSILON as f64 / 2.0;
 /// The roundings of `vector::exp`: its documented relative error, 2 eps = 4 U.
 pub(crate) const EXP_ROUNDINGS: f64 = 4.0;
 
+/// The roundings of `vector::scaled_normal_tail`: its documented relative error, 3 eps = 6 U.
+pub(crate) const TAIL_ROUNDINGS: f64 = 6.0;
+
 /// The roundings of `f32::ln`, which C libraries compute to within one ulp: eps = 2 U.
 pub(crate) const LN_ROUNDINGS: f64 = 2.0;
 

@@ -1,9 +1,13 @@
 //! Row and scalar functions, against f64.
 
+use folio_kernels::gelu::Gelu;
 use folio_kernels::isa::Isa;
+use folio_kernels::reference;
 use folio_kernels::vector::{self, LANES, map_lanes};
 
-use crate::support::{EXP_ROUNDINGS, Expected, Random, U, check, on_every_isa, sum_depth, wide};
+use crate::support::{
+    EXP_ROUNDINGS, Expected, Random, TAIL_ROUNDINGS, U, check, on_every_isa, sum_depth, wide,
+};
 
 /// Up to two rounds of the 32 lanes and one more; then row lengths as they occur in models.
 fn lengths() -> impl Iterator<Item = usize> {
@@ -67,6 +71,27 @@ fn exp2_has_a_relative_error_of_at_most_two_eps() {
     });
     let power_of_zero = |zero: f32| vector::exp2(zero.into()).to_array();
     assert_eq!((power_of_zero(0.0), power_of_zero(-0.0)), ([1.0; LANES], [1.0; LANES]));
+}
+
+#[test]
+fn the_scaled_normal_tail_has_a_relative_error_of_at_most_three_eps() {
+    let steps = 1 << 18;
+    let mut z: Vec<f32> = (0..=steps).map(|i| 12.5 * (i as f32 / steps as f32)).collect();
+    z.extend((-120..=3).map(|e| 2.0f32.powi(e)));
+    // gelu(-z) = -z P(Z > z), of the twin, which computes small probabilities without cancellation.
+    let wide: Vec<f64> = wide(&z).iter().map(|&z| z.max(1e-40)).collect();
+    let mut values = vec![f64::NAN; z.len()];
+    reference::gelu_forward(Gelu::Erf, &mut values, &wide.iter().map(|z| -z).collect::<Vec<_>>());
+    let want: Vec<f64> = values.iter().zip(&wide).map(|(y, z)| -y / z * (z * z / 2.0).exp()).collect();
+    let tolerance = want.iter().map(|want| TAIL_ROUNDINGS * U * want).collect();
+    check("scaled_normal_tail", &z.len(), &[Expected { name: "tail", want, tolerance }], || {
+        let mut y = vec![f32::NAN; z.len()];
+        Isa::detected().run(
+            #[inline(always)]
+            || map_lanes([&mut y], &z, |_, z| [vector::scaled_normal_tail(z)]),
+        );
+        vec![y]
+    });
 }
 
 #[test]

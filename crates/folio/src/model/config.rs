@@ -1,5 +1,6 @@
 //! The sizes and the variations of a GPT-2.
 
+use folio_kernels::gelu::Gelu;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -16,6 +17,16 @@ pub enum Activation {
 }
 
 named_enum!(Activation, "activation", { GeluNew => "gelu_new", Gelu => "gelu" });
+
+impl Activation {
+    /// The kernels' name for it.
+    pub fn kernel(self) -> Gelu {
+        match self {
+            Self::GeluNew => Gelu::Tanh,
+            Self::Gelu => Gelu::Erf,
+        }
+    }
+}
 
 /// The sizes of a GPT-2, with the names of the original project's `model_hyperparameters.json`, and its variations, with
 /// Hugging Face's names. The variations are written only where they differ from the published GPT-2.

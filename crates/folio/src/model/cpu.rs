@@ -101,16 +101,19 @@ impl CpuBackend {
         let ModelConfig { n_blocks: l, n_emb: c, block_size: t, .. } = *config;
         let sequences = batch_size.div_ceil(micro_batches.max(1));
         let levels = micro_batches.max(1).next_power_of_two().ilog2() as u128;
-        let [l, c, t, sequences] = [l, c, t, sequences].map(|size| size as u128);
+        let [l, c, t, i, sequences] = [l, c, t, config.inner(), sequences].map(|size| size as u128);
         let element = if precision == Precision::F32 { 4 } else { 2 };
         let parameters = config.matrix_elements();
-        // Per token: qkv, heads and fc (8 C) in the format and two residual streams in f32, for each block; operands of
-        // one block's weight gradients (16 C) in the format; the gradient of the residual stream.
-        let token = c * (l * (8 * element + 8) + 16 * element + 8);
+        // Per token: qkv, heads (4 C) and fc (I) in the format and two residual streams in f32, for each block; operands of
+        // one block's weight gradients (8 C + 2 I) in the format; the gradient of the residual stream.
+        let token = l * ((4 * c + i) * element + 8 * c) + (8 * c + 2 * i) * element + 8 * c;
         // The gradients of the logits of a group of sequences, and each thread's exponentials of one.
         let v = config.vocab_size as u128;
         let logits = (sequences * t * v).min(1 << 26) + rayon::current_num_threads() as u128 * t * v;
-        let bytes = parameters * (16 + 4 * levels + 2 * element) + sequences * t * token + logits * element;
+        // Both orders of every matrix that is multiplied with; of the embeddings only a tied head is.
+        let packed = parameters - if config.tie_word_embeddings { 0 } else { v * c };
+        let bytes =
+            parameters * (16 + 4 * levels) + 2 * packed * element + sequences * t * token + logits * element;
         u64::try_from(bytes).unwrap_or(u64::MAX)
     }
 

@@ -3,13 +3,15 @@
 use super::{ModelConfig, Parameters};
 use crate::rng::{Rng, Stream};
 
-/// The rows of `wte` that a larger vocabulary adds.
+/// The rows that a larger vocabulary adds to `wte` and to a separate head.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AddedTokens {
-    /// Their offset in the flat array of all parameters. `wte` (V, C) is the first tensor.
+    /// The end of `wte` (V, C), the first tensor, in the flat array of the old parameters.
     at: usize,
-    /// The number of their elements.
+    /// The number of elements added to `wte`.
     count: usize,
+    /// Whether as many are added to the head (V, C), which is then the last tensor.
+    has_separate_head: bool,
 }
 
 impl AddedTokens {
@@ -17,7 +19,8 @@ impl AddedTokens {
     pub(crate) fn between(old: &ModelConfig, new: &ModelConfig) -> Self {
         assert!(new.vocab_size >= old.vocab_size && new.n_emb == old.n_emb, "{old:?} grows to {new:?}");
         let at = old.vocab_size * old.n_emb;
-        Self { at, count: new.vocab_size * new.n_emb - at }
+        let count = new.vocab_size * new.n_emb - at;
+        Self { at, count, has_separate_head: !new.tie_word_embeddings }
     }
 
     /// The parameters with the new rows inserted, initialized as in a new model.
@@ -26,26 +29,54 @@ impl AddedTokens {
         // `wte` is initialized first, so a model without blocks has the same.
         let embedding = ModelConfig { n_blocks: 0, block_size: 1, ..*new };
         let fresh = Parameters::random(&embedding, &mut Rng::new(seed, Stream::Init));
-        let fresh = fresh.values()[self.at..].iter().copied();
-        let grown = self.inserted(old.values(), fresh);
+        let grown = self.inserted(old.values(), &fresh.wte()[self.at..], &fresh.head()[self.at..]);
         parameters.values_mut().copy_from_slice(&grown);
         parameters
     }
 
     /// A moment of AdamW with zeros for the new rows.
     pub(crate) fn of_moment(self, old: &[f32]) -> Vec<f32> {
-        self.inserted(old, std::iter::repeat(0.0))
+        let zeros = vec![0.0; self.count];
+        self.inserted(old, &zeros, &zeros)
     }
 
-    fn inserted(self, old: &[f32], new: impl Iterator<Item = f32>) -> Vec<f32> {
-        let (before, after) = old.split_at(self.at);
-        before.iter().copied().chain(new.take(self.count)).chain(after.iter().copied()).collect()
+    fn inserted(self, old: &[f32], in_wte: &[f32], in_head: &[f32]) -> Vec<f32> {
+        let (wte, rest) = old.split_at(self.at);
+        let in_head = if self.has_separate_head { in_head } else { &[] };
+        [wte, in_wte, rest, in_head].concat()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_separate_head_grows_with_the_vocabulary() {
+        let old = ModelConfig {
+            vocab_size: 5,
+            n_blocks: 1,
+            n_emb: 4,
+            n_heads: 2,
+            block_size: 3,
+            tie_word_embeddings: false,
+            ..ModelConfig::GPT2
+        };
+        let new = ModelConfig { vocab_size: 8, ..old };
+        let before = Parameters::random(&old, &mut Rng::new(7, Stream::Init));
+        let added = AddedTokens::between(&old, &new);
+        let after = added.of_parameters(&before, &new, 7);
+        for (spec, grown) in before.specs().iter().zip(after.specs()) {
+            assert_eq!(after.tensor(grown)[..spec.range.len()], *before.tensor(spec), "{}", spec.name);
+        }
+        let (wte, head) = (&after.wte()[20..], &after.head()[20..]);
+        assert_eq!((wte.len(), head.len()), (12, 12));
+        assert!(wte.iter().chain(head).all(|&x| x != 0.0) && wte != head, "{wte:?} {head:?}");
+        let moment = added.of_moment(before.values());
+        assert_eq!(moment.len(), after.values().len());
+        assert_eq!((&moment[20..32], &moment[moment.len() - 12..]), (&[0.0; 12][..], &[0.0; 12][..]));
+        assert_eq!(moment[32..moment.len() - 12], before.values()[20..]);
+    }
 
     #[test]
     fn new_rows_are_initialized_and_the_rest_is_unchanged() {

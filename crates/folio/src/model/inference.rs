@@ -247,9 +247,9 @@ struct InferenceActivations<E> {
     qkv: Buffer<E>,
     /// (N, C): the heads' outputs side by side.
     heads: Buffer<E>,
-    /// (N, 4C): before GELU.
+    /// (N, I): before GELU.
     fc: Buffer<E>,
-    /// (N, 4C): after it.
+    /// (N, I): after it.
     gelu: Buffer<E>,
     /// (2, N): mean and rstd of the current LayerNorm.
     statistics: Vec<f32>,
@@ -272,8 +272,8 @@ impl<E: Element> InferenceActivations<E> {
             normed: Buffer::zeroed(tokens * c),
             qkv: Buffer::zeroed(tokens * 3 * c),
             heads: Buffer::zeroed(tokens * c),
-            fc: Buffer::zeroed(tokens * 4 * c),
-            gelu: Buffer::zeroed(tokens * 4 * c),
+            fc: Buffer::zeroed(tokens * config.inner()),
+            gelu: Buffer::zeroed(tokens * config.inner()),
             statistics: vec![0.0; 2 * tokens],
             last: Buffer::zeroed(sequences * c),
             logits: Buffer::zeroed(sequences * vocab_size),
@@ -336,7 +336,8 @@ where
         sequences: &[S],
         observer: Option<&mut AttentionObserver>,
     ) {
-        let c = self.config.n_emb;
+        let ModelConfig { n_emb: c, activation, layer_norm_epsilon: eps, .. } = self.config;
+        let inner = self.config.inner();
         let InferenceActivations {
             residual,
             middle,
@@ -351,11 +352,11 @@ where
         } = a;
         let (residual, middle) = (&mut residual[..tokens * c], &mut middle[..tokens * c]);
         let (normed, qkv) = (&mut normed[..tokens * c], &mut qkv[..tokens * 3 * c]);
-        let (heads, fc) = (&mut heads[..tokens * c], &mut fc[..tokens * 4 * c]);
-        let gelu = &mut gelu[..tokens * 4 * c];
+        let (heads, fc) = (&mut heads[..tokens * c], &mut fc[..tokens * inner]);
+        let gelu = &mut gelu[..tokens * inner];
         let layer = |inputs, outputs| LinearDims { rows: tokens, inputs, outputs };
 
-        layernorm(normed, statistics, residual, &w.ln_1);
+        layernorm(eps, normed, statistics, residual, &w.ln_1);
         by_columns(ColumnsMut::new(qkv, 3 * c), PANEL_COLS, &|qkv| {
             linear_forward(layer(c, 3 * c), qkv, normed, w.c_attn.view(), &w.c_attn_bias);
         });
@@ -365,13 +366,14 @@ where
             linear_residual_forward(layer(c, c), middle, residual, heads, attn_proj, Dropout::none());
         });
 
-        layernorm(normed, statistics, middle, &w.ln_2);
-        by_columns((ColumnsMut::new(fc, 4 * c), ColumnsMut::new(gelu, 4 * c)), PANEL_COLS, &|outputs| {
-            linear_gelu_forward(layer(c, 4 * c), outputs, normed, (w.c_fc.view(), &w.c_fc_bias));
+        layernorm(eps, normed, statistics, middle, &w.ln_2);
+        by_columns((ColumnsMut::new(fc, inner), ColumnsMut::new(gelu, inner)), PANEL_COLS, &|outputs| {
+            let c_fc = (w.c_fc.view(), &*w.c_fc_bias);
+            linear_gelu_forward(layer(c, inner), activation.kernel(), outputs, normed, c_fc);
         });
         by_columns(ColumnsMut::new(residual, c), PANEL_COLS, &|residual| {
             let mlp_proj = (w.mlp_proj.view(), &*w.mlp_proj_bias);
-            linear_residual_forward(layer(4 * c, c), residual, middle, gelu, mlp_proj, Dropout::none());
+            linear_residual_forward(layer(inner, c), residual, middle, gelu, mlp_proj, Dropout::none());
         });
     }
 
@@ -433,7 +435,7 @@ where
             // The row of a sequence without next tokens is that of another sequence.
             last.copy_from_slice(&residual[end.max(1) * c - c..][..c]);
         }
-        layernorm(normed, statistics, last, &self.weights.ln_f);
+        layernorm(self.config.layer_norm_epsilon, normed, statistics, last, &self.weights.ln_f);
         by_columns(ColumnsMut::new(logits, vocab), PANEL_COLS, &|logits| {
             let dims = HeadDims { rows: count, channels: c, vocab };
             head_logits(dims, logits, normed, self.weights.head.view());
@@ -442,12 +444,12 @@ where
     }
 }
 
-fn layernorm<E: Element>(y: &mut [E], statistics: &mut [f32], x: &[f32], norm: &Norm) {
+fn layernorm<E: Element>(eps: f32, y: &mut [E], statistics: &mut [f32], x: &[f32], norm: &Norm) {
     let cols = norm.weight.len();
     let rows = x.len() / cols;
     let (mean, rest) = statistics.split_at_mut(rows);
     let weights = (&*norm.weight, &*norm.bias);
-    layernorm_forward(RowDims { rows, cols }, y, (mean, &mut rest[..rows]), x, weights);
+    layernorm_forward(RowDims { rows, cols }, eps, y, (mean, &mut rest[..rows]), x, weights);
 }
 
 fn attention_dims(config: &ModelConfig) -> AttentionDims {

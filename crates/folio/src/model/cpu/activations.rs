@@ -57,7 +57,7 @@ pub(super) struct BlockActivations<E> {
     /// (T, C): the residual stream between attention and feed-forward.
     pub(super) middle: Buffer<f32>,
     pub(super) ln_2: LayerNormStatistics,
-    /// (T, 4C): before GELU.
+    /// (T, I): before GELU.
     pub(super) fc: Buffer<E>,
 }
 
@@ -74,7 +74,7 @@ pub(super) struct ThreadScratch<E> {
     pub(super) normed: Buffer<E>,
     /// (T, C): the gradient of a branch's output.
     pub(super) branch: Buffer<E>,
-    /// (T, 4C): GELU's output; in the backward pass the gradient of its input, or of qkv.
+    /// (T, the larger of I and 3C): GELU's output; in the backward pass the gradient of its input, or of qkv.
     pub(super) wide: Buffer<E>,
     /// (T, C): the gradient of a LayerNorm's output.
     pub(super) dnormed: Buffer<f32>,
@@ -94,7 +94,7 @@ impl<E: Element> ScratchOfThreads<E> {
 }
 
 /// The operands of one block's weight gradients `dw = xᵀ dy`, in panels whose depth is the tokens of one sequence, in the
-/// order of [`Operands::WIDTHS`].
+/// order of [`Operands::columns`].
 pub(super) struct Operands<S> {
     /// (T, C): ln_1's output.
     pub(super) normed_1: S,
@@ -106,36 +106,39 @@ pub(super) struct Operands<S> {
     pub(super) dattn: S,
     /// (T, C): ln_2's output.
     pub(super) normed_2: S,
-    /// (T, 4C)
+    /// (T, I)
     pub(super) dfc: S,
-    /// (T, 4C): GELU's output.
+    /// (T, I): GELU's output.
     pub(super) gelu: S,
     /// (T, C): the gradient of mlp_proj's output.
     pub(super) dmlp: S,
 }
 
 impl<S> Operands<S> {
-    /// Columns of each, in multiples of C.
-    const WIDTHS: [usize; 8] = [1, 3, 1, 1, 1, 4, 4, 1];
+    /// The number of columns of each.
+    fn columns(config: &ModelConfig) -> [usize; 8] {
+        let (c, inner) = (config.n_emb, config.inner());
+        [c, 3 * c, c, c, c, inner, inner, c]
+    }
 
-    /// Collects the parts, which `next` returns in the order of the widths.
-    fn gather(mut next: impl FnMut(usize) -> S) -> Self {
-        let [normed_1, dqkv, heads, dattn, normed_2, dfc, gelu, dmlp] = Self::WIDTHS.map(&mut next);
+    /// Collects the parts, which `next` returns for their numbers of columns.
+    fn gather(config: &ModelConfig, next: impl FnMut(usize) -> S) -> Self {
+        let [normed_1, dqkv, heads, dattn, normed_2, dfc, gelu, dmlp] = Self::columns(config).map(next);
         Self { normed_1, dqkv, heads, dattn, normed_2, dfc, gelu, dmlp }
     }
 }
 
 /// Elements of the operands of one sequence.
-pub(super) fn operands_len<E: Element>(time: usize, c: usize) -> usize {
-    let lengths = Operands::<()>::WIDTHS.map(|width| PanelDims { depth: time, cols: width * c }.len::<E>());
+pub(super) fn operands_len<E: Element>(time: usize, config: &ModelConfig) -> usize {
+    let lengths = Operands::<()>::columns(config).map(|cols| PanelDims { depth: time, cols }.len::<E>());
     lengths.iter().sum()
 }
 
 impl<'a, E: Element> Operands<&'a mut [E]> {
     /// The parts of one sequence's [`Activations::operands`].
-    pub(super) fn of(time: usize, c: usize, mut operands: &'a mut [E]) -> Self {
-        Self::gather(|width| {
-            let length = PanelDims { depth: time, cols: width * c }.len::<E>();
+    pub(super) fn of(time: usize, config: &ModelConfig, mut operands: &'a mut [E]) -> Self {
+        Self::gather(config, |cols| {
+            let length = PanelDims { depth: time, cols }.len::<E>();
             operands.split_off_mut(..length).expect("as long as its parts")
         })
     }
@@ -143,11 +146,11 @@ impl<'a, E: Element> Operands<&'a mut [E]> {
 
 impl<'a, E: Element> Operands<Panels<'a, E>> {
     /// The operands of `batch` sequences: one segment per sequence in each part.
-    pub(super) fn of_all(batch: usize, time: usize, c: usize, operands: &'a [E]) -> Self {
-        let stride = operands_len::<E>(time, c);
+    pub(super) fn of_all(batch: usize, time: usize, config: &ModelConfig, operands: &'a [E]) -> Self {
+        let stride = operands_len::<E>(time, config);
         let mut first = 0;
-        Self::gather(|width| {
-            let dims = PanelDims { depth: time, cols: width * c };
+        Self::gather(config, |cols| {
+            let dims = PanelDims { depth: time, cols };
             let panels = Panels::segmented(dims, &operands[first..batch * stride], batch, stride);
             first += dims.len::<E>();
             panels
@@ -199,7 +202,7 @@ impl<E: Element> Activations<E> {
         Self {
             capacity,
             sequences: (0..batch).map(|_| SequenceActivations::new(config, time, training)).collect(),
-            operands: Buffer::zeroed(if_training(batch * operands_len::<E>(time, c))),
+            operands: Buffer::zeroed(if_training(batch * operands_len::<E>(time, config))),
             dlogits: Buffer::zeroed(if_training(capacity.head_group(vocab_size) * logits)),
             dresidual: Buffer::zeroed(if_training(batch * time * c)),
             losses: vec![0.0; batch * time],
@@ -280,15 +283,15 @@ impl<E: Element> Activations<E> {
         &'a mut self,
         group: Range<usize>,
         batch: Batch<'a>,
-        c: usize,
+        config: &ModelConfig,
         logits: usize,
     ) -> (impl IndexedParallelIterator<Item = ForwardJob<'a, E>>, &'a ScratchOfThreads<E>) {
-        let (t, first) = (batch.time, group.start);
+        let (t, c, first) = (batch.time, config.n_emb, group.start);
         let part = batch.select(group.clone());
         let tokens = part.inputs.par_chunks_exact(t).zip(part.targets.par_chunks_exact(t));
         let outputs =
             self.sequences[group].par_iter_mut().zip(self.losses[first * t..].par_chunks_exact_mut(t));
-        let operands = self.operands.par_chunks_exact_mut(operands_len::<E>(t, c));
+        let operands = self.operands.par_chunks_exact_mut(operands_len::<E>(t, config));
         let gradients = operands.zip(self.dlogits.par_chunks_exact_mut(logits));
         let dresidual = self.dresidual[first * t * c..].par_chunks_exact_mut(t * c);
         let jobs = tokens.zip(outputs).zip(gradients.zip(dresidual)).with_max_len(1).enumerate().map(
@@ -305,10 +308,10 @@ impl<E: Element> Activations<E> {
         &mut self,
         batch: usize,
         t: usize,
-        c: usize,
+        config: &ModelConfig,
     ) -> (impl IndexedParallelIterator<Item = BackwardJob<'_, E>>, &ScratchOfThreads<E>) {
-        let gradients = (self.dresidual.par_chunks_exact_mut(t * c))
-            .zip(self.operands.par_chunks_exact_mut(operands_len::<E>(t, c)));
+        let gradients = (self.dresidual.par_chunks_exact_mut(t * config.n_emb))
+            .zip(self.operands.par_chunks_exact_mut(operands_len::<E>(t, config)));
         let sequences = self.sequences[..batch].par_iter_mut().zip(gradients);
         let jobs = sequences
             .with_max_len(1)
@@ -328,7 +331,7 @@ impl<E: Element> SequenceActivations<E> {
             heads: Buffer::zeroed(time * c),
             middle: Buffer::zeroed(time * c),
             ln_2: LayerNormStatistics::new(time),
-            fc: Buffer::zeroed(time * 4 * c),
+            fc: Buffer::zeroed(time * config.inner()),
         };
         let slots = if training { n_blocks + 1 } else { 2 };
         // The final LayerNorm's fit into a block's.
@@ -349,7 +352,7 @@ impl<E: Element> ThreadScratch<E> {
         Self {
             normed: Buffer::zeroed(time * c),
             branch: Buffer::zeroed(time * c),
-            wide: Buffer::zeroed(time * 4 * c),
+            wide: Buffer::zeroed(time * config.inner().max(3 * c)),
             dnormed: Buffer::zeroed(time * c),
             attention: AttentionScratch::new(AttentionDims { batch: 1, time, heads: n_heads, head_size }),
             head: HeadScratch::new(HeadDims { rows: time, channels: c, vocab: vocab_size }, training),

@@ -37,12 +37,12 @@ impl Pass {
         batch: Batch,
     ) {
         self.forward_and_head(weights, gradients, a, batch);
-        let (t, c) = (self.time, self.config.n_emb);
+        let t = self.time;
         for idx in (0..self.config.n_blocks).rev() {
-            let (jobs, scratch) = a.backward_jobs(self.batch, t, c);
+            let (jobs, scratch) = a.backward_jobs(self.batch, t, &self.config);
             jobs.for_each(|BackwardJob { b, sequence, dresidual, operands }| {
                 let w = weights.block(idx);
-                let operands = Operands::of(t, c, operands);
+                let operands = Operands::of(t, &self.config, operands);
                 let scratch = &mut *scratch.of_this_thread();
                 self.block_backward(b, idx, &w, dresidual, sequence, operands, scratch);
                 if idx == 0 {
@@ -51,10 +51,15 @@ impl Pass {
             });
             self.weight_gradients(idx, gradients, a);
         }
+        let has_separate_head = gradients.has_separate_head();
         let (dwte, dwpe) = gradients.embeddings_mut();
+        if has_separate_head {
+            // A tied head has already left its part of the gradient here.
+            dwte.fill(0.0);
+        }
         dwpe.fill(0.0);
         let dims = EmbeddingDims { batch: self.batch, ..self.embedding_dims() };
-        embedding_backward(dims, dwte, dwpe, &a.dresidual[..self.tokens() * c], batch.inputs);
+        embedding_backward(dims, dwte, dwpe, &a.dresidual[..self.tokens() * self.config.n_emb], batch.inputs);
     }
 
     /// The forward pass, the loss, and the backward pass of the head and the final LayerNorm, a group of sequences at a
@@ -71,13 +76,14 @@ impl Pass {
         let logits_dims = PanelDims { depth: t, cols: v };
         for first in (0..self.batch).step_by(group) {
             let sequences = first..(first + group).min(self.batch);
-            let (jobs, scratch) = a.forward_jobs(sequences.clone(), batch, c, logits_dims.len::<E>());
+            let (jobs, scratch) =
+                a.forward_jobs(sequences.clone(), batch, &self.config, logits_dims.len::<E>());
             jobs.for_each(|job| self.sequence_and_head(weights, job, &mut scratch.of_this_thread()));
-            let (dims, stride) = (PanelDims { depth: t, cols: c }, operands_len::<E>(t, c));
+            let (dims, stride) = (PanelDims { depth: t, cols: c }, operands_len::<E>(t, &self.config));
             let count = sequences.len();
             let dlogits = Panels::segmented(logits_dims, &a.dlogits, count, logits_dims.len::<E>());
             let normed = Panels::segmented(dims, &a.operands, count, stride);
-            weight_gradient(gradients.embeddings_mut().0, dlogits, normed, first > 0);
+            weight_gradient(gradients.head_mut(), dlogits, normed, first > 0);
         }
         let (dweight, dbias) = gradients.ln_f_mut();
         sum_over_sequences([dweight, dbias], &a.sequences[..self.batch]);
@@ -97,10 +103,10 @@ impl Pass {
         let ThreadScratch { normed, dnormed, head, .. } = scratch;
         let (normed, dnormed) = (&normed[..t * c], &mut dnormed[..t * c]);
         head_forward(self.head_dims(), losses, normed, weights.packed.head(), targets, head);
-        let wte = weights.packed.head_backward();
+        let w = weights.packed.head_backward();
         let (scale, label_smoothing) = (1.0 / self.total_tokens as f32, self.label_smoothing);
         let objective = Objective { targets, scale, label_smoothing };
-        head_backward(self.head_dims(), dnormed, dlogits, wte, objective, head);
+        head_backward(self.head_dims(), dnormed, dlogits, w, objective, head);
         pack((t, c), Some(operands), None, normed, Reuse::Temporal);
         dresidual.fill(0.0);
         let last = &sequence.residual[self.config.n_blocks][..t * c];
@@ -123,7 +129,7 @@ impl Pass {
         operands: Operands<&mut [E]>,
         scratch: &mut ThreadScratch<E>,
     ) {
-        let (t, c) = (self.time, self.config.n_emb);
+        let (t, c, inner) = (self.time, self.config.n_emb, self.config.inner());
         let a = &sequence.blocks[idx];
         let (input, middle) = (&sequence.residual[idx][..t * c], &a.middle[..t * c]);
         let PassBlock { vectors: v, packed } = w;
@@ -131,7 +137,7 @@ impl Pass {
         let ThreadScratch { normed, branch, wide, dnormed, attention, .. } = scratch;
         let (normed, branch, dnormed) = (&mut normed[..t * c], &mut branch[..t * c], &mut dnormed[..t * c]);
         // The operands are read after all sequences have written theirs.
-        let reuse = reuse(self.batch * operands_len::<E>(t, c) * size_of::<E>());
+        let reuse = reuse(self.batch * operands_len::<E>(t, &self.config) * size_of::<E>());
         let pack = |cols, out, x: &[E]| pack((t, cols), Some(out), None, x, reuse);
 
         // output = middle + drop(mlp_proj(gelu(c_fc(ln_2(middle)))))
@@ -139,17 +145,18 @@ impl Pass {
         dropout_backward(self.row_dims(), branch, dresidual, self.dropout(site, b));
         column_sums(self.row_dims(), dv.mlp_proj_bias, branch);
         pack(c, operands.dmlp, branch);
-        let dfc = &mut wide[..t * 4 * c];
+        let dfc = &mut wide[..t * inner];
         let gelu = GeluGradients { dfc, dfc_panels: operands.dfc, gelu_panels: operands.gelu, reuse };
         linear_gelu_backward(
             self.linear_dims(&packed.mlp_proj),
+            self.config.activation.kernel(),
             gelu,
-            &a.fc[..t * 4 * c],
+            &a.fc[..t * inner],
             branch,
             packed.mlp_proj.backward(),
         );
-        let dfc = &wide[..t * 4 * c];
-        column_sums(RowDims { rows: t, cols: 4 * c }, dv.c_fc_bias, dfc);
+        let dfc = &wide[..t * inner];
+        column_sums(RowDims { rows: t, cols: inner }, dv.c_fc_bias, dfc);
         self.layernorm_recompute(normed, &a.ln_2, middle, (v.ln_2_weight, v.ln_2_bias));
         pack(c, operands.normed_2, normed);
         linear_backward_input(self.linear_dims(&packed.c_fc), dnormed, dfc, packed.c_fc.backward());
@@ -185,7 +192,7 @@ impl Pass {
 
     /// The gradients of a block's weights from the operands of all sequences.
     fn weight_gradients<E: Element>(self, idx: usize, gradients: &mut Parameters, a: &Activations<E>) {
-        let o = Operands::of_all(self.batch, self.time, self.config.n_emb, &a.operands);
+        let o = Operands::of_all(self.batch, self.time, &self.config, &a.operands);
         let dw = gradients.block_mut(idx);
         // The largest first, so that the threads finish at about the same time.
         rayon::join(

@@ -26,8 +26,8 @@ impl Pass {
             let scratch = &mut *scratch.of_this_thread();
             self.forward(b, weights, sequence, scratch, inputs);
             let normed = &scratch.normed[..self.time * self.config.n_emb];
-            let wte_t = weights.packed.head();
-            head_forward(self.head_dims(), losses, normed, wte_t, targets, &mut scratch.head);
+            let head = weights.packed.head();
+            head_forward(self.head_dims(), losses, normed, head, targets, &mut scratch.head);
         });
     }
 
@@ -87,9 +87,9 @@ impl Pass {
         a: &mut BlockActivations<E>,
         scratch: &mut ThreadScratch<E>,
     ) {
-        let (t, c) = (self.time, self.config.n_emb);
-        let (normed, gelu) = (&mut scratch.normed[..t * c], &mut scratch.wide[..t * 4 * c]);
-        let (qkv, fc) = (&mut a.qkv[..t * 3 * c], &mut a.fc[..t * 4 * c]);
+        let (t, c, inner) = (self.time, self.config.n_emb, self.config.inner());
+        let (normed, gelu) = (&mut scratch.normed[..t * c], &mut scratch.wide[..t * inner]);
+        let (qkv, fc) = (&mut a.qkv[..t * 3 * c], &mut a.fc[..t * inner]);
         let (heads, middle) = (&mut a.heads[..t * c], &mut a.middle[..t * c]);
         let lse = &mut a.lse[..t * self.config.n_heads];
         let PassBlock { vectors: v, packed } = w;
@@ -116,7 +116,8 @@ impl Pass {
         self.layernorm(normed, &mut a.ln_2, middle, (v.ln_2_weight, v.ln_2_bias));
         linear_gelu_forward(
             self.linear_dims(&packed.c_fc),
-            (ColumnsMut::new(fc, 4 * c), ColumnsMut::new(gelu, 4 * c)),
+            self.config.activation.kernel(),
+            (ColumnsMut::new(fc, inner), ColumnsMut::new(gelu, inner)),
             normed,
             (packed.c_fc.forward(), v.c_fc_bias),
         );
@@ -140,6 +141,6 @@ impl Pass {
     ) {
         let LayerNormStatistics { mean, rstd } = statistics;
         let statistics = (&mut mean[..self.time], &mut rstd[..self.time]);
-        layernorm_forward(self.row_dims(), y, statistics, x, weights);
+        layernorm_forward(self.row_dims(), self.config.layer_norm_epsilon, y, statistics, x, weights);
     }
 }

@@ -11,9 +11,9 @@ use crate::model::{ModelConfig, Parameters};
 /// Every matrix of a model in panels, for both passes.
 pub(super) struct PackedWeights<E> {
     pub(super) blocks: Vec<PackedBlock<E>>,
-    /// wteᵀ (C, V)
+    /// The head's weights, transposed: wteᵀ (C, V), unless the head is separate.
     head: PackedMatrix<E>,
-    /// wte (V, C) in segments of the vocabulary.
+    /// The head's weights (V, C) in segments of the vocabulary.
     head_backward: Vec<PackedMatrix<E>>,
     /// What is up to date.
     current: Current,
@@ -50,8 +50,8 @@ impl<E: Element> PackedWeights<E> {
         let block = |_| PackedBlock {
             c_attn: PackedLinear::new(c, 3 * c),
             attn_proj: PackedLinear::new(c, c),
-            c_fc: PackedLinear::new(c, 4 * c),
-            mlp_proj: PackedLinear::new(4 * c, c),
+            c_fc: PackedLinear::new(c, config.inner()),
+            mlp_proj: PackedLinear::new(config.inner(), c),
         };
         let segments = (0..vocab_size).step_by(VOCAB_SEGMENT);
         let segment = |first: usize| PackedMatrix::new((vocab_size - first).min(VOCAB_SEGMENT), c);
@@ -98,24 +98,24 @@ impl<E: Element> PackedWeights<E> {
             || {
                 let c = parameters.ln_f().0.len();
                 let segment = PanelDims { depth: c, cols: VOCAB_SEGMENT }.len::<E>();
-                let segments = (parameters.wte().par_chunks(VOCAB_SEGMENT * c))
+                let segments = (parameters.head().par_chunks(VOCAB_SEGMENT * c))
                     .zip(head.memory().par_chunks_mut(segment))
                     .zip(head_backward);
-                segments.for_each(|((wte, by_columns), by_rows)| {
+                segments.for_each(|((w, by_columns), by_rows)| {
                     let by_rows = backward.then(|| by_rows.memory());
-                    pack((wte.len() / c, c), by_rows, forward.then_some(by_columns), wte, reuse);
+                    pack((w.len() / c, c), by_rows, forward.then_some(by_columns), w, reuse);
                 });
             },
         );
         self.current = needed;
     }
 
-    /// wteᵀ (C, V).
+    /// The head's weights, transposed (C, V).
     pub(super) fn head(&self) -> Panels<'_, E> {
         self.head.panels()
     }
 
-    /// wte (V, C) in segments of the vocabulary.
+    /// The head's weights (V, C) in segments of the vocabulary.
     pub(super) fn head_backward(&self) -> impl Iterator<Item = Panels<'_, E>> {
         self.head_backward.iter().map(PackedMatrix::panels)
     }

@@ -87,11 +87,11 @@ pub(super) struct InferenceBlock<W> {
     /// (C)
     pub(super) attn_proj_bias: Vec<f32>,
     pub(super) ln_2: Norm,
-    /// (C, 4C)
+    /// (C, I)
     pub(super) c_fc: W,
-    /// (4C)
+    /// (I)
     pub(super) c_fc_bias: Vec<f32>,
-    /// (4C, C)
+    /// (I, C)
     pub(super) mlp_proj: W,
     /// (C)
     pub(super) mlp_proj_bias: Vec<f32>,
@@ -105,7 +105,7 @@ pub(super) struct InferenceWeights<W> {
     pub(super) wpe: Vec<f32>,
     pub(super) blocks: Vec<InferenceBlock<W>>,
     pub(super) ln_f: Norm,
-    /// wteᵀ (C, V)
+    /// The head's weights, transposed: wteᵀ (C, V), unless the head is separate.
     pub(super) head: W,
 }
 
@@ -122,9 +122,9 @@ impl<W: Matrix> InferenceWeights<W> {
                 attn_proj: layer(c, c, w.attn_proj_weight),
                 attn_proj_bias: w.attn_proj_bias.to_vec(),
                 ln_2: Norm::new((w.ln_2_weight, w.ln_2_bias)),
-                c_fc: layer(c, 4 * c, w.c_fc_weight),
+                c_fc: layer(c, config.inner(), w.c_fc_weight),
                 c_fc_bias: w.c_fc_bias.to_vec(),
-                mlp_proj: layer(4 * c, c, w.mlp_proj_weight),
+                mlp_proj: layer(config.inner(), c, w.mlp_proj_weight),
                 mlp_proj_bias: w.mlp_proj_bias.to_vec(),
             }
         };
@@ -134,7 +134,7 @@ impl<W: Matrix> InferenceWeights<W> {
             wpe: parameters.wpe().to_vec(),
             blocks: (0..config.n_blocks).into_par_iter().map(block).collect(),
             ln_f: Norm::new(parameters.ln_f()),
-            head: W::pack(head, parameters.wte(), true),
+            head: W::pack(head, parameters.head(), true),
         }
     }
 
@@ -142,7 +142,9 @@ impl<W: Matrix> InferenceWeights<W> {
     pub(super) fn bytes(&self) -> usize {
         let block = |w: &InferenceBlock<W>| {
             let matrices = [&w.c_attn, &w.attn_proj, &w.c_fc, &w.mlp_proj].map(Matrix::bytes);
-            matrices.iter().sum::<usize>() + 13 * w.ln_1.weight.len() * size_of::<f32>()
+            // Two LayerNorms, and the biases of c_attn and the two projections.
+            let vectors = 9 * w.ln_1.weight.len() + w.c_fc_bias.len();
+            matrices.iter().sum::<usize>() + vectors * size_of::<f32>()
         };
         self.blocks.iter().map(block).sum::<usize>() + self.head.bytes()
     }
