@@ -25,7 +25,8 @@ fn check_training_in(free: u64, settings: &Settings, vocab_size: usize, blocks: 
         let sampling =
             config.parameters().saturating_mul(WeightFormat::of(settings.precision).bytes_per_weight());
         let micro_batches = settings.gradient_accumulation_steps;
-        CpuBackend::training_bytes(&config, settings.precision, batch, micro_batches).saturating_add(sampling)
+        let (precision, frozen) = (settings.precision, settings.freeze);
+        CpuBackend::training_bytes(&config, precision, batch, micro_batches, frozen).saturating_add(sampling)
     };
     let needed = bytes(settings);
     if needed <= free {

@@ -93,6 +93,9 @@ pub(super) fn announce(saved: &Settings, settings: &Settings, start: &Start) {
         && !settings.weights_only
     {
         screen::err(FRESH_OPTIMIZER);
+    } else if settings.freeze != saved.freeze && !settings.weights_only {
+        let (now, then) = (settings.freeze, saved.freeze);
+        screen::err(format_args!("--freeze is {now} instead of {then}, so AdamW starts fresh"));
     }
     if settings.new_text {
         let (text, other) = (&settings.data, &saved.data);

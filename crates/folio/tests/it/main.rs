@@ -4,6 +4,7 @@ mod adamw;
 mod damage;
 mod faults;
 mod foreign;
+mod frozen;
 mod fuzz;
 mod generation;
 mod golden;
