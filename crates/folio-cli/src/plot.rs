@@ -172,6 +172,7 @@ fn epochs_of(records: &[Value]) -> Vec<EpochReport> {
         EpochReport {
             train_loss: number("train_loss"),
             eval_loss: number("eval_loss"),
+            raw_eval_loss: None,
             train_bits: bits("train"),
             eval_bits: bits("eval"),
             learning_rate: number("lr"),

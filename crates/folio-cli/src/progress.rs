@@ -214,11 +214,13 @@ fn time_left(steps: u64, estimate: Duration) -> String {
 
 /// The line of the original project, followed by the two losses in bits per character.
 fn epoch_line(epoch: u64, last_epoch: u64, report: EpochReport) -> String {
-    let EpochReport { train_loss, eval_loss, train_bits, eval_bits, learning_rate, .. } = report;
+    let EpochReport { train_loss, eval_loss, raw_eval_loss, train_bits, eval_bits, learning_rate, .. } =
+        report;
     let lr = scientific(learning_rate);
     let (train, eval) = (train_bits.per_character, eval_bits.per_character);
+    let raw = raw_eval_loss.map_or(String::new(), |raw| format!(" (without averaging {raw:.4})"));
     format!(
-        "Epoch: {epoch}/{last_epoch} || Train loss: {train_loss:.4} || Eval loss: {eval_loss:.4} || lr: {lr} || \
+        "Epoch: {epoch}/{last_epoch} || Train loss: {train_loss:.4} || Eval loss: {eval_loss:.4}{raw} || lr: {lr} || \
          bits per character: {train:.4}, {eval:.4}"
     )
 }
@@ -251,6 +253,7 @@ mod tests {
         let report = EpochReport {
             train_loss: 1.23454,
             eval_loss: 1.45666,
+            raw_eval_loss: None,
             train_bits,
             eval_bits,
             learning_rate: 1e-3,
@@ -262,5 +265,8 @@ mod tests {
         let want = "Epoch: 3/100 || Train loss: 1.2345 || Eval loss: 1.4567 || lr: 1.0000e-03 || \
                     bits per character: 1.7810, 2.1016";
         assert_eq!(epoch_line(3, 100, report), want);
+        let averaged = EpochReport { raw_eval_loss: Some(1.5), ..report };
+        let want = want.replace("1.4567", "1.4567 (without averaging 1.5000)");
+        assert_eq!(epoch_line(3, 100, averaged), want);
     }
 }

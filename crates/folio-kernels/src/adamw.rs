@@ -11,6 +11,7 @@
 use rayon::prelude::*;
 
 use crate::isa::Isa;
+use crate::moving_average::MovingAverage;
 use crate::prefetch::{CACHE_LINE, PrefetchHint, prefetch};
 use crate::vector::sum_by;
 
@@ -58,30 +59,6 @@ struct Factors {
     /// `1 / sqrt(1 - beta2^t)`
     root: f32,
     eps: f32,
-}
-
-/// The update of a moving average m with decay rate beta: `m = keep m + (1 - beta) (x - part m)`.
-///
-/// With keep = part = 1, only `1 - beta` is rounded, to its own relative precision. If beta < 1/2, then keep = beta and
-/// part = 0, because m may be much larger than the result.
-#[derive(Clone, Copy)]
-struct MovingAverage {
-    keep: f32,
-    part: f32,
-    /// `1 - beta`
-    new: f32,
-}
-
-impl MovingAverage {
-    fn of(beta: f64) -> Self {
-        let (keep, part) = if beta < 0.5 { (beta as f32, 0.0) } else { (1.0, 1.0) };
-        Self { keep, part, new: (1.0 - beta) as f32 }
-    }
-
-    #[inline(always)]
-    fn next(self, m: f32, x: f32) -> f32 {
-        self.keep * m + self.new * (x - self.part * m)
-    }
 }
 
 impl Factors {

@@ -59,6 +59,7 @@ pub mod gelu;
 pub mod head;
 pub mod layernorm;
 pub mod linear;
+pub mod moving_average;
 
 pub mod peak;
 pub mod reference;

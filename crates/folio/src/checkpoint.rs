@@ -5,7 +5,7 @@
 //!   the directory as it is, with `AutoTokenizer`, `AutoModelForCausalLM` or `pipeline` (transformers.rs). Checkpoints of
 //!   earlier versions have only the first of them;
 //! - `optimizer.safetensors`: AdamW's moments, `mean.NAME` (exp_avg) and `square.NAME` (exp_avg_sq); absent if only the weights
-//!   are kept;
+//!   are kept. If `model.safetensors` has the moving average of the weights, the weights themselves are `weight.NAME` here;
 //! - `state.json`: the position in the run, random streams and losses;
 //! - `manifest.json`: length and SHA-256 of each file, verified whenever one is read.
 //!
@@ -45,6 +45,7 @@ const STATE_FILE: &str = "state.json";
 /// Prefixes of the tensor names in [`OPTIMIZER_FILE`].
 const EXP_AVG: &str = "mean.";
 const EXP_AVG_SQ: &str = "square.";
+const WEIGHT: &str = "weight.";
 
 /// The name of a checkpoint in its run's directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -104,6 +105,9 @@ pub struct TrainingState {
     pub cut_short: Option<CutShort>,
     /// Losses and learning rates so far.
     pub history: History,
+    /// Whether the checkpoint's model is the moving average of the weights.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub averaged: bool,
 }
 
 impl TrainingState {
@@ -189,21 +193,35 @@ pub struct CutShort {
     pub sums: EpochSums,
 }
 
-/// Writes a checkpoint, replacing an existing one.
+/// The arrays of a checkpoint.
+#[derive(Clone, Copy, Debug)]
+pub struct Tensors<'a> {
+    /// The weights.
+    pub parameters: &'a Parameters,
+    /// AdamW's moments.
+    pub moments: &'a Moments,
+    /// The moving average of the weights, if there is one. It is then the checkpoint's model.
+    pub average: Option<&'a Parameters>,
+}
+
+/// Writes a checkpoint, replacing an existing one. `state.averaged` must say whether there is an average.
 ///
 /// # Errors
 /// [`Error::File`] if it cannot be written. An existing checkpoint is then unchanged.
 pub fn save(
     directory: &Path,
-    parameters: &Parameters,
-    moments: &Moments,
+    tensors: Tensors<'_>,
     state: &TrainingState,
     tokenizer: &Tokenizer,
 ) -> Result<()> {
+    let Tensors { parameters, moments, average } = tensors;
+    assert_eq!(state.averaged, average.is_some(), "the state describes the tensors");
     write_directory_atomic(directory, |inside| {
-        tensors::write(&inside.join(MODEL_FILE), &[("", parameters.values())], parameters.specs())?;
-        let moments = [(EXP_AVG, &moments.exp_avg[..]), (EXP_AVG_SQ, &moments.exp_avg_sq[..])];
-        tensors::write(&inside.join(OPTIMIZER_FILE), &moments, parameters.specs())?;
+        let model = average.unwrap_or(parameters);
+        tensors::write(&inside.join(MODEL_FILE), &[("", model.values())], model.specs())?;
+        let mut arrays = vec![(EXP_AVG, &moments.exp_avg[..]), (EXP_AVG_SQ, &moments.exp_avg_sq[..])];
+        arrays.extend(average.map(|_| (WEIGHT, parameters.values())));
+        tensors::write(&inside.join(OPTIMIZER_FILE), &arrays, parameters.specs())?;
         write_json(&inside.join(STATE_FILE), state)?;
         transformers::write(inside, &state.identity.model, tokenizer)?;
         let own = [MODEL_FILE, OPTIMIZER_FILE, STATE_FILE];
@@ -304,7 +322,7 @@ impl Checkpoint {
         Err(self.error(reason.to_owned()))
     }
 
-    /// The weights.
+    /// The weights of the model: their moving average if the run has one.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] if they are missing, damaged, or not of the model's shapes.
@@ -327,16 +345,34 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Checkpoint`] if it was not kept, is damaged, or not of the model's shapes.
     pub fn moments(&self, specs: &[ParameterSpec]) -> Result<Moments> {
-        if !self.is_resumable() {
-            let reason = "keeps the weights alone, without the optimizer's state";
-            return Err(self.error(reason.to_owned()));
-        }
-        let bytes = self.manifest.read_file(&self.directory, OPTIMIZER_FILE)?;
+        let bytes = self.optimizer_file()?;
         let count = specs.last().map_or(0, |spec| spec.range.end);
         let mut moments = Moments::zeros(count);
         let arrays = &mut [(EXP_AVG, &mut moments.exp_avg[..]), (EXP_AVG_SQ, &mut moments.exp_avg_sq[..])];
         tensors::read(&self.directory.join(OPTIMIZER_FILE), &bytes, specs, arrays)?;
         Ok(moments)
+    }
+
+    /// The weights that training resumes with, if the model is their moving average.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if they were not kept, are damaged, or not of the model's shapes.
+    pub fn weights_without_averaging(&self) -> Result<Parameters> {
+        let bytes = self.optimizer_file()?;
+        let mut parameters = Parameters::zeros(&self.state.identity.model);
+        let specs = parameters.specs().to_vec();
+        let arrays = &mut [(WEIGHT, parameters.values_mut())];
+        tensors::read(&self.directory.join(OPTIMIZER_FILE), &bytes, &specs, arrays)?;
+        Ok(parameters)
+    }
+
+    /// The content of the optimizer's file.
+    fn optimizer_file(&self) -> Result<Vec<u8>> {
+        if !self.is_resumable() {
+            let reason = "keeps the weights alone, without the optimizer's state";
+            return Err(self.error(reason.to_owned()));
+        }
+        self.manifest.read_file(&self.directory, OPTIMIZER_FILE)
     }
 
     /// Checks that a file is large enough for the model before memory is allocated for it.

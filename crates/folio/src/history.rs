@@ -25,6 +25,9 @@ pub struct EpochReport {
     pub train_loss: f64,
     /// Mean over all evaluation batches, without dropout, nats per token.
     pub eval_loss: f64,
+    /// The eval loss of the weights themselves, if `eval_loss` is that of their moving average.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub raw_eval_loss: Option<f64>,
     /// The train loss in bits, comparable across tokenizers.
     #[serde(flatten, serialize_with = "train_names")]
     pub train_bits: Bits,
@@ -130,6 +133,9 @@ pub fn lowest_eval_loss(eval_losses: &[f64]) -> Option<(f64, u64)> {
 pub(crate) struct LossLists {
     train_losses: Vec<f64>,
     eval_losses: Vec<f64>,
+    /// One value per epoch of the weights themselves, or none at all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    raw_eval_losses: Vec<Option<f64>>,
     #[serde(default)]
     train_bits_per_character: Vec<f64>,
     #[serde(default)]
@@ -160,7 +166,10 @@ impl LossLists {
         let epochs = &history.epochs;
         let numbers = |value: fn(&EpochReport) -> f64| epochs.iter().map(value).collect();
         let counts = |value: fn(&EpochReport) -> u64| epochs.iter().map(value).collect();
+        let raw = epochs.iter().map(|epoch| epoch.raw_eval_loss);
+        let has_raw = raw.clone().any(|loss| loss.is_some());
         Self {
+            raw_eval_losses: if has_raw { raw.collect() } else { Vec::new() },
             train_losses: numbers(|epoch| epoch.train_loss),
             eval_losses: numbers(|epoch| epoch.eval_loss),
             train_bits_per_character: numbers(|epoch| epoch.train_bits.per_character),
@@ -183,6 +192,7 @@ impl LossLists {
         let report = |index: usize, step: u64| EpochReport {
             train_loss: number(&self.train_losses, index),
             eval_loss: number(&self.eval_losses, index),
+            raw_eval_loss: self.raw_eval_losses.get(index).copied().flatten(),
             train_bits: Bits {
                 per_character: number(&self.train_bits_per_character, index),
                 per_byte: number(&self.train_bits_per_byte, index),
@@ -235,7 +245,8 @@ impl TryFrom<StateLists> for History {
     /// If the lists differ in length. Training would write a partial history back, so it is refused here.
     fn try_from(lists: StateLists) -> Result<Self, String> {
         let epochs = lists.learning_rates.len();
-        if lists.losses.lengths().iter().any(|&length| length != epochs) {
+        let raw = lists.losses.raw_eval_losses.len();
+        if lists.losses.lengths().iter().any(|&length| length != epochs) || ![0, epochs].contains(&raw) {
             return Err("the lists of the history differ in length".to_owned());
         }
         Ok(lists.losses.into_history(&lists.learning_rates))
@@ -253,6 +264,7 @@ mod tests {
         EpochReport {
             train_loss: eval_loss + 1.0,
             eval_loss,
+            raw_eval_loss: (step > 15).then_some(eval_loss + 0.5),
             train_bits: bits,
             eval_bits: bits,
             learning_rate: 1.0 / step as f64,
@@ -306,7 +318,7 @@ mod tests {
         assert_eq!(state["losses"]["best_eval_loss"], serde_json::json!([2.0, 20]));
         assert_eq!(serde_json::from_value::<History>(state.clone()).unwrap(), history);
         // A checkpoint needs every list in full.
-        for list in ["train_losses", "gradient_norms", "steps"] {
+        for list in ["train_losses", "raw_eval_losses", "gradient_norms", "steps"] {
             let mut short = state.clone();
             short["losses"][list] = serde_json::json!([1]);
             let error = serde_json::from_value::<History>(short).unwrap_err().to_string();

@@ -208,6 +208,7 @@ mod tests {
             let report = EpochReport {
                 train_loss: session as f64,
                 eval_loss: step as f64 + session as f64,
+                raw_eval_loss: None,
                 train_bits: bits,
                 eval_bits: bits,
                 learning_rate: 0.1,

@@ -16,13 +16,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint::{self, Checkpoint, CheckpointName, TrainingState};
+use crate::checkpoint::{self, Checkpoint, CheckpointName, Tensors, TrainingState};
 use crate::error::{Error, Result};
 use crate::files::{
     create_directory, read_json, remove_directory, remove_rubbish, update_symlink, write_json,
 };
 use crate::history::{History, LossLists, lowest_loss};
-use crate::model::{ModelConfig, Moments, Parameters};
+use crate::model::ModelConfig;
 use crate::settings::{Keep, Settings};
 use crate::tokenizer::Tokenizer;
 
@@ -218,13 +218,12 @@ impl RunDir {
         &self,
         name: CheckpointName,
         keep: Keep,
-        parameters: &Parameters,
-        moments: &Moments,
+        tensors: Tensors<'_>,
         state: &TrainingState,
         tokenizer: &Tokenizer,
     ) -> Result<PathBuf> {
         let path = self.checkpoint(name);
-        checkpoint::save(&path, parameters, moments, state, tokenizer)?;
+        checkpoint::save(&path, tensors, state, tokenizer)?;
         self.apply_retention(name, keep, &state.history.eval_losses())?;
         Ok(path)
     }

@@ -204,6 +204,13 @@ impl Settings {
         }
     }
 
+    /// The decay rate of the moving average of the weights at step t of the optimizer, counting from 1:
+    /// `min(ema_decay, (1 + t) / (10 + t))`, so that the random initial weights are forgotten soon (TensorFlow's
+    /// `ExponentialMovingAverage` with `num_updates`).
+    pub fn ema_decay_at(&self, t: u64) -> f64 {
+        self.ema_decay.min((1 + t) as f64 / (10 + t) as f64)
+    }
+
     /// The learning-rate schedule, without warm-up.
     pub fn schedule(&self) -> Schedule {
         Schedule {

@@ -29,6 +29,7 @@ mod length;
 mod ranks;
 mod saver;
 
+use continuing::Loaded;
 pub use continuing::{check_same, check_start};
 pub use event::{Event, Outcome, Requests, StepReport};
 use saver::Saver;
@@ -234,11 +235,11 @@ impl Trainer {
             }
 
             on_event(&Event::Evaluating);
-            let Some(eval_loss) = self.eval_loss(|| !requests.stop_requested()) else {
+            let Some(losses) = self.eval_losses(|| !requests.stop_requested()) else {
                 saver.save_step(self, true, on_event);
                 return Ok(Outcome::Stopped);
             };
-            let report = self.end_epoch(eval_loss, order, saver)?;
+            let report = self.end_epoch(losses, order, saver)?;
             let tokens = self.settings.sample_tokens.unwrap_or(SAMPLE_TOKENS);
             let sample = keeps_records.then(|| self.sample(tokens));
             on_event(&Event::EpochEnded { epoch, last_epoch, report, sample });
@@ -284,6 +285,9 @@ impl Trainer {
             f64::NAN
         };
         let skipped = !gradient_norm.is_finite();
+        if !skipped && self.state.averaged {
+            self.backend.update_average(self.settings.ema_decay_at(self.optimizer.steps()));
+        }
         let state = &mut self.state;
         state.global_step += 1;
         state.optimizer_steps = self.optimizer.steps();
@@ -320,7 +324,19 @@ impl Trainer {
         Error::Diverged { what, step, learning_rate: epoch_progress.learning_rate, last_checkpoint }
     }
 
-    /// The evaluation loss; `None` if `should_continue` returns false first.
+    /// The losses of an evaluation; `None` if `should_continue` returns false first.
+    fn eval_losses(&mut self, should_continue: impl Fn() -> bool) -> Option<EvalLosses> {
+        let weights = self.eval_loss(&should_continue)?;
+        if !self.state.averaged {
+            return Some(EvalLosses { model: weights, weights: None });
+        }
+        self.backend.swap_average();
+        let average = self.eval_loss(&should_continue);
+        self.backend.swap_average();
+        Some(EvalLosses { model: average?, weights: Some(weights) })
+    }
+
+    /// The evaluation loss of the backend's weights; `None` if `should_continue` returns false first.
     fn eval_loss(&mut self, should_continue: impl Fn() -> bool) -> Option<f64> {
         let batches = EvaluationBatches {
             dataset: &self.dataset,
@@ -332,7 +348,8 @@ impl Trainer {
     }
 
     /// Ends the current epoch. `order` is the random stream after it has shuffled the epoch's blocks.
-    fn end_epoch(&mut self, eval_loss: f64, order: Rng, saver: &Saver) -> Result<EpochReport> {
+    fn end_epoch(&mut self, losses: EvalLosses, order: Rng, saver: &Saver) -> Result<EpochReport> {
+        let EvalLosses { model: eval_loss, weights: raw_eval_loss } = losses;
         if self.state.epoch_progress.learned() == 0 {
             return Err(self.diverged("no loss or gradient of the epoch is finite".to_owned(), saver));
         }
@@ -349,6 +366,7 @@ impl Trainer {
         let report = EpochReport {
             train_loss,
             eval_loss,
+            raw_eval_loss,
             train_bits: self.train_text.bits(train_loss),
             eval_bits: self.eval_text.bits(eval_loss),
             learning_rate: sums.learning_rate,
@@ -369,7 +387,8 @@ impl Trainer {
             return String::new();
         }
         let (config, format) = (*self.backend.config(), WeightFormat::of(self.settings.precision));
-        let model = Arc::new(InferenceModel::new(config, format, &self.backend.parameters()));
+        let weights = self.backend.average().unwrap_or_else(|| self.backend.parameters());
+        let model = Arc::new(InferenceModel::new(config, format, &weights));
         let mut text = String::new();
         let request = Request { max_new_tokens: tokens, seed: self.settings.seed, ..Request::default() };
         let mut generator = Generator::new(model, Arc::clone(&self.tokenizer));
@@ -388,6 +407,15 @@ impl Trainer {
         };
         self.settings.schedule().rate(now) * warmup_factor(step, self.settings.warmup_steps)
     }
+}
+
+/// The losses of an evaluation.
+#[derive(Clone, Copy)]
+struct EvalLosses {
+    /// The loss of the model that is saved: the average of the weights if there is one.
+    model: f64,
+    /// The loss of the weights themselves if there is an average.
+    weights: Option<f64>,
 }
 
 /// The parts of a run that a rank prepares by itself.
@@ -418,18 +446,23 @@ impl Prepared {
         let has_optimizer =
             checkpoint.as_ref().is_none_or(|found| continuing::takes_optimizer(found, &settings));
         let resumed_from = checkpoint.as_ref().map(|checkpoint| checkpoint.directory().to_path_buf());
-        let (parameters, moments, state) = match checkpoint {
+        let Loaded { parameters, moments, average, state } = match checkpoint {
             None => {
                 let mut init = Rng::new(settings.seed, Stream::Init);
                 let parameters = Parameters::random(&identity.model, &mut init);
-                (parameters, None, TrainingState::new(identity, &settings))
+                let state = TrainingState::new(identity, &settings);
+                Loaded { parameters, moments: None, average: None, state }
             }
             Some(checkpoint) => continuing::load(&checkpoint, &settings, tokenizer)?,
         };
+        let average = state.averaged.then(|| average.unwrap_or_else(|| parameters.clone()));
         let mut backend = new_backend(state.identity.model, settings.precision, parameters);
         backend.freeze(settings.freeze);
         if let Some(moments) = moments {
             backend.load_moments(moments);
+        }
+        if let Some(average) = average {
+            backend.load_average(average);
         }
         Ok(Self { settings, dataset, backend, state, resumed_from, has_optimizer })
     }
@@ -452,6 +485,7 @@ impl TrainingState {
             epoch_progress: EpochSums::default(),
             cut_short: None,
             history: History::default(),
+            averaged: settings.ema_decay > 0.0,
         }
     }
 }

@@ -23,6 +23,7 @@ mod gelu;
 mod head;
 mod layernorm;
 mod linear;
+mod moving_average;
 mod quantized;
 
 mod threads;

@@ -175,6 +175,24 @@ pub trait Backend: Send {
     /// Updates weights and moments from the gradients.
     fn update(&mut self, update: &AdamWUpdate);
 
+    /// Updates the moving average of the weights: `average <- decay average + (1 - decay) weights`.
+    ///
+    /// # Panics
+    /// If no average was loaded.
+    fn update_average(&mut self, decay: f64);
+
+    /// The moving average of the weights, if one was loaded.
+    fn average(&self) -> Option<Cow<'_, Parameters>>;
+
+    /// Replaces the average.
+    ///
+    /// # Panics
+    /// If it is of another model.
+    fn load_average(&mut self, average: Parameters);
+
+    /// Exchanges weights and average, to compute with the average. Does nothing if there is none.
+    fn swap_average(&mut self);
+
     /// The weights.
     fn parameters(&self) -> Cow<'_, Parameters>;
 

@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use folio_kernels::adamw::{adamw, sum_of_squares};
 use folio_kernels::element::{Bf16, Element};
+use folio_kernels::moving_average::update_average;
 use rayon::prelude::*;
 
 use super::{
@@ -42,6 +43,8 @@ pub struct CpuBackend {
     partial_sums: Vec<Parameters>,
     /// `None` until the first update: zeros.
     moments: Option<Moments>,
+    /// The moving average of the weights, if there is one.
+    average: Option<Parameters>,
     /// (V)
     logits: Vec<f32>,
     engine: Engine,
@@ -86,6 +89,7 @@ impl CpuBackend {
             gradients: None,
             partial_sums: Vec::new(),
             moments: None,
+            average: None,
             logits: Vec::new(),
             engine,
         }
@@ -246,6 +250,27 @@ impl Backend for CpuBackend {
             adamw(&mut parameters[range()], gradients.tensor(spec), moments.0, moments.1, step);
         }
         self.invalidate();
+    }
+
+    fn update_average(&mut self, decay: f64) {
+        let average = self.average.as_mut().expect("an average was loaded");
+        update_average(average.values_mut(), self.parameters.values(), decay);
+    }
+
+    fn average(&self) -> Option<Cow<'_, Parameters>> {
+        self.average.as_ref().map(Cow::Borrowed)
+    }
+
+    fn load_average(&mut self, average: Parameters) {
+        assert_eq!(average.specs(), self.parameters.specs(), "an average of another model");
+        self.average = Some(average);
+    }
+
+    fn swap_average(&mut self) {
+        if let Some(average) = &mut self.average {
+            std::mem::swap(average, &mut self.parameters);
+            self.invalidate();
+        }
     }
 
     fn parameters(&self) -> Cow<'_, Parameters> {

@@ -161,6 +161,10 @@ declare_settings! {
     beta2: f64 = 0.99 => { section: Some(Section::Training), range: Range::FRACTION, }
     /// AdamW's epsilon, added to the denominator
     eps: f64 = 1e-8 => { section: Some(Section::Training), range: Range::between(F32_MIN, F32_MAX), }
+    /// Decay rate per step of a moving average of the weights, which is then evaluated, saved and used; 0 turns it off
+    ema_decay: f64 = 0.0 => {
+        section: Some(Section::Training), range: Range::FRACTION, search_level: Some(11), label: "ema",
+    }
     /// Clip gradients to this norm; 0 turns clipping off
     grad_clip: f64 = 1.0 => { section: Some(Section::Training), range: Range::at_least(0.0), }
     /// Shape of the learning rate over time: const, cosine or cosine_warm_restarts

@@ -57,12 +57,18 @@ fn check_resumes(checkpoint: &Checkpoint, settings: &Settings) -> Result<()> {
     Ok(())
 }
 
-/// Weights, AdamW's moments unless they start at zero, and state of a run that starts from a checkpoint.
-pub(super) fn load(
-    checkpoint: &Checkpoint,
-    settings: &Settings,
-    tokenizer: &Tokenizer,
-) -> Result<(Parameters, Option<Moments>, TrainingState)> {
+/// What a run starts from.
+pub(super) struct Loaded {
+    pub(super) parameters: Parameters,
+    /// `None` if they start at zero.
+    pub(super) moments: Option<Moments>,
+    /// The moving average of the weights, if the run has one.
+    pub(super) average: Option<Parameters>,
+    pub(super) state: TrainingState,
+}
+
+/// Loads a checkpoint that a run starts from.
+pub(super) fn load(checkpoint: &Checkpoint, settings: &Settings, tokenizer: &Tokenizer) -> Result<Loaded> {
     let mut state = checkpoint.state().clone();
     let identity = Identity::of(settings, tokenizer);
     let at_start = is_start(&state, settings);
@@ -104,6 +110,10 @@ pub(super) fn load(
     } else {
         state.optimizer_steps = 0;
     }
+    let mut average = None;
+    if takes_optimizer(checkpoint, settings) && state.averaged {
+        average = Some(std::mem::replace(&mut parameters, checkpoint.weights_without_averaging()?));
+    }
     if config.vocab_size > saved.model.vocab_size {
         let added = AddedTokens::between(&saved.model, &config);
         parameters = added.of_parameters(&parameters, &config, settings.seed);
@@ -111,8 +121,10 @@ pub(super) fn load(
             exp_avg: added.of_moment(&exp_avg),
             exp_avg_sq: added.of_moment(&exp_avg_sq),
         });
+        average = average.map(|average| added.of_parameters(&average, &config, settings.seed));
     }
-    Ok((parameters, moments, state))
+    state.averaged = settings.ema_decay > 0.0;
+    Ok(Loaded { parameters, moments, average, state })
 }
 
 /// Whether this is the state that a run continues another run from.

@@ -27,8 +27,8 @@ pub(super) fn all_succeed<T>(
     }
 }
 
-/// Fails on every rank if one differs from rank 0 in its version, instruction set, settings, position in the run, weights or
-/// moments.
+/// Fails on every rank if one differs from rank 0 in its version, instruction set, settings, position in the run, weights,
+/// their average or moments.
 pub(super) fn check_agreement(
     communicator: &dyn Communicator,
     settings: &Settings,
@@ -38,14 +38,16 @@ pub(super) fn check_agreement(
     if communicator.world_size() == 1 {
         return Ok(());
     }
-    let (weights, moments) = (backend.parameters(), backend.moments());
+    let (weights, moments, average) = (backend.parameters(), backend.moments(), backend.average());
+    let average = average.as_ref().map_or(&[][..], |average| average.values());
     let state = serde_json::to_vec(state).expect("a state is JSON");
-    let facts: [(&str, &[u8]); 7] = [
+    let facts: [(&str, &[u8]); 8] = [
         ("versions of folio", env!("CARGO_PKG_VERSION").as_bytes()),
         ("instruction sets", Isa::detected().name().as_bytes()),
         ("settings", &shared_settings(settings)),
         ("positions in the run", &state),
         ("weights", bytemuck::cast_slice(weights.values())),
+        ("averages of the weights", bytemuck::cast_slice(average)),
         ("moments", bytemuck::cast_slice(&moments.exp_avg)),
         ("moments", bytemuck::cast_slice(&moments.exp_avg_sq)),
     ];

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use super::{Event, Outcome, Trainer};
-use crate::checkpoint::{CheckpointName, TrainingState};
+use crate::checkpoint::{CheckpointName, Tensors, TrainingState};
 use crate::error::{Error, Result};
 use crate::run_dir::{RunDir, RunState, Status};
 
@@ -105,9 +105,9 @@ fn write(run_dir: &RunDir, trainer: &Trainer, name: CheckpointName) -> Result<Pa
     restore_directory(run_dir, trainer)?;
     let Trainer { settings, backend, state, tokenizer, .. } = trainer;
     run_dir.write_history(&state.history)?;
-    let (parameters, moments) = (backend.parameters(), backend.moments());
-    let checkpoint =
-        run_dir.save_checkpoint(name, settings.kept(), &parameters, &moments, state, tokenizer)?;
+    let (parameters, moments, average) = (backend.parameters(), backend.moments(), backend.average());
+    let tensors = Tensors { parameters: &parameters, moments: &moments, average: average.as_deref() };
+    let checkpoint = run_dir.save_checkpoint(name, settings.kept(), tensors, state, tokenizer)?;
     run_dir.write_status(&status(trainer, RunState::Running, None))?;
     Ok(checkpoint)
 }

@@ -1,6 +1,7 @@
 //! The library against PyTorch, and against itself.
 
 mod adamw;
+mod averaging;
 mod damage;
 mod faults;
 mod foreign;

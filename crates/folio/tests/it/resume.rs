@@ -157,6 +157,11 @@ fn a_run_with_gradient_accumulation_resumes_bit_for_bit() {
 }
 
 #[test]
+fn a_run_with_an_average_of_its_weights_resumes_bit_for_bit() {
+    check_resumes(Settings { ema_decay: 0.9, ..settings() });
+}
+
+#[test]
 fn a_run_in_bf16_resumes_bit_for_bit() {
     check_resumes(Settings {
         precision: Precision::Bf16,
@@ -225,6 +230,7 @@ fn a_run_that_stops_inside_epochs_resumes_bit_for_bit() {
             n_emb,
             lr_schedule: ScheduleKind::Cosine,
             cosine_t_max: EPOCHS,
+            ema_decay: if n_emb == 8 { 0.0 } else { 0.9 },
             block_offset: if n_emb == 8 { BlockOffset::Fixed } else { BlockOffset::Random },
             ..settings()
         };

@@ -49,6 +49,7 @@ fn epoch_ended(epoch: u64, step: u64, eval_loss: f64, sample: &str) -> Event {
     let report = EpochReport {
         train_loss: 2.0,
         eval_loss,
+        raw_eval_loss: None,
         train_bits: bits,
         eval_bits: bits,
         learning_rate: 1e-3,

@@ -18,6 +18,7 @@ pub(crate) struct ReferenceBackend {
     frozen: Frozen,
     gradients: Parameters,
     moments: Moments,
+    average: Option<Parameters>,
     losses: Vec<f32>,
 }
 
@@ -58,7 +59,8 @@ impl ReferenceBackend {
     pub(crate) fn new(config: ModelConfig, parameters: Parameters) -> Self {
         let moments = Moments::zeros(parameters.values().len());
         let gradients = Parameters::zeros(&config);
-        Self { config, parameters, frozen: Frozen::NOTHING, gradients, moments, losses: Vec::new() }
+        let frozen = Frozen::NOTHING;
+        Self { config, parameters, frozen, gradients, moments, average: None, losses: Vec::new() }
     }
 
     fn pass<'a>(
@@ -150,6 +152,27 @@ impl Backend for ReferenceBackend {
             for (array, new) in arrays.into_iter().zip([p, m, v]) {
                 array.iter_mut().zip(new).for_each(|(value, new)| *value = new as f32);
             }
+        }
+    }
+
+    fn update_average(&mut self, decay: f64) {
+        let average = self.average.as_mut().expect("an average was loaded");
+        average.values_mut().iter_mut().zip(self.parameters.values()).for_each(|(average, &weight)| {
+            *average = (decay * f64::from(*average) + (1.0 - decay) * f64::from(weight)) as f32;
+        });
+    }
+
+    fn average(&self) -> Option<Cow<'_, Parameters>> {
+        self.average.as_ref().map(Cow::Borrowed)
+    }
+
+    fn load_average(&mut self, average: Parameters) {
+        self.average = Some(average);
+    }
+
+    fn swap_average(&mut self) {
+        if let Some(average) = &mut self.average {
+            std::mem::swap(average, &mut self.parameters);
         }
     }
 
