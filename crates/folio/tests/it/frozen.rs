@@ -225,7 +225,7 @@ fn settings(parts: &str) -> Settings {
 fn fine_tuning_gives_the_same_bits_on_one_two_and_four_ranks_and_if_resumed() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     for (name, new) in BACKENDS {
-        for parts in PARTS {
+        for parts in ["blocks:1", "embeddings,blocks:1"] {
             let place = |what: &str| directory.path().join(format!("{name}_{parts}_{what}").replace(':', "_"));
             let on = |ranks: usize| {
                 move |_| Settings { gradient_accumulation_steps: 4 / ranks, ..settings(parts) }
