@@ -130,7 +130,7 @@ fn check_full_passes(config: ModelConfig) {
 #[test]
 fn the_logits_of_a_sequence_are_those_of_its_prefixes_bit_for_bit() {
     for precision in [Precision::F32, Precision::Bf16] {
-        let mut model = CpuBackend::from_parameters(CONFIG, precision, parameters());
+        let mut model = CpuBackend::from_parameters(CONFIG, precision, parameters(&CONFIG));
         let tokens = tokens(67, 4);
         let all = model.logits(&tokens).to_vec();
         assert_eq!(all.len(), 67 * CONFIG.vocab_size);
