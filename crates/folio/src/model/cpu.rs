@@ -120,8 +120,11 @@ impl CpuBackend {
         let logits = (sequences * t * v).min(1 << 26) + rayon::current_num_threads() as u128 * t * v;
         // Both orders of every matrix that is multiplied with; of the embeddings only a tied head is.
         let packed = parameters - if config.tie_word_embeddings { 0 } else { v * c };
-        let bytes =
-            parameters * 4 + trained * (12 + 4 * levels) + 2 * packed * element + sequences * t * token + logits * element;
+        let bytes = parameters * 4
+            + trained * (12 + 4 * levels)
+            + 2 * packed * element
+            + sequences * t * token
+            + logits * element;
         u64::try_from(bytes).unwrap_or(u64::MAX)
     }
 

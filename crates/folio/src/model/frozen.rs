@@ -56,7 +56,8 @@ impl Frozen {
     /// The places of the parameters that are trained: all, or those before and those after the frozen ones.
     pub fn trained(&self, parameters: &Parameters) -> impl Iterator<Item = Range<usize>> + use<> {
         let specs = parameters.specs();
-        let start = |spec: Option<&ParameterSpec>| spec.map_or(parameters.values().len(), |spec| spec.range.start);
+        let start =
+            |spec: Option<&ParameterSpec>| spec.map_or(parameters.values().len(), |spec| spec.range.start);
         let is_trained = |spec: &&ParameterSpec| !self.contains(spec);
         let frozen = start(specs.iter().find(|spec| self.contains(spec)));
         let rest = start(specs.iter().skip_while(is_trained).find(is_trained));
@@ -81,7 +82,8 @@ impl Frozen {
             return Ok(());
         }
         let blocks = self.blocks;
-        let reason = format!("`freeze blocks:{blocks}` is more than `n_blocks {n_blocks}`; use at most {n_blocks}");
+        let reason =
+            format!("`freeze blocks:{blocks}` is more than `n_blocks {n_blocks}`; use at most {n_blocks}");
         Err(Error::setting("freeze", reason))
     }
 }
@@ -110,7 +112,13 @@ impl FromStr for Frozen {
             match part.strip_prefix(BLOCKS).map(str::parse::<usize>) {
                 Some(Ok(blocks)) => frozen.blocks = frozen.blocks.max(blocks),
                 None if part == EMBEDDINGS => frozen.embeddings = true,
-                _ => return Err(Error::unknown_name("part of the model", part, &[EMBEDDINGS, "blocks:N", NONE])),
+                _ => {
+                    return Err(Error::unknown_name(
+                        "part of the model",
+                        part,
+                        &[EMBEDDINGS, "blocks:N", NONE],
+                    ));
+                }
             }
         }
         Ok(frozen)
@@ -148,7 +156,8 @@ mod tests {
             assert_eq!(serde_json::from_str::<Frozen>(&format!("\"{text}\"")).unwrap(), frozen);
         }
         assert_eq!("blocks:2, embeddings".parse::<Frozen>().unwrap().to_string(), "embeddings,blocks:2");
-        for wrong in ["", "blocks", "blocks:", "blocks:-1", "blocks:x", "embeddings,", "none,blocks:1", "wte"] {
+        for wrong in ["", "blocks", "blocks:", "blocks:-1", "blocks:x", "embeddings,", "none,blocks:1", "wte"]
+        {
             let error = wrong.parse::<Frozen>().unwrap_err().to_string();
             assert!(error.contains("choose from embeddings, blocks:N, none"), "{wrong}: {error}");
         }
@@ -156,7 +165,14 @@ mod tests {
 
     #[test]
     fn trained_and_frozen_parameters_are_all_parameters() {
-        let config = ModelConfig { vocab_size: 5, n_blocks: 3, n_emb: 4, n_heads: 2, block_size: 3, ..ModelConfig::GPT2 };
+        let config = ModelConfig {
+            vocab_size: 5,
+            n_blocks: 3,
+            n_emb: 4,
+            n_heads: 2,
+            block_size: 3,
+            ..ModelConfig::GPT2
+        };
         for tie_word_embeddings in [true, false] {
             let parameters = Parameters::zeros(&ModelConfig { tie_word_embeddings, ..config });
             let all = parameters.values().len();
@@ -176,7 +192,8 @@ mod tests {
                     let mut trained = vec![false; all];
                     frozen.trained(&parameters).for_each(|range| trained[range].fill(true));
                     assert_eq!(trained, expected, "{frozen}");
-                    let matrices = parameters.specs().iter().filter(|spec| spec.is_matrix() && frozen.contains(spec));
+                    let matrices =
+                        parameters.specs().iter().filter(|spec| spec.is_matrix() && frozen.contains(spec));
                     let elements: usize = matrices.map(|spec| spec.range.len()).sum();
                     assert_eq!(frozen.matrix_elements(&config), elements as u128, "{frozen}");
                 }

@@ -226,7 +226,8 @@ fn fine_tuning_gives_the_same_bits_on_one_two_and_four_ranks_and_if_resumed() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     for (name, new) in BACKENDS {
         for parts in ["blocks:1", "embeddings,blocks:1"] {
-            let place = |what: &str| directory.path().join(format!("{name}_{parts}_{what}").replace(':', "_"));
+            let place =
+                |what: &str| directory.path().join(format!("{name}_{parts}_{what}").replace(':', "_"));
             let on = |ranks: usize| {
                 move |_| Settings { gradient_accumulation_steps: 4 / ranks, ..settings(parts) }
             };
@@ -279,7 +280,8 @@ fn a_run_is_not_resumed_with_other_frozen_parts_nor_with_more_blocks_than_there_
     train(crate::support::CPU, 1, &run, &Start::Fresh, |_| settings("blocks:1"), stop_after(6));
     let (stream, tokenizer) = ranks::data();
     let resume = Start::Resume { run: RunDir::new(&run), skip_damaged: false };
-    let error = Trainer::new(settings("none"), stream, tokenizer, &resume).map(drop).expect_err("not the same run");
+    let error =
+        Trainer::new(settings("none"), stream, tokenizer, &resume).map(drop).expect_err("not the same run");
     assert!(error.to_string().contains("was saved with freeze = \"blocks:1\""), "{error}");
     let error = settings("blocks:3").validate().expect_err("two blocks");
     assert_eq!(error.to_string(), "`freeze blocks:3` is more than `n_blocks 2`; use at most 2");

@@ -71,7 +71,17 @@ fn half_trained(run: usize, table: Option<&str>) -> (State, Instant) {
     let mut now = start;
     let mut send = |event: Event, now: Instant| state.apply(Update::Event { run, event }, now);
     let precision = Precision::Bf16;
-    send(Event::Started { epoch: 0, step: 0, steps: 200, parameters: 1_234_567, trained: 1_234_567, precision }, now);
+    send(
+        Event::Started {
+            epoch: 0,
+            step: 0,
+            steps: 200,
+            parameters: 1_234_567,
+            trained: 1_234_567,
+            precision,
+        },
+        now,
+    );
     for number in 1..=110 {
         if number % 50 == 1 {
             send(Event::EpochStarted { epoch: 1 + number / 50, last_epoch: 4, steps: 50, taken: 0 }, now);

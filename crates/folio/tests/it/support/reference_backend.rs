@@ -5,8 +5,8 @@ use std::borrow::Cow;
 
 use folio::distributed::Communicator;
 use folio::model::{
-    AdamWUpdate, Backend, Batch, Frozen, MicroBatch, ModelConfig, Moments, ParameterSpec, Parameters, StepBatch,
-    tree_split,
+    AdamWUpdate, Backend, Batch, Frozen, MicroBatch, ModelConfig, Moments, ParameterSpec, Parameters,
+    StepBatch, tree_split,
 };
 use folio_kernels::dims::{AttentionDims, EmbeddingDims, LinearDims, RowDims};
 use folio_kernels::dropout::Dropout;
