@@ -85,6 +85,7 @@ impl Settings {
             return Err(Error::setting("gradient_accumulation_steps", reason));
         }
         // The size of the vocabulary is known once the text is read; any size serves here.
+        self.freeze.check(self.n_blocks)?;
         let model = self.model_config(1);
         model.validate()?;
         self.precision.check(&model)
@@ -335,6 +336,11 @@ mod tests {
         for name in ["learning_rate", "seed", "data_sha256", "cosine_T_max", "n_emb"] {
             assert!(decisive.contains_key(name), "{name}");
         }
+        assert!(
+            Settings { freeze: "blocks:1".parse().unwrap(), ..Settings::default() }
+                .decisive()
+                .contains_key("freeze")
+        );
         for name in ["num_epochs", "keep", "data", "max_skipped_steps", "weights_only", "tensorboard"] {
             assert!(!decisive.contains_key(name), "{name}");
         }
@@ -348,7 +354,10 @@ mod tests {
             assert!(!setting.help().ends_with('.') && !setting.help().is_empty(), "{}", setting.name);
         }
         let default = serde_json::to_value(Settings::default()).unwrap();
-        let is_left_out = |setting: &&Setting| setting.of_model || setting.name.starts_with("eval_data") || setting.name.starts_with("init_from");
+        let is_left_out = |setting: &&Setting| {
+            let optional = ["eval_data", "init_from"].iter().any(|start| setting.name.starts_with(start));
+            setting.of_model || optional || setting.name == "freeze"
+        };
         let declared = SETTINGS.iter().filter(|setting| !is_left_out(setting)).map(|setting| setting.name);
         assert!(default.as_object().unwrap().keys().map(String::as_str).eq(declared));
     }

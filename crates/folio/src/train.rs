@@ -259,9 +259,11 @@ impl Trainer {
 
     fn report_start(&self, on_event: &mut dyn FnMut(&Event)) {
         let TrainingState { epoch, global_step: step, .. } = self.state;
-        let parameters = self.backend.parameters().values().len() as u64;
+        let weights = self.backend.parameters();
+        let parameters = weights.values().len() as u64;
+        let trained = self.settings.freeze.trained(&weights).map(|range| range.len() as u64).sum();
         let (steps, precision) = (self.steps_left(), self.settings.precision);
-        on_event(&Event::Started { epoch, step, steps, parameters, precision });
+        on_event(&Event::Started { epoch, step, steps, parameters, trained, precision });
     }
 
     /// One optimizer step on the blocks at `starts`. If the loss or the gradients are not finite, the weights stay as they are.
@@ -460,6 +462,7 @@ impl Prepared {
         };
         let average = state.averaged.then(|| average.unwrap_or_else(|| parameters.clone()));
         let mut backend = new_backend(state.identity.model, settings.precision, parameters);
+        backend.freeze(settings.freeze);
         if let Some(moments) = moments {
             backend.load_moments(moments);
         }

@@ -102,6 +102,9 @@ pub(super) fn announce(saved: &Settings, settings: &Settings, start: &Start) {
     {
         let imported = "an imported model has no optimizer state, so AdamW starts fresh";
         screen::err(if saved.has_text() { FRESH_OPTIMIZER } else { imported });
+    } else if settings.freeze != saved.freeze && !settings.weights_only {
+        let (now, then) = (settings.freeze, saved.freeze);
+        screen::err(format_args!("--freeze is {now} instead of {then}, so AdamW starts fresh"));
     }
     if settings.new_text && saved.has_text() {
         let (text, other) = (&settings.data, &saved.data);

@@ -10,7 +10,7 @@ use super::Keep;
 use super::kind::Kind;
 use super::setting::{Range, Section, Setting, SettingType, declare_settings};
 use crate::data::{BlockOffset, SplitKind};
-use crate::model::{Activation, ModelConfig, Precision, PrecisionChoice};
+use crate::model::{Activation, Frozen, ModelConfig, Precision, PrecisionChoice};
 use crate::schedule::{ScheduleKind, Unit};
 use crate::text::{EMBEDDED_NAME, TextFiles};
 use crate::tokenizer::TokenizerKind;
@@ -138,6 +138,9 @@ declare_settings! {
     label_smoothing: f64 = 0.0 => {
         section: Some(Section::Training), range: Range::FRACTION, search_level: Some(10),
     }
+    /// Parts of the model to leave as they are: embeddings, blocks:N (the lowest N blocks), both with a comma, or none
+    #[serde(skip_serializing_if = "Frozen::is_nothing")]
+    freeze: Frozen = Frozen::NOTHING => { section: Some(Section::Training), value_name: Some("WHAT"), }
     /// Number format: f32, bf16, or auto (the faster of the two on this machine)
     precision: Precision = Precision::F32 => {
         section: Some(Section::Training), order: -1,

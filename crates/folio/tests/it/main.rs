@@ -6,6 +6,7 @@ mod damage;
 mod export;
 mod faults;
 mod foreign;
+mod frozen;
 mod fuzz;
 mod generation;
 mod golden;
