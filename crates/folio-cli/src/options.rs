@@ -73,7 +73,7 @@ pub(crate) enum Search {
 named_enum!(Search, "search", { Grid => "grid", Random => "random", Halving => "halving" });
 
 /// All settings that can be given, in the order of the help.
-fn all() -> Vec<&'static Setting> {
+pub(crate) fn all() -> Vec<&'static Setting> {
     let mut all: Vec<&Setting> = PROGRAM_SETTINGS.iter().chain(SETTINGS).collect();
     all.retain(|setting| setting.section.is_some());
     all.sort_by_key(|setting| (setting.section, setting.order));
@@ -139,7 +139,7 @@ fn argument(setting: &'static Setting) -> Arg {
 }
 
 /// The default as the help shows it; none for a switch, which is off, and for settings without a value.
-fn default_text(setting: &Setting) -> Option<String> {
+pub(crate) fn default_text(setting: &Setting) -> Option<String> {
     if let Some(text) = setting.default_text {
         return Some(text.to_owned());
     }

@@ -7,6 +7,7 @@
 //!
 //! While the dashboard is open, lines are held back. They are printed when it closes, even after a panic or a signal.
 
+use std::cell::RefCell;
 use std::fmt::{self, Display};
 use std::io::{self, IsTerminal, StdoutLock, Write};
 use std::panic;
@@ -112,8 +113,25 @@ fn count_lost(error: &io::Error) {
     lost.get_or_insert_with(|| LostOutput { lines: 0, reason: error.to_string() }).lines += 1;
 }
 
+thread_local! {
+    /// The lines of this thread that [`collect`] collects.
+    static COLLECTED: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
+}
+
+/// Collects the lines that `work` would print on stderr, from this thread.
+pub(crate) fn collect<R>(work: impl FnOnce() -> R) -> (R, Vec<String>) {
+    COLLECTED.set(Some(Vec::new()));
+    let result = work();
+    (result, COLLECTED.take().unwrap_or_default())
+}
+
 /// Prints a line on stderr. Errors are ignored: there is nowhere left to report them.
 pub(crate) fn err(line: impl Display) {
+    let is_collected =
+        COLLECTED.with_borrow_mut(|lines| lines.as_mut().map(|lines| lines.push(line.to_string())).is_some());
+    if is_collected {
+        return;
+    }
     match held().as_mut() {
         Some(lines) => lines.push(HeldLine::Err(line.to_string())),
         None => _ = io::stderr().write_all(format!("{line}\n").as_bytes()),

@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -90,7 +89,7 @@ fn served_format(name: &str) -> Result<ServedFormat, folio::error::Error> {
     }
 }
 
-pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<u8> {
     let options = options(args)?;
     set_threads(args.threads)?;
     let signals = Signals::install(false)?;

@@ -1,6 +1,5 @@
 //! Signals as requests to stop or to save.
 
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 #[cfg(unix)]
@@ -57,12 +56,12 @@ impl Signals {
 
     /// The exit code of a stopped program, 128 plus the signal's number: 130 after Ctrl-C, 143 after SIGTERM, 129 after
     /// SIGHUP.
-    pub(crate) fn exit_code(&self) -> ExitCode {
+    pub(crate) fn exit_code(&self) -> u8 {
         let signal = match self.stopped_by.load(Ordering::Relaxed) {
             0 => SIGINT as usize,
             signal => signal,
         };
-        ExitCode::from(128 + signal as u8)
+        128 + signal as u8
     }
 }
 

@@ -18,7 +18,7 @@ pub(crate) fn join_threads(threads: Option<usize>) -> anyhow::Result<()> {
     thread_pool(threads)?.use_current_thread().build_global().context("starting threads")
 }
 
-fn thread_pool(threads: Option<usize>) -> anyhow::Result<rayon::ThreadPoolBuilder> {
+pub(crate) fn thread_pool(threads: Option<usize>) -> anyhow::Result<rayon::ThreadPoolBuilder> {
     if threads == Some(0) {
         return Err(Usage(
             "`--threads 0` is out of range; use at least 1, or leave it out to use all cores".into(),

@@ -1,6 +1,5 @@
 //! `folio train`: plans the runs, trains them, and reports.
 
-use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
 use folio::machine::available_memory;
@@ -9,7 +8,7 @@ use folio::records::run_recorded;
 use folio::run_dir::{RunDir, RunLock};
 use folio::settings::Settings;
 use folio::sweep::{Context, Sweep, SweepEvent, run_sweep};
-use folio::train::{Event, Outcome, Start, Trainer};
+use folio::train::{Event, Outcome, Requests, Start, Trainer};
 
 use crate::dashboard::{Dashboard, Update};
 use crate::destination::{print_destination, print_next_steps, quoted, reserve};
@@ -20,17 +19,15 @@ use crate::screen;
 use crate::signals::Signals;
 use crate::standings::Standings;
 use crate::threads::set_threads;
-use crate::usage::Usage;
+use crate::usage::{FAILURE, SUCCESS, Usage};
 
 pub(crate) mod args;
 
 use args::TrainArgs;
 
-pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<u8> {
     set_threads(args.threads)?;
-    if args.jobs == Some(0) {
-        return Err(Usage("`--jobs 0` is out of range; use at least 1".into()).into());
-    }
+    args.check_jobs()?;
     if args.tui && !screen::has_terminal() {
         return Err(Usage(
             "--tui needs a terminal, but stdout or stderr is a file or a pipe; leave it out".into(),
@@ -73,7 +70,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     if let Some(run_dir) = &task.run_dir {
         print_next_steps(run_dir, &task);
     }
-    Ok(if lost.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if lost.is_some() { FAILURE } else { SUCCESS })
 }
 
 /// Trains a single run.
@@ -83,13 +80,7 @@ fn train_run(
     settings: &Settings,
     signals: &Signals,
 ) -> anyhow::Result<Outcome> {
-    let (stream, tokenizer) = (Arc::clone(&task.stream), Arc::clone(&task.tokenizer));
-    let early_lock = early_lock(task)?;
-    let mut trainer = Trainer::new(settings.clone(), stream, tokenizer, &task.start)?;
-    if matches!(task.start, Start::Resume { .. }) {
-        trainer.check_length()?;
-    }
-    let _lock = claim(args, task, early_lock)?;
+    let (mut trainer, _lock) = begin_run(args, task, settings)?;
     if let Start::Resume { run, .. } = &task.start {
         print_resumption(run, &trainer);
         if trainer.steps_left() == 0 {
@@ -124,31 +115,28 @@ fn train_run(
     Ok(outcome)
 }
 
+/// Prepares a single run, and locks its directory.
+pub(crate) fn begin_run(
+    args: &TrainArgs,
+    task: &Task,
+    settings: &Settings,
+) -> anyhow::Result<(Trainer, Option<RunLock>)> {
+    let (stream, tokenizer) = (Arc::clone(&task.stream), Arc::clone(&task.tokenizer));
+    let early_lock = early_lock(task)?;
+    let trainer = Trainer::new(settings.clone(), stream, tokenizer, &task.start)?;
+    if matches!(task.start, Start::Resume { .. }) {
+        trainer.check_length()?;
+    }
+    Ok((trainer, claim(args, task, early_lock)?))
+}
+
 /// Trains the runs of a sweep.
 fn train_sweep(args: &TrainArgs, task: &Task, sweep: &Sweep, signals: &Signals) -> anyhow::Result<Outcome> {
-    let early_lock = early_lock(task)?;
-    if args.overwrite {
-        // Fail before overwriting anything if the checkpoint cannot be read.
-        let (stream, tokenizer) = (Arc::clone(&task.stream), Arc::clone(&task.tokenizer));
-        Trainer::new(sweep.runs[0].clone(), stream, tokenizer, &task.start)?;
-    }
-    let _lock = claim(args, task, early_lock)?;
-    if let Some(run_dir) = task.run_dir.as_ref().filter(|_| args.resume.is_none()) {
-        sweep.write(run_dir.path())?;
-    }
+    let _lock = begin_sweep(args, task, sweep)?;
     let parameters = sweep.runs.iter().map(|run| run.model_config(task.tokenizer.vocab_size()).parameters());
     print_destination(task, parameters.max().unwrap_or(0), 0);
     let jobs = affordable_jobs(args.jobs.unwrap_or(1), sweep, task.tokenizer.vocab_size());
-    let context = Context {
-        stream: Arc::clone(&task.stream),
-        tokenizer: Arc::clone(&task.tokenizer),
-        start: task.start.clone(),
-        directory: task.run_dir.clone(),
-        skip_damaged: args.skip_damaged,
-        jobs,
-        threads: rayon::current_num_threads(),
-        requests: signals.requests.clone(),
-    };
+    let context = sweep_context(args, task, jobs, &signals.requests);
     let dashboard = open_dashboard(args, task, signals)?;
     let mut standings = Standings::new(sweep, args.display(), jobs);
     let mut listener = |event: SweepEvent| {
@@ -171,6 +159,35 @@ fn train_sweep(args: &TrainArgs, task: &Task, sweep: &Sweep, signals: &Signals) 
         return Err(anyhow::anyhow!("every run has failed; the first error: {error}"));
     }
     Ok(outcome)
+}
+
+/// Locks the directory of a sweep, and lists its runs there.
+pub(crate) fn begin_sweep(args: &TrainArgs, task: &Task, sweep: &Sweep) -> anyhow::Result<Option<RunLock>> {
+    let early_lock = early_lock(task)?;
+    if args.overwrite {
+        // Fail before overwriting anything if the checkpoint cannot be read.
+        let (stream, tokenizer) = (Arc::clone(&task.stream), Arc::clone(&task.tokenizer));
+        Trainer::new(sweep.runs[0].clone(), stream, tokenizer, &task.start)?;
+    }
+    let lock = claim(args, task, early_lock)?;
+    if let Some(run_dir) = task.run_dir.as_ref().filter(|_| args.resume.is_none()) {
+        sweep.write(run_dir.path())?;
+    }
+    Ok(lock)
+}
+
+/// What the runs of a sweep share.
+pub(crate) fn sweep_context(args: &TrainArgs, task: &Task, jobs: usize, requests: &Requests) -> Context {
+    Context {
+        stream: Arc::clone(&task.stream),
+        tokenizer: Arc::clone(&task.tokenizer),
+        start: task.start.clone(),
+        directory: task.run_dir.clone(),
+        skip_damaged: args.skip_damaged,
+        jobs,
+        threads: rayon::current_num_threads(),
+        requests: requests.clone(),
+    }
 }
 
 /// Records in the status of a sweep's run that output was lost.
@@ -229,7 +246,7 @@ fn claim(args: &TrainArgs, task: &Task, lock: Option<RunLock>) -> anyhow::Result
 }
 
 /// The number of runs to train at the same time: as requested, or as many as fit in free memory.
-fn affordable_jobs(requested: usize, sweep: &Sweep, vocab_size: usize) -> usize {
+pub(crate) fn affordable_jobs(requested: usize, sweep: &Sweep, vocab_size: usize) -> usize {
     let bytes = sweep.runs.iter().map(|run| {
         let config = run.model_config(vocab_size);
         CpuBackend::training_bytes(&config, run.precision, run.batch_size, run.gradient_accumulation_steps)

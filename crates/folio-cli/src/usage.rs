@@ -1,7 +1,6 @@
 //! Help texts, the second spelling of every flag, and messages about mistakes.
 
 use std::any::TypeId;
-use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Arg, Command};
@@ -27,6 +26,13 @@ Examples:
 
 Every flag has two spellings, --learning_rates and --learning-rates. Every command has its own examples, as in
 folio train --help.";
+
+/// The exit code of a command that succeeded.
+pub(crate) const SUCCESS: u8 = 0;
+/// The exit code of a command that failed.
+pub(crate) const FAILURE: u8 = 1;
+/// The exit code of a command with wrong arguments.
+const WRONG_USAGE: u8 = 2;
 
 /// A mistake in the arguments that the parser cannot detect.
 #[derive(Debug)]
@@ -149,24 +155,27 @@ pub(crate) fn with_short_help(command: Command) -> Command {
 }
 
 /// Prints an error in one line and chooses the exit code: 2 for wrong usage, 1 for anything else.
-pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
+pub(crate) fn report(error: &anyhow::Error) -> u8 {
     if let Some(broken_pipe) = error.downcast_ref::<std::io::Error>()
         && broken_pipe.kind() == std::io::ErrorKind::BrokenPipe
     {
         // As in `folio corpus | head`.
-        return ExitCode::SUCCESS;
+        return SUCCESS;
     }
-    let message = in_one_line(error);
+    let message = in_one_line(error, in_flags);
     screen::err(format_args!("error: {message}"));
     let wrong_usage = error.is::<Usage>()
         || matches!(error.downcast_ref::<Error>(), Some(Error::Setting { .. } | Error::UnknownName { .. }));
-    ExitCode::from(if wrong_usage { 2 } else { 1 })
+    if wrong_usage { WRONG_USAGE } else { FAILURE }
 }
 
 /// An error and its causes, without causes that the message before them repeats.
-fn in_one_line(error: &anyhow::Error) -> String {
+pub(crate) fn in_one_line(
+    error: &anyhow::Error,
+    spell: impl Fn(&(dyn std::error::Error + 'static)) -> String,
+) -> String {
     let mut message = String::new();
-    for cause in error.chain().map(|cause| in_flags(cause).replace('\n', " ")) {
+    for cause in error.chain().map(|cause| spell(cause).replace('\n', " ")) {
         if message.is_empty() {
             message = cause;
         } else if !message.ends_with(&cause) {
@@ -209,7 +218,7 @@ pub(crate) fn with_flags(message: &str) -> String {
 }
 
 /// Prints help if it was requested, and a mistake as one line with its tip.
-pub(crate) fn report_usage(error: &clap::Error) -> ExitCode {
+pub(crate) fn report_usage(error: &clap::Error) -> u8 {
     let requested = [
         ErrorKind::DisplayHelp,
         ErrorKind::DisplayVersion,
@@ -217,17 +226,22 @@ pub(crate) fn report_usage(error: &clap::Error) -> ExitCode {
     ];
     if requested.contains(&error.kind()) {
         return match error.print() {
-            _ if error.use_stderr() => ExitCode::from(2),
-            Ok(()) => ExitCode::SUCCESS,
+            _ if error.use_stderr() => WRONG_USAGE,
+            Ok(()) => SUCCESS,
             Err(failure) => report(&screen::name_stdout(failure).into()),
         };
     }
+    screen::err(format_args!("{} (see --help)", parser_message(error)));
+    WRONG_USAGE
+}
+
+/// A mistake that the parser found, in one line.
+pub(crate) fn parser_message(error: &clap::Error) -> String {
     let rendered = error.render().to_string();
     let kept = rendered.lines().map(str::trim);
     let kept = kept.filter(|line| !line.is_empty() && !line.starts_with("For more information"));
     let line: Vec<&str> = kept.take_while(|line| !line.starts_with("Usage:")).collect();
-    screen::err(format_args!("{} (see --help)", line.join("; ").replace(":;", ":")));
-    ExitCode::from(2)
+    line.join("; ").replace(":;", ":")
 }
 
 #[cfg(test)]

@@ -21,8 +21,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // An arbitrary sequence that covers much of the vocabulary.
     let tokens: Vec<u32> =
         (0..config.block_size.min(48)).map(|t| ((t * t * 7 + t) % config.vocab_size) as u32).collect();
-    let logits: Vec<Vec<f32>> =
-        (1..=tokens.len()).map(|end| model.next_logits(&tokens[..end]).to_vec()).collect();
+    let logits: Vec<&[f32]> = model.logits(&tokens).chunks_exact(config.vocab_size).collect();
     println!("{}", serde_json::json!({ "tokens": [tokens], "logits": [logits] }));
     Ok(())
 }

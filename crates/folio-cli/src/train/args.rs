@@ -7,6 +7,7 @@ use clap::Args;
 use crate::options::{Options, search_order, whole};
 use crate::presets;
 use crate::progress::Display;
+use crate::usage::Usage;
 
 /// The text below the list of flags.
 fn long_help() -> String {
@@ -99,10 +100,10 @@ pub(crate) struct TrainArgs {
 
     /// Number of threads [default: all cores]
     #[arg(long, value_name = "N", help_heading = "Machine", value_parser = whole::<usize>)]
-    pub(super) threads: Option<usize>,
+    pub(crate) threads: Option<usize>,
     /// Runs of a sweep to train at the same time; they share threads and memory [default: 1]
     #[arg(long, value_name = "N", help_heading = "Machine", value_parser = whole::<usize>)]
-    pub(super) jobs: Option<usize>,
+    pub(crate) jobs: Option<usize>,
     /// Print one JSON object per epoch
     #[arg(long, help_heading = "Machine", conflicts_with = "tui")]
     pub(super) json: bool,
@@ -113,6 +114,14 @@ pub(crate) struct TrainArgs {
 }
 
 impl TrainArgs {
+    /// Checks the number of runs to train at the same time.
+    pub(crate) fn check_jobs(&self) -> anyhow::Result<()> {
+        match self.jobs {
+            Some(0) => Err(Usage("`--jobs 0` is out of range; use at least 1".into()).into()),
+            _ => Ok(()),
+        }
+    }
+
     /// How training is shown.
     pub(super) fn display(&self) -> Display {
         match (self.json, self.tui) {

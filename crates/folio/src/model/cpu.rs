@@ -44,7 +44,7 @@ pub struct CpuBackend {
     moments: Option<Moments>,
     /// The moving average of the weights, if there is one.
     average: Option<Parameters>,
-    /// (V)
+    /// (V) or (T, V)
     logits: Vec<f32>,
     engine: Engine,
 }
@@ -123,12 +123,22 @@ impl CpuBackend {
 
     /// The logits of the token that follows the last one of a sequence, (V), without dropout.
     pub fn next_logits(&mut self, tokens: &[u32]) -> &[f32] {
+        self.last_logits(tokens, 1)
+    }
+
+    /// The logits of the token that follows each token of a sequence, (T, V), without dropout.
+    pub fn logits(&mut self, tokens: &[u32]) -> &[f32] {
+        self.last_logits(tokens, tokens.len())
+    }
+
+    /// The logits of the token that follows each of the last `rows` tokens of a sequence: (rows, V).
+    fn last_logits(&mut self, tokens: &[u32], rows: usize) -> &[f32] {
         let batch = Batch { inputs: tokens, targets: tokens, time: tokens.len() };
         let pass = self.evaluation_pass(batch);
-        self.logits.resize(self.config.vocab_size, 0.0);
+        self.logits.resize(rows * self.config.vocab_size, 0.0);
         match &mut self.engine {
-            Engine::F32(buffers) => buffers.next_logits(pass, &self.parameters, &mut self.logits, tokens),
-            Engine::Bf16(buffers) => buffers.next_logits(pass, &self.parameters, &mut self.logits, tokens),
+            Engine::F32(buffers) => buffers.last_logits(pass, &self.parameters, &mut self.logits, tokens),
+            Engine::Bf16(buffers) => buffers.last_logits(pass, &self.parameters, &mut self.logits, tokens),
         }
         &self.logits
     }
@@ -316,10 +326,10 @@ impl<E: Element> EngineBuffers<E> {
         })
     }
 
-    fn next_logits(&mut self, pass: Pass, parameters: &Parameters, logits: &mut [f32], tokens: &[u32]) {
+    fn last_logits(&mut self, pass: Pass, parameters: &Parameters, logits: &mut [f32], tokens: &[u32]) {
         on_worker(|| {
             let (weights, activations) = self.prepare(pass, parameters, Purpose::Inference);
-            pass.next_logits(weights, activations, logits, tokens);
+            pass.last_logits(weights, activations, logits, tokens);
         });
     }
 

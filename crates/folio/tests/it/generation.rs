@@ -128,6 +128,21 @@ fn check_full_passes(config: ModelConfig) {
 }
 
 #[test]
+fn the_logits_of_a_sequence_are_those_of_its_prefixes_bit_for_bit() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        let mut model = CpuBackend::from_parameters(CONFIG, precision, parameters(&CONFIG));
+        let tokens = tokens(67, 4);
+        let all = model.logits(&tokens).to_vec();
+        assert_eq!(all.len(), 67 * CONFIG.vocab_size);
+        for (end, row) in (1..).zip(all.chunks_exact(CONFIG.vocab_size)) {
+            let want = model.next_logits(&tokens[..end]);
+            let bits = |logits: &[f32]| logits.iter().map(|logit| logit.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(row), bits(want), "{precision:?} after {end} tokens");
+        }
+    }
+}
+
+#[test]
 fn a_full_rolling_context_drops_its_older_half() {
     let request = Request {
         prompt: tokens(50, 1),

@@ -31,8 +31,8 @@ impl Pass {
         });
     }
 
-    /// The logits of the token that follows the last one of a single sequence: (V), overwritten.
-    pub(super) fn next_logits<E: Element>(
+    /// The logits of the token that follows each of the last tokens of a single sequence: (rows, V), overwritten.
+    pub(super) fn last_logits<E: Element>(
         self,
         weights: PassWeights<E>,
         a: &mut Activations<E>,
@@ -42,9 +42,10 @@ impl Pass {
         let scratch = &mut *a.scratch.of_this_thread();
         self.forward(0, weights, &mut a.sequences[0], scratch, tokens);
         let c = self.config.n_emb;
-        let last = &scratch.normed[(self.time - 1) * c..][..c];
+        let rows = logits.len() / self.config.vocab_size;
+        let last = &scratch.normed[(self.time - rows) * c..][..rows * c];
         let logits = ColumnsMut::new(logits, self.config.vocab_size);
-        head_logits(HeadDims { rows: 1, ..self.head_dims() }, logits, last, weights.packed.head());
+        head_logits(HeadDims { rows, ..self.head_dims() }, logits, last, weights.packed.head());
     }
 
     /// The whole model on sequence `b` up to its final LayerNorm, whose output is left in `scratch.normed`.
