@@ -144,7 +144,8 @@ fn losses_of(name: &str) -> Vec<f32> {
 fn fine_tuning_takes_pytorch_s_steps() {
     for name in ["hf", "hf_varied"] {
         let (got, want) = (losses_of(name), expected(&format!("{name}.losses")));
-        assert!(want[49] < want[0] - 0.5, "{name}: it learns");
+        // Every fifth step has the same batch.
+        assert!(want[45] < want[0] - 0.1, "{name}: it learns");
         for (step, (got, want)) in got.iter().zip(&want).enumerate() {
             // Rounding of 1e-7 per step in the weights, and Adam divides small gradients by their own size.
             assert!((got - want).abs() <= 2e-4, "{name}, step {step}: got {got}, want {want}");
@@ -297,6 +298,7 @@ fn a_run_that_was_imported_can_be_begun_with() {
     }
 }
 
+mod fuzz;
 mod mistakes;
 mod places;
 

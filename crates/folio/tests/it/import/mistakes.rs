@@ -41,7 +41,7 @@ fn other_models_are_refused_by_name() {
     check_config("\"n_layer\": 2", "\"n_layer\": 1000000", "has 2 blocks, but the model is described with 1000000");
     check_config("\"n_layer\": 2", "\"n_layer\": 1e30", "n_layer = 1e+30");
     check_config("\"n_head\": 2", "\"n_head\": 3", "`n_emb 8` is not divisible by `n_heads 3`");
-    check_config("\"n_embd\": 8", "\"n_embd\": 16", "wte.weight with the shape [270, 8], but according to config.json it is [270, 16]");
+    check_config("\"n_embd\": 8", "\"n_embd\": 4", "wte.weight with the shape [270, 8], but according to config.json it is [270, 4]");
     check_config("\"vocab_size\": 270", "\"vocab_size\": 1000000", "is too small for the model of");
     check_config("{", "", "is not valid JSON");
     check_changed("hf", |at| fs::remove_file(at.join("config.json")).unwrap(), "config.json is missing");
