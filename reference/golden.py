@@ -23,7 +23,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -33,20 +33,28 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-LAYER_NORM_EPS = 1e-5
 ADAM_EPS = 1e-8
 Params = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Config:
-    """The size of a model."""
+    """The size of a model, and how it differs from GPT-2 (variations.py)."""
 
     vocab_size: int
     block_size: int
     n_emb: int
     n_heads: int
     n_blocks: int
+    n_inner: int | None = None  # the width of the MLP; None: 4C
+    activation: str = "gelu_new"  # or "gelu": with erf instead of tanh
+    layer_norm_eps: float = 1e-5
+    tied: bool = True  # whether the head is the token embedding
+    scale: float = 1.0  # of the initial weights, except embeddings and LayerNorm weights; a power of 2
+
+    @property
+    def inner(self) -> int:
+        return 4 * self.n_emb if self.n_inner is None else self.n_inner
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ def hash32(x: np.ndarray) -> np.ndarray:
 
 def param_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """Name -> shape, in folio's order of parameters. A linear weight is (in, out)."""
-    C = config.n_emb
+    C, inner = config.n_emb, config.inner
     shapes = {"wte.weight": (config.vocab_size, C), "wpe.weight": (config.block_size, C)}
     for block_idx in range(config.n_blocks):
         block = {
@@ -93,13 +101,14 @@ def param_shapes(config: Config) -> dict[str, tuple[int, ...]]:
             "attn.c_proj.bias": (C,),
             "ln_2.weight": (C,),
             "ln_2.bias": (C,),
-            "mlp.c_fc.weight": (C, 4 * C),
-            "mlp.c_fc.bias": (4 * C,),
-            "mlp.c_proj.weight": (4 * C, C),
+            "mlp.c_fc.weight": (C, inner),
+            "mlp.c_fc.bias": (inner,),
+            "mlp.c_proj.weight": (inner, C),
             "mlp.c_proj.bias": (C,),
         }
         shapes |= {f"h.{block_idx}.{name}": shape for name, shape in block.items()}
-    return shapes | {"ln_f.weight": (C,), "ln_f.bias": (C,)}
+    shapes |= {"ln_f.weight": (C,), "ln_f.bias": (C,)}
+    return shapes if config.tied else shapes | {"lm_head.weight": (config.vocab_size, C)}
 
 
 def positions(param_idx: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -123,6 +132,8 @@ def initial_params(config: Config) -> dict[str, np.ndarray]:
         centered = bits.astype(np.float32) * np.float32(2**-24) - np.float32(0.5)
         is_gain = "ln_" in name and name.endswith(".weight")
         params[name] = np.float32(1) + centered * np.float32(0.2) if is_gain else centered * scale
+        if not is_gain and name not in ("wte.weight", "wpe.weight"):
+            params[name] = params[name] * np.float32(config.scale)  # exact
         assert params[name].dtype == np.float32
     return params
 
@@ -146,9 +157,12 @@ def gpt2(params: Params, tokens: torch.Tensor, config: Config) -> torch.Tensor:
     x = params["wte.weight"][tokens] + params["wpe.weight"][: tokens.shape[1]]
     for block_idx in range(config.n_blocks):
         block = f"h.{block_idx}"
-        x = x + attention(params, f"{block}.attn", layer_norm(params, f"{block}.ln_1", x), config.n_heads)
-        x = x + mlp(params, f"{block}.mlp", layer_norm(params, f"{block}.ln_2", x))
-    return layer_norm(params, "ln_f", x) @ params["wte.weight"].T
+        normed = layer_norm(params, f"{block}.ln_1", x, config.layer_norm_eps)
+        x = x + attention(params, f"{block}.attn", normed, config.n_heads)
+        normed = layer_norm(params, f"{block}.ln_2", x, config.layer_norm_eps)
+        x = x + mlp(params, f"{block}.mlp", normed, config.activation)
+    head = params["wte.weight" if config.tied else "lm_head.weight"]
+    return layer_norm(params, "ln_f", x, config.layer_norm_eps) @ head.T
 
 
 def attention(params: Params, name: str, x: torch.Tensor, n_heads: int) -> torch.Tensor:
@@ -164,14 +178,15 @@ def attention(params: Params, name: str, x: torch.Tensor, n_heads: int) -> torch
     return linear(params, f"{name}.c_proj", heads.transpose(1, 2).reshape(B, T, C))
 
 
-def mlp(params: Params, name: str, x: torch.Tensor) -> torch.Tensor:
-    """Widen to 4C, GELU, back to C."""
-    return linear(params, f"{name}.c_proj", F.gelu(linear(params, f"{name}.c_fc", x), approximate="tanh"))
+def mlp(params: Params, name: str, x: torch.Tensor, activation: str) -> torch.Tensor:
+    """Widen to 4C (or `n_inner`), GELU, back to C."""
+    approximate = "tanh" if activation == "gelu_new" else "none"
+    return linear(params, f"{name}.c_proj", F.gelu(linear(params, f"{name}.c_fc", x), approximate=approximate))
 
 
-def layer_norm(params: Params, name: str, x: torch.Tensor) -> torch.Tensor:
+def layer_norm(params: Params, name: str, x: torch.Tensor, eps: float) -> torch.Tensor:
     """(x - mean) / sqrt(variance + eps) * weight + bias, over C."""
-    return F.layer_norm(x, x.shape[-1:], params[f"{name}.weight"], params[f"{name}.bias"], LAYER_NORM_EPS)
+    return F.layer_norm(x, x.shape[-1:], params[f"{name}.weight"], params[f"{name}.bias"], eps)
 
 
 def linear(params: Params, name: str, x: torch.Tensor) -> torch.Tensor:
@@ -238,14 +253,14 @@ def tiny_batch() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(tokens.astype(np.int64)), torch.from_numpy(targets.astype(np.int64))
 
 
-def tiny_tensors(dtype: torch.dtype) -> Params:
+def tiny_tensors(config: Config, dtype: torch.dtype) -> Params:
     """All results of the tiny model, by the name under which they are stored."""
     tokens, targets = tiny_batch()
-    params = leaves(initial_params(TINY), dtype)
-    logits = gpt2(params, tokens, TINY)
+    params = leaves(initial_params(config), dtype)
+    logits = gpt2(params, tokens, config)
     loss = mean_cross_entropy(logits, targets)
     loss.backward()
-    run = train(TINY, TINY_RECIPE, tiny_lr, lambda _: (tokens, targets), dtype)
+    run = train(config, TINY_RECIPE, tiny_lr, lambda _: (tokens, targets), dtype)
     return detached(
         {"logits": logits, "loss": loss.reshape(1)}
         | {f"grad.{name}": param.grad for name, param in params.items()}
@@ -274,23 +289,23 @@ def deviations(single: Params, double: Params) -> dict[str, str]:
     return {f"deviation.{kind}": f"{value:.2e}" for kind, value in largest.items()}
 
 
-def write_tiny(directory: Path) -> None:
+def write_tiny(path: Path, config: Config = TINY) -> None:
     """Run the tiny model in both precisions, check it against transformers, and store the float32 results."""
     tokens, targets = tiny_batch()
-    single, double = tiny_tensors(torch.float32), tiny_tensors(torch.float64)
-    check_against_transformers(initial_params(TINY), tokens, single["logits"])
+    single, double = tiny_tensors(config, torch.float32), tiny_tensors(config, torch.float64)
+    check_against_transformers(config, initial_params(config), tokens, single["logits"])
 
     n_clipped = int((single["grad_norms"] > TINY_RECIPE.clip).sum())
     assert 0 < n_clipped, f"no step is clipped: norms {single['grad_norms'].tolist()}"
     assert single["loss"][0] == single["losses"][0], "the loss of the first step must equal the stored loss"
 
-    facts = versions() | settings(TINY, TINY_RECIPE) | {"lr": TINY_LR, "final_lr": TINY_FINAL_LR}
-    facts |= {"fingerprint": fingerprint(initial_params(TINY))}
+    facts = versions() | settings(config, TINY_RECIPE) | {"lr": TINY_LR, "final_lr": TINY_FINAL_LR}
+    facts |= {"fingerprint": fingerprint(initial_params(config))}
     metadata = {key: str(value) for key, value in facts.items()} | deviations(single, double)
     tensors = {"tokens": tokens.int(), "targets": targets.int()} | single
-    write_whole(directory / "gpt2_tiny.safetensors", sorted_header(safetensors.torch.save(tensors, metadata)))
+    write_whole(path, sorted_header(safetensors.torch.save(tensors, metadata)))
 
-    print(f"tiny: loss {single['losses'][0]:.6f} to {single['losses'][-1]:.6f}, {n_clipped} of 10 steps clipped")
+    print(f"{path.stem}: loss {single['losses'][0]:.6f} to {single['losses'][-1]:.6f}, {n_clipped} of 10 steps clipped")
     print("\n".join(f"  {key} {value}" for key, value in metadata.items() if key.startswith("deviation")))
 
 
@@ -349,26 +364,32 @@ def write_shakespeare(directory: Path, text: str) -> None:
     print(f"shakespeare: loss {losses[0]:.6f} to {losses[-1]:.6f}, deviation {golden['deviation']:.2e}")
 
 
-def check_against_transformers(params: dict[str, np.ndarray], tokens: torch.Tensor, logits: torch.Tensor) -> None:
+def check_against_transformers(
+    config: Config, params: dict[str, np.ndarray], tokens: torch.Tensor, logits: torch.Tensor
+) -> None:
     """Check that the GPT-2 of transformers, with the same weights, computes the same logits for the tiny model."""
     model = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
-            vocab_size=TINY.vocab_size,
-            n_positions=TINY.block_size,
-            n_embd=TINY.n_emb,
-            n_head=TINY.n_heads,
-            n_layer=TINY.n_blocks,
-            activation_function="gelu_new",
-            layer_norm_epsilon=LAYER_NORM_EPS,
+            vocab_size=config.vocab_size,
+            n_positions=config.block_size,
+            n_embd=config.n_emb,
+            n_head=config.n_heads,
+            n_layer=config.n_blocks,
+            n_inner=config.n_inner,
+            activation_function=config.activation,
+            layer_norm_epsilon=config.layer_norm_eps,
             resid_pdrop=0.0,
             embd_pdrop=0.0,
             attn_pdrop=0.0,
-            tie_word_embeddings=True,
+            tie_word_embeddings=config.tied,
             bos_token_id=None,
             eos_token_id=None,
         )
     )
-    model.transformer.load_state_dict({name: torch.tensor(value) for name, value in params.items()})
+    weights = {name: torch.tensor(value) for name, value in params.items()}
+    if not config.tied:
+        model.lm_head.load_state_dict({"weight": weights.pop("lm_head.weight")})
+    model.transformer.load_state_dict(weights)
     with torch.no_grad():
         theirs = model.eval()(tokens).logits
     torch.testing.assert_close(logits, theirs, rtol=1e-5, atol=1e-6)
@@ -405,10 +426,12 @@ def versions() -> dict[str, str]:
 
 
 def settings(config: Config, recipe: Recipe) -> dict[str, int | float]:
-    """Sizes and hyperparameters as one flat dictionary."""
-    values = asdict(config) | asdict(recipe)
+    """Sizes, variations and hyperparameters as one flat dictionary."""
+    default = {field.name: field.default for field in fields(config)}
+    sizes = {key: value for key, value in asdict(config).items() if value != default[key]}
+    values = sizes | asdict(recipe)
     beta1, beta2 = values.pop("betas")
-    return values | {"beta1": beta1, "beta2": beta2, "eps": ADAM_EPS, "layer_norm_eps": LAYER_NORM_EPS}
+    return values | {"beta1": beta1, "beta2": beta2, "eps": ADAM_EPS, "layer_norm_eps": config.layer_norm_eps}
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -447,7 +470,7 @@ def main() -> int:
     content = args.corpus.read_bytes()
     if hashlib.sha256(content).hexdigest() != CORPUS_SHA256:
         parser.error(f"{args.corpus} differs from tiny Shakespeare; `folio corpus` prints the right text")
-    write_tiny(args.out)
+    write_tiny(args.out / "gpt2_tiny.safetensors")
     write_shakespeare(args.out, content.decode())
     return 0
 

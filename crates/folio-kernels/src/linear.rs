@@ -95,9 +95,24 @@ pub fn linear_gelu_forward<E: Element>(
     x: &[E],
     weights: (impl Rhs<E>, &[f32]),
 ) {
+    // Closures that are certain to be inlined, and so compiled for the instruction set that calls them.
     match gelu {
-        Gelu::Tanh => linear_activation_forward(dims, gelu_of_row, outputs, x, weights),
-        Gelu::Erf => linear_activation_forward(dims, gelu_erf_of_row, outputs, x, weights),
+        Gelu::Tanh => linear_activation_forward(
+            dims,
+            #[inline(always)]
+            |y, x| gelu_of_row(y, x),
+            outputs,
+            x,
+            weights,
+        ),
+        Gelu::Erf => linear_activation_forward(
+            dims,
+            #[inline(always)]
+            |y, x| gelu_erf_of_row(y, x),
+            outputs,
+            x,
+            weights,
+        ),
     }
 }
 
@@ -212,8 +227,24 @@ pub fn linear_gelu_backward<E: Element>(
     w_t: Panels<E>,
 ) {
     match gelu {
-        Gelu::Tanh => linear_activation_backward(dims, gelu_backward_of_row, gradients, fc, dy, w_t),
-        Gelu::Erf => linear_activation_backward(dims, gelu_erf_backward_of_row, gradients, fc, dy, w_t),
+        Gelu::Tanh => linear_activation_backward(
+            dims,
+            #[inline(always)]
+            |dx, y, x| gelu_backward_of_row(dx, y, x),
+            gradients,
+            fc,
+            dy,
+            w_t,
+        ),
+        Gelu::Erf => linear_activation_backward(
+            dims,
+            #[inline(always)]
+            |dx, y, x| gelu_erf_backward_of_row(dx, y, x),
+            gradients,
+            fc,
+            dy,
+            w_t,
+        ),
     }
 }
 

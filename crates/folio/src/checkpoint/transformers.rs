@@ -65,3 +65,31 @@ fn generation(config: &ModelConfig, tokenizer: &Tokenizer) -> Value {
         "max_length": max_length,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Activation;
+
+    #[test]
+    fn the_configuration_names_every_variation() {
+        let tokenizer = Tokenizer::chars("abc");
+        let plain = ModelConfig { vocab_size: 3, ..ModelConfig::GPT2 };
+        let varied = ModelConfig {
+            n_inner: Some(7),
+            activation: Activation::Gelu,
+            layer_norm_epsilon: 1e-6,
+            tie_word_embeddings: false,
+            ..plain
+        };
+        let keys = ["n_inner", "activation_function", "layer_norm_epsilon", "tie_word_embeddings"];
+        let written = |config: &ModelConfig| {
+            let json = model(config, &tokenizer);
+            keys.map(|key| json[key].to_string()).join(" ")
+        };
+        assert_eq!(written(&plain), r#"null "gelu_new" 1e-5 true"#);
+        assert_eq!(written(&varied), r#"7 "gelu" 1e-6 false"#);
+        let smallest = ModelConfig { layer_norm_epsilon: 1e-12, ..varied };
+        assert_eq!(written(&smallest), r#"7 "gelu" 1e-12 false"#);
+    }
+}

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use folio::generate::{Finish, Generator, PastContext, Request, SampledToken, Sampler, Sampling, SequenceId};
-use folio::model::{CpuBackend, InferenceModel, ModelConfig, Parameters, Precision, WeightFormat};
+use folio::model::{
+    Activation, CpuBackend, InferenceModel, ModelConfig, Parameters, Precision, WeightFormat,
+};
 use folio::rng::{Rng, Stream};
 use folio::tokenizer::Tokenizer;
 use rayon::ThreadPoolBuilder;
@@ -20,9 +22,18 @@ const CONFIG: ModelConfig = ModelConfig {
     ..ModelConfig::GPT2
 };
 
+/// The same sizes with every variation: an MLP narrower than qkv, GELU with erf, another epsilon, a separate head.
+const VARIED: ModelConfig = ModelConfig {
+    n_inner: Some(90),
+    activation: Activation::Gelu,
+    layer_norm_epsilon: 1e-6,
+    tie_word_embeddings: false,
+    ..CONFIG
+};
+
 /// Four times the initial weights, so that logits differ by more than noise.
-fn parameters() -> Parameters {
-    let mut parameters = Parameters::random(&CONFIG, &mut Rng::new(5, Stream::Init));
+fn parameters(config: &ModelConfig) -> Parameters {
+    let mut parameters = Parameters::random(config, &mut Rng::new(5, Stream::Init));
     parameters.values_mut().iter_mut().for_each(|value| *value *= 4.0);
     parameters
 }
@@ -34,7 +45,11 @@ fn tokenizer() -> Arc<Tokenizer> {
 }
 
 fn generator(format: WeightFormat) -> Generator {
-    Generator::new(Arc::new(InferenceModel::new(CONFIG, format, &parameters())), tokenizer())
+    generator_of(CONFIG, format)
+}
+
+fn generator_of(config: ModelConfig, format: WeightFormat) -> Generator {
+    Generator::new(Arc::new(InferenceModel::new(config, format, &parameters(&config))), tokenizer())
 }
 
 fn tokens(count: usize, seed: u64) -> Vec<u32> {
@@ -68,8 +83,13 @@ fn generate(generator: &mut Generator, request: Request) -> Output {
 }
 
 /// Generates by full forward passes over `window` of the tokens so far.
-fn by_full_passes(precision: Precision, request: &Request, window: impl Fn(&[u32]) -> &[u32]) -> Vec<u32> {
-    let mut model = CpuBackend::from_parameters(CONFIG, precision, parameters());
+fn by_full_passes(
+    config: ModelConfig,
+    precision: Precision,
+    request: &Request,
+    window: impl Fn(&[u32]) -> &[u32],
+) -> Vec<u32> {
+    let mut model = CpuBackend::from_parameters(config, precision, parameters(&config));
     let (mut sampler, mut rng) = (Sampler::default(), Rng::new(request.seed, Stream::Sampling));
     let mut tokens = if request.prompt.is_empty() { vec![0] } else { request.prompt.clone() };
     for _ in 0..request.max_new_tokens {
@@ -83,14 +103,19 @@ fn by_full_passes(precision: Precision, request: &Request, window: impl Fn(&[u32
 /// Compares the log probability of every token bit for bit, far beyond the context.
 #[test]
 fn cached_generation_equals_full_passes_bit_for_bit() {
+    check_full_passes(CONFIG);
+    check_full_passes(VARIED);
+}
+
+fn check_full_passes(config: ModelConfig) {
     for (format, precision) in [(WeightFormat::F32, Precision::F32), (WeightFormat::Bf16, Precision::Bf16)] {
-        let mut model = CpuBackend::from_parameters(CONFIG, precision, parameters());
+        let mut model = CpuBackend::from_parameters(config, precision, parameters(&config));
         for prompt in [tokens(0, 1), tokens(1, 2), tokens(66, 3), tokens(67, 4), tokens(300, 5)] {
             let request =
                 Request { prompt, max_new_tokens: 140, seed: 7, logprobs: Some(0), ..Request::default() };
-            let got = generate(&mut generator(format), request.clone());
+            let got = generate(&mut generator_of(config, format), request.clone());
             let last = |tokens: &'_ [u32]| tokens.len().saturating_sub(67);
-            assert_eq!(got.tokens, by_full_passes(precision, &request, |all| &all[last(all)..]));
+            assert_eq!(got.tokens, by_full_passes(config, precision, &request, |all| &all[last(all)..]));
             let mut all = if request.prompt.is_empty() { vec![0] } else { request.prompt };
             for (token, logprob) in got.tokens.into_iter().zip(got.logprobs) {
                 let logits = model.next_logits(&all[last(&all)..]);
@@ -105,7 +130,7 @@ fn cached_generation_equals_full_passes_bit_for_bit() {
 #[test]
 fn the_logits_of_a_sequence_are_those_of_its_prefixes_bit_for_bit() {
     for precision in [Precision::F32, Precision::Bf16] {
-        let mut model = CpuBackend::from_parameters(CONFIG, precision, parameters());
+        let mut model = CpuBackend::from_parameters(CONFIG, precision, parameters(&CONFIG));
         let tokens = tokens(67, 4);
         let all = model.logits(&tokens).to_vec();
         assert_eq!(all.len(), 67 * CONFIG.vocab_size);
@@ -130,7 +155,7 @@ fn a_full_rolling_context_drops_its_older_half() {
     // The context of 67 tokens is full at 67. At the 68th, 35 tokens are dropped and 33 remain, itself included; the same
     // happens every 35 tokens.
     let window = |all: &'_ [u32]| if all.len() <= 67 { 0 } else { 35 + (all.len() - 68) / 35 * 35 };
-    assert_eq!(got.tokens, by_full_passes(Precision::F32, &request, |all| &all[window(all)..]));
+    assert_eq!(got.tokens, by_full_passes(CONFIG, Precision::F32, &request, |all| &all[window(all)..]));
 }
 
 #[test]
@@ -220,13 +245,19 @@ fn canceling_a_sequence_does_not_affect_the_others() {
 /// The weights are exact in int8, so both formats hold the same model and differ only in f32 rounding.
 #[test]
 fn int8_weights_give_the_logits_of_the_f32_weights() {
-    let mut parameters = parameters();
+    check_int8(CONFIG);
+    check_int8(VARIED);
+}
+
+fn check_int8(config: ModelConfig) {
+    let mut parameters = parameters(&config);
     let specs = parameters.specs().to_vec();
     for spec in specs.iter().filter(|spec| spec.shape.len() == 2 && spec.name != "wpe.weight") {
         let (rows, cols) = (spec.shape[0], spec.shape[1]);
-        // wte is the transposed weight of the head: its columns are tokens.
+        // wte, or the separate head, is the transposed weight of the head: its columns are tokens.
+        let is_head = ["wte.weight", "lm_head.weight"].contains(&&*spec.name);
         let (depth, columns, step, next) =
-            if spec.name == "wte.weight" { (cols, rows, 1, cols) } else { (rows, cols, cols, 1) };
+            if is_head { (cols, rows, 1, cols) } else { (rows, cols, cols, 1) };
         let values = &mut parameters.values_mut()[spec.range.clone()];
         for column in 0..columns {
             let at = |k: usize| column * next + k * step;
@@ -240,9 +271,9 @@ fn int8_weights_give_the_logits_of_the_f32_weights() {
         }
     }
     let tokens = tokens(60, 2);
-    let mut model = CpuBackend::from_parameters(CONFIG, Precision::F32, parameters.clone());
+    let mut model = CpuBackend::from_parameters(config, Precision::F32, parameters.clone());
     let want = model.next_logits(&tokens).to_vec();
-    let model = Arc::new(InferenceModel::new(CONFIG, WeightFormat::Int8, &parameters));
+    let model = Arc::new(InferenceModel::new(config, WeightFormat::Int8, &parameters));
     let mut generator = Generator::new(model, tokenizer());
     let request = Request { prompt: tokens, max_new_tokens: 1, logprobs: Some(77), ..Request::default() };
     let mut got = vec![f64::NAN; 77];
@@ -256,7 +287,7 @@ fn int8_weights_give_the_logits_of_the_f32_weights() {
     let want: Vec<f64> = want.iter().map(|&logit| f64::from(logit - greatest) - total.ln()).collect();
     let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
     let error = norm(&mut got.iter().zip(&want).map(|(got, want)| got - want));
-    // The longest chain of roundings, each at most U times the norm: per block, sums over 70, 70, 70 and 280 inputs, over
+    // The longest chain of roundings, each at most U times the norm: per block, sums over 70, 70, 70 and at most 280 inputs, over
     // 10 channels and 60 keys, and about 30 in LayerNorm, softmax and GELU; then the 70 inputs of the head.
     let roundings = 2.0 * (70.0 + 70.0 + 70.0 + 280.0 + 10.0 + 60.0 + 30.0) + 70.0;
     let tolerance = roundings * f64::from(f32::EPSILON) / 2.0 * norm(&mut want.iter().copied());

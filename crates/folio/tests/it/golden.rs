@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use folio::model::{Batch, CpuBackend, ModelConfig, Parameters, Precision};
+use folio::model::{Activation, Batch, CpuBackend, ModelConfig, Parameters, Precision};
 use folio::optim::{AdamW, AdamWConfig};
 use folio::schedule::{Schedule, ScheduleKind, warmup_factor};
 use safetensors::SafeTensors;
@@ -21,13 +21,19 @@ fn hash32(mut x: u32) -> u32 {
 
 /// The initial weights of `golden.py`, the same bits.
 fn initial_parameters(config: &ModelConfig) -> Parameters {
+    scaled_parameters(config, 1.0)
+}
+
+/// The initial weights of `golden.py`; all but embeddings and LayerNorm weights are multiplied by `scale`.
+fn scaled_parameters(config: &ModelConfig, scale: f32) -> Parameters {
     let mut parameters = Parameters::zeros(config);
     for (index, spec) in parameters.specs().to_vec().into_iter().enumerate() {
         let layernorm_weight = spec.name.contains("ln_") && spec.name.ends_with("weight");
+        let scale = if ["wte.weight", "wpe.weight"].contains(&&*spec.name) { 1.0 } else { scale };
         for (i, value) in parameters.values_mut()[spec.range].iter_mut().enumerate() {
             let u = (hash32(((index as u32) << 20) + i as u32) >> 8) as f32 * 2f32.powi(-24);
             let centred = u - 0.5;
-            *value = if layernorm_weight { 1.0 + centred * 0.2 } else { centred * 0.069_282_03 };
+            *value = if layernorm_weight { 1.0 + centred * 0.2 } else { centred * 0.069_282_03 * scale };
         }
     }
     parameters
@@ -90,8 +96,13 @@ fn assert_close(what: &str, got: &[f32], want: &[f32], tolerance: f32) {
     assert!(error <= tolerance, "{what}[{worst}]: got {got}, want {want}, off by {error:e} > {tolerance:e}");
 }
 
-fn tiny() -> (Golden, ModelConfig) {
-    let golden = Golden::read("gpt2_tiny.safetensors");
+/// The golden files of small models: the published GPT-2, then the variations of `variations.py`.
+const SMALL: [&str; 4] = ["tiny", "inner", "erf", "all"];
+
+/// A small model: its golden file, its configuration and its initial weights.
+fn small(name: &str) -> (Golden, ModelConfig, Parameters) {
+    let golden = Golden::read(&format!("gpt2_{name}.safetensors"));
+    let varied = |key: &str| golden.metadata.get(key).map(String::as_str);
     let config = ModelConfig {
         vocab_size: golden.number("vocab_size"),
         n_blocks: golden.number("n_blocks"),
@@ -99,9 +110,20 @@ fn tiny() -> (Golden, ModelConfig) {
         n_heads: golden.number("n_heads"),
         block_size: golden.number("block_size"),
         dropout: 0.0,
-        ..ModelConfig::GPT2
+        n_inner: varied("n_inner").map(|inner| inner.parse().expect("a whole number")),
+        activation: varied("activation").map_or(Activation::GeluNew, |name| name.parse().expect("a name")),
+        layer_norm_epsilon: golden.number("layer_norm_eps"),
+        tie_word_embeddings: varied("tied").is_none(),
     };
-    (golden, config)
+    let scale = varied("scale").map_or(1.0, |scale| scale.parse().expect("a number"));
+    let parameters = scaled_parameters(&config, scale);
+    (golden, config, parameters)
+}
+
+fn on_every_model_and_backend(check: impl Fn(&str, &str, New)) {
+    for name in SMALL {
+        BACKENDS.iter().for_each(|(backend, new)| check(&format!("{name} on {backend}"), name, *new));
+    }
 }
 
 /// The roundings that an element of a result has behind it, as a factor on eps: the longest chain is a sum of
@@ -111,14 +133,20 @@ const ROUNDINGS: f32 = 140.0;
 
 #[test]
 fn initial_weights_are_golden_py_s() {
-    let (golden, config) = tiny();
-    assert_eq!(fingerprint(&initial_parameters(&config)), golden.number::<u32>("fingerprint"));
+    for name in SMALL {
+        let (golden, _, parameters) = small(name);
+        assert_eq!(fingerprint(&parameters), golden.number::<u32>("fingerprint"), "{name}");
+    }
 }
 
 #[test]
 fn logits_equal_pytorch_s() {
-    let (golden, config) = tiny();
-    let mut model = CpuBackend::from_parameters(config, Precision::F32, initial_parameters(&config));
+    SMALL.iter().for_each(|name| check_logits(name));
+}
+
+fn check_logits(name: &str) {
+    let (golden, config, parameters) = small(name);
+    let mut model = CpuBackend::from_parameters(config, Precision::F32, parameters);
     let inputs = &golden.integers["tokens"];
     let logits = &golden.floats["logits"];
     let v = config.vocab_size;
@@ -126,23 +154,23 @@ fn logits_equal_pytorch_s() {
         for last in 1..=7 {
             let want = &logits[(row * 7 + last - 1) * v..][..v];
             let got = model.next_logits(&inputs[row * 7..][..last]);
-            assert_close(&format!("logits {row}, {last}"), got, want, ROUNDINGS * EPS * norm(want));
+            assert_close(&format!("{name}: logits {row}, {last}"), got, want, ROUNDINGS * EPS * norm(want));
         }
     }
 }
 
 #[test]
 fn loss_and_gradients_equal_pytorch_s() {
-    BACKENDS.iter().for_each(|(name, new)| check_gradients(name, *new));
+    on_every_model_and_backend(check_gradients);
 }
 
-fn check_gradients(backend: &str, new: New) {
-    let (golden, config) = tiny();
-    let mut model = new(config, Precision::F32, initial_parameters(&config));
+fn check_gradients(case: &str, name: &str, new: New) {
+    let (golden, config, parameters) = small(name);
+    let mut model = new(config, Precision::F32, parameters);
     let (inputs, targets) = (&golden.integers["tokens"], &golden.integers["targets"]);
     let loss = model.loss_and_gradients(Batch { inputs, targets, time: 7 }, 0);
     let want = golden.floats["loss"][0];
-    assert!((loss - want).abs() <= ROUNDINGS * EPS * want, "{backend}: loss {loss}, want {want}");
+    assert!((loss - want).abs() <= ROUNDINGS * EPS * want, "{case}: loss {loss}, want {want}");
     let gradients = model.gradients();
     for spec in gradients.specs() {
         let (got, want) = (gradients.tensor(spec), &golden.floats[&format!("grad.{}", spec.name)]);
@@ -161,7 +189,7 @@ fn check_gradients(backend: &str, new: New) {
             if spec.name.ends_with("c_attn.bias") && part == 1 {
                 size = norm(&golden.floats[&format!("grad.{}", spec.name.replace("bias", "weight"))]);
             }
-            let what = format!("{backend}: {} part {part}", spec.name);
+            let what = format!("{case}: {} part {part}", spec.name);
             assert_close(&what, &got, &want, ROUNDINGS * EPS * size);
         }
     }
@@ -169,12 +197,12 @@ fn check_gradients(backend: &str, new: New) {
 
 #[test]
 fn ten_steps_of_adamw_with_clipping_and_a_schedule_equal_pytorch_s() {
-    BACKENDS.iter().for_each(|(name, new)| check_ten_steps(name, *new));
+    on_every_model_and_backend(check_ten_steps);
 }
 
-fn check_ten_steps(backend: &str, new: New) {
-    let (golden, config) = tiny();
-    let mut model = new(config, Precision::F32, initial_parameters(&config));
+fn check_ten_steps(case: &str, name: &str, new: New) {
+    let (golden, config, parameters) = small(name);
+    let mut model = new(config, Precision::F32, parameters);
     let mut optimizer = AdamW::new(AdamWConfig {
         beta1: golden.number("beta1"),
         beta2: golden.number("beta2"),
@@ -200,10 +228,7 @@ fn check_ten_steps(backend: &str, new: New) {
         for (what, got, want) in
             [("loss", loss, golden.floats["losses"][step]), ("norm", norm, golden.floats["grad_norms"][step])]
         {
-            assert!(
-                (got - want).abs() <= tolerance * want,
-                "{backend}, step {step}: {what} {got}, want {want}"
-            );
+            assert!((got - want).abs() <= tolerance * want, "{case}, step {step}: {what} {got}, want {want}");
         }
     }
     let parameters = model.parameters();
@@ -219,7 +244,7 @@ fn check_ten_steps(backend: &str, new: New) {
         // Ten updates of at most 1e-2 each, whose relative error is that of the gradient: g / |g| of Adam is
         // worst where g is small against its tensor's norm, by a factor of 10 here.
         let tolerance = 10.0 * 1e-2 * 10.0 * ROUNDINGS * EPS;
-        assert_close(&format!("{backend}: {}", spec.name), &got, &want, tolerance);
+        assert_close(&format!("{case}: {}", spec.name), &got, &want, tolerance);
     }
 }
 

@@ -1,6 +1,6 @@
 //! bfloat16 beside f32, which golden.rs holds to PyTorch with errors a thousand times below those allowed here.
 
-use folio::model::{Backend, Batch, CpuBackend, ModelConfig, Parameters, Precision};
+use folio::model::{Activation, Backend, Batch, CpuBackend, ModelConfig, Parameters, Precision};
 use folio::optim::{AdamW, AdamWConfig};
 use folio::rng::{Rng, Stream};
 use rayon::ThreadPoolBuilder;
@@ -21,6 +21,17 @@ fn config(dropout: f32) -> ModelConfig {
     }
 }
 
+/// The same sizes with every variation: an MLP narrower than qkv, GELU with erf, another epsilon, a separate head.
+fn varied(dropout: f32) -> ModelConfig {
+    ModelConfig {
+        n_inner: Some(90),
+        activation: Activation::Gelu,
+        layer_norm_epsilon: 1e-6,
+        tie_word_embeddings: false,
+        ..config(dropout)
+    }
+}
+
 fn model(config: ModelConfig, precision: Precision) -> CpuBackend {
     CpuBackend::new(config, precision, &mut Rng::new(5, Stream::Init))
 }
@@ -37,8 +48,8 @@ fn norm(x: impl Iterator<Item = f32>) -> f64 {
 }
 
 /// The loss, and every gradient.
-fn gradients(precision: Precision, dropout: f32) -> (f32, Parameters) {
-    let mut model = model(config(dropout), precision);
+fn gradients(config: ModelConfig, precision: Precision) -> (f32, Parameters) {
+    let mut model = model(config, precision);
     let (inputs, targets) = batch();
     let loss = model.loss_and_gradients(Batch { inputs: &inputs, targets: &targets, time: 67 }, 3);
     (loss, model.gradients().into_owned())
@@ -51,9 +62,9 @@ fn gradients(precision: Precision, dropout: f32) -> (f32, Parameters) {
 #[test]
 fn gradients_in_bf16_are_those_in_f32_but_for_its_roundings() {
     const ROUNDINGS: f64 = 33.0;
-    for dropout in [0.0, 0.3] {
-        let (loss, reference) = gradients(Precision::F32, dropout);
-        let (loss_bf16, got) = gradients(Precision::Bf16, dropout);
+    for config in [config(0.0), config(0.3), varied(0.0), varied(0.3)] {
+        let (loss, reference) = gradients(config, Precision::F32);
+        let (loss_bf16, got) = gradients(config, Precision::Bf16);
         // The loss of an untrained model is the logarithm of the vocabulary whatever the logits' errors; these are
         // of the order of the logits, 0.2 here, times the roundings, and the loss is a mean over 201 tokens.
         // Six standard deviations of that.
@@ -71,10 +82,10 @@ fn gradients_in_bf16_are_those_in_f32_but_for_its_roundings() {
 }
 
 /// Weights after 3 steps of AdamW with this many threads.
-fn trained(precision: Precision, threads: usize) -> Vec<u32> {
+fn trained(config: ModelConfig, precision: Precision, threads: usize) -> Vec<u32> {
     let adamw = AdamWConfig::default();
     ThreadPoolBuilder::new().num_threads(threads).build().expect("threads").install(|| {
-        let mut model = model(config(0.2), precision);
+        let mut model = model(config, precision);
         let mut optimizer = AdamW::new(adamw);
         let (inputs, targets) = batch();
         for step in 0..3 {
@@ -87,10 +98,18 @@ fn trained(precision: Precision, threads: usize) -> Vec<u32> {
 
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
-    for precision in [Precision::F32, Precision::Bf16] {
-        let one = trained(precision, 1);
+    for (config, precision) in [
+        (config(0.2), Precision::F32),
+        (config(0.2), Precision::Bf16),
+        (varied(0.2), Precision::F32),
+        (varied(0.2), Precision::Bf16),
+    ] {
+        let one = trained(config, precision, 1);
         for threads in [2, 3, 5] {
-            assert!(trained(precision, threads) == one, "{threads} threads in {precision:?}");
+            assert!(
+                trained(config, precision, threads) == one,
+                "{threads} threads in {precision:?}: {config:?}"
+            );
         }
     }
 }
@@ -114,9 +133,13 @@ fn a_smaller_batch_in_the_buffers_of_a_larger_one_gives_the_same_bits() {
 }
 
 #[test]
-fn heads_of_odd_size_are_refused_in_bf16() {
+fn heads_and_mlps_of_odd_size_are_refused_in_bf16() {
     let odd = ModelConfig { n_emb: 63, ..config(0.0) };
     let error = Precision::Bf16.check(&odd).expect_err("heads of 9").to_string();
     assert!(error.contains("precision") && error.contains("even"), "{error}");
+    Precision::F32.check(&odd).expect("f32 takes any");
+    let odd = ModelConfig { n_inner: Some(91), ..config(0.0) };
+    let error = Precision::Bf16.check(&odd).expect_err("an MLP of 91").to_string();
+    assert!(error.contains("an MLP of even width, not 91: use `precision f32`"), "{error}");
     Precision::F32.check(&odd).expect("f32 takes any");
 }

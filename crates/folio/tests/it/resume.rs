@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use folio::checkpoint::CheckpointName;
 use folio::data::{BlockOffset, Part, SplitKind, TokenStream};
 use folio::distributed::SingleProcess;
-use folio::model::Precision;
+use folio::model::{Activation, Precision};
 use folio::rng::{Rng, Stream};
 use folio::run_dir::RunDir;
 use folio::schedule::{ScheduleKind, Unit};
@@ -383,4 +383,58 @@ fn a_continued_run_keeps_its_split() {
         };
         assert_eq!(blocks(&after(&run, 1)), blocks(&Start::Fresh), "{split:?}");
     }
+}
+
+/// An MLP narrower than qkv, GELU with erf, another epsilon and a separate head, as imported models may have them.
+fn varied() -> Settings {
+    Settings {
+        n_inner: Some(50),
+        activation: Activation::Gelu,
+        layer_norm_epsilon: 1e-6,
+        tie_word_embeddings: false,
+        ..settings()
+    }
+}
+
+#[test]
+fn a_model_that_differs_from_gpt_2_resumes_bit_for_bit() {
+    check_resumes_on(CPU, &[(2, 3)], varied());
+    check_resumes_on(CPU, &[(1, 2)], Settings { precision: Precision::Bf16, ..varied() });
+}
+
+#[test]
+fn checkpoints_of_models_that_differ_from_gpt_2_have_a_format_of_their_own() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    for (name, settings, format) in
+        [("plain", settings(), "\"format\": 3"), ("varied", varied(), "\"format\": 4")]
+    {
+        let run =
+            train(&Settings { num_epochs: 1, ..settings }, &Start::Fresh, &directory.path().join(name), 2);
+        let manifest = fs::read_to_string(run.path().join("checkpoint_1/manifest.json")).expect("saved");
+        assert!(manifest.contains(format), "{manifest}");
+    }
+}
+
+#[test]
+fn a_run_keeps_the_variations_of_its_model() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let one = Settings { num_epochs: 1, ..varied() };
+    let run = train(&one, &Start::Fresh, directory.path(), 2);
+    let (stream, tokenizer) = data(one.split);
+    let refused = |settings: Settings, start: &Start| {
+        let trainer =
+            Trainer::on(&CPU, Box::new(SingleProcess), settings, stream.clone(), tokenizer.clone(), start);
+        trainer.err().expect("refused").to_string()
+    };
+    let resume = Start::Resume { run: run.clone(), skip_damaged: false };
+    let edited = |activation| Settings { activation, num_epochs: 2, ..varied() };
+    let message = refused(edited(Activation::GeluNew), &resume);
+    assert!(
+        message.contains(r#"saved with activation = "gelu", but hyperparameters.json now says "gelu_new""#),
+        "{message}"
+    );
+    let message = refused(edited(Activation::GeluNew), &after(&run, 1));
+    assert!(message.contains("has `activation` gelu, but this run has gelu_new; use gelu"), "{message}");
+    let message = refused(Settings { tie_word_embeddings: true, ..varied() }, &after(&run, 1));
+    assert!(message.contains("has `tie_word_embeddings` false, but this run has true"), "{message}");
 }

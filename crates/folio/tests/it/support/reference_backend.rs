@@ -201,6 +201,11 @@ impl NaivePass<'_> {
         &self.w[self.range(name)]
     }
 
+    /// The name of the head's weights.
+    fn head(&self) -> &'static str {
+        if self.config.tie_word_embeddings { "wte.weight" } else { "lm_head.weight" }
+    }
+
     fn rows(&self) -> usize {
         self.batch.inputs.len()
     }
@@ -236,7 +241,8 @@ impl NaivePass<'_> {
         let Normed { y, mean, rstd } = &mut normed;
         let (weight, bias) = (format!("{name}.weight"), format!("{name}.bias"));
         let (weight, bias) = (self.weight(&weight), self.weight(&bias));
-        naive::layernorm_forward(self.row_dims(), y, mean, rstd, x, weight, bias);
+        let eps = f64::from(self.config.layer_norm_epsilon);
+        naive::layernorm_forward(self.row_dims(), eps, y, mean, rstd, x, weight, bias);
         normed
     }
 
@@ -266,7 +272,7 @@ impl NaivePass<'_> {
         let (c, v) = (self.config.n_emb, self.config.vocab_size);
         let mut logits = vec![0.0; self.rows() * v];
         for (logits, normed) in logits.chunks_exact_mut(v).zip(normed.y.chunks_exact(c)) {
-            for (logit, row) in logits.iter_mut().zip(self.weight("wte.weight").chunks_exact(c)) {
+            for (logit, row) in logits.iter_mut().zip(self.weight(self.head()).chunks_exact(c)) {
                 *logit = normed.iter().zip(row).map(|(a, b)| a * b).sum();
             }
         }
@@ -290,7 +296,7 @@ impl NaivePass<'_> {
         s.ln_2 = self.layernorm(&s.middle, &name("ln_2"));
         s.fc = self.linear(&s.ln_2.y, &name("mlp.c_fc"));
         s.gelu = vec![0.0; s.fc.len()];
-        naive::gelu_forward(&mut s.gelu, &s.fc);
+        naive::gelu_forward(self.config.activation.kernel(), &mut s.gelu, &s.fc);
         let branch = self.linear(&s.gelu, &name("mlp.c_proj"));
         let mut output = vec![0.0; s.input.len()];
         let dropout = self.dropout(3 + number, 1);
@@ -314,12 +320,12 @@ impl NaivePass<'_> {
         let mut gradients = vec![0.0; self.w.len()];
         let (c, v) = (self.config.n_emb, self.config.vocab_size);
         let mut dnormed = vec![0.0; last.len()];
-        let wte = self.range("wte.weight");
+        let head = self.range(self.head());
         let rows = logits.chunks_exact(v).zip(normed.y.chunks_exact(c)).zip(dnormed.chunks_exact_mut(c));
         for ((dlogits, normed), dnormed) in rows {
             for (token, &dlogit) in dlogits.iter().enumerate() {
                 for channel in 0..c {
-                    let place = wte.start + token * c + channel;
+                    let place = head.start + token * c + channel;
                     dnormed[channel] += dlogit * self.w[place];
                     gradients[place] += dlogit * normed[channel];
                 }
@@ -348,7 +354,7 @@ impl NaivePass<'_> {
         naive::dropout_backward(self.row_dims(), &mut dbranch, dx, self.dropout(3 + number, 1));
         let dgelu = self.linear_backward(&dbranch, &s.gelu, &name("mlp.c_proj"), gradients);
         let mut dfc = vec![0.0; dgelu.len()];
-        naive::gelu_backward(&mut dfc, &dgelu, &s.fc);
+        naive::gelu_backward(self.config.activation.kernel(), &mut dfc, &dgelu, &s.fc);
         let dnormed = self.linear_backward(&dfc, &s.ln_2.y, &name("mlp.c_fc"), gradients);
         self.layernorm_backward(dx, &dnormed, &s.middle, &s.ln_2, &name("ln_2"), gradients);
 
