@@ -65,7 +65,7 @@ enum Command {
     Runs(runs::RunsArgs),
     /// Write an HTML report with the curves, samples and settings of a run or a sweep
     Report(report::ReportArgs),
-    /// Export the records of a run or a sweep as CSV
+    /// Export a model for other programs, or the records of a run as CSV
     Export(export::ExportArgs),
     /// Train, use and inspect tokenizers
     Tokenizer(tokenizer::TokenizerArgs),

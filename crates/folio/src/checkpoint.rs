@@ -30,7 +30,7 @@ use crate::tokenizer::Tokenizer;
 
 mod manifest;
 mod tensors;
-mod transformers;
+pub(crate) mod transformers;
 
 use manifest::{MANIFEST_FILE, Manifest};
 
@@ -38,7 +38,7 @@ use manifest::{MANIFEST_FILE, Manifest};
 /// would compute them wrongly refuses them; the one before for all others.
 const FORMATS: RangeInclusive<u32> = 2..=4;
 
-const MODEL_FILE: &str = "model.safetensors";
+pub(crate) const MODEL_FILE: &str = "model.safetensors";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 const STATE_FILE: &str = "state.json";
 

@@ -104,6 +104,12 @@ pub enum Error {
         /// What is wrong and what to do.
         reason: String,
     },
+    /// A model that cannot be exported, or an exported file that cannot be read.
+    #[error("{reason}")]
+    Export {
+        /// What is wrong and what to do.
+        reason: String,
+    },
     /// A figure could not be drawn.
     #[error("cannot draw the figure: {reason}")]
     Plot {

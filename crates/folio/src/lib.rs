@@ -5,6 +5,7 @@
 //!
 //! Cargo features, all off by default:
 //! - `gpt2-vocabulary`: GPT-2's tokenizer (`Tokenizer::gpt2`)
+//! - `onnx`: models as ONNX files (`export::onnx`)
 //! - `plots`: loss curves as SVG, PNG and terminal text (`plot`)
 //! - `report`: HTML reports (`report`)
 //! - `tensorboard`: event files for TensorBoard (the setting `tensorboard`)
@@ -60,6 +61,7 @@ pub mod plot;
 pub mod run_dir;
 
 pub mod evaluate;
+pub mod export;
 pub mod generate;
 pub mod train;
 

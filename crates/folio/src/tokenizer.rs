@@ -31,6 +31,7 @@ mod extend;
 mod gpt2;
 mod json;
 mod kind;
+pub(crate) mod llama_cpp;
 mod normal;
 mod pattern;
 mod recipe;

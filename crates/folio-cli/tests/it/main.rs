@@ -8,6 +8,7 @@ mod choosing;
 mod commands;
 mod continuing;
 mod dashboard;
+mod export;
 mod files;
 mod flags;
 mod help;

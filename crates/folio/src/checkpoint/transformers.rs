@@ -10,14 +10,14 @@ use crate::files::write_json;
 use crate::model::ModelConfig;
 use crate::tokenizer::{CONFIG_FILE as TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Tokenizer};
 
-const CONFIG_FILE: &str = "config.json";
+pub(crate) const CONFIG_FILE: &str = "config.json";
 const GENERATION_FILE: &str = "generation_config.json";
 
 /// The files that [`write`] writes.
-pub(super) const FILES: [&str; 4] = [CONFIG_FILE, GENERATION_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE];
+pub(crate) const FILES: [&str; 4] = [CONFIG_FILE, GENERATION_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE];
 
 /// Writes [`FILES`] into a checkpoint's directory.
-pub(super) fn write(directory: &Path, config: &ModelConfig, tokenizer: &Tokenizer) -> Result<()> {
+pub(crate) fn write(directory: &Path, config: &ModelConfig, tokenizer: &Tokenizer) -> Result<()> {
     write_json(&directory.join(CONFIG_FILE), &model(config, tokenizer))?;
     write_json(&directory.join(GENERATION_FILE), &generation(config, tokenizer))?;
     tokenizer.write(&directory.join(TOKENIZER_FILE))?;

@@ -9,7 +9,11 @@ use std::sync::{Arc, OnceLock};
 
 use folio::checkpoint::{Checkpoint, CheckpointName};
 use folio::data::TokenStream;
+use folio::export::gguf::{self, Gguf, Value};
+use folio::export::{TrainedModel, WeightType};
 use folio::files::digest;
+use folio::model::{ModelConfig, Parameters};
+use folio::names::Named;
 use folio::records;
 use folio::run_dir::RunDir;
 use folio::settings::Settings;
@@ -273,5 +277,64 @@ proptest! {
             Ok(tokenizer) => _ = tokenizer.encode_special(TEXT).map(|ids| tokenizer.decode(&ids)),
             Err(error) => check_error(&error, "tokenizer.json"),
         }
+    }
+}
+
+/// A GGUF file of each type, with a tokenizer of pairs.
+fn gguf_files() -> &'static [Vec<u8>] {
+    static FILES: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
+    FILES.get_or_init(|| {
+        let tokenizer = Tokenizer::train_bpe(TEXT, 270, &["<|end|>"]).expect("enough pairs");
+        let sizes = ModelConfig {
+            vocab_size: 270,
+            n_blocks: 1,
+            n_emb: 32,
+            n_heads: 1,
+            block_size: 4,
+            ..ModelConfig::GPT2
+        };
+        let parameters = Parameters::zeros(&sizes);
+        let model =
+            TrainedModel { name: "fuzz", config: sizes, parameters: &parameters, tokenizer: &tokenizer };
+        let file = |weight_type: &WeightType| {
+            let file = tempfile::NamedTempFile::new().expect("room");
+            gguf::write(&model, *weight_type, file.path()).expect("room");
+            fs::read(file.path()).expect("there")
+        };
+        WeightType::ALL.iter().map(file).collect()
+    })
+}
+
+proptest! {
+    #![proptest_config(cases(1_500))]
+
+    #[test]
+    fn a_gguf_file(which in 0..WeightType::ALL.len(), edits in vec(edit(), 1..4), in_head in any::<bool>()) {
+        let valid = &gguf_files()[which];
+        // Most of a file are weights, of which any are valid: half of the edits are among the first numbers and names.
+        let (head, rest) = valid.split_at(if in_head { 1_000 } else { valid.len() });
+        match Gguf::parse([edited(head, &edits), rest.to_vec()].concat()) {
+            Ok(file) => file.tensors().iter().for_each(|tensor| {
+                let numbers = file.numbers(tensor);
+                assert_eq!(numbers.len() as u64, tensor.shape.iter().product::<u64>());
+            }),
+            Err(what) => assert!(!what.contains('\n') && !what.is_empty(), "{what}"),
+        }
+    }
+
+    #[test]
+    fn a_name_in_a_gguf_file(name in "\\PC{0,20}|[\0-\u{10ffff}]{0,5}") {
+        let tokenizer = Tokenizer::chars(&format!("{name}ab"));
+        let sizes = ModelConfig {
+            vocab_size: tokenizer.vocab_size(), n_blocks: 1, n_emb: 2, n_heads: 1, block_size: 1, ..ModelConfig::GPT2
+        };
+        let parameters = Parameters::zeros(&sizes);
+        let model = TrainedModel { name: &name, config: sizes, parameters: &parameters, tokenizer: &tokenizer };
+        let file = tempfile::NamedTempFile::new().expect("room");
+        gguf::write(&model, WeightType::F16, file.path()).expect("room");
+        let read = Gguf::read(file.path()).expect("its own");
+        assert_eq!(read.value("general.name"), Some(&Value::Text(name)));
+        let Some(Value::Texts(tokens)) = read.value("tokenizer.ggml.tokens") else { panic!("no tokens") };
+        assert_eq!(tokens.len(), tokenizer.vocab_size() + 1);
     }
 }
