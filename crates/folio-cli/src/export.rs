@@ -173,7 +173,10 @@ fn check_free(out: &Path, format: Format, overwrite: bool) -> anyhow::Result<()>
     let path = out.display();
     let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if !parent.is_dir() {
-        bail!("cannot write {path}: {} is not a directory; create it, or give another --out", parent.display());
+        bail!(
+            "cannot write {path}: {} is not a directory; create it, or give another --out",
+            parent.display()
+        );
     }
     let data = onnx::data_path(out);
     if format == Format::Onnx && data.exists() && !overwrite {

@@ -135,7 +135,8 @@ impl Pickle {
     /// The value under a name; none if `node` is not a dictionary that has it. The last one counts, as in Python.
     pub(super) fn get(&self, node: &Node, name: &str) -> Option<&Node> {
         let mut entries = self.entries(node)?.iter().rev();
-        let (_, value) = entries.find(|(key, _)| matches!(self.node(*key), Node::Text(key) if key == name))?;
+        let (_, value) =
+            entries.find(|(key, _)| matches!(self.node(*key), Node::Text(key) if key == name))?;
         Some(self.node(*value))
     }
 
@@ -271,7 +272,8 @@ impl<'a> Machine<'a> {
             0x8d => self.length::<8>()?,
             _ => self.length::<4>()?,
         };
-        let text = std::str::from_utf8(self.take(length)?).map_err(|_| damaged("has a text that is not UTF-8"))?;
+        let text =
+            std::str::from_utf8(self.take(length)?).map_err(|_| damaged("has a text that is not UTF-8"))?;
         self.push(Node::Text(text.to_owned()));
         Ok(())
     }
@@ -365,7 +367,9 @@ impl<'a> Machine<'a> {
             _ => None,
         };
         match (&self.nodes[storage.0], size(&offset), sizes(shape), sizes(strides)) {
-            (Node::Storage(storage), Some(offset), Some(shape), Some(strides)) if shape.len() == strides.len() => {
+            (Node::Storage(storage), Some(offset), Some(shape), Some(strides))
+                if shape.len() == strides.len() =>
+            {
                 Ok(Tensor { storage: storage.clone(), offset, shape, strides })
             }
             _ => Err(damaged("has a tensor whose shape makes no sense")),
@@ -480,7 +484,8 @@ fn refused_instruction(code: u8) -> String {
         0x90 => "ADDITEMS",
         0x91 => "FROZENSET",
         b'I' | b'L' | b'F' | b'S' | b'V' | b'p' | b'g' => {
-            return "has a pickle of protocol 0, which PyTorch does not write: save it again with torch.save".to_owned();
+            return "has a pickle of protocol 0, which PyTorch does not write: save it again with torch.save"
+                .to_owned();
         }
         other => return damaged(&format!("has the unknown instruction {other:#04x}")),
     };
@@ -512,7 +517,9 @@ mod tests {
             Node::Tuple(items) => format!("({})", list(items)),
             Node::List(items) => format!("[{}]", list(items)),
             Node::Dict(entries) => {
-                let entries = entries.iter().map(|(key, value)| format!("{}: {}", shown(pickle, *key), shown(pickle, *value)));
+                let entries = entries
+                    .iter()
+                    .map(|(key, value)| format!("{}: {}", shown(pickle, *key), shown(pickle, *value)));
                 format!("{{{}}}", entries.collect::<Vec<_>>().join(", "))
             }
             other => format!("{other:?}"),
@@ -539,7 +546,10 @@ mod tests {
     #[test]
     fn nothing_is_called() {
         // os.system("x") as pickle writes it in protocols 0 to 2 and 4, and by INST.
-        check_refused(b"cposix\nsystem\nX\x01\0\0\0x\x85R.", "contains posix.system, which is not part of a state dict");
+        check_refused(
+            b"cposix\nsystem\nX\x01\0\0\0x\x85R.",
+            "contains posix.system, which is not part of a state dict",
+        );
         check_refused(b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x01x\x85R.", "contains posix.system");
         check_refused(b"(X\x01\0\0\0xiposix\nsystem\n.", "the pickle instruction INST");
         check_refused(b"cbuiltins\neval\n.", "contains builtins.eval");
