@@ -65,7 +65,9 @@ pub(crate) fn run(args: &ImportArgs) -> anyhow::Result<()> {
     write_run(&model, &run_dir, args.overwrite)?;
     describe(&model);
     let (shown, path) = (run_dir.path().display(), quoted(run_dir.path()));
-    screen::err(format_args!("the run is in {shown}; it has a model, but no text, no losses and no optimizer state"));
+    screen::err(format_args!(
+        "the run is in {shown}; it has a model, but no text, no losses and no optimizer state"
+    ));
     screen::err(format_args!(
         "next: folio generate {path}\n      folio train --init_from {path} --data my.txt\n      folio serve {path} --open"
     ));
@@ -91,7 +93,10 @@ fn describe(model: &Imported) {
 /// A name for the run: the model's directory, or its file if the name says more than `ckpt`.
 fn name(model: &Path) -> String {
     let absolute = std::path::absolute(model).unwrap_or_else(|_| model.to_path_buf());
-    let is_plain = ["ckpt", "model", "pytorch_model"].iter().any(|name| absolute.file_stem().is_some_and(|stem| stem == *name));
-    let named = if absolute.is_file() && is_plain { absolute.parent().unwrap_or(&absolute) } else { &absolute };
+    let is_plain = ["ckpt", "model", "pytorch_model"]
+        .iter()
+        .any(|name| absolute.file_stem().is_some_and(|stem| stem == *name));
+    let named =
+        if absolute.is_file() && is_plain { absolute.parent().unwrap_or(&absolute) } else { &absolute };
     plain_name(named)
 }

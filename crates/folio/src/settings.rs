@@ -348,7 +348,9 @@ mod tests {
             assert!(!setting.help().ends_with('.') && !setting.help().is_empty(), "{}", setting.name);
         }
         let default = serde_json::to_value(Settings::default()).unwrap();
-        let is_left_out = |setting: &&Setting| setting.of_model || setting.name.starts_with("eval_data") || setting.name.starts_with("init_from");
+        let is_left_out = |setting: &&Setting| {
+            setting.of_model || setting.name.starts_with("eval_data") || setting.name.starts_with("init_from")
+        };
         let declared = SETTINGS.iter().filter(|setting| !is_left_out(setting)).map(|setting| setting.name);
         assert!(default.as_object().unwrap().keys().map(String::as_str).eq(declared));
     }
