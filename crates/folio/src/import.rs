@@ -7,7 +7,7 @@
 //! model.pt                                                                                  minGPT
 //! ```
 //!
-//! Nothing in a file is executed: [`pickle`] reads plain data and the classes of a state dict. All sizes are checked
+//! Nothing in a file is executed: of a pickle, plain data and the classes of a state dict are read. All sizes are checked
 //! against the files before memory is allocated, and weights must be finite.
 //!
 //! [`write_run`] makes a run of a model, with a checkpoint of epoch 0; a run with [`Settings::init_from`] trains one.
