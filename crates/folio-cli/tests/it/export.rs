@@ -52,12 +52,13 @@ fn what_differs_from_the_model_is_noted() {
     let place = place_with_run();
     let ran = place.ok("export run --to gguf --type q8_0");
     let notes: Vec<&str> = ran.stderr.lines().skip(1).collect();
-    let [token, head, types] = notes[..] else { panic!("{}", ran.stderr) };
+    let [token, head, types, context] = notes[..] else { panic!("{}", ran.stderr) };
     assert!(token.starts_with("note: <|endoftext|> was added as token"), "{token}");
     // The biases of a model of 26 steps are small.
     assert!(head.starts_with("note: the head is f"), "{head}");
     // A model of 16 channels: beside the head, only the second matrix of the MLP has rows of 64.
     assert_eq!(types, "note: 3 matrices are f16: their rows cannot be divided into q8_0's blocks of 32");
+    assert!(context.starts_with("note: llama.cpp aborts after 16 tokens"), "{context}");
     assert_eq!(place.ok("export run --to onnx").stderr.lines().count(), 1);
 }
 
