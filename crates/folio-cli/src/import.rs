@@ -20,7 +20,7 @@ Examples:
   folio import out-shakespeare-char/ckpt.pt
   folio import model.pt --n_heads 6 --tokenizer meta.pkl
   folio generate runs/gpt2 --prompt 'My fellow citizens'
-  folio train --init_from runs/gpt2 --data my.txt --lr 3e-5")]
+  folio train --init_from runs/gpt2 --data plays.txt --lr 3e-5")]
 pub(crate) struct ImportArgs {
     /// A directory that transformers saved (config.json and model.safetensors, pytorch_model.bin, or shards), or a
     /// checkpoint of nanoGPT or minGPT (ckpt.pt, model.pt)
@@ -42,7 +42,7 @@ pub(crate) struct ImportArgs {
 
 /// Parses a tokenizer: a file, whatever its name, or a kind.
 fn tokenizer(given: &str) -> Result<TokenizerKind, String> {
-    if Path::new(given).exists() {
+    if Path::new(given).exists() || given.ends_with(".pkl") {
         return Ok(TokenizerKind::File(given.into()));
     }
     given.parse().map_err(|error: folio::error::Error| error.to_string())
