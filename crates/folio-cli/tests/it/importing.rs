@@ -26,7 +26,7 @@ fn every_command_works_on_an_imported_model_or_says_what_it_lacks() {
     assert_eq!(place.link("model/latest"), "checkpoint_0");
     let works = |line: &str, part: &str| {
         let ran = place.ok(line);
-        let said = ran.stdout + &ran.stderr;
+        let said = format!("{}{}", ran.stdout, ran.stderr);
         assert!(said.contains(part), "{line}: {said}");
     };
     works("generate model --prompt 'to be' --max_new_tokens 8", "model/checkpoint_0");
