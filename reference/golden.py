@@ -205,11 +205,15 @@ def train(
     lr_of_step: Callable[[int], float],
     batch_of_step: Callable[[int], tuple[torch.Tensor, torch.Tensor]],
     dtype: torch.dtype,
+    is_frozen: Callable[[str], bool] = lambda name: False,
 ) -> Run:
-    """Train from the initial parameters. Weight decay applies to matrices, not to vectors."""
+    """Train from the initial parameters, but for the frozen ones. Weight decay applies to matrices, not to vectors."""
     params = leaves(initial_params(config), dtype)
-    matrices = [p for p in params.values() if p.ndim >= 2]
-    vectors = [p for p in params.values() if p.ndim < 2]
+    for name, param in params.items():
+        param.requires_grad_(not is_frozen(name))
+    trained = [p for p in params.values() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim >= 2]
+    vectors = [p for p in trained if p.ndim < 2]
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
         betas=recipe.betas,
@@ -224,7 +228,7 @@ def train(
         loss = mean_cross_entropy(gpt2(params, tokens, config), targets)
         loss.backward()
         # Multiplies the gradient by min(1, clip / (norm + 1e-6)).
-        grad_norms.append(torch.nn.utils.clip_grad_norm_(params.values(), recipe.clip))
+        grad_norms.append(torch.nn.utils.clip_grad_norm_(trained, recipe.clip))
         optimizer.step()
         losses.append(loss.detach())
     return Run(torch.stack(losses), torch.stack(grad_norms), detached(params))

@@ -93,11 +93,16 @@ impl Progress {
         let elapsed = now - self.last_event;
         self.last_event = now;
         match event {
-            Event::Started { steps, parameters, precision, .. } => {
+            Event::Started { steps, parameters, trained, precision, .. } => {
                 self.bar.set_length(*steps);
                 let unit = if *steps == 1 { "step" } else { "steps" };
-                let (parameters, steps) = (HumanCount(*parameters), HumanCount(*steps));
-                self.print_note(&format!("{parameters} parameters, {steps} {unit} in {}", precision.name()));
+                let part = match trained {
+                    trained if trained == parameters => String::new(),
+                    trained => format!(" of which {} are trained,", HumanCount(*trained)),
+                };
+                let (parameters, steps, precision) =
+                    (HumanCount(*parameters), HumanCount(*steps), precision.name());
+                self.print_note(&format!("{parameters} parameters,{part} {steps} {unit} in {precision}"));
             }
             Event::EpochStarted { epoch, last_epoch, .. } => {
                 self.epoch = format!("epoch {epoch}/{last_epoch}");

@@ -249,7 +249,8 @@ fn claim(args: &TrainArgs, task: &Task, lock: Option<RunLock>) -> anyhow::Result
 pub(crate) fn affordable_jobs(requested: usize, sweep: &Sweep, vocab_size: usize) -> usize {
     let bytes = sweep.runs.iter().map(|run| {
         let config = run.model_config(vocab_size);
-        CpuBackend::training_bytes(&config, run.precision, run.batch_size, run.gradient_accumulation_steps)
+        let micro_batches = run.gradient_accumulation_steps;
+        CpuBackend::training_bytes(&config, run.precision, run.batch_size, micro_batches, run.freeze)
     });
     let largest = bytes.max().unwrap_or(1);
     let room = available_memory().map_or(usize::MAX, |free| (free / largest) as usize).max(1);

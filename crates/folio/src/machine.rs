@@ -39,8 +39,9 @@ impl Machine {
 /// limits of the container and of the process (`ulimit -v`).
 pub fn available_memory() -> Option<u64> {
     let system = read_system(RefreshKind::nothing().with_memory(memory()))?;
-    let limits = [cgroup::free_memory(), address_space()];
-    Some(limits.into_iter().flatten().fold(system.available_memory(), u64::min))
+    // Without /proc, as in a bare chroot, the machine's memory is unknown and reads as 0.
+    let free = (system.total_memory() > 0).then(|| system.available_memory());
+    [free, cgroup::free_memory(), address_space()].into_iter().flatten().min()
 }
 
 /// Bytes of address space that are left, if there is a limit.

@@ -26,7 +26,7 @@ fn check_training_in(free: u64, settings: &Settings, vocab_size: usize, blocks: 
             config.parameters().saturating_mul(WeightFormat::of(settings.precision).bytes_per_weight());
         let micro_batches = settings.gradient_accumulation_steps;
         let average = if settings.ema_decay > 0.0 { config.parameters().saturating_mul(4) } else { 0 };
-        CpuBackend::training_bytes(&config, settings.precision, batch, micro_batches)
+        CpuBackend::training_bytes(&config, settings.precision, batch, micro_batches, settings.freeze)
             .saturating_add(sampling)
             .saturating_add(average)
     };

@@ -20,6 +20,7 @@
 mod backend;
 mod config;
 mod cpu;
+mod frozen;
 mod growing;
 mod inference;
 mod packed_matrix;
@@ -30,6 +31,7 @@ mod weight_format;
 pub use backend::{AdamWUpdate, Backend, Batch, MicroBatch, Moments, StepBatch, tree_split};
 pub use config::{Activation, ModelConfig};
 pub use cpu::{CpuBackend, precision_reason, resolve_precision};
+pub use frozen::Frozen;
 pub(crate) use growing::AddedTokens;
 pub use inference::{Cache, CachedSequence, InferenceModel, PASS_TOKENS, Workspace};
 pub use parameters::{ParameterSpec, Parameters};

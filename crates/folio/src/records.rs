@@ -202,7 +202,7 @@ mod tests {
         let settings = Settings { tensorboard: true, ..Settings::default() };
         let mut recorder = Recorder::new(run_dir, &settings);
         let precision = Precision::F32;
-        recorder.on_event(&Event::Started { epoch, step, steps: 99, parameters: 5, precision });
+        recorder.on_event(&Event::Started { epoch, step, steps: 99, parameters: 5, trained: 5, precision });
         let end = |recorder: &mut Recorder, step: u64| {
             let bits = Bits { per_character: 1.0, per_byte: 2.0 };
             let report = EpochReport {

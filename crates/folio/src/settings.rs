@@ -85,6 +85,7 @@ impl Settings {
             return Err(Error::setting("gradient_accumulation_steps", reason));
         }
         // The size of the vocabulary is known once the text is read; any size serves here.
+        self.freeze.check(self.n_blocks)?;
         let model = self.model_config(1);
         model.validate()?;
         self.precision.check(&model)
@@ -143,6 +144,11 @@ impl Settings {
         }
     }
 
+    /// Whether the run has a text. An imported model that was not trained since has none.
+    pub fn has_text(&self) -> bool {
+        !self.data_sha256.is_empty()
+    }
+
     /// What to keep of the checkpoints of earlier epochs.
     pub fn kept(&self) -> Keep {
         if self.save_checkpoint { self.keep } else { Keep::Best }
@@ -157,10 +163,10 @@ impl Settings {
         values
     }
 
-    /// The model of this run.
+    /// The model of this run, whose tokenizer has `vocab_size` tokens.
     pub fn model_config(&self, vocab_size: usize) -> ModelConfig {
         ModelConfig {
-            vocab_size,
+            vocab_size: self.embedding_rows.map_or(vocab_size, |rows| rows.max(vocab_size)),
             n_blocks: self.n_blocks,
             n_emb: self.n_emb,
             n_heads: self.n_heads,
@@ -275,6 +281,7 @@ mod tests {
             activation: Activation::Gelu,
             layer_norm_epsilon: 1e-6,
             tie_word_embeddings: false,
+            embedding_rows: Some(70),
             precision: Precision::F32,
             ..Settings::default()
         };
@@ -282,6 +289,7 @@ mod tests {
         assert_eq!(Settings { precision: Precision::F32, ..inherited }, varied);
         let config = varied.model_config(65);
         assert_eq!((config.n_inner, config.activation), (Some(7), Activation::Gelu));
+        assert_eq!(config.vocab_size, 70, "65 tokens in 70 rows");
         assert_eq!((config.layer_norm_epsilon, config.tie_word_embeddings), (1e-6, false));
         let recorded: Vec<&str> = SETTINGS.iter().filter(|row| row.of_model).map(|row| row.name).collect();
         assert!(recorded.iter().all(|name| varied.decisive().contains_key(*name)), "{recorded:?}");
@@ -330,6 +338,11 @@ mod tests {
         for name in ["learning_rate", "seed", "data_sha256", "cosine_T_max", "n_emb"] {
             assert!(decisive.contains_key(name), "{name}");
         }
+        assert!(
+            Settings { freeze: "blocks:1".parse().unwrap(), ..Settings::default() }
+                .decisive()
+                .contains_key("freeze")
+        );
         for name in ["num_epochs", "keep", "data", "max_skipped_steps", "weights_only", "tensorboard"] {
             assert!(!decisive.contains_key(name), "{name}");
         }
@@ -343,7 +356,10 @@ mod tests {
             assert!(!setting.help().ends_with('.') && !setting.help().is_empty(), "{}", setting.name);
         }
         let default = serde_json::to_value(Settings::default()).unwrap();
-        let is_left_out = |setting: &&Setting| setting.of_model || setting.name.starts_with("eval_data");
+        let is_left_out = |setting: &&Setting| {
+            let optional = ["eval_data", "init_from"].iter().any(|start| setting.name.starts_with(start));
+            setting.of_model || optional || setting.name == "freeze"
+        };
         let declared = SETTINGS.iter().filter(|setting| !is_left_out(setting)).map(|setting| setting.name);
         assert!(default.as_object().unwrap().keys().map(String::as_str).eq(declared));
     }

@@ -5,13 +5,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::checkpoint::{CutShort, Identity, ScheduleStart, TrainingState};
+use crate::checkpoint::{CutShort, Identity, TrainingState};
 use crate::data::{BatchBuffer, Dataset, Part, TokenStream};
 use crate::distributed::{Communicator, Division, SingleProcess, any};
 use crate::error::{Error, Result};
 use crate::evaluate::{EvaluationBatches, mean_batch_loss};
 use crate::generate::{Generator, Request};
-use crate::history::{EpochReport, EpochSums, History};
+use crate::history::{EpochReport, History};
+use crate::import;
 use crate::model::{
     Backend, CpuBackend, InferenceModel, ModelConfig, Parameters, Precision, StepBatch, WeightFormat,
 };
@@ -258,9 +259,11 @@ impl Trainer {
 
     fn report_start(&self, on_event: &mut dyn FnMut(&Event)) {
         let TrainingState { epoch, global_step: step, .. } = self.state;
-        let parameters = self.backend.parameters().values().len() as u64;
+        let weights = self.backend.parameters();
+        let parameters = weights.values().len() as u64;
+        let trained = self.settings.freeze.trained(&weights).map(|range| range.len() as u64).sum();
         let (steps, precision) = (self.steps_left(), self.settings.precision);
-        on_event(&Event::Started { epoch, step, steps, parameters, precision });
+        on_event(&Event::Started { epoch, step, steps, parameters, trained, precision });
     }
 
     /// One optimizer step on the blocks at `starts`. If the loss or the gradients are not finite, the weights stay as they are.
@@ -446,8 +449,10 @@ impl Prepared {
         let resumed_from = checkpoint.as_ref().map(|checkpoint| checkpoint.directory().to_path_buf());
         let Loaded { parameters, moments, average, state } = match checkpoint {
             None => {
-                let mut init = Rng::new(settings.seed, Stream::Init);
-                let parameters = Parameters::random(&identity.model, &mut init);
+                let parameters = match settings.init_from {
+                    Some(_) => import::initial_parameters(&settings, &identity.model)?,
+                    None => Parameters::random(&identity.model, &mut Rng::new(settings.seed, Stream::Init)),
+                };
                 let state = TrainingState::new(identity, &settings);
                 Loaded { parameters, moments: None, average: None, state }
             }
@@ -455,6 +460,7 @@ impl Prepared {
         };
         let average = state.averaged.then(|| average.unwrap_or_else(|| parameters.clone()));
         let mut backend = new_backend(state.identity.model, settings.precision, parameters);
+        backend.freeze(settings.freeze);
         if let Some(moments) = moments {
             backend.load_moments(moments);
         }
@@ -462,27 +468,5 @@ impl Prepared {
             backend.load_average(average);
         }
         Ok(Self { settings, dataset, backend, state, resumed_from, has_optimizer })
-    }
-}
-
-impl TrainingState {
-    /// The state of a run before its first step.
-    fn new(identity: Identity, settings: &Settings) -> Self {
-        let seed = settings.seed;
-        Self {
-            identity,
-            settings: Some(settings.decisive()),
-            epoch: 0,
-            global_step: 0,
-            optimizer_steps: 0,
-            skipped_in_a_row: 0,
-            schedule_start: ScheduleStart::default(),
-            order: Rng::new(seed, Stream::Order),
-            dropout: Rng::new(seed, Stream::Dropout),
-            epoch_progress: EpochSums::default(),
-            cut_short: None,
-            history: History::default(),
-            averaged: settings.ema_decay > 0.0,
-        }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use folio::generate::{Generator, PastContext, Request, Sampling};
 use folio::model::{
-    Backend, Batch, CpuBackend, InferenceModel, ModelConfig, Parameters, Precision, WeightFormat,
+    Backend, Batch, CpuBackend, Frozen, InferenceModel, ModelConfig, Parameters, Precision, WeightFormat,
 };
 use folio::optim::{AdamW, AdamWConfig};
 use folio::rng::{Rng, Stream};
@@ -134,7 +134,8 @@ fn check_memory(pool: &ThreadPool, adamw: AdamWConfig) {
             });
             let taken = dhat::HeapStats::get().max_bytes as f64;
             drop(profiler);
-            let estimate = CpuBackend::training_bytes(&config, precision, batch_size, 1) as f64;
+            let estimate =
+                CpuBackend::training_bytes(&config, precision, batch_size, 1, Frozen::NOTHING) as f64;
             // What it leaves out, the scratch of threads and of the head, takes up to 4 % here.
             let ratio = estimate / taken;
             assert!((0.9..1.1).contains(&ratio), "{precision:?}, {config:?}: {estimate} for {taken}");

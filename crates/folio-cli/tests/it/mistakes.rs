@@ -151,6 +151,11 @@ fn numbers_out_of_range() {
         ),
         ("train {DATA} --run_dir x --n_emb 300000", USAGE, &["--n_emb", "300000", "parameters", "give less"]),
         (
+            "train {DATA} --run_dir x --freeze blocks:7",
+            USAGE,
+            &["`--freeze blocks:7` is more than `--n_blocks 6`; use at most 6"],
+        ),
+        (
             "train {DATA} --run_dir x --n_emb 16 --n_heads 3",
             USAGE,
             &["error: `--n_emb 16` is not divisible by `--n_heads 3`; use 15 or 18"],
@@ -184,6 +189,11 @@ fn names_that_do_not_exist() {
         ),
         ("train {DATA} --split block", USAGE, &["--split", "unknown split 'block'", "mean 'blocks'?"]),
         ("train {DATA} --lr_schedule_unit steps", USAGE, &["--lr_schedule_unit", "'steps'", "mean 'step'?"]),
+        (
+            "train {DATA} --freeze wte,blocks:1",
+            USAGE,
+            &["--freeze", "unknown part of the model 'wte'", "embeddings, blocks:N, none"],
+        ),
         ("train {DATA} --preset quik", USAGE, &["--preset", "'quik'", "'quick'", "shakespeare-char"]),
         ("train {DATA} --learning_rte 3", USAGE, &["'--learning_rte'", "'--learning_rates'"]),
         ("train {DATA} --learning-rte 3", USAGE, &["'--learning-rte'", "--learning"]),

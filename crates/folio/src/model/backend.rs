@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use folio_kernels::adamw::AdamwStep;
 
-use super::{ModelConfig, ParameterSpec, Parameters};
+use super::{Frozen, ModelConfig, ParameterSpec, Parameters};
 use crate::distributed::{Communicator, Division};
 
 /// Sequences of tokens, and the token that follows each.
@@ -169,7 +169,7 @@ pub trait Backend: Send {
     /// Replaces the gradients by their sum over all ranks.
     fn reduce_gradients(&mut self, communicator: &dyn Communicator);
 
-    /// The L2 norm of all gradients together.
+    /// The L2 norm of all gradients together; those of frozen parameters are zero.
     fn gradient_norm(&mut self) -> f64;
 
     /// Updates weights and moments from the gradients.
@@ -210,6 +210,10 @@ pub trait Backend: Send {
 
     /// AdamW's moments.
     fn moments(&self) -> Cow<'_, Moments>;
+
+    /// From now on leaves these parameters as they are: [`Backend::forward_backward`] need not compute their gradients, which
+    /// are zero, and [`Backend::update`] changes neither them nor their moments. At first nothing is frozen.
+    fn freeze(&mut self, frozen: Frozen);
 
     /// Replaces AdamW's moments.
     ///

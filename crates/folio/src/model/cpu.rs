@@ -13,7 +13,7 @@ use folio_kernels::moving_average::update_average;
 use rayon::prelude::*;
 
 use super::{
-    AdamWUpdate, Backend, Batch, MicroBatch, ModelConfig, Moments, Parameters, Precision, StepBatch,
+    AdamWUpdate, Backend, Batch, Frozen, MicroBatch, ModelConfig, Moments, Parameters, Precision, StepBatch,
     tree_split,
 };
 use crate::distributed::Communicator;
@@ -36,7 +36,8 @@ pub use auto_precision::{precision_reason, resolve_precision};
 pub struct CpuBackend {
     config: ModelConfig,
     parameters: Parameters,
-    /// `None` until the first training step.
+    frozen: Frozen,
+    /// `None` until the first training step. Zero where parameters are frozen.
     gradients: Option<Parameters>,
     /// The gradients of left subtrees while the right ones are computed, one for each level of the tree of micro-batches.
     partial_sums: Vec<Parameters>,
@@ -84,6 +85,7 @@ impl CpuBackend {
         Self {
             config,
             parameters,
+            frozen: Frozen::NOTHING,
             gradients: None,
             partial_sums: Vec::new(),
             moments: None,
@@ -95,12 +97,13 @@ impl CpuBackend {
 
     /// Approximate memory of training in bytes, with batches of `batch_size` sequences of `block_size` tokens in
     /// `micro_batches` micro-batches: weights, gradients, moments, packed weights, and the activations that the backward
-    /// pass reads.
+    /// pass reads. What is frozen has no gradients and no moments.
     pub fn training_bytes(
         config: &ModelConfig,
         precision: Precision,
         batch_size: usize,
         micro_batches: usize,
+        frozen: Frozen,
     ) -> u64 {
         let ModelConfig { n_blocks: l, n_emb: c, block_size: t, .. } = *config;
         let sequences = batch_size.div_ceil(micro_batches.max(1));
@@ -108,6 +111,7 @@ impl CpuBackend {
         let [l, c, t, i, sequences] = [l, c, t, config.inner(), sequences].map(|size| size as u128);
         let element = if precision == Precision::F32 { 4 } else { 2 };
         let parameters = config.matrix_elements();
+        let trained = parameters - frozen.matrix_elements(config);
         // Per token: qkv, heads (4 C) and fc (I) in the format and two residual streams in f32, for each block; operands of
         // one block's weight gradients (8 C + 2 I) in the format; the gradient of the residual stream.
         let token = l * ((4 * c + i) * element + 8 * c) + (8 * c + 2 * i) * element + 8 * c;
@@ -116,8 +120,11 @@ impl CpuBackend {
         let logits = (sequences * t * v).min(1 << 26) + rayon::current_num_threads() as u128 * t * v;
         // Both orders of every matrix that is multiplied with; of the embeddings only a tied head is.
         let packed = parameters - if config.tie_word_embeddings { 0 } else { v * c };
-        let bytes =
-            parameters * (16 + 4 * levels) + 2 * packed * element + sequences * t * token + logits * element;
+        let bytes = parameters * 4
+            + trained * (12 + 4 * levels)
+            + 2 * packed * element
+            + sequences * t * token
+            + logits * element;
         u64::try_from(bytes).unwrap_or(u64::MAX)
     }
 
@@ -158,7 +165,9 @@ impl CpuBackend {
         std::mem::swap(gradients, &mut self.partial_sums[level]);
         let right = self.sum_micro_batches(step, middle..end, level + 1);
         let gradients = self.gradients.as_mut().expect("computed above");
-        add(gradients.values_mut(), self.partial_sums[level].values());
+        for range in self.frozen.trained(gradients) {
+            add(&mut gradients.values_mut()[range.clone()], &self.partial_sums[level].values()[range]);
+        }
         left + right
     }
 
@@ -178,6 +187,7 @@ impl CpuBackend {
             first_sequence,
             total_tokens,
             label_smoothing,
+            frozen: self.frozen,
             dropout_key: Some(dropout_key),
         };
         let losses = match &mut self.engine {
@@ -197,6 +207,7 @@ impl CpuBackend {
             first_sequence: 0,
             total_tokens: batch.inputs.len(),
             label_smoothing: 0.0,
+            frozen: self.frozen,
             dropout_key: None,
         }
     }
@@ -228,11 +239,16 @@ impl Backend for CpuBackend {
     }
 
     fn reduce_gradients(&mut self, communicator: &dyn Communicator) {
-        communicator.all_reduce(self.gradients.as_mut().expect("a training step comes first").values_mut());
+        let gradients = self.gradients.as_mut().expect("a training step comes first");
+        for range in self.frozen.trained(gradients) {
+            communicator.all_reduce(&mut gradients.values_mut()[range]);
+        }
     }
 
     fn gradient_norm(&mut self) -> f64 {
-        sum_of_squares(self.gradients.as_ref().expect("a training step comes first").values()).sqrt()
+        let gradients = self.gradients.as_ref().expect("a training step comes first");
+        let trained = self.frozen.trained(gradients);
+        trained.map(|range| sum_of_squares(&gradients.values()[range])).sum::<f64>().sqrt()
     }
 
     fn update(&mut self, update: &AdamWUpdate) {
@@ -240,7 +256,7 @@ impl Backend for CpuBackend {
         let parameters = self.parameters.values_mut();
         let Moments { exp_avg, exp_avg_sq } =
             self.moments.get_or_insert_with(|| Moments::zeros(parameters.len()));
-        for spec in gradients.specs() {
+        for spec in gradients.specs().iter().filter(|spec| !self.frozen.contains(spec)) {
             let step = update.of_parameter(spec);
             let range = || spec.range.clone();
             let moments = (&mut exp_avg[range()], &mut exp_avg_sq[range()]);
@@ -289,6 +305,14 @@ impl Backend for CpuBackend {
             Some(moments) => Cow::Borrowed(moments),
             None => Cow::Owned(Moments::zeros(self.parameters.values().len())),
         }
+    }
+
+    fn freeze(&mut self, frozen: Frozen) {
+        frozen.check(self.config.n_blocks).unwrap_or_else(|error| panic!("{error}"));
+        self.frozen = frozen;
+        // They may have gradients of what is frozen now.
+        self.gradients = None;
+        self.partial_sums.clear();
     }
 
     fn load_moments(&mut self, moments: Moments) {

@@ -44,6 +44,16 @@ impl ParameterSpec {
     pub fn is_matrix(&self) -> bool {
         self.shape.len() >= 2
     }
+
+    /// Whether it is the token or the position embedding.
+    pub fn is_embedding(&self) -> bool {
+        self.name.starts_with("wte.") || self.name.starts_with("wpe.")
+    }
+
+    /// The number of its block; none if it is not in a block.
+    pub fn block(&self) -> Option<usize> {
+        self.name.strip_prefix("h.")?.split('.').next()?.parse().ok()
+    }
 }
 
 /// Every parameter of a model, in order.

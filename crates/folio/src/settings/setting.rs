@@ -8,6 +8,7 @@ use super::Settings;
 use super::choice::Choice;
 use super::kind::Kind;
 use crate::error::{Error, Result};
+use crate::model::Frozen;
 use crate::names::Named;
 use crate::text::TextFiles;
 use crate::tokenizer::TokenizerKind;
@@ -135,6 +136,10 @@ impl SettingType for String {
 
 impl SettingType for TextFiles {
     const KIND: Kind = Kind::Files;
+}
+
+impl SettingType for Frozen {
+    const KIND: Kind = Kind::Name(|name| name.parse::<Self>().map(drop));
 }
 
 impl SettingType for TokenizerKind {

@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
+use serde::Deserialize;
+
 use super::Start;
 use crate::checkpoint::{Checkpoint, CheckpointName, CutShort, Identity, ScheduleStart, TrainingState};
 use crate::error::{Error, Result};
-use crate::model::{AddedTokens, ModelConfig, Moments, Parameters};
+use crate::model::{AddedTokens, Frozen, ModelConfig, Moments, Parameters};
 use crate::rng::{Rng, Stream};
 use crate::run_dir::RunDir;
 use crate::settings::{SETTINGS, Setting, Settings};
@@ -130,9 +132,14 @@ pub(super) fn is_start(state: &TrainingState, settings: &Settings) -> bool {
     Some(state.epoch) == settings.from_checkpoint_step && state.epoch_progress.batches == 0
 }
 
-/// Whether AdamW's moments are loaded from a checkpoint.
+/// Whether AdamW's moments are loaded from a checkpoint. A run that continues another starts them fresh if other parameters
+/// are frozen now: those that were frozen have none.
 pub(super) fn takes_optimizer(checkpoint: &Checkpoint, settings: &Settings) -> bool {
-    checkpoint.is_resumable() && !(settings.weights_only && is_start(checkpoint.state(), settings))
+    let state = checkpoint.state();
+    let frozen = state.settings.as_ref().and_then(|saved| saved.get("freeze"));
+    let frozen = frozen.and_then(|saved| Frozen::deserialize(saved).ok()).unwrap_or_default();
+    let starts_fresh = settings.weights_only || frozen != settings.freeze;
+    checkpoint.is_resumable() && !(starts_fresh && is_start(state, settings))
 }
 
 /// Checks that a checkpoint has the same model, text and split. Dropout may differ.

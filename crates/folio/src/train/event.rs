@@ -20,6 +20,8 @@ pub enum Event {
         steps: u64,
         /// Parameters of the model.
         parameters: u64,
+        /// Those that are not frozen.
+        trained: u64,
         /// The number format of its matmuls.
         precision: Precision,
     },

@@ -10,7 +10,7 @@ use safetensors::SafeTensors;
 
 use crate::support::{BACKENDS, New};
 
-const EPS: f32 = f32::EPSILON;
+pub(crate) const EPS: f32 = f32::EPSILON;
 
 /// The integer hash of `golden.py`, from which weights and batches come on both sides.
 fn hash32(mut x: u32) -> u32 {
@@ -20,7 +20,7 @@ fn hash32(mut x: u32) -> u32 {
 }
 
 /// The initial weights of `golden.py`, the same bits.
-fn initial_parameters(config: &ModelConfig) -> Parameters {
+pub(crate) fn initial_parameters(config: &ModelConfig) -> Parameters {
     scaled_parameters(config, 1.0)
 }
 
@@ -54,14 +54,14 @@ fn golden(name: &str) -> PathBuf {
 }
 
 /// A golden safetensors file: its f32 and i32 tensors by name, and its metadata.
-struct Golden {
-    floats: HashMap<String, Vec<f32>>,
-    integers: HashMap<String, Vec<u32>>,
+pub(crate) struct Golden {
+    pub(crate) floats: HashMap<String, Vec<f32>>,
+    pub(crate) integers: HashMap<String, Vec<u32>>,
     metadata: HashMap<String, String>,
 }
 
 impl Golden {
-    fn read(name: &str) -> Self {
+    pub(crate) fn read(name: &str) -> Self {
         let bytes = std::fs::read(golden(name)).expect("the golden file is committed");
         let (_, header) = SafeTensors::read_metadata(&bytes).expect("a safetensors header");
         let metadata = header.metadata().clone().expect("golden.py writes metadata");
@@ -78,7 +78,7 @@ impl Golden {
         Self { floats, integers, metadata }
     }
 
-    fn number<T: std::str::FromStr>(&self, key: &str) -> T {
+    pub(crate) fn number<T: std::str::FromStr>(&self, key: &str) -> T {
         self.metadata[key].parse().unwrap_or_else(|_| panic!("{key} = {}", self.metadata[key]))
     }
 }
@@ -88,7 +88,7 @@ fn norm(x: &[f32]) -> f32 {
 }
 
 /// Asserts |got - want| <= tolerance for every element, and says where it fails worst.
-fn assert_close(what: &str, got: &[f32], want: &[f32], tolerance: f32) {
+pub(crate) fn assert_close(what: &str, got: &[f32], want: &[f32], tolerance: f32) {
     assert_eq!(got.len(), want.len(), "{what}");
     let errors = got.iter().zip(want).map(|(got, want)| (got - want).abs());
     let (worst, error) = errors.enumerate().max_by(|a, b| a.1.total_cmp(&b.1)).expect("not empty");
@@ -129,7 +129,7 @@ fn on_every_model_and_backend(check: impl Fn(&str, &str, New)) {
 /// The roundings that an element of a result has behind it, as a factor on eps: the longest chain is a sum of
 /// 4 C = 48 terms in each of 2 blocks with 5 ops before it, forward and backward; errors of a sum grow as the
 /// root of its length (Higham 2002, section 4.2), so 2 * 2 * 5 * sqrt(48) = 140.
-const ROUNDINGS: f32 = 140.0;
+pub(crate) const ROUNDINGS: f32 = 140.0;
 
 #[test]
 fn initial_weights_are_golden_py_s() {

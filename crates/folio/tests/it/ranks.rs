@@ -21,7 +21,7 @@ use crate::support::{BACKENDS, CPU, New, ThreadRank};
 const EPOCHS: u64 = 3;
 
 /// Forty training blocks: three batches of 13, and one of a single sequence, which leaves ranks without any.
-fn settings() -> Settings {
+pub(crate) fn settings() -> Settings {
     Settings {
         n_emb: 16,
         n_heads: 2,
@@ -37,7 +37,7 @@ fn settings() -> Settings {
     }
 }
 
-fn data() -> (Arc<TokenStream>, Arc<Tokenizer>) {
+pub(crate) fn data() -> (Arc<TokenStream>, Arc<Tokenizer>) {
     let mut rng = Rng::new(11, Stream::Sampling);
     let text: String = (0..50 * 16 + 1).map(|_| char::from(b'a' + rng.below(26) as u8)).collect();
     let tokenizer = Tokenizer::chars(&text);
@@ -46,7 +46,7 @@ fn data() -> (Arc<TokenStream>, Arc<Tokenizer>) {
 }
 
 /// Trains on some ranks. `settings` and `on_event` are called with the rank.
-fn train(
+pub(crate) fn train(
     new: New,
     ranks: usize,
     directory: &Path,
@@ -74,12 +74,21 @@ fn train(
 
 /// Checks that two runs have saved the same bits after each epoch.
 #[track_caller]
-fn check_same(got: &Path, want: &Path, context: &str) {
+pub(crate) fn check_same(got: &Path, want: &Path, context: &str) {
     let inside = ["model.safetensors", "optimizer.safetensors", "state.json"];
     let checkpoints = (1..=EPOCHS).flat_map(|n| inside.map(|name| format!("checkpoint_{n}/{name}")));
     for name in checkpoints.chain(["losses.json".to_owned(), "lrs.json".to_owned()]) {
         let bytes = |run: &Path| fs::read(run.join(&name)).unwrap_or_else(|e| panic!("{name}: {e}"));
         assert!(bytes(got) == bytes(want), "{name} differs: {context}");
+    }
+}
+
+/// A listener that asks a run on one rank to stop after a step.
+pub(crate) fn stop_after(step: u64) -> impl Fn(usize, &Requests, &Event) + Sync {
+    move |_, requests, event| {
+        if matches!(event, Event::Step(report) if report.step == step) {
+            requests.stop.store(true, Ordering::Relaxed);
+        }
     }
 }
 

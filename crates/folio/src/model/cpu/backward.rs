@@ -28,7 +28,8 @@ use crate::model::{Batch, Parameters};
 
 impl Pass {
     /// Forward and backward of a micro-batch. Leaves the token losses in `a.losses`, and overwrites `gradients` by those of
-    /// the mean loss of the global batch.
+    /// the mean loss of the global batch, except where parameters are frozen. Below the lowest trained ones there is no
+    /// backward pass.
     pub(super) fn forward_backward<E: Element>(
         self,
         weights: PassWeights<E>,
@@ -38,18 +39,23 @@ impl Pass {
     ) {
         self.forward_and_head(weights, gradients, a, batch);
         let t = self.time;
-        for idx in (0..self.config.n_blocks).rev() {
+        for idx in (self.frozen.lowest_block()..self.config.n_blocks).rev() {
             let (jobs, scratch) = a.backward_jobs(self.batch, t, &self.config);
             jobs.for_each(|BackwardJob { b, sequence, dresidual, operands }| {
                 let w = weights.block(idx);
                 let operands = Operands::of(t, &self.config, operands);
                 let scratch = &mut *scratch.of_this_thread();
                 self.block_backward(b, idx, &w, dresidual, sequence, operands, scratch);
-                if idx == 0 {
+                if idx == 0 && !self.frozen.embeddings {
                     dropout_in_place(self.row_dims(), dresidual, self.dropout(Site::Embedding, b));
                 }
             });
-            self.weight_gradients(idx, gradients, a);
+            if idx >= self.frozen.blocks {
+                self.weight_gradients(idx, gradients, a);
+            }
+        }
+        if self.frozen.embeddings {
+            return;
         }
         let has_separate_head = gradients.has_separate_head();
         let (dwte, dwpe) = gradients.embeddings_mut();
@@ -79,6 +85,9 @@ impl Pass {
             let (jobs, scratch) =
                 a.forward_jobs(sequences.clone(), batch, &self.config, logits_dims.len::<E>());
             jobs.for_each(|job| self.sequence_and_head(weights, job, &mut scratch.of_this_thread()));
+            if self.frozen.embeddings && !gradients.has_separate_head() {
+                continue; // The head's weights are the token embedding.
+            }
             let (dims, stride) = (PanelDims { depth: t, cols: c }, operands_len::<E>(t, &self.config));
             let count = sequences.len();
             let dlogits = Panels::segmented(logits_dims, &a.dlogits, count, logits_dims.len::<E>());

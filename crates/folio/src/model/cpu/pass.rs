@@ -5,7 +5,7 @@ use folio_kernels::dropout::Dropout;
 
 use super::packed::{PackedBlock, PackedLinear, PackedWeights};
 use crate::model::parameters::Block;
-use crate::model::{ModelConfig, Parameters};
+use crate::model::{Frozen, ModelConfig, Parameters};
 
 /// The sizes and the randomness of a pass over a micro-batch. B and T are its sequences and their tokens.
 #[derive(Clone, Copy)]
@@ -21,6 +21,8 @@ pub(super) struct Pass {
     pub(super) total_tokens: usize,
     /// The share of the probability that smoothed targets spread over all tokens.
     pub(super) label_smoothing: f32,
+    /// What has no gradient.
+    pub(super) frozen: Frozen,
     /// `None`: no dropout.
     pub(super) dropout_key: Option<u64>,
 }

@@ -5,8 +5,8 @@ use std::borrow::Cow;
 
 use folio::distributed::Communicator;
 use folio::model::{
-    AdamWUpdate, Backend, Batch, MicroBatch, ModelConfig, Moments, ParameterSpec, Parameters, StepBatch,
-    tree_split,
+    AdamWUpdate, Backend, Batch, Frozen, MicroBatch, ModelConfig, Moments, ParameterSpec, Parameters,
+    StepBatch, tree_split,
 };
 use folio_kernels::dims::{AttentionDims, EmbeddingDims, LinearDims, RowDims};
 use folio_kernels::dropout::Dropout;
@@ -15,6 +15,7 @@ use folio_kernels::reference as naive;
 pub(crate) struct ReferenceBackend {
     config: ModelConfig,
     parameters: Parameters,
+    frozen: Frozen,
     gradients: Parameters,
     moments: Moments,
     average: Option<Parameters>,
@@ -58,7 +59,8 @@ impl ReferenceBackend {
     pub(crate) fn new(config: ModelConfig, parameters: Parameters) -> Self {
         let moments = Moments::zeros(parameters.values().len());
         let gradients = Parameters::zeros(&config);
-        Self { config, parameters, gradients, moments, average: None, losses: Vec::new() }
+        let frozen = Frozen::NOTHING;
+        Self { config, parameters, frozen, gradients, moments, average: None, losses: Vec::new() }
     }
 
     fn pass<'a>(
@@ -97,7 +99,11 @@ impl ReferenceBackend {
         let pass = self.pass(batch, first_sequence, Some(dropout_key));
         let (losses, gradients) =
             pass.forward_backward(1.0 / total_tokens as f64, f64::from(label_smoothing));
-        (losses.iter().sum(), gradients.iter().map(|&value| value as f32).collect())
+        let mut gradients: Vec<f32> = gradients.iter().map(|&value| value as f32).collect();
+        for spec in self.parameters.specs().iter().filter(|spec| self.frozen.contains(spec)) {
+            gradients[spec.range.clone()].fill(0.0);
+        }
+        (losses.iter().sum(), gradients)
     }
 }
 
@@ -130,7 +136,7 @@ impl Backend for ReferenceBackend {
     }
 
     fn update(&mut self, update: &AdamWUpdate) {
-        for spec in self.gradients.specs().to_vec() {
+        for spec in self.gradients.specs().to_vec().into_iter().filter(|spec| !self.frozen.contains(spec)) {
             let step = update.of_parameter(&spec);
             let range = spec.range;
             let wide =
@@ -184,6 +190,10 @@ impl Backend for ReferenceBackend {
 
     fn moments(&self) -> Cow<'_, Moments> {
         Cow::Borrowed(&self.moments)
+    }
+
+    fn freeze(&mut self, frozen: Frozen) {
+        self.frozen = frozen;
     }
 
     fn load_moments(&mut self, moments: Moments) {
