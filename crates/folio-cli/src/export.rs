@@ -61,7 +61,8 @@ pub(crate) fn run(args: &ExportArgs) -> anyhow::Result<()> {
     let format = args.to.unwrap_or(Format::Csv);
     check_flags(args, format)?;
     if format != Format::Csv {
-        return export_model(args, format);
+        screen::out(export_model(args, format)?.display())?;
+        return Ok(());
     }
     let directory = match &args.checkpoint.run_dir {
         Some(path) => RunDir::new(path),
@@ -106,7 +107,38 @@ fn check_flags(args: &ExportArgs, format: Format) -> Result<(), Usage> {
     }
 }
 
-fn export_model(args: &ExportArgs, format: Format) -> anyhow::Result<()> {
+/// Exports the checkpoint that `path` refers to, as the command does.
+pub(crate) fn export(
+    path: &Path,
+    format: &str,
+    weight_type: Option<&str>,
+    out: &Path,
+    overwrite: bool,
+) -> anyhow::Result<()> {
+    let format: Format = format.parse()?;
+    let args = ExportArgs {
+        checkpoint: CheckpointArgs {
+            run_dir: Some(path.to_path_buf()),
+            checkpoint_step: Vec::new(),
+            best_eval_loss_model: false,
+        },
+        to: Some(format),
+        weight_type: weight_type.map(str::parse).transpose()?,
+        out: Some(out.to_path_buf()),
+        overwrite,
+        steps: false,
+    };
+    check_flags(&args, format)?;
+    if format == Format::Csv {
+        return Err(
+            Usage("--to csv is for records, not for models: choose hf, gguf or onnx".to_owned()).into()
+        );
+    }
+    export_model(&args, format).map(drop)
+}
+
+/// Writes a model, and returns its path.
+fn export_model(args: &ExportArgs, format: Format) -> anyhow::Result<PathBuf> {
     let default = if format == Format::Gguf { WeightType::F16 } else { WeightType::F32 };
     let weight_type = args.weight_type.unwrap_or(default);
     let chosen = args.checkpoint.find()?;
@@ -128,8 +160,7 @@ fn export_model(args: &ExportArgs, format: Format) -> anyhow::Result<()> {
         Format::Gguf => note(&gguf::write(&model, weight_type, &out)?, config.block_size),
         Format::Onnx | Format::Csv => onnx::write(&model, &out)?,
     }
-    screen::out(out.display())?;
-    Ok(())
+    Ok(out)
 }
 
 /// The run's name, with the checkpoint's if one was named.

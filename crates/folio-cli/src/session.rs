@@ -180,6 +180,24 @@ impl Session {
     }
 }
 
+/// Writes the checkpoint that `path` refers to in the format of other programs, as `folio export` does. Returns notes for the
+/// user.
+///
+/// # Errors
+/// As [`Session::plan`].
+pub fn export(
+    path: &Path,
+    format: &str,
+    weight_type: Option<&str>,
+    out: &Path,
+    overwrite: bool,
+) -> Result<Vec<String>, String> {
+    let export = || crate::export::export(path, format, weight_type, out, overwrite);
+    let (exported, notes) = screen::collect(export);
+    exported.map_err(|error| message(&error))?;
+    Ok(notes)
+}
+
 /// The command whose flags are the arguments.
 fn train_command() -> clap::Command {
     let commands = Command::augment_subcommands(clap::Command::new("folio"));

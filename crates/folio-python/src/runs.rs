@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use folio::run_dir::{self, Place, RunDir, Saved, Sweep};
+use folio_cli::session;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -70,6 +71,20 @@ pub(crate) fn checkpoints(path: PathBuf) -> PyResult<Vec<(PathBuf, Option<f64>)>
 pub(crate) fn sub_runs(path: PathBuf) -> PyResult<Vec<PathBuf>> {
     let runs = RunDir::new(path).runs().map_err(raise)?;
     Ok(runs.iter().map(RunDir::path).map(Path::to_path_buf).collect())
+}
+
+/// Writes the checkpoint that a path refers to in the format of other programs. Returns notes.
+#[pyfunction]
+#[pyo3(signature = (path, format, weight_type, out, overwrite))]
+pub(crate) fn export(
+    py: Python<'_>,
+    path: PathBuf,
+    format: &str,
+    weight_type: Option<&str>,
+    out: PathBuf,
+    overwrite: bool,
+) -> PyResult<Vec<String>> {
+    py.detach(|| session::export(&path, format, weight_type, &out, overwrite)).map_err(raise)
 }
 
 /// The names of the settings in which a sweep's runs differ.

@@ -1,7 +1,7 @@
 //! Python values as JSON, and back.
 
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyDict, PyList, PyString};
+use pyo3::types::{PyDict, PyList, PyString};
 use serde_json::{Map, Number, Value};
 
 use crate::errors::raise;
@@ -21,8 +21,9 @@ fn to_json(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Value> {
     if value.is_none() {
         return Ok(Value::Null);
     }
-    if value.is_instance_of::<PyBool>() {
-        return Ok(Value::Bool(value.extract()?));
+    // Python's or NumPy's.
+    if let Ok(switch) = value.extract::<bool>() {
+        return Ok(Value::Bool(switch));
     }
     if let Ok(text) = value.cast::<PyString>() {
         return Ok(Value::String(text.extract()?));

@@ -108,6 +108,23 @@ def test_weights_are_views_of_the_checkpoint(run):
     assert 0.01 < wte[model.tokenizer.encode(PROMPT)].std() < 0.5
 
 
+def test_models_are_exported(run):
+    assert run.export("gguf", "model.gguf", type="q8_0").read_bytes()[:4] == b"GGUF"
+    assert run.model(1).export("onnx", "model.onnx").stat().st_size > 4 * run.model().parameters
+    config = json.loads((run.export("hf", "exported") / "config.json").read_text())
+    assert (config["model_type"], config["n_embd"]) == ("gpt2", 16)
+    for format, options, message in [
+        ("gguf", {}, "model.gguf"),
+        ("hf", dict(type="q8_0"), "q8_0 is a type of gguf only"),
+        ("csv", {}, "choose hf, gguf or onnx"),
+        ("ggml", {}, "unknown format 'ggml'"),
+    ]:
+        with pytest.raises(folio.FolioError) as error:
+            run.export(format, "model.gguf", **options)
+        assert message in str(error.value) and "--" not in str(error.value)
+    run.export("gguf", "model.gguf", overwrite=True)
+
+
 def test_every_checkpoint_can_be_loaded(run):
     assert [path.name for path in run.checkpoints] == ["checkpoint_1", "checkpoint_2"]
     first, second = run.model(1), run.model(2)

@@ -56,8 +56,8 @@ def test_numbers_of_numpy_are_numbers():
 
 
 def test_a_preset_can_be_overridden():
-    training = folio.Training(preset="quick", n_emb=64, no_save=True)
-    assert (training.settings[0]["n_emb"], training.settings[0]["num_epochs"]) == (64, 8)
+    preset, changed = (folio.Training(preset="quick", no_save=True, **given).settings[0] for given in ({}, {"n_emb": 64}))
+    assert preset["n_emb"] != 64 and changed == {**preset, "n_emb": 64}
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_preset_can_be_overridden():
         (dict(n_emb=385), "`n_emb 385` is not divisible by `n_heads 6`"),
         (dict(n_emb="wide"), 'n_emb="wide": give a whole number'),
         (dict(dropouts=1.5), "`dropout 1.5` is out of range"),
-        (dict(learning_rates=float("nan")), "learning_rates=nan: give a finite number"),
+        (dict(learning_rates=float("nan")), "learning_rates=NaN: give a finite number"),
         (dict(seed=object()), "seed: a value of type object is not a number"),
         (dict(data="missing.txt"), "missing.txt"),
         (dict(preset="quik"), "'quick'"),
@@ -93,7 +93,7 @@ def test_an_error_while_training_is_an_exception():
 
 def test_warnings_are_python_warnings():
     with pytest.warns(UserWarning, match="cosine_T_max") as caught:
-        folio.Training(data="text.txt", no_save=True, lr_schedule="cosine", cosine_T_max=1, **TINY)
+        folio.Training(data="text.txt", no_save=True, cosine_T_max=5, **TINY)
     assert caught[0].filename == __file__
 
 
@@ -152,7 +152,7 @@ except KeyboardInterrupt:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert "interrupted stopped" in done.stdout and done.returncode == 0, done.stderr
-    assert folio.Run("run").checkpoints[-1].name.startswith("step_")
+    assert folio.Run("run").checkpoints
 
 
 def test_the_gil_is_released_while_training():
@@ -197,7 +197,7 @@ def test_every_setting_is_documented():
     for function in (folio.train, folio.sweep, folio.Training):
         assert set(names) <= set(inspect.signature(function).parameters)
         assert all(f"\n{name}" in function.__doc__ for name in names)
-        assert "--" not in function.__doc__.replace("``folio train --", "")
+        assert "--" not in function.__doc__.split("\nSettings:\n")[1]
 
 
 def test_a_program_that_exits_while_it_trains_is_not_held_up():

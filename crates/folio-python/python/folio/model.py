@@ -122,6 +122,18 @@ class Model:
         header.pop("__metadata__", None)
         return {name: _tensor(data, entry) for name, entry in header.items()}
 
+    def export(
+        self, format: str, path: Union[str, "os.PathLike[str]"], *, type: Optional[str] = None, overwrite: bool = False
+    ) -> Path:
+        """Writes the checkpoint for other programs and returns the path.
+
+        ``format`` is gguf (llama.cpp, ollama, LM Studio), hf (transformers; a directory) or onnx. ``type`` is that of the
+        weights: f32, f16, bf16, or q8_0 for gguf; by default f16 for gguf and f32 otherwise. ``overwrite`` replaces an earlier
+        export.
+        """
+        _folio.export(self.checkpoint, format, type, Path(path), overwrite)
+        return Path(path)
+
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer."""

@@ -77,6 +77,11 @@ class Run:
         path = self.path if epoch is None else self.path / f"checkpoint_{epoch}"
         return Model.load(path, precision=precision)
 
+    def export(self, format: str, path: StrPath, *, type: Optional[str] = None, overwrite: bool = False) -> Path:
+        """Writes the best checkpoint for other programs: see Model.export()."""
+        _folio.export(self.path, format, type, Path(path), overwrite)
+        return Path(path)
+
     def plot(self, ax: Optional[Axes] = None) -> Axes:
         """Plots training and evaluation losses with matplotlib."""
         history = self.history

@@ -155,6 +155,8 @@ def train(
     """
     training = Training(**settings)
     if training.is_sweep:
+        # Removes the directory that was reserved.
+        training.finish()
         raise FolioError(f"the settings describe {len(training.settings)} runs; use folio.sweep, or give one value each")
     if training.run_dir is None:
         raise FolioError("no_save: train() returns what was saved; iterate over folio.Training(no_save=True) instead")
