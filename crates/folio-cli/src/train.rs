@@ -51,7 +51,9 @@ fn lead(args: &TrainArgs, communicator: Box<dyn Communicator>) -> anyhow::Result
     }
     let mut task = plan(args)?;
     if let (Work::Sweep(_), ranks @ 2..) = (&task.work, communicator.world_size()) {
-        let reason = format!("a sweep trains its runs on one rank, and this job has {ranks}; start it without mpirun or srun, or give one value for each setting");
+        let reason = format!(
+            "a sweep trains its runs on one rank, and this job has {ranks}; start it without mpirun or srun, or give one value for each setting"
+        );
         return Err(Usage(reason).into());
     }
     let _reserved = reserve(&mut task)?;

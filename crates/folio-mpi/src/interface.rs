@@ -63,25 +63,29 @@ impl Mpi {
     pub(crate) fn start(library: Library, name: &str) -> Result<Self> {
         let file_name = name.rsplit('/').next().unwrap_or(name);
         let object = |symbol| address(&library, symbol);
-        let functions = if let (Some(world), Some(byte)) = (object("ompi_mpi_comm_world"), object("ompi_mpi_byte")) {
-            // Open MPI's handles are the addresses of these objects (its mpi.h).
-            init(&library, name, SERIALIZED)?;
-            Interface::Pointers(Functions::load(&library, name, world, byte)?)
-        } else if file_name.starts_with("libmpi_abi.") {
-            // MPI 5.0, section 20.3.
-            init(&library, name, SERIALIZED_MPI_5)?;
-            let [world, byte] = [0x101_usize, 0x247].map(|value| value as *mut c_void);
-            Interface::Pointers(Functions::load(&library, name, world, byte)?)
-        } else {
-            let version = version(&library, name)?;
-            if !["MPICH", "Intel(R) MPI", "MVAPICH"].iter().any(|known| version.contains(known)) {
-                let reason = format!("its version is '{}', and folio knows Open MPI, MPICH, Intel MPI and MPI 5", version.trim());
-                return Err(Error::Unknown { library: name.to_owned(), reason });
-            }
-            // The interface that MPICH, Intel MPI and MVAPICH have agreed on (MPICH's mpi.h).
-            init(&library, name, SERIALIZED)?;
-            Interface::Integers(Functions::load(&library, name, 0x4400_0000, 0x4c00_010d)?)
-        };
+        let functions =
+            if let (Some(world), Some(byte)) = (object("ompi_mpi_comm_world"), object("ompi_mpi_byte")) {
+                // Open MPI's handles are the addresses of these objects (its mpi.h).
+                init(&library, name, SERIALIZED)?;
+                Interface::Pointers(Functions::load(&library, name, world, byte)?)
+            } else if file_name.starts_with("libmpi_abi.") {
+                // MPI 5.0, section 20.3.
+                init(&library, name, SERIALIZED_MPI_5)?;
+                let [world, byte] = [0x101_usize, 0x247].map(|value| value as *mut c_void);
+                Interface::Pointers(Functions::load(&library, name, world, byte)?)
+            } else {
+                let version = version(&library, name)?;
+                if !["MPICH", "Intel(R) MPI", "MVAPICH"].iter().any(|known| version.contains(known)) {
+                    let reason = format!(
+                        "its version is '{}', and folio knows Open MPI, MPICH, Intel MPI and MPI 5",
+                        version.trim()
+                    );
+                    return Err(Error::Unknown { library: name.to_owned(), reason });
+                }
+                // The interface that MPICH, Intel MPI and MVAPICH have agreed on (MPICH's mpi.h).
+                init(&library, name, SERIALIZED)?;
+                Interface::Integers(Functions::load(&library, name, 0x4400_0000, 0x4c00_010d)?)
+            };
         // The library stays in memory: some keep threads, or handlers that run when the process exits.
         std::mem::forget(library);
         Ok(Self { functions, name: name.to_owned() })
@@ -230,10 +234,9 @@ fn version(library: &Library, name: &str) -> Result<String> {
 unsafe fn function<F: Copy>(library: &Library, name: &str, symbol: &'static str) -> Result<F> {
     // SAFETY: as the caller promises.
     let found = unsafe { library.get::<F>(symbol) };
-    found.map(|found| *found).map_err(|_| Error::Unknown {
-        library: name.to_owned(),
-        reason: format!("has no function {symbol}"),
-    })
+    found
+        .map(|found| *found)
+        .map_err(|_| Error::Unknown { library: name.to_owned(), reason: format!("has no function {symbol}") })
 }
 
 /// The address of a symbol.

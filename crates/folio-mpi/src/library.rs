@@ -27,7 +27,8 @@ pub(crate) fn open(launched: Launched) -> Result<(Library, String)> {
         match unsafe { Library::open(Some(&name), RTLD_NOW | RTLD_GLOBAL) } {
             Ok(library) => return Ok((library, name)),
             Err(error) => {
-                let reason = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+                let reason =
+                    std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
                 tried.push(format!("{name}: {reason}"));
             }
         }

@@ -151,15 +151,16 @@ impl Communicator for MpiRanks {
         let mut all = vec![0; own.len() * self.world_size];
         let shared = self.shared();
         self.expect(shared.mpi(), shared.mpi().all_gather(&own, &mut all, self.world_size));
-        let mut all: Vec<f64> =
-            all.as_chunks().0.iter().map(|bytes| f64::from_ne_bytes(*bytes)).collect();
+        let mut all: Vec<f64> = all.as_chunks().0.iter().map(|bytes| f64::from_ne_bytes(*bytes)).collect();
         add_parts(&mut all, values.len(), self.world_size);
         values.copy_from_slice(&all[..values.len()]);
     }
 
     fn broadcast(&self, bytes: &mut [u8]) {
         let shared = self.shared();
-        bytes.chunks_mut(BROADCAST).for_each(|bytes| self.expect(shared.mpi(), shared.mpi().broadcast(bytes)));
+        bytes
+            .chunks_mut(BROADCAST)
+            .for_each(|bytes| self.expect(shared.mpi(), shared.mpi().broadcast(bytes)));
     }
 }
 

@@ -31,7 +31,9 @@ pub(super) fn check_enough_sequences(communicator: &dyn Communicator, settings: 
     if ranks <= sequences {
         return Ok(());
     }
-    let reason = format!("{ranks} ranks share a batch of {sequences} sequences; use a larger batch, or at most {sequences} ranks");
+    let reason = format!(
+        "{ranks} ranks share a batch of {sequences} sequences; use a larger batch, or at most {sequences} ranks"
+    );
     Err(Error::setting("batch_size", reason))
 }
 
@@ -41,7 +43,8 @@ pub(super) fn check_agreement(communicator: &dyn Communicator) -> Result<()> {
     if communicator.world_size() == 1 {
         return Ok(());
     }
-    let facts = [("versions of folio", env!("CARGO_PKG_VERSION")), ("instruction sets", Isa::detected().name())];
+    let facts =
+        [("versions of folio", env!("CARGO_PKG_VERSION")), ("instruction sets", Isa::detected().name())];
     for (what, name) in facts {
         let own: [u8; 32] = Sha256::digest(name).into();
         let mut first = own;

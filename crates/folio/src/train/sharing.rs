@@ -79,6 +79,7 @@ pub(super) fn receive(communicator: &dyn Communicator, new_backend: &NewBackend)
     receive_bytes(communicator, bytemuck::cast_slice_mut(parameters.values_mut()));
     let count = parameters.values().len();
     let mut backend = new_backend(config, settings.precision, parameters);
+    backend.freeze(settings.freeze);
     if state.optimizer_steps > 0 {
         let mut moments = Moments::zeros(count);
         receive_bytes(communicator, bytemuck::cast_slice_mut(&mut moments.exp_avg));
@@ -91,7 +92,17 @@ pub(super) fn receive(communicator: &dyn Communicator, new_backend: &NewBackend)
         backend.load_average(average);
     }
     let tokenizer = None;
-    Ok(Prepared { settings, dataset, tokenizer, backend, state, resumed_from: None, has_optimizer, train_text, eval_text })
+    Ok(Prepared {
+        settings,
+        dataset,
+        tokenizer,
+        backend,
+        state,
+        resumed_from: None,
+        has_optimizer,
+        train_text,
+        eval_text,
+    })
 }
 
 /// Broadcasts bytes that rank 0 only reads.

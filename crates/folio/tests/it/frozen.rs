@@ -228,20 +228,18 @@ fn fine_tuning_gives_the_same_bits_on_one_two_and_four_ranks_and_if_resumed() {
         for parts in ["blocks:1", "embeddings,blocks:1"] {
             let place =
                 |what: &str| directory.path().join(format!("{name}_{parts}_{what}").replace(':', "_"));
-            let on = |ranks: usize| {
-                move |_| Settings { gradient_accumulation_steps: 4 / ranks, ..settings(parts) }
-            };
+            let on = |ranks: usize| Settings { gradient_accumulation_steps: 4 / ranks, ..settings(parts) };
             for ranks in [1, 2, 4] {
                 let run = place(&ranks.to_string());
-                for outcome in train(new, ranks, &run, &Start::Fresh, on(ranks), |_, _, _| {}) {
+                for outcome in train(new, ranks, &run, &Start::Fresh, &on(ranks), |_, _, _| {}) {
                     outcome.expect("it trains");
                 }
                 check_same(&run, &place("1"), &format!("{name}, {parts}, {ranks} ranks"));
             }
             let pieces = place("pieces");
-            train(new, 1, &pieces, &Start::Fresh, on(1), stop_after(6));
+            train(new, 1, &pieces, &Start::Fresh, &on(1), stop_after(6));
             let resume = Start::Resume { run: RunDir::new(&pieces), skip_damaged: false };
-            for outcome in train(new, 1, &pieces, &resume, on(1), |_, _, _| {}) {
+            for outcome in train(new, 1, &pieces, &resume, &on(1), |_, _, _| {}) {
                 outcome.expect("it resumes");
             }
             check_same(&pieces, &place("1"), &format!("{name}, {parts}, resumed"));
@@ -261,7 +259,7 @@ fn adamw_starts_fresh_only_if_other_parts_are_frozen_than_before() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     for parts in ["none", "embeddings"] {
         let run = directory.path().join(parts);
-        train(crate::support::CPU, 1, &run, &Start::Fresh, |_| settings(parts), |_, _, _| {});
+        train(crate::support::CPU, 1, &run, &Start::Fresh, &settings(parts), |_, _, _| {});
         for now in ["none", "embeddings", "embeddings,blocks:1"] {
             let trainer = continues(&run, settings(now));
             let is_same = now == parts;
@@ -277,7 +275,7 @@ fn adamw_starts_fresh_only_if_other_parts_are_frozen_than_before() {
 fn a_run_is_not_resumed_with_other_frozen_parts_nor_with_more_blocks_than_there_are() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let run = directory.path().join("run");
-    train(crate::support::CPU, 1, &run, &Start::Fresh, |_| settings("blocks:1"), stop_after(6));
+    train(crate::support::CPU, 1, &run, &Start::Fresh, &settings("blocks:1"), stop_after(6));
     let (stream, tokenizer) = ranks::data();
     let resume = Start::Resume { run: RunDir::new(&run), skip_damaged: false };
     let error =

@@ -190,8 +190,12 @@ impl Communicator for OfAnotherVersion {
 #[test]
 fn ranks_that_differ_are_refused_by_name() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let ranks = ThreadRank::world(3).into_iter().map(|rank| Box::new(OfAnotherVersion(rank)) as Box<dyn Communicator>);
-    for outcome in train_with(CPU, ranks.collect(), directory.path(), &Start::Fresh, &settings(), |_, _, _| {}) {
+    let ranks = ThreadRank::world(3)
+        .into_iter()
+        .map(|rank| Box::new(OfAnotherVersion(rank)) as Box<dyn Communicator>);
+    for outcome in
+        train_with(CPU, ranks.collect(), directory.path(), &Start::Fresh, &settings(), |_, _, _| {})
+    {
         let error = outcome.expect_err("rank 2 has another version");
         assert!(matches!(error, Error::Ranks { .. }), "{error}");
         assert!(error.to_string().contains("rank 2 and rank 0 have different versions of folio"), "{error}");
