@@ -2,6 +2,7 @@
 """Check that transformers and folio agree on a checkpoint: tokens, log probabilities, greedy text.
 
     python transformers_check.py --folio FOLIO RUN_DIR...
+    python transformers_check.py --folio FOLIO --import MODEL_DIR...
 
 RUN_DIR is a run whose vocabulary can encode `ROMEO:`; FOLIO is the folio binary. Checks for the best checkpoint of each run:
 - AutoTokenizer gives the same tokens and texts as folio;
@@ -9,6 +10,8 @@ RUN_DIR is a run whose vocabulary can encode `ROMEO:`; FOLIO is the folio binary
 - `generate` gives the same text as folio at temperature 0, in float32;
 - `pipeline("text-generation", DIRECTORY)` continues a prompt without further settings;
 - folio can load the tokenizer that transformers saves.
+With `--import`, MODEL_DIR is a model that transformers saved. folio imports it, and transformers must give the same logits for
+folio's checkpoint as for the original.
 Prints one line per check, and exits with 1 at the first failure.
 """
 import argparse, json, subprocess, sys, tempfile, time, urllib.request
@@ -120,14 +123,34 @@ def check_pipeline(directory):
         check("a pipeline of two", len(several) == 2)
 
 
+def check_import(program, directory):
+    with tempfile.TemporaryDirectory() as place:
+        run = Path(place) / "run"
+        Folio(program, run)("import", directory, "--run_dir", run)
+        load = lambda path: AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        theirs, ours = load(directory), load(run / "latest")
+        context = theirs.config.n_positions
+        ids = torch.arange(context)[None] * 7 % theirs.config.vocab_size
+        with torch.no_grad():
+            difference = (theirs(ids).logits - ours(ids).logits).abs().max().item()
+        # The weights are the same bits, and so are the sums.
+        check("logits after import", difference == 0, f"({difference:.1e})")
+        same = AutoTokenizer.from_pretrained(directory)("to be")["input_ids"]
+        check("tokens after import", AutoTokenizer.from_pretrained(run / "latest")("to be")["input_ids"] == same)
+
+
 def main():
     parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__)
-    parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR")
+    parser.add_argument("run_dirs", nargs="*", type=Path, metavar="RUN_DIR")
+    parser.add_argument("--import", nargs="+", default=[], type=Path, metavar="MODEL_DIR", dest="imports")
     parser.add_argument("--folio", default="folio", help="the folio binary (default: %(default)s)")
     args = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
     torch.set_num_threads(1)
     print(f"transformers {transformers.__version__}, tokenizers {tokenizers.__version__}, torch {torch.__version__}")
+    for directory in args.imports:
+        print(directory)
+        check_import(args.folio, directory)
     for run in args.run_dirs:
         folio, directory = Folio(args.folio, run), run / "best"
         print(run)

@@ -26,17 +26,21 @@ impl Drop for Reserved {
 /// Creates a new directory for a run without `--run_dir`. Creating it reserves its name.
 pub(crate) fn reserve(task: &mut Task) -> anyhow::Result<Option<Reserved>> {
     let Some(name) = &task.new_name else { return Ok(None) };
+    let (path, reserved) = reserve_name(name)?;
+    task.run_dir = Some(RunDir::new(path));
+    Ok(Some(reserved))
+}
+
+/// Creates a new directory under a name, or under the name and a number if it is taken.
+pub(crate) fn reserve_name(name: &str) -> anyhow::Result<(PathBuf, Reserved)> {
     let parent = Path::new(RUNS);
     let cannot =
         || format!("cannot create a directory in {RUNS}/: give --run_dir, or --no_save to save nothing");
     fs::create_dir_all(parent).with_context(cannot)?;
-    let names = std::iter::once(name.clone()).chain((2_u64..).map(|number| format!("{name}-{number}")));
+    let names = std::iter::once(name.to_owned()).chain((2_u64..).map(|number| format!("{name}-{number}")));
     for path in names.map(|name| parent.join(name)) {
         match fs::create_dir(&path) {
-            Ok(()) => {
-                task.run_dir = Some(RunDir::new(&path));
-                return Ok(Some(Reserved(path)));
-            }
+            Ok(()) => return Ok((path.clone(), Reserved(path))),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error).with_context(cannot),
         }

@@ -12,6 +12,7 @@ mod destination;
 mod eval;
 mod export;
 mod generate;
+mod import;
 mod manual;
 mod model_args;
 mod options;
@@ -65,6 +66,8 @@ enum Command {
     Runs(runs::RunsArgs),
     /// Write an HTML report with the curves, samples and settings of a run or a sweep
     Report(report::ReportArgs),
+    /// Make a run of another program's model: of transformers, nanoGPT or minGPT
+    Import(import::ImportArgs),
     /// Export a model for other programs, or the records of a run as CSV
     Export(export::ExportArgs),
     /// Train, use and inspect tokenizers
@@ -106,6 +109,7 @@ fn run(args: impl Iterator<Item = OsString>) -> anyhow::Result<u8> {
         Command::Plot(args) => plot::run(&args)?,
         Command::Runs(args) => runs::run(&args)?,
         Command::Report(args) => report::run(&args)?,
+        Command::Import(args) => import::run(&args)?,
         Command::Export(args) => export::run(&args)?,
         Command::Tokenizer(args) => tokenizer::run(&args)?,
         Command::Bench(args) => bench::run(&args)?,

@@ -21,8 +21,11 @@ use crate::train::args::TrainArgs;
 use crate::usage::Usage;
 
 pub(crate) mod continuing;
+mod initial;
 mod resuming;
 mod run_name;
+
+pub(crate) use run_name::plain_name;
 
 /// What to train.
 pub(crate) struct Task {
@@ -78,7 +81,7 @@ pub(crate) fn plan(args: &TrainArgs) -> anyhow::Result<Task> {
         return resuming::plan(args, RunDir::new(directory));
     }
     let start = start(args);
-    let explicit = explicit_options(args)?;
+    let (explicit, initial) = initial::take_over(args, &explicit_options(args)?)?;
     let (options, saved) = continuing::inherit(&explicit, &start)?;
     let (mut base, space) = options.0.resolve();
     if let Start::Checkpoint { run, number, restart_schedule } = &start {
@@ -86,11 +89,17 @@ pub(crate) fn plan(args: &TrainArgs) -> anyhow::Result<Task> {
         base.weights_only = args.weights_only;
         base.extend_vocab = args.extend_vocab;
     }
+    if let Some(model) = &initial {
+        initial::record(&mut base, model);
+    }
     if let TokenizerKind::File(path) = &mut base.tokenizer_type {
         *path = std::path::absolute(&path).unwrap_or_else(|_| path.clone());
     }
     let (kind, mut runs) = options.search(&base, &space)?;
     runs.iter().try_for_each(Settings::validate)?;
+    if let Some(model) = &initial {
+        runs.iter().try_for_each(|run| model.check_block_size(run.block_size))?;
+    }
     if matches!(kind, Plan::Halving { .. }) && args.no_save {
         let reason = "--no_save: halving resumes runs that it stopped early, so it has to save them; leave the flag out";
         return Err(Usage(reason.to_owned()).into());
@@ -100,8 +109,9 @@ pub(crate) fn plan(args: &TrainArgs) -> anyhow::Result<Task> {
     if let Some(saved) = &saved {
         continuing::choose_text(saved, &explicit, &mut base, &mut texts)?;
     }
-    let tokenizer = Arc::new(match &start {
-        Start::Checkpoint { run, .. } => continuing::tokenizer(run.tokenizer()?, &texts, args)?,
+    let tokenizer = Arc::new(match (&start, initial) {
+        (Start::Checkpoint { run, .. }, _) => continuing::tokenizer(run.tokenizer()?, &texts, args)?,
+        (_, Some(model)) => initial::tokenizer(model.tokenizer, &texts)?,
         _ => base.tokenizer(&texts)?,
     });
     for run in &mut runs {

@@ -147,7 +147,8 @@ fn warn_if_incomparable(rows: &[RunRow]) {
         ("split", "split", "split their text differently"),
     ] {
         let mut known: Vec<&RunRow> = Vec::new();
-        for row in rows {
+        // An imported model has no text.
+        for row in rows.iter().filter(|row| row.settings["data_sha256"] != "") {
             if known.iter().all(|other| other.settings[key] != row.settings[key]) {
                 known.push(row);
             }

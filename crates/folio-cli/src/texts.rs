@@ -64,6 +64,10 @@ fn announce(corpus: &Corpus) {
 /// # Errors
 /// If a text is missing or has changed.
 pub(crate) fn of_run(settings: &Settings, given: &GivenTexts) -> anyhow::Result<Texts> {
+    if !settings.has_text() {
+        let reason = "the run was imported and has no text of its own; give one with --data FILE";
+        return Err(Usage(reason.to_owned()).into());
+    }
     let data = known(&settings.data, &settings.data_sha256, given.data.as_deref(), "--data")?;
     let eval = match (&settings.eval_data, &settings.eval_data_sha256) {
         (Some(files), Some(sha256)) => Some(known(files, sha256, given.eval_data.as_deref(), "--eval_data")?),

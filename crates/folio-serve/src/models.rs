@@ -124,7 +124,8 @@ impl ModelCache {
         let checkpoint = run.directory.open_checkpoint(saved.name)?;
         checkpoint.check_tokenizer(&tokenizer)?;
         let config = checkpoint.state().identity.model;
-        if config.vocab_size != tokenizer.vocab_size() {
+        // An imported model may have more rows in its embedding than there are tokens.
+        if config.vocab_size < tokenizer.vocab_size() {
             let [model, tokens] = [config.vocab_size, tokenizer.vocab_size()];
             let reason = format!(
                 "is damaged: its vocabulary has {model} tokens, its tokenizer {tokens}; use another checkpoint"

@@ -164,9 +164,9 @@ fn attention_input(shared: &Shared, request: AttentionRequest) -> ApiResult<Atte
         (None, Some(tokens)) => tokens,
         _ => return Err(ApiError::field("text", "give either text or tokens")),
     };
-    let config = model.model.config();
-    if tokens.is_empty() || tokens.iter().any(|&token| token as usize >= config.vocab_size) {
-        let message = format!("must be at least one token of the vocabulary of {}", config.vocab_size);
+    let (config, vocab_size) = (model.model.config(), model.tokenizer.vocab_size());
+    if tokens.is_empty() || tokens.iter().any(|&token| token as usize >= vocab_size) {
+        let message = format!("must be at least one token of the vocabulary of {vocab_size}");
         return Err(ApiError::field("tokens", message));
     }
     if block >= config.n_blocks as u64 {

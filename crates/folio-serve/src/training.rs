@@ -64,14 +64,16 @@ fn summarize(run: &Run) -> Option<RunSummary> {
     let per_epoch = first.filter(|&steps| steps > 0);
     let steps = per_epoch.map(|steps| steps.saturating_mul(settings.last_epoch()));
     let steps = steps.map(|steps| steps.min(settings.max_steps.unwrap_or(u64::MAX))).or(settings.max_steps);
-    // With `max_steps` a run may end before its last epoch.
-    let finished = status.as_ref().is_some_and(|status| status.state == RunState::Finished);
+    // With `max_steps` a run may end before its last epoch. An imported model has none.
+    let ended = [RunState::Finished, RunState::Imported];
+    let finished = status.as_ref().is_some_and(|status| ended.contains(&status.state));
     let num_epochs = match steps.zip(per_epoch) {
         _ if finished => epoch,
         Some((steps, per_epoch)) => steps.div_ceil(per_epoch),
         None => settings.last_epoch(),
     };
     let parameters = first_record(directory).and_then(|record| record["parameters"].as_u64());
+    let parameters = parameters.or_else(|| Some(directory.model_config().ok()?.parameters()));
     Some(RunSummary {
         id: run.id.clone(),
         state,

@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::files::{remove_rubbish, write_directory_atomic, write_json};
 use crate::history::{EpochSums, History};
 use crate::model::{ModelConfig, Moments, ParameterSpec, Parameters};
-use crate::rng::Rng;
+use crate::rng::{Rng, Stream};
 use crate::settings::Settings;
 use crate::tokenizer::Tokenizer;
 
@@ -111,6 +111,26 @@ pub struct TrainingState {
 }
 
 impl TrainingState {
+    /// The state of a run before its first step.
+    pub(crate) fn new(identity: Identity, settings: &Settings) -> Self {
+        let seed = settings.seed;
+        Self {
+            identity,
+            settings: Some(settings.decisive()),
+            epoch: 0,
+            global_step: 0,
+            optimizer_steps: 0,
+            skipped_in_a_row: 0,
+            schedule_start: ScheduleStart::default(),
+            order: Rng::new(seed, Stream::Order),
+            dropout: Rng::new(seed, Stream::Dropout),
+            epoch_progress: EpochSums::default(),
+            cut_short: None,
+            history: History::default(),
+            averaged: settings.ema_decay > 0.0,
+        }
+    }
+
     /// Validates the numbers, so that code that uses them need not.
     fn check(&self) -> std::result::Result<(), String> {
         self.identity.model.validate().map_err(|error| error.to_string())?;
@@ -198,8 +218,8 @@ pub struct CutShort {
 pub struct Tensors<'a> {
     /// The weights.
     pub parameters: &'a Parameters,
-    /// AdamW's moments.
-    pub moments: &'a Moments,
+    /// AdamW's moments. A checkpoint without them is not resumable, like that of an imported model.
+    pub moments: Option<&'a Moments>,
     /// The moving average of the weights, if there is one. It is then the checkpoint's model.
     pub average: Option<&'a Parameters>,
 }
@@ -219,12 +239,15 @@ pub fn save(
     write_directory_atomic(directory, |inside| {
         let model = average.unwrap_or(parameters);
         tensors::write(&inside.join(MODEL_FILE), &[("", model.values())], model.specs())?;
-        let mut arrays = vec![(EXP_AVG, &moments.exp_avg[..]), (EXP_AVG_SQ, &moments.exp_avg_sq[..])];
-        arrays.extend(average.map(|_| (WEIGHT, parameters.values())));
-        tensors::write(&inside.join(OPTIMIZER_FILE), &arrays, parameters.specs())?;
+        if let Some(Moments { exp_avg, exp_avg_sq }) = moments {
+            let mut arrays = vec![(EXP_AVG, &exp_avg[..]), (EXP_AVG_SQ, &exp_avg_sq[..])];
+            arrays.extend(average.map(|_| (WEIGHT, parameters.values())));
+            tensors::write(&inside.join(OPTIMIZER_FILE), &arrays, parameters.specs())?;
+        }
         write_json(&inside.join(STATE_FILE), state)?;
         transformers::write(inside, &state.identity.model, tokenizer)?;
-        let own = [MODEL_FILE, OPTIMIZER_FILE, STATE_FILE];
+        let own = [MODEL_FILE, STATE_FILE, OPTIMIZER_FILE];
+        let own = &own[..if moments.is_some() { 3 } else { 2 }];
         let format = *FORMATS.end() - u32::from(state.identity.model.is_plain());
         Manifest::of(format, inside, own.iter().chain(&transformers::FILES))?.write(inside)
     })

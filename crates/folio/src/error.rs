@@ -74,6 +74,14 @@ pub enum Error {
         /// What is wrong and what to do.
         reason: String,
     },
+    /// A model of another program that is missing, damaged or not supported.
+    #[error("{} {reason}", path.display())]
+    Import {
+        /// The file or directory.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        reason: String,
+    },
     /// Training produced numbers that are not finite.
     #[error(
         "training diverged: {what} at step {step} (learning rate {learning_rate:.3e}); lower `learning_rate`, add \

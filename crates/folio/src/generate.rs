@@ -153,10 +153,10 @@ impl Generator {
     /// A generator without sequences.
     ///
     /// # Panics
-    /// If the vocabularies of the tokenizer and the model differ in size.
+    /// If the tokenizer has more tokens than the model.
     pub fn new(model: Arc<InferenceModel>, tokenizer: Arc<Tokenizer>) -> Self {
         let (model_size, tokenizer_size) = (model.config().vocab_size, tokenizer.vocab_size());
-        assert_eq!(model_size, tokenizer_size, "vocabulary sizes of the model and the tokenizer");
+        assert!(model_size >= tokenizer_size, "a model of {model_size} tokens, a tokenizer of {tokenizer_size}");
         Self {
             workspace: model.workspace(1),
             model,
@@ -177,11 +177,11 @@ impl Generator {
     /// [`Error::Setting`] if a number is out of range, a token is outside the vocabulary, or the prompt is longer than the
     /// context and `past_context` is [`PastContext::Stop`].
     pub fn begin(&mut self, request: Request) -> Result<SequenceId> {
-        let config = self.model.config();
+        let (config, vocab_size) = (self.model.config(), self.tokenizer.vocab_size());
         request.sampling.validate()?;
         let mut tokens = request.prompt.iter().chain(&request.given);
-        if let Some(token) = tokens.find(|&&token| token as usize >= config.vocab_size) {
-            let reason = format!("token {token} is outside the vocabulary of {}", config.vocab_size);
+        if let Some(token) = tokens.find(|&&token| token as usize >= vocab_size) {
+            let reason = format!("token {token} is outside the vocabulary of {vocab_size}");
             return Err(Error::setting("prompt", reason));
         }
         if request.max_new_tokens == 0 {
@@ -255,7 +255,9 @@ impl Generator {
             left -= sequence.plan(1 + left).saturating_sub(1);
         }
         let logits = self.model.advance(&mut self.workspace, &self.active);
-        let logits = logits.chunks_exact(self.model.config().vocab_size);
+        // An imported model may have more rows in its embedding than there are tokens; those are never sampled.
+        let vocab_size = self.tokenizer.vocab_size();
+        let logits = logits.chunks_exact(self.model.config().vocab_size).map(|logits| &logits[..vocab_size]);
         for (sequence, logits) in self.active.iter_mut().zip(logits) {
             if sequence.finish_pass() {
                 let (sampler, alternatives) = (&mut self.sampler, &mut self.alternatives);

@@ -60,6 +60,8 @@ pub mod checkpoint;
 pub mod plot;
 pub mod run_dir;
 
+pub mod import;
+
 pub mod evaluate;
 pub mod export;
 pub mod generate;

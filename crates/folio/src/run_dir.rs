@@ -22,7 +22,7 @@ use crate::files::{
     create_directory, read_json, remove_directory, remove_rubbish, update_symlink, write_json,
 };
 use crate::history::{History, LossLists, lowest_loss};
-use crate::model::ModelConfig;
+use crate::model::{ModelConfig, Parameters};
 use crate::settings::{Keep, Settings};
 use crate::tokenizer::Tokenizer;
 
@@ -226,6 +226,22 @@ impl RunDir {
         checkpoint::save(&path, tensors, state, tokenizer)?;
         self.apply_retention(name, keep, &state.history.eval_losses())?;
         Ok(path)
+    }
+
+    /// Writes the checkpoint of an imported model, which has no moments.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub(crate) fn save_imported(
+        &self,
+        name: CheckpointName,
+        parameters: &Parameters,
+        state: &TrainingState,
+        tokenizer: &Tokenizer,
+    ) -> Result<()> {
+        let tensors = Tensors { parameters, moments: None, average: None };
+        checkpoint::save(&self.checkpoint(name), tensors, state, tokenizer)?;
+        update_symlink(&self.path.join(LATEST), &name.to_string())
     }
 
     /// Updates the links `latest` and `best`, and removes what `keep` does not keep of the checkpoints other than `newest`.

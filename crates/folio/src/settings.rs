@@ -144,6 +144,11 @@ impl Settings {
         }
     }
 
+    /// Whether the run has a text. An imported model that was not trained since has none.
+    pub fn has_text(&self) -> bool {
+        !self.data_sha256.is_empty()
+    }
+
     /// What to keep of the checkpoints of earlier epochs.
     pub fn kept(&self) -> Keep {
         if self.save_checkpoint { self.keep } else { Keep::Best }
@@ -158,10 +163,10 @@ impl Settings {
         values
     }
 
-    /// The model of this run.
+    /// The model of this run, whose tokenizer has `vocab_size` tokens.
     pub fn model_config(&self, vocab_size: usize) -> ModelConfig {
         ModelConfig {
-            vocab_size,
+            vocab_size: self.embedding_rows.map_or(vocab_size, |rows| rows.max(vocab_size)),
             n_blocks: self.n_blocks,
             n_emb: self.n_emb,
             n_heads: self.n_heads,
@@ -350,7 +355,8 @@ mod tests {
         }
         let default = serde_json::to_value(Settings::default()).unwrap();
         let is_left_out = |setting: &&Setting| {
-            setting.of_model || setting.name.starts_with("eval_data") || setting.name == "freeze"
+            let starts = |start| setting.name.starts_with(start);
+            setting.of_model || starts("eval_data") || starts("init_from") || setting.name == "freeze"
         };
         let declared = SETTINGS.iter().filter(|setting| !is_left_out(setting)).map(|setting| setting.name);
         assert!(default.as_object().unwrap().keys().map(String::as_str).eq(declared));

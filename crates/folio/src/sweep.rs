@@ -254,7 +254,7 @@ fn ended_before(directory: &RunDir, settings: &Settings, run: usize) -> Option<R
         RunState::Diverged => true,
         // It has trained beyond this stage. At exactly the end of the stage it still has to be marked as finished.
         RunState::Running | RunState::Stopped => epoch > last_epoch,
-        RunState::Failed => false,
+        RunState::Failed | RunState::Imported => false,
     };
     let epochs = epoch.min(last_epoch);
     // Later epochs do not count in this stage.

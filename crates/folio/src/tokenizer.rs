@@ -160,6 +160,29 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
+    /// Reads a byte-level BPE as GPT-2 was published: a `vocab.json` that maps tokens to ids, and a `merges.txt` with one
+    /// merge per line.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::read`].
+    pub(crate) fn read_merges(vocab: &Path, merges: &Path) -> Result<Self> {
+        let mut tokenizer = Self::new(json::read_merges(vocab, merges)?);
+        let Self { model, borders } = &mut tokenizer;
+        let path = vocab.with_file_name(TOKENIZER_FILE);
+        *borders = borders.read_beside(&path, |name| json::id_of(model, name))?;
+        Ok(tokenizer)
+    }
+
+    /// One token per character, in this order. The error is a character that occurs twice.
+    pub(crate) fn of_characters(chars: Vec<char>) -> std::result::Result<Self, char> {
+        Ok(Self::new(TokenizerModel::Chars(CharVocabulary::new(chars)?)))
+    }
+
+    /// Whether tokens are characters.
+    pub(crate) fn is_characters(&self) -> bool {
+        matches!(self.model, TokenizerModel::Chars(_))
+    }
+
     /// Writes a `tokenizer.json` in Hugging Face's format.
     ///
     /// # Errors

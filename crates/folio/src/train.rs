@@ -5,13 +5,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::checkpoint::{CutShort, Identity, ScheduleStart, TrainingState};
+use crate::checkpoint::{CutShort, Identity, TrainingState};
 use crate::data::{BatchBuffer, Dataset, Part, TokenStream};
 use crate::distributed::{Communicator, Division, SingleProcess, any};
 use crate::error::{Error, Result};
 use crate::evaluate::{EvaluationBatches, mean_batch_loss};
 use crate::generate::{Generator, Request};
-use crate::history::{EpochReport, EpochSums, History};
+use crate::history::{EpochReport, History};
+use crate::import;
 use crate::model::{
     Backend, CpuBackend, InferenceModel, ModelConfig, Parameters, Precision, StepBatch, WeightFormat,
 };
@@ -448,8 +449,12 @@ impl Prepared {
         let resumed_from = checkpoint.as_ref().map(|checkpoint| checkpoint.directory().to_path_buf());
         let Loaded { parameters, moments, average, state } = match checkpoint {
             None => {
-                let mut init = Rng::new(settings.seed, Stream::Init);
-                let parameters = Parameters::random(&identity.model, &mut init);
+                let parameters = match settings.init_from {
+                    Some(_) => import::initial_parameters(&settings, &identity.model)?,
+                    None => {
+                        Parameters::random(&identity.model, &mut Rng::new(settings.seed, Stream::Init))
+                    }
+                };
                 let state = TrainingState::new(identity, &settings);
                 Loaded { parameters, moments: None, average: None, state }
             }
@@ -465,27 +470,5 @@ impl Prepared {
             backend.load_average(average);
         }
         Ok(Self { settings, dataset, backend, state, resumed_from, has_optimizer })
-    }
-}
-
-impl TrainingState {
-    /// The state of a run before its first step.
-    fn new(identity: Identity, settings: &Settings) -> Self {
-        let seed = settings.seed;
-        Self {
-            identity,
-            settings: Some(settings.decisive()),
-            epoch: 0,
-            global_step: 0,
-            optimizer_steps: 0,
-            skipped_in_a_row: 0,
-            schedule_start: ScheduleStart::default(),
-            order: Rng::new(seed, Stream::Order),
-            dropout: Rng::new(seed, Stream::Dropout),
-            epoch_progress: EpochSums::default(),
-            cut_short: None,
-            history: History::default(),
-            averaged: settings.ema_decay > 0.0,
-        }
     }
 }

@@ -28,8 +28,13 @@ pub(super) fn inherit(explicit: &Options, start: &Start) -> anyhow::Result<(Opti
     let Start::Checkpoint { run, number, .. } = start else { return Ok((explicit.clone(), None)) };
     run.open_checkpoint(CheckpointName::Epoch(*number))?;
     let saved = run.settings()?;
-    check_readable(&saved, explicit)?;
     let mut inherited = Options::inherited(&saved);
+    if saved.has_text() {
+        check_readable(&saved, explicit)?;
+    } else {
+        // An imported model has no text, and was not trained in any precision.
+        ["data", "precision"].iter().for_each(|name| inherited.0.remove(name));
+    }
     if explicit.0.has("data") && !eval_data_exists(&saved) {
         // It probably belongs to the text that is replaced; if not, its hash is missed later.
         inherited.0.remove("eval_data");
@@ -55,9 +60,12 @@ pub(super) fn choose_text(
     settings: &mut Settings,
     texts: &mut Texts,
 ) -> anyhow::Result<()> {
-    settings.new_text = explicit.0.has("data") && settings.data_sha256 != saved.data_sha256;
+    let may_differ = explicit.0.has("data") || !saved.has_text();
+    settings.new_text = may_differ && settings.data_sha256 != saved.data_sha256;
     if settings.new_text && !explicit.0.has("eval_data") {
-        check_is_different(saved, &texts.data)?;
+        if saved.has_text() {
+            check_is_different(saved, &texts.data)?;
+        }
         // The evaluation text belongs to the original text.
         texts.eval = None;
         texts::note_eval(settings, None);
@@ -92,12 +100,13 @@ pub(super) fn announce(saved: &Settings, settings: &Settings, start: &Start) {
         && !checkpoint.is_resumable()
         && !settings.weights_only
     {
-        screen::err(FRESH_OPTIMIZER);
+        let imported = "an imported model has no optimizer state, so AdamW starts fresh";
+        screen::err(if saved.has_text() { FRESH_OPTIMIZER } else { imported });
     } else if settings.freeze != saved.freeze && !settings.weights_only {
         let (now, then) = (settings.freeze, saved.freeze);
         screen::err(format_args!("--freeze is {now} instead of {then}, so AdamW starts fresh"));
     }
-    if settings.new_text {
+    if settings.new_text && saved.has_text() {
         let (text, other) = (&settings.data, &saved.data);
         screen::err(format_args!(
             "{text} is not the text that the model was trained on ({other}); losses on the two are not comparable"

@@ -1,5 +1,6 @@
 //! `--resume`: a run or a sweep continues with its own settings.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use folio::data::Texts;
@@ -11,7 +12,7 @@ use folio::sweep::Sweep;
 use folio::tokenizer::Tokenizer;
 use folio::train::Start;
 
-use super::{Task, Work, encode, first_words, given_options, same_directory};
+use super::{Task, Work, encode, first_words, given_options, initial, same_directory};
 use crate::options::{Options, flag};
 use crate::texts;
 use crate::train::args::TrainArgs;
@@ -24,6 +25,11 @@ pub(super) fn plan(args: &TrainArgs, run: RunDir) -> anyhow::Result<Task> {
         return plan_sweep(sweep, &given, run);
     }
     let old = run.settings()?;
+    if !old.has_text() {
+        let path = run.path().display();
+        let reason = format!("was imported and never trained, so there is nothing to resume: train it with --init_from {path}");
+        return Err(Error::RunDirectory { path: run.path().to_path_buf(), reason }.into());
+    }
     let settings = changed(&run, &old, &given)?;
     settings.validate()?;
     let ended = run.status().is_some_and(|status| status.state == RunState::Finished);
@@ -35,7 +41,7 @@ pub(super) fn plan(args: &TrainArgs, run: RunDir) -> anyhow::Result<Task> {
     let tokenizer = match run.tokenizer() {
         // The run was stopped before it had written its tokenizer.
         Err(_) if run.checkpoints()?.is_empty() && old.from_checkpoint_step.is_none() => {
-            old.tokenizer(&texts)?
+            initial::tokenizer_again(&settings, &texts)?
         }
         tokenizer => tokenizer?,
     };
@@ -55,7 +61,7 @@ fn plan_sweep(sweep: Sweep, given: &Options, directory: RunDir) -> anyhow::Resul
     let texts = texts::of_run(first, &given.texts())?;
     let tokenizer = match directory.sub_runs()?.iter().find(|run| run.is_run()).map(RunDir::tokenizer) {
         Some(Ok(tokenizer)) => tokenizer,
-        _ => first.tokenizer(&texts)?,
+        _ => initial::tokenizer_again(first, &texts)?,
     };
     let start = match (&first.from_checkpoint_run_dir, first.from_checkpoint_step) {
         (Some(path), Some(number)) => {
@@ -110,6 +116,14 @@ fn changed(run: &RunDir, old: &Settings, given: &Options) -> anyhow::Result<Sett
             let way_out = "leave the flag out, or start a new run with --from_checkpoint";
             return Err(Usage(format!("{flag}: the run in {path} has {has}; {way_out}")).into());
         }
+    }
+    if let Some(path) = given.0.get::<PathBuf>("init_from") {
+        if settings.init_from.is_none() {
+            let reason = format!("--init_from: the run in {path} does not begin with a model; leave the flag out", path = run.path().display());
+            return Err(Usage(reason).into());
+        }
+        // Its content is compared by its hash, since its path may change.
+        settings.init_from = Some(initial::absolute(&path));
     }
     if let Some(other) = given.run_dir().filter(|other| !same_directory(other, run.path())) {
         let other = other.display();

@@ -13,6 +13,9 @@ pub(super) fn new_run_name(options: &Options, run: Option<&Settings>, start: &St
     if let Start::Checkpoint { run, .. } = start {
         return format!("{}-continued", plain_name(run.path()));
     }
+    if let Some(model) = options.0.get::<PathBuf>("init_from") {
+        return format!("{}-tuned", plain_name(&model));
+    }
     let data = options.texts().data.unwrap_or_default();
     let text = plain_name(data.first().map_or(Path::new(EMBEDDED_NAME), PathBuf::as_path));
     match run {
@@ -22,7 +25,7 @@ pub(super) fn new_run_name(options: &Options, run: Option<&Settings>, start: &St
 }
 
 /// The name of a file without its extension, in characters that are safe in shells and file systems.
-fn plain_name(path: &Path) -> String {
+pub(crate) fn plain_name(path: &Path) -> String {
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
     let plain = |c: char| if c.is_alphanumeric() || matches!(c, '-' | '_') { c } else { '-' };
     let name: String = name.chars().map(plain).take(40).collect();

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::json;
 
+use crate::importing::golden;
 use crate::place::{MODEL, Place, TINY, plays, words};
 
 /// Every flag with an underscore that a fresh run takes, none at its default.
@@ -12,6 +13,8 @@ const ALL_FLAGS: &str = "--eval_data eval.txt --special_tokens --tokenizer_type 
     --lr_schedule cosine_warm_restarts --lr_schedule_unit step --warmup_steps 1 --cosine_final_lr 1e-5 \
     --cosine_T_max 4 --cosine_T_mult 2 --cosine_lr_restart_decay 0.5 --run_dir run --save_losses --save_checkpoint \
     --sample_tokens 3 --save_every 1 --max_skipped_steps 3";
+/// Every flag with an underscore that only a run that begins with an imported model takes.
+const BEGINNING: &str = "--init_from imported";
 /// Every flag with an underscore that only successive halving takes.
 const SEARCHING: &str = "--search halving --halving_factor 2 --trials 2";
 /// The flag that turns off saving.
@@ -41,10 +44,14 @@ fn both_spellings_of_a_flag_mean_the_same() {
     let search =
         format!("train --data '{data}' --num_epochs 1 --n_emb 16 --n_heads 2 {SEARCHING} --run_dir search");
     let resume = format!("train {RESUMING} --max_steps 5");
+    let model = golden("hf").display().to_string();
+    let import = format!("import '{model}' --run_dir imported");
+    let begin = format!("train --data '{data}' --max_steps 1 --batch_sizes 2 {BEGINNING} --run_dir tuned");
     let unsaved = format!("train --data '{data}' --max_steps 1 --n_emb 16 --n_heads 2 {UNSAVED}");
-    for line in [&first, &more, &search, &resume, &unsaved] {
+    for line in [&first, &more, &search, &resume, &import, &begin, &unsaved] {
         snake.ok(line);
-        other.ok(&format!("train {}", kebab(line.strip_prefix("train ").expect("a train command"))));
+        let (command, flags) = line.split_once(' ').expect("a command");
+        other.ok(&format!("{command} {}", kebab(flags)));
     }
     let relative = |place: &Place| -> Vec<(String, String)> {
         let path = |place: &Place| place.path("").display().to_string();
@@ -93,7 +100,7 @@ fn no_flag_is_missing_from_the_test_of_spellings() {
         .collect();
     let listed: BTreeSet<&str> =
         list.split(|c| !is_part(c)).filter(|word| word.starts_with("--") && word.contains('_')).collect();
-    let tested = words(&format!("{ALL_FLAGS} {CONTINUING} {SEARCHING} {RESUMING} {UNSAVED}"));
+    let tested = words(&format!("{ALL_FLAGS} {BEGINNING} {CONTINUING} {SEARCHING} {RESUMING} {UNSAVED}"));
     let tested: BTreeSet<&str> =
         tested.iter().map(String::as_str).filter(|word| word.contains("--") && word.contains('_')).collect();
     assert_eq!(listed, tested);

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::place::{Place, words};
 
 /// Every command that has help.
-const COMMANDS: [&str; 24] = [
+const COMMANDS: [&str; 25] = [
     "",
     "train",
     "generate",
@@ -15,6 +15,7 @@ const COMMANDS: [&str; 24] = [
     "plot",
     "runs",
     "report",
+    "import",
     "export",
     "tokenizer",
     "tokenizer train",

@@ -12,6 +12,7 @@ mod export;
 mod files;
 mod flags;
 mod help;
+mod importing;
 mod keeping;
 mod mistakes;
 mod output;

@@ -32,6 +32,8 @@ pub enum RunState {
     Stopped,
     /// Finished all epochs or steps.
     Finished,
+    /// Imported from another program, and not trained since.
+    Imported,
     /// Failed because losses or gradients were not finite; resuming would fail again.
     Diverged,
     /// Failed for another reason.
@@ -50,6 +52,7 @@ impl RunState {
             Self::Running => "running",
             Self::Stopped => "stopped",
             Self::Finished => "finished",
+            Self::Imported => "imported",
             Self::Diverged => "diverged",
             Self::Failed => "failed",
         }

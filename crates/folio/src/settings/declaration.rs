@@ -100,6 +100,19 @@ declare_settings! {
     /// Whether the head of an imported model shares the weights of the token embedding
     #[serde(skip_serializing_if = "is_tied")]
     tie_word_embeddings: bool = true => { label: NO_LABEL, of_model: true, }
+    /// Rows of the token embedding of an imported model, if they are more than the tokenizer's tokens
+    #[serde(skip_serializing_if = "Option::is_none")]
+    embedding_rows: Option<usize> = None => { label: NO_LABEL, of_model: true, }
+    /// Begin with the weights of another program's model: a directory that transformers saved, a checkpoint of nanoGPT
+    /// or minGPT, or a run of folio import. Its sizes, tokenizer and dropout are then the defaults
+    #[serde(skip_serializing_if = "Option::is_none")]
+    init_from: Option<String> = None => {
+        section: Some(Section::Model), order: -1, value_name: Some("DIR|FILE"), may_change: true, inherited: false,
+        label: NO_LABEL,
+    }
+    /// SHA-256 of that model's configuration and weights
+    #[serde(skip_serializing_if = "Option::is_none")]
+    init_from_sha256: Option<String> = None => { inherited: false, label: NO_LABEL, }
     /// Tokens per sequence: the context length
     block_size: usize = 256 => {
         section: Some(Section::Model), range: SIZE, search_level: Some(1),

@@ -19,7 +19,10 @@ use super::gpt2::{byte_alphabet, spell};
 use super::recipe::Step;
 use crate::error::{Error, Result};
 
+mod merges;
 mod read;
+
+pub(super) use merges::read_merges;
 
 /// Larger files are refused. GPT-2's file has 2 to 4 MB, one with every character of Unicode about 30.
 const MAX_FILE_BYTES: u64 = 64 << 20;

@@ -106,7 +106,7 @@ fn write(run_dir: &RunDir, trainer: &Trainer, name: CheckpointName) -> Result<Pa
     let Trainer { settings, backend, state, tokenizer, .. } = trainer;
     run_dir.write_history(&state.history)?;
     let (parameters, moments, average) = (backend.parameters(), backend.moments(), backend.average());
-    let tensors = Tensors { parameters: &parameters, moments: &moments, average: average.as_deref() };
+    let tensors = Tensors { parameters: &parameters, moments: Some(&moments), average: average.as_deref() };
     let checkpoint = run_dir.save_checkpoint(name, settings.kept(), tensors, state, tokenizer)?;
     run_dir.write_status(&status(trainer, RunState::Running, None))?;
     Ok(checkpoint)

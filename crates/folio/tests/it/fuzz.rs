@@ -59,7 +59,7 @@ fn valid_run() -> &'static (TempDir, RunDir) {
 
 /// A change to a file. Positions are fractions of its length.
 #[derive(Clone, Debug)]
-enum Edit {
+pub(crate) enum Edit {
     Set(f64, u8),
     Flip(f64, u8),
     Cut(f64, usize),
@@ -67,7 +67,7 @@ enum Edit {
     Repeat(f64, usize),
 }
 
-fn edit() -> impl Strategy<Value = Edit> {
+pub(crate) fn edit() -> impl Strategy<Value = Edit> {
     let pieces = [
         "0",
         "9",
@@ -97,7 +97,7 @@ fn edit() -> impl Strategy<Value = Edit> {
     ]
 }
 
-fn edited(bytes: &[u8], edits: &[Edit]) -> Vec<u8> {
+pub(crate) fn edited(bytes: &[u8], edits: &[Edit]) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     for edit in edits {
         let at =
@@ -126,7 +126,7 @@ fn edited(bytes: &[u8], edits: &[Edit]) -> Vec<u8> {
 }
 
 /// Checks that an error is one line and names the file.
-fn check_error(error: &folio::error::Error, name: &str) {
+pub(crate) fn check_error(error: &folio::error::Error, name: &str) {
     let reported = error.to_string();
     assert!(!reported.contains('\n') && !reported.is_empty(), "{name}: {reported}");
 }
@@ -173,7 +173,7 @@ fn update_manifest(checkpoint: &Path) {
 }
 
 /// The default number of cases takes some tenths of a second; the environment variable can raise it.
-fn cases(count: u32) -> ProptestConfig {
+pub(crate) fn cases(count: u32) -> ProptestConfig {
     let asked = std::env::var("PROPTEST_CASES").ok().and_then(|count| count.parse().ok());
     ProptestConfig { cases: asked.unwrap_or(count), failure_persistence: None, ..ProptestConfig::default() }
 }

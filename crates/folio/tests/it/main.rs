@@ -10,6 +10,7 @@ mod frozen;
 mod fuzz;
 mod generation;
 mod golden;
+mod import;
 mod objective;
 mod precision;
 mod ranks;
