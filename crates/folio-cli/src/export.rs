@@ -125,7 +125,7 @@ fn export_model(args: &ExportArgs, format: Format) -> anyhow::Result<()> {
     chosen.announce();
     match format {
         Format::Hf => hf::write(&model, weight_type, &out)?,
-        Format::Gguf => note(&gguf::write(&model, weight_type, &out)?),
+        Format::Gguf => note(&gguf::write(&model, weight_type, &out)?, config.block_size),
         Format::Onnx | Format::Csv => onnx::write(&model, &out)?,
     }
     screen::out(out.display())?;
@@ -143,8 +143,11 @@ fn model_name(args: &ExportArgs, chosen: &ChosenCheckpoints) -> anyhow::Result<S
     Ok(if is_named { format!("{name}-{}", chosen.names[0]) } else { name })
 }
 
-/// Prints in what a file differs from its model.
-fn note(differences: &gguf::Differences) {
+/// llama.cpp rounds the length of a context up to a multiple of this.
+const LLAMA_CPP_CONTEXT: usize = 256;
+
+/// Prints in what a file differs from its model, and what to consider.
+fn note(differences: &gguf::Differences, block_size: usize) {
     if let Some((token, id)) = &differences.end_token {
         screen::err(format_args!(
             "note: {token} was added as token {id}, since llama.cpp needs an end token; the model does not generate it"
@@ -161,6 +164,11 @@ fn note(differences: &gguf::Differences) {
             "note: {count} matrices are f16: their rows cannot be divided into q8_0's blocks of 32"
         ));
     }
+    if !block_size.is_multiple_of(LLAMA_CPP_CONTEXT) {
+        screen::err(format_args!(
+            "note: llama.cpp aborts after {block_size} tokens, the model's context: limit the length, for example with -n"
+        ));
+    }
     if differences.is_gelu_approximate {
         screen::err(
             "note: the model's activation is gelu with erf, for which llama.cpp computes the tanh form: logits differ slightly",
@@ -173,7 +181,10 @@ fn check_free(out: &Path, format: Format, overwrite: bool) -> anyhow::Result<()>
     let path = out.display();
     let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if !parent.is_dir() {
-        bail!("cannot write {path}: {} is not a directory; create it, or give another --out", parent.display());
+        bail!(
+            "cannot write {path}: {} is not a directory; create it, or give another --out",
+            parent.display()
+        );
     }
     let data = onnx::data_path(out);
     if format == Format::Onnx && data.exists() && !overwrite {

@@ -20,7 +20,7 @@ Examples:
   folio import out-shakespeare-char/ckpt.pt
   folio import model.pt --n_heads 6 --tokenizer meta.pkl
   folio generate runs/gpt2 --prompt 'My fellow citizens'
-  folio train --init_from runs/gpt2 --data my.txt --lr 3e-5")]
+  folio train --init_from runs/gpt2 --data plays.txt --lr 3e-5")]
 pub(crate) struct ImportArgs {
     /// A directory that transformers saved (config.json and model.safetensors, pytorch_model.bin, or shards), or a
     /// checkpoint of nanoGPT or minGPT (ckpt.pt, model.pt)
@@ -42,7 +42,7 @@ pub(crate) struct ImportArgs {
 
 /// Parses a tokenizer: a file, whatever its name, or a kind.
 fn tokenizer(given: &str) -> Result<TokenizerKind, String> {
-    if Path::new(given).exists() {
+    if Path::new(given).exists() || given.ends_with(".pkl") {
         return Ok(TokenizerKind::File(given.into()));
     }
     given.parse().map_err(|error: folio::error::Error| error.to_string())
@@ -65,7 +65,9 @@ pub(crate) fn run(args: &ImportArgs) -> anyhow::Result<()> {
     write_run(&model, &run_dir, args.overwrite)?;
     describe(&model);
     let (shown, path) = (run_dir.path().display(), quoted(run_dir.path()));
-    screen::err(format_args!("the run is in {shown}; it has a model, but no text, no losses and no optimizer state"));
+    screen::err(format_args!(
+        "the run is in {shown}; it has a model, but no text, no losses and no optimizer state"
+    ));
     screen::err(format_args!(
         "next: folio generate {path}\n      folio train --init_from {path} --data my.txt\n      folio serve {path} --open"
     ));
@@ -91,7 +93,10 @@ fn describe(model: &Imported) {
 /// A name for the run: the model's directory, or its file if the name says more than `ckpt`.
 fn name(model: &Path) -> String {
     let absolute = std::path::absolute(model).unwrap_or_else(|_| model.to_path_buf());
-    let is_plain = ["ckpt", "model", "pytorch_model"].iter().any(|name| absolute.file_stem().is_some_and(|stem| stem == *name));
-    let named = if absolute.is_file() && is_plain { absolute.parent().unwrap_or(&absolute) } else { &absolute };
+    let is_plain = ["ckpt", "model", "pytorch_model"]
+        .iter()
+        .any(|name| absolute.file_stem().is_some_and(|stem| stem == *name));
+    let named =
+        if absolute.is_file() && is_plain { absolute.parent().unwrap_or(&absolute) } else { &absolute };
     plain_name(named)
 }

@@ -65,11 +65,12 @@ impl Report {
 /// Sets the fields of a run's event. Returns the name of its class.
 fn set_event(fields: &Bound<'_, PyDict>, event: Event) -> PyResult<Option<&'static str>> {
     Ok(Some(match event {
-        Event::Started { epoch, step, steps, parameters, precision } => {
+        Event::Started { epoch, step, steps, parameters, trained, precision } => {
             fields.set_item("epoch", epoch)?;
             fields.set_item("step", step)?;
             fields.set_item("steps", steps)?;
             fields.set_item("parameters", parameters)?;
+            fields.set_item("trained", trained)?;
             fields.set_item("precision", precision.name())?;
             "Started"
         }

@@ -31,7 +31,8 @@ def test_the_command_is_installed():
 
 def test_ctrl_c_ends_the_command_as_the_program():
     """`train` saves and exits with 130; a command that does not listen to signals is ended by the signal."""
-    train = [FOLIO, "train", "--data", "text.txt", "--run_dir", "run", "--num_epochs", "100000", "--json"]
+    small = ["--n_emb", "16", "--n_heads", "2", "--n_blocks", "1", "--block_sizes", "16", "--precision", "f32"]
+    train = [FOLIO, "train", "--data", "text.txt", "--run_dir", "run", "--num_epochs", "100000", "--json", *small]
     with subprocess.Popen(train, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
@@ -41,8 +42,8 @@ def test_ctrl_c_ends_the_command_as_the_program():
         _, errors = process.communicate()
     assert process.returncode == 130 and "Traceback" not in errors, errors
     assert folio.Run("run").state == "stopped"
-    chat = [FOLIO, "generate", "run", "--max_new_tokens", "100000000"]
-    with subprocess.Popen(chat, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    generate = [FOLIO, "generate", "run", "--max_new_tokens", "100000000"]
+    with subprocess.Popen(generate, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.read(1)
         process.send_signal(signal.SIGINT)
@@ -56,7 +57,7 @@ def test_the_lines_of_the_readme_train_and_generate(tmp_path):
     assert len(code.splitlines()) <= 10
     (tmp_path / "lines.py").write_text(code)
     # Without the optional packages, as after `pip install folio`.
-    program = f"import sys; sys.modules.update(pandas=None, matplotlib=None); exec(open('lines.py').read())"
+    program = "import sys; sys.modules.update(pandas=None, matplotlib=None); exec(open('lines.py').read())"
     printed = output(sys.executable, "-c", program)
     assert "Epoch: 1/" in printed and "ROMEO:" in printed
 

@@ -14,7 +14,7 @@ MIXED = "Été: 日本 👍 I'll\n"
     "make, size",
     [
         (lambda: folio.Tokenizer.characters(MIXED), len(set(MIXED))),
-        (lambda: folio.Tokenizer.train(TEXT, 300, ["<|endoftext|>"]), 300),
+        (lambda: folio.Tokenizer.train(TEXT, 280, ["<|endoftext|>"]), 280),
         (folio.Tokenizer.gpt2, 50257),
     ],
 )

@@ -146,7 +146,7 @@ def on_event(event):
     if isinstance(event, folio.Step) and event.step == 2:
         os.kill(os.getpid(), signal.SIGINT)
 try:
-    folio.train(data="text.txt", run_dir="run", num_epochs=1000, n_emb=64, n_heads=2, n_blocks=2, on_event=on_event)
+    folio.train(data="text.txt", run_dir="run", num_epochs=1000, n_emb=16, n_heads=2, n_blocks=1, on_event=on_event)
 except KeyboardInterrupt:
     print("interrupted", folio.Run("run").state)
 """
@@ -203,7 +203,7 @@ def test_every_setting_is_documented():
 def test_a_program_that_exits_while_it_trains_is_not_held_up():
     script = """
 import folio
-training = folio.Training(data="text.txt", run_dir="run", num_epochs=100000)
+training = folio.Training(data="text.txt", run_dir="run", num_epochs=100000, n_emb=16, n_heads=2, n_blocks=1, block_size=16)
 events = iter(training)
 next(events)
 """

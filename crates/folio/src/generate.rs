@@ -156,7 +156,10 @@ impl Generator {
     /// If the tokenizer has more tokens than the model.
     pub fn new(model: Arc<InferenceModel>, tokenizer: Arc<Tokenizer>) -> Self {
         let (model_size, tokenizer_size) = (model.config().vocab_size, tokenizer.vocab_size());
-        assert!(model_size >= tokenizer_size, "a model of {model_size} tokens, a tokenizer of {tokenizer_size}");
+        assert!(
+            model_size >= tokenizer_size,
+            "a model of {model_size} tokens, a tokenizer of {tokenizer_size}"
+        );
         Self {
             workspace: model.workspace(1),
             model,

@@ -7,7 +7,7 @@
 //! model.pt                                                                                  minGPT
 //! ```
 //!
-//! Nothing in a file is executed: [`pickle`] reads plain data and the classes of a state dict. All sizes are checked
+//! Nothing in a file is executed: of a pickle, plain data and the classes of a state dict are read. All sizes are checked
 //! against the files before memory is allocated, and weights must be finite.
 //!
 //! [`write_run`] makes a run of a model, with a checkpoint of epoch 0; a run with [`Settings::init_from`] trains one.
@@ -265,7 +265,8 @@ impl Source {
                 Description::of_mingpt()
             }
             None => {
-                let reason = "is missing: transformers saves it with the model, and it says what the model is";
+                let reason =
+                    "is missing: transformers saves it with the model, and it says what the model is";
                 return Err(wrong(&config_path, reason));
             }
         };
@@ -283,7 +284,10 @@ impl Source {
 /// The file of a model: the path itself, or a file of the directory.
 fn model_file(given: &Path) -> Result<PathBuf> {
     if !given.exists() {
-        return Err(wrong(given, "does not exist: give a directory that transformers saved, or a ckpt.pt of nanoGPT"));
+        return Err(wrong(
+            given,
+            "does not exist: give a directory that transformers saved, or a ckpt.pt of nanoGPT",
+        ));
     }
     if given.is_file() {
         return Ok(given.to_path_buf());

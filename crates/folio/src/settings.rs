@@ -281,6 +281,7 @@ mod tests {
             activation: Activation::Gelu,
             layer_norm_epsilon: 1e-6,
             tie_word_embeddings: false,
+            embedding_rows: Some(70),
             precision: Precision::F32,
             ..Settings::default()
         };
@@ -288,6 +289,7 @@ mod tests {
         assert_eq!(Settings { precision: Precision::F32, ..inherited }, varied);
         let config = varied.model_config(65);
         assert_eq!((config.n_inner, config.activation), (Some(7), Activation::Gelu));
+        assert_eq!(config.vocab_size, 70, "65 tokens in 70 rows");
         assert_eq!((config.layer_norm_epsilon, config.tie_word_embeddings), (1e-6, false));
         let recorded: Vec<&str> = SETTINGS.iter().filter(|row| row.of_model).map(|row| row.name).collect();
         assert!(recorded.iter().all(|name| varied.decisive().contains_key(*name)), "{recorded:?}");
@@ -355,8 +357,8 @@ mod tests {
         }
         let default = serde_json::to_value(Settings::default()).unwrap();
         let is_left_out = |setting: &&Setting| {
-            let starts = |start| setting.name.starts_with(start);
-            setting.of_model || starts("eval_data") || starts("init_from") || setting.name == "freeze"
+            let optional = ["eval_data", "init_from"].iter().any(|start| setting.name.starts_with(start));
+            setting.of_model || optional || setting.name == "freeze"
         };
         let declared = SETTINGS.iter().filter(|setting| !is_left_out(setting)).map(|setting| setting.name);
         assert!(default.as_object().unwrap().keys().map(String::as_str).eq(declared));

@@ -451,9 +451,7 @@ impl Prepared {
             None => {
                 let parameters = match settings.init_from {
                     Some(_) => import::initial_parameters(&settings, &identity.model)?,
-                    None => {
-                        Parameters::random(&identity.model, &mut Rng::new(settings.seed, Stream::Init))
-                    }
+                    None => Parameters::random(&identity.model, &mut Rng::new(settings.seed, Stream::Init)),
                 };
                 let state = TrainingState::new(identity, &settings);
                 Loaded { parameters, moments: None, average: None, state }

@@ -27,19 +27,23 @@ pub(super) fn take_over(args: &TrainArgs, explicit: &Options) -> anyhow::Result<
         return Ok((explicit.clone(), None));
     };
     if args.from_checkpoint {
-        let reason = "--init_from contradicts --from_checkpoint: each says where the weights come from; leave one out";
+        let reason =
+            "--init_from contradicts --from_checkpoint: each says where the weights come from; leave one out";
         return Err(Usage(reason.to_owned()).into());
     }
     let mut own = args.options.clone();
     if let Some(path) = &args.config {
         own = own.or(&presets::config_file(path)?);
     }
-    let hints = Hints { n_heads: own.0.get("n_heads"), tokenizer: own.0.get::<TokenizerKind>("tokenizer_type") };
+    let hints =
+        Hints { n_heads: own.0.get("n_heads"), tokenizer: own.0.get::<TokenizerKind>("tokenizer_type") };
     let model = import::read(&path, &hints)?;
     let longest = model.config.block_size;
     let settings = model.settings(Settings { block_size: longest, ..Settings::default() })?;
     let of_model = Given::from_settings(&settings, |setting: &Setting| {
-        setting.of_model || SIZES.contains(&setting.name) || ["tokenizer_type", "block_size"].contains(&setting.name)
+        setting.of_model
+            || SIZES.contains(&setting.name)
+            || ["tokenizer_type", "block_size"].contains(&setting.name)
     });
     check_sizes(&own, &of_model, &path)?;
     let mut given = explicit.clone();
@@ -63,13 +67,19 @@ fn check_sizes(own: &Options, model: &Given, path: &Path) -> anyhow::Result<()> 
         let (given, wanted) = (own.0.values(name), model.values(name));
         if !given.is_empty() && given != wanted {
             let (flag, path) = (flag(name), path.display());
-            let reason = format!("`{flag} {}` contradicts the model in {path}, which has {}; leave the flag out", given[0], wanted[0]);
+            let reason = format!(
+                "`{flag} {}` contradicts the model in {path}, which has {}; leave the flag out",
+                given[0], wanted[0]
+            );
             return Err(Usage(reason).into());
         }
     }
     if own.0.has("vocab_size") {
         let (flag, path) = (flag("vocab_size"), path.display());
-        return Err(Usage(format!("{flag}: the model in {path} has a tokenizer of its own; leave the flag out")).into());
+        return Err(Usage(format!(
+            "{flag}: the model in {path} has a tokenizer of its own; leave the flag out"
+        ))
+        .into());
     }
     Ok(())
 }

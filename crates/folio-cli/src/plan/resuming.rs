@@ -27,7 +27,9 @@ pub(super) fn plan(args: &TrainArgs, run: RunDir) -> anyhow::Result<Task> {
     let old = run.settings()?;
     if !old.has_text() {
         let path = run.path().display();
-        let reason = format!("was imported and never trained, so there is nothing to resume: train it with --init_from {path}");
+        let reason = format!(
+            "was imported and never trained, so there is nothing to resume: train it with --init_from {path}"
+        );
         return Err(Error::RunDirectory { path: run.path().to_path_buf(), reason }.into());
     }
     let settings = changed(&run, &old, &given)?;
@@ -119,7 +121,10 @@ fn changed(run: &RunDir, old: &Settings, given: &Options) -> anyhow::Result<Sett
     }
     if let Some(path) = given.0.get::<PathBuf>("init_from") {
         if settings.init_from.is_none() {
-            let reason = format!("--init_from: the run in {path} does not begin with a model; leave the flag out", path = run.path().display());
+            let reason = format!(
+                "--init_from: the run in {path} does not begin with a model; leave the flag out",
+                path = run.path().display()
+            );
             return Err(Usage(reason).into());
         }
         // Its content is compared by its hash, since its path may change.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
+use crate::importing::golden;
 use crate::mistakes::{FAILURE, USAGE, check_all, check_refused, place_with_run};
 use crate::place::{Place, TINY};
 use crate::running::{Running, start};
@@ -141,6 +142,23 @@ fn a_path_to_a_checkpoint_sets_the_default_model() {
         server.signal(Signal::TERM);
         server.end();
     }
+}
+
+#[test]
+fn an_imported_model_is_served_without_losses_and_records() {
+    let place = Place::new();
+    place.ok(&format!("import '{}' --run_dir run", golden("nanogpt").display()));
+    let (server, address) = serve(&place, "run");
+    let reported = answer(ask(&address, &json!({ "model": "run", "prompt": "to be", "max_tokens": 5 }), ""));
+    assert!(reported.starts_with("HTTP/1.1 200"), "{reported}");
+    let run = &get(&address, "/api/runs")["runs"][0];
+    assert_eq!((&run["state"], &run["best_eval_loss"]), (&json!("imported"), &Value::Null));
+    assert_eq!((&run["epoch"], &run["num_epochs"]), (&json!(0), &json!(0)));
+    assert!(run["parameters"].as_u64() > Some(1000), "{run}");
+    assert_eq!(get(&address, "/api/models")["models"][0]["eval_loss"], Value::Null);
+    assert_eq!(get(&address, "/api/runs/run/records")["records"], json!([]));
+    server.signal(Signal::TERM);
+    assert_eq!(server.end().0.code(), Some(143));
 }
 
 #[test]

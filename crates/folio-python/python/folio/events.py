@@ -32,6 +32,8 @@ class Started(Event):
     steps: int
     #: Parameters of the model.
     parameters: int
+    #: Parameters that are trained: all of them without ``freeze``.
+    trained: int
     #: The number format of its matmuls: f32 or bf16.
     precision: str
 

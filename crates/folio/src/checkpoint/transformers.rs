@@ -87,7 +87,7 @@ mod tests {
             let json = model(config, &tokenizer);
             keys.map(|key| json[key].to_string()).join(" ")
         };
-        assert_eq!(written(&plain), r#"null "gelu_new" 1e-5 true"#);
+        assert_eq!(written(&plain), r#"null "gelu_new" 0.00001 true"#);
         assert_eq!(written(&varied), r#"7 "gelu" 1e-6 false"#);
         let smallest = ModelConfig { layer_norm_epsilon: 1e-12, ..varied };
         assert_eq!(written(&smallest), r#"7 "gelu" 1e-12 false"#);

@@ -72,7 +72,9 @@ impl Description {
                 plain(other)
             )),
             (None, Value::Object(model)) => of_mingpt_json(model),
-            (None, _) => Err("has no model_type: give the config.json that transformers saves with a model".to_owned()),
+            (None, _) => {
+                Err("has no model_type: give the config.json that transformers saves with a model".to_owned())
+            }
         }
     }
 
@@ -88,7 +90,9 @@ impl Description {
             _ => 0.0,
         };
         let Some(n_heads) = size("n_head")? else {
-            return Err("has no model_args.n_head, which nanoGPT saves: it is not a checkpoint of nanoGPT".to_owned());
+            return Err(
+                "has no model_args.n_head, which nanoGPT saves: it is not a checkpoint of nanoGPT".to_owned()
+            );
         };
         Ok(Self {
             origin: Origin::NanoGpt,
@@ -112,7 +116,9 @@ impl Description {
 
 /// A size under the first of its names that is there.
 fn size(json: &Map<String, Value>, names: &[&str]) -> Read<Option<usize>> {
-    let Some((name, value)) = names.iter().find_map(|name| json.get_key_value(*name)) else { return Ok(None) };
+    let Some((name, value)) = names.iter().find_map(|name| json.get_key_value(*name)) else {
+        return Ok(None);
+    };
     match value {
         Value::Null => Ok(None),
         value => match value.as_u64().and_then(|size| usize::try_from(size).ok()) {
@@ -153,14 +159,19 @@ fn of_transformers(json: &Value) -> Read<Description> {
             return Err(format!("has {name} = {value}, which folio does not compute: it needs {wanted}"));
         }
     }
-    if let Some(name) = UNSUPPORTED.iter().find(|name| fields.get(**name).is_some_and(|value| !is_empty(value))) {
+    if let Some(name) =
+        UNSUPPORTED.iter().find(|name| fields.get(**name).is_some_and(|value| !is_empty(value)))
+    {
         return Err(format!("has a {name}, which folio does not read: give the model without it"));
     }
     let known = ["GPT2LMHeadModel", "GPT2Model"];
     let architectures = json["architectures"].as_array().into_iter().flatten().filter_map(Value::as_str);
     if let Some(other) = architectures.into_iter().find(|name| !known.contains(name)) {
         let other = plain(other);
-        return Err(format!("describes the architecture {other}, not a language model: folio reads {}", known[0]));
+        return Err(format!(
+            "describes the architecture {other}, not a language model: folio reads {}",
+            known[0]
+        ));
     }
     let activation = match fields.get("activation_function").map(|name| name.as_str().unwrap_or_default()) {
         // The last two are the same formula under other names (transformers' activations.py).
@@ -253,7 +264,11 @@ mod tests {
             ("add_cross_attention", json!(true), "has add_cross_attention = true"),
             ("activation_function", json!("relu"), "the activation_function 'relu'"),
             ("activation_function", json!(7), "the activation_function ''"),
-            ("architectures", json!(["GPT2ForSequenceClassification"]), "the architecture GPT2ForSequenceClassification"),
+            (
+                "architectures",
+                json!(["GPT2ForSequenceClassification"]),
+                "the architecture GPT2ForSequenceClassification",
+            ),
             ("quantization_config", json!({ "bits": 4 }), "a quantization_config"),
             ("n_embd", json!(-8), "has n_embd = -8, which must be a whole number"),
             ("n_head", json!("two"), "has n_head = \"two\""),

@@ -40,11 +40,15 @@ impl SafetensorsFile {
         }
         let mut header = vec![0; length as usize];
         file.read_exact(&mut header).map_err(Error::file("read", path))?;
-        let header: Metadata = serde_json::from_slice(&header).map_err(|error| damaged(plain(&error.to_string())))?;
+        let header: Metadata =
+            serde_json::from_slice(&header).map_err(|error| damaged(plain(&error.to_string())))?;
         let start = 8 + length;
         let end = header.tensors().values().map(|info| info.data_offsets.1 as u64).max().unwrap_or(0);
         if start.checked_add(end) != Some(bytes) {
-            return Err(damaged(format!("it has {bytes} bytes, its header says {}", start.saturating_add(end))));
+            return Err(damaged(format!(
+                "it has {bytes} bytes, its header says {}",
+                start.saturating_add(end)
+            )));
         }
         Ok(Self { file, header, start })
     }
@@ -89,7 +93,8 @@ pub(super) fn shards(index: &Path) -> Result<Vec<PathBuf>> {
         return Err(wrong(index, format!("names {} files, more than {MAX_SHARDS}", names.len())));
     }
     let shard = |name: &str| {
-        let is_plain = !name.contains(['/', '\\', ':']) && !name.contains(char::is_control) && !name.starts_with('.');
+        let is_plain =
+            !name.contains(['/', '\\', ':']) && !name.contains(char::is_control) && !name.starts_with('.');
         if !is_plain || name.is_empty() {
             return Err(wrong(index, format!("names {:?}, which is not a file beside it", plain(name))));
         }

@@ -72,7 +72,12 @@ impl Tensors {
     }
 
     /// Adds a file with the tensors in it.
-    pub(super) fn add(&mut self, path: &Path, container: Container, tensors: Vec<(String, Stored)>) -> Result<()> {
+    pub(super) fn add(
+        &mut self,
+        path: &Path,
+        container: Container,
+        tensors: Vec<(String, Stored)>,
+    ) -> Result<()> {
         let index = self.files.len();
         self.bytes += path.metadata().map_err(crate::error::Error::file("read", path))?.len();
         for (name, stored) in tensors {
@@ -129,12 +134,16 @@ impl Tensors {
             }
             (Container::Torch(file), Place::Entry { key, first, len }) => {
                 let bytes = file.entry(path, key, *len as u64 * stored.number.bytes())?;
-                convert(stored.number, &bytes).map(|all| gather(&all[*first..], &stored.shape, &stored.strides))
+                convert(stored.number, &bytes)
+                    .map(|all| gather(&all[*first..], &stored.shape, &stored.strides))
             }
             _ => unreachable!("a place in a file of another kind"),
         };
         let Some(values) = values else {
-            return Err(wrong(path, format!("has {name} as integers, but weights are floating-point numbers")));
+            return Err(wrong(
+                path,
+                format!("has {name} as integers, but weights are floating-point numbers"),
+            ));
         };
         match values.iter().position(|value| !value.is_finite()) {
             None => Ok(values),

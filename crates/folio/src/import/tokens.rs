@@ -18,7 +18,11 @@ const GPT2_ROWS: [usize; 2] = [50_257, 50_304];
 ///
 /// # Errors
 /// If there is none, it cannot be read, has more tokens than rows, or is not the one that is given.
-pub(super) fn find(source: &Source, given: Option<&TokenizerKind>, rows: usize) -> Result<(Tokenizer, TokenizerKind)> {
+pub(super) fn find(
+    source: &Source,
+    given: Option<&TokenizerKind>,
+    rows: usize,
+) -> Result<(Tokenizer, TokenizerKind)> {
     let (tokenizer, path) = match given {
         Some(given) => {
             let tokenizer = read_given(given)?;
@@ -48,8 +52,11 @@ pub(super) fn find(source: &Source, given: Option<&TokenizerKind>, rows: usize) 
     };
     if tokenizer.vocab_size() > rows {
         let tokens = tokenizer.vocab_size();
-        let from = path.map_or("GPT-2's tokenizer".to_owned(), |path| format!("the tokenizer {}", path.display()));
-        let reason = format!("has an embedding of {rows} tokens, fewer than the {tokens} of {from}: give its own tokenizer");
+        let from =
+            path.map_or("GPT-2's tokenizer".to_owned(), |path| format!("the tokenizer {}", path.display()));
+        let reason = format!(
+            "has an embedding of {rows} tokens, fewer than the {tokens} of {from}: give its own tokenizer"
+        );
         return Err(wrong(&source.path, reason));
     }
     let kind = kind(&tokenizer, path);
@@ -71,7 +78,9 @@ fn kind(tokenizer: &Tokenizer, path: Option<PathBuf>) -> TokenizerKind {
 fn read_given(given: &TokenizerKind) -> Result<Tokenizer> {
     match given {
         TokenizerKind::Bpe => Tokenizer::try_gpt2(),
-        TokenizerKind::File(path) if path.extension().is_some_and(|extension| extension == "pkl") => read_meta(path),
+        TokenizerKind::File(path) if path.extension().is_some_and(|extension| extension == "pkl") => {
+            read_meta(path)
+        }
         TokenizerKind::File(path) if path.is_dir() => match in_directory(path)? {
             Some((tokenizer, _)) => Ok(tokenizer),
             None => Err(wrong(path, "holds no tokenizer: give a tokenizer.json")),
@@ -125,12 +134,17 @@ pub(super) fn dataset(pickle: &Pickle) -> Option<String> {
 fn read_meta(path: &Path) -> Result<Tokenizer> {
     let bytes = std::fs::metadata(path).map_err(Error::file("read", path))?.len();
     if bytes > MAX_META_BYTES {
-        return Err(wrong(path, format!("is larger than {} MiB, too large for characters", MAX_META_BYTES >> 20)));
+        return Err(wrong(
+            path,
+            format!("is larger than {} MiB, too large for characters", MAX_META_BYTES >> 20),
+        ));
     }
     let content = std::fs::read(path).map_err(Error::file("read", path))?;
     let pickle = Pickle::read(&content).map_err(|reason| wrong(path, reason))?;
     let characters = pickle.get(pickle.root(), "itos").and_then(|itos| pickle.entries(itos));
-    let no_vocabulary = || wrong(path, "holds no character vocabulary: nanoGPT's has a dictionary 'itos' of ids to characters");
+    let no_vocabulary = || {
+        wrong(path, "holds no character vocabulary: nanoGPT's has a dictionary 'itos' of ids to characters")
+    };
     let mut tokens = Vec::new();
     for (id, token) in characters.ok_or_else(no_vocabulary)? {
         let (Node::Int(id), Node::Text(token)) = (pickle.node(*id), pickle.node(*token)) else {
@@ -139,12 +153,20 @@ fn read_meta(path: &Path) -> Result<Tokenizer> {
         let mut chars = token.chars();
         match (chars.next(), chars.next()) {
             (Some(c), None) => tokens.push((*id, c)),
-            _ => return Err(wrong(path, format!("has the token {token:?}, but each token must be one character"))),
+            _ => {
+                return Err(wrong(
+                    path,
+                    format!("has the token {token:?}, but each token must be one character"),
+                ));
+            }
         }
     }
     tokens.sort_unstable();
     if tokens.is_empty() || !tokens.iter().map(|(id, _)| *id).eq(0..tokens.len() as i64) {
-        return Err(wrong(path, format!("has ids of {} characters other than 0, 1, 2 and so on", tokens.len())));
+        return Err(wrong(
+            path,
+            format!("has ids of {} characters other than 0, 1, 2 and so on", tokens.len()),
+        ));
     }
     Tokenizer::of_characters(tokens.into_iter().map(|(_, c)| c).collect())
         .map_err(|c| wrong(path, format!("has the character {c:?} twice")))

@@ -40,17 +40,25 @@ impl TorchFile {
         let opened = File::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
         let (bytes, file) = opened.map_err(Error::file("read", path))?;
         let archive = ZipArchive::new(BufReader::new(file)).map_err(|error| damaged(error.to_string()))?;
-        let pickles = archive.file_names().filter_map(|name| name.ok()?.strip_suffix("data.pkl").map(str::to_owned));
-        let mut prefixes: Vec<String> = pickles.filter(|prefix| prefix.is_empty() || prefix.ends_with('/')).collect();
+        let pickles =
+            archive.file_names().filter_map(|name| name.ok()?.strip_suffix("data.pkl").map(str::to_owned));
+        let mut prefixes: Vec<String> =
+            pickles.filter(|prefix| prefix.is_empty() || prefix.ends_with('/')).collect();
         let (Some(prefix), None) = (prefixes.pop(), prefixes.pop()) else {
-            return Err(wrong(path, "is a zip file, but not one of torch.save: it has no data.pkl, or several"));
+            return Err(wrong(
+                path,
+                "is a zip file, but not one of torch.save: it has no data.pkl, or several",
+            ));
         };
         let empty = Pickle::read(b"N.").expect("None");
         let mut file = Self { archive, bytes, prefix, pickle: empty };
         if file.archive.index_for_name(&format!("{}byteorder", file.prefix)).is_some()
             && file.any_entry(path, "byteorder", None)? != b"little"
         {
-            return Err(wrong(path, "was saved on a big-endian machine: load and save it again on another one"));
+            return Err(wrong(
+                path,
+                "was saved on a big-endian machine: load and save it again on another one",
+            ));
         }
         let pickle = file.any_entry(path, "data.pkl", None)?;
         file.pickle = Pickle::read(&pickle).map_err(|reason| wrong(path, reason))?;
@@ -68,11 +76,13 @@ impl TorchFile {
 
     /// The content of an entry. Its checksum is verified.
     fn any_entry(&mut self, path: &Path, name: &str, bytes: Option<u64>) -> Result<Vec<u8>> {
-        let damaged = |what: &str| wrong(path, format!("is damaged ({} {}): copy it again", plain(name), plain(what)));
+        let damaged =
+            |what: &str| wrong(path, format!("is damaged ({} {}): copy it again", plain(name), plain(what)));
         let entry = self.archive.by_name(&format!("{}{name}", self.prefix));
         let mut entry = entry.map_err(|error| damaged(&error.to_string()))?;
         if entry.compression() != CompressionMethod::Stored {
-            let reason = format!("has {} compressed, which torch.save does not do: save it again", plain(name));
+            let reason =
+                format!("has {} compressed, which torch.save does not do: save it again", plain(name));
             return Err(wrong(path, reason));
         }
         let size = entry.size();
@@ -81,7 +91,10 @@ impl TorchFile {
         }
         if bytes.is_none() && size > MAX_PICKLE_BYTES {
             let most = MAX_PICKLE_BYTES >> 20;
-            return Err(wrong(path, format!("has {name} of more than {most} MiB, too large for a state dict")));
+            return Err(wrong(
+                path,
+                format!("has {name} of more than {most} MiB, too large for a state dict"),
+            ));
         }
         let mut content = Vec::with_capacity(size as usize);
         entry.read_to_end(&mut content).map_err(|error| damaged(&error.to_string()))?;
@@ -92,8 +105,12 @@ impl TorchFile {
     pub(super) fn state_dict(&self, path: &Path) -> Result<Vec<(String, Stored)>> {
         let (pickle, root) = (&self.pickle, self.pickle.root());
         let state = pickle.get(root, "model").filter(|model| pickle.entries(model).is_some()).unwrap_or(root);
-        let no_state_dict =
-            || wrong(path, "holds no state dict, a dictionary of tensors: save one with torch.save(model.state_dict(), FILE)");
+        let no_state_dict = || {
+            wrong(
+                path,
+                "holds no state dict, a dictionary of tensors: save one with torch.save(model.state_dict(), FILE)",
+            )
+        };
         let entries = pickle.entries(state).ok_or_else(no_state_dict)?;
         let mut tensors = Vec::new();
         for (key, value) in entries {
@@ -101,7 +118,10 @@ impl TorchFile {
                 continue;
             };
             let stored = self.stored(tensor).map_err(|what| {
-                wrong(path, format!("has the tensor {}, which {what}: save it again with torch.save", plain(name)))
+                wrong(
+                    path,
+                    format!("has the tensor {}, which {what}: save it again with torch.save", plain(name)),
+                )
             })?;
             tensors.push((name.clone(), stored));
         }
@@ -116,7 +136,8 @@ impl TorchFile {
         if storage.len.checked_mul(storage.number.bytes()).is_none_or(|bytes| bytes > self.bytes) {
             return Err("is larger than the file");
         }
-        let elements = tensor.shape.iter().try_fold(1, |all: u64, size| all.checked_mul(*size)).ok_or(outside)?;
+        let elements =
+            tensor.shape.iter().try_fold(1, |all: u64, size| all.checked_mul(*size)).ok_or(outside)?;
         let last = tensor.shape.iter().zip(&tensor.strides).try_fold(tensor.offset, |at, (size, stride)| {
             at.checked_add(size.saturating_sub(1).checked_mul(*stride)?)
         });
@@ -127,7 +148,12 @@ impl TorchFile {
         Ok(Stored {
             number: storage.number,
             shape: tensor.shape.iter().map(size).collect::<std::result::Result<_, _>>()?,
-            strides: tensor.strides.iter().map(|stride| (*stride).min(storage.len)).map(|stride| stride as usize).collect(),
+            strides: tensor
+                .strides
+                .iter()
+                .map(|stride| (*stride).min(storage.len))
+                .map(|stride| stride as usize)
+                .collect(),
             place: Place::Entry {
                 key: storage.key.clone(),
                 first: tensor.offset.min(storage.len) as usize,

@@ -28,12 +28,17 @@ pub(super) fn read(
     // A model larger than the files is refused before memory is allocated for it. No number has less than two bytes.
     if 2 * config.matrix_elements() > u128::from(tensors.bytes) {
         let elements = config.matrix_elements();
-        let reason = format!("is too small for the model of {elements} weights that {} describes", by(description, config_path));
+        let reason = format!(
+            "is too small for the model of {elements} weights that {} describes",
+            by(description, config_path)
+        );
         return Err(wrong(tensors.path(), reason));
     }
     let head = read_separate_head(description, &config, tensors)?;
     config.tie_word_embeddings = head.is_none();
-    config.validate().map_err(|error| wrong(config_path, format!("describes a model that is not possible: {error}")))?;
+    config
+        .validate()
+        .map_err(|error| wrong(config_path, format!("describes a model that is not possible: {error}")))?;
     let mut parameters = Parameters::zeros(&config);
     let specs = parameters.specs().to_vec();
     check_names(&specs, tensors)?;
@@ -71,13 +76,15 @@ fn config(description: &Description, tensors: &Tensors) -> Result<ModelConfig> {
         match shape {
             Some(shape) if shape.len() == 2 => Ok(shape[axis]),
             _ => {
-                let reason = format!("has no matrix {name}, which every GPT-2 has: it is another model, or damaged");
+                let reason =
+                    format!("has no matrix {name}, which every GPT-2 has: it is another model, or damaged");
                 Err(wrong(tensors.path(), reason))
             }
         }
     };
     let (rows, width, positions) = (size(EMBEDDING, 0)?, size(EMBEDDING, 1)?, size("wpe.weight", 0)?);
-    let numbers = tensors.names().filter_map(|name| name.strip_prefix("h.")?.split_once('.')?.0.parse::<usize>().ok());
+    let numbers =
+        tensors.names().filter_map(|name| name.strip_prefix("h.")?.split_once('.')?.0.parse::<usize>().ok());
     let blocks = numbers.max().map_or(0, |last| last.saturating_add(1));
     let Some(n_heads) = description.n_heads else {
         let reason = "does not say how many attention heads the model has, and no config.json beside it does: give \
@@ -97,7 +104,9 @@ fn config(description: &Description, tensors: &Tensors) -> Result<ModelConfig> {
         layer_norm_epsilon: description.layer_norm_epsilon as f32,
         tie_word_embeddings: true,
     };
-    config.validate().map_err(|error| wrong(tensors.path(), format!("is of a model that is not possible: {error}")))?;
+    config
+        .validate()
+        .map_err(|error| wrong(tensors.path(), format!("is of a model that is not possible: {error}")))?;
     // Each block has more tensors than this; otherwise a small file could name millions of blocks.
     if config.n_blocks > tensors.names().count() {
         let reason = format!("has {blocks} blocks, but the model is described with {}", config.n_blocks);
@@ -113,7 +122,9 @@ fn read_separate_head(
     tensors: &mut Tensors,
 ) -> Result<Option<Vec<f32>>> {
     if tensors.get(HEAD).is_none() {
-        if description.tied == Some(true) || description.origin == Origin::Transformers && description.tied.is_none() {
+        if description.tied == Some(true)
+            || description.origin == Origin::Transformers && description.tied.is_none()
+        {
             return Ok(None);
         }
         let reason = format!("lacks the tensor {HEAD}, the weights of the separate head");
@@ -157,10 +168,16 @@ fn is_buffer(name: &str) -> bool {
 
 /// Whether a tensor is the matrix of a linear layer, which nanoGPT and minGPT store as (outputs, inputs).
 fn is_linear_weight(name: &str) -> bool {
-    name.starts_with("h.") && [".c_attn.weight", ".c_proj.weight", ".c_fc.weight"].iter().any(|end| name.ends_with(end))
+    name.starts_with("h.")
+        && [".c_attn.weight", ".c_proj.weight", ".c_fc.weight"].iter().any(|end| name.ends_with(end))
 }
 
-fn check_shape(name: &str, want: &[usize], tensors: &Tensors, described_by: impl Fn() -> String) -> Result<()> {
+fn check_shape(
+    name: &str,
+    want: &[usize],
+    tensors: &Tensors,
+    described_by: impl Fn() -> String,
+) -> Result<()> {
     match tensors.get(name) {
         Some(stored) if stored.shape == want => Ok(()),
         Some(stored) => {

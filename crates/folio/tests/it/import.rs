@@ -9,7 +9,9 @@ use folio::checkpoint::{Checkpoint, CheckpointName};
 use folio::data::TokenStream;
 use folio::generate::{Generator, Request, Sampling};
 use folio::import::{self, Hints, Imported, Origin};
-use folio::model::{Activation, Backend, Batch, CpuBackend, InferenceModel, ModelConfig, Precision, WeightFormat};
+use folio::model::{
+    Activation, Backend, Batch, CpuBackend, InferenceModel, ModelConfig, Precision, WeightFormat,
+};
 use folio::optim::{AdamW, AdamWConfig};
 use folio::run_dir::{RunDir, RunState};
 use folio::settings::Settings;
@@ -96,7 +98,9 @@ fn what_is_read_is_what_was_saved() {
     let origins = [Origin::Transformers, Origin::NanoGpt, Origin::MinGpt];
     let [hf, varied, bin, nano, no_bias, mini] = MODELS.map(read);
     assert_eq!([hf.origin, nano.origin, mini.origin], origins);
-    for (model, tokens, rows) in [(&hf, 265, 270), (&varied, 265, 270), (&bin, 265, 270), (&nano, 8, 13), (&mini, 8, 13)] {
+    for (model, tokens, rows) in
+        [(&hf, 265, 270), (&varied, 265, 270), (&bin, 265, 270), (&nano, 8, 13), (&mini, 8, 13)]
+    {
         assert_eq!((model.tokenizer.vocab_size(), model.config.vocab_size), (tokens, rows));
         let config = model.config;
         assert_eq!((config.n_blocks, config.n_emb, config.n_heads, config.block_size), (2, 8, 2, CONTEXT));
@@ -177,7 +181,8 @@ fn an_imported_run_has_a_model_and_nothing_else() {
         let again = import::read(&found.checkpoint.path, &Hints::default()).unwrap();
         assert_eq!((again.sha256, again.origin), (imported.sha256.clone(), Origin::Transformers));
         // Nothing is left of the temporary directory, and a second import asks first.
-        let names = fs::read_dir(run.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let names =
+            fs::read_dir(run.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
         assert!(names.filter(|name| name.starts_with('.')).all(|name| name == ".lock"));
         let message = import::write_run(&imported, &run, false).unwrap_err().to_string();
         assert!(message.contains("already holds a run"), "{message}");
@@ -212,7 +217,8 @@ fn rows_of_the_embedding_without_a_token_are_never_sampled() {
     assert!(message.to_string().contains("outside the vocabulary of 8"), "{message}");
 }
 
-const TEXT: &str = "to be, or not to be, or not to be, to be or not, not to be or to be, to be, or not to be.";
+const TEXT: &str =
+    "to be, or not to be, or not to be, to be or not, not to be or to be, to be, or not to be.";
 
 /// The settings, text and tokenizer of a run that begins with a model.
 fn tuning(name: &str, block_size: usize) -> (Settings, Arc<TokenStream>, Arc<Tokenizer>) {
@@ -268,7 +274,10 @@ fn a_run_does_not_begin_with_another_model() {
     let path = settings.init_from.clone().unwrap();
     let other = path.replace("nanogpt", "nanogpt_no_bias");
     let message = refused(Settings { init_from: Some(other), ..settings.clone() });
-    assert!(message.ends_with("is no longer the model that the run begins with: restore it, or start a new run"), "{message}");
+    assert!(
+        message.ends_with("is no longer the model that the run begins with: restore it, or start a new run"),
+        "{message}"
+    );
     let message = refused(Settings { n_blocks: 3, ..settings.clone() });
     assert!(message.contains("is a model of other sizes than the run's"), "{message}");
     let message = refused(Settings { init_from: Some("nowhere".to_owned()), ..settings.clone() });

@@ -30,8 +30,10 @@ pub(in super::super) fn read_merges(vocab_path: &Path, merges_path: &Path) -> Re
     let end = vocab.get(end).map(|id| (end.to_owned(), id.clone()));
     let mut special: Vec<(String, Value)> = end.into_iter().chain(added).collect();
     special.sort_by_key(|(_, id)| id.as_u64());
-    let special: Vec<Value> =
-        special.iter().map(|(content, id)| json!({ "content": content, "id": id, "special": true })).collect();
+    let special: Vec<Value> = special
+        .iter()
+        .map(|(content, id)| json!({ "content": content, "id": id, "special": true }))
+        .collect();
     let config = json_of(&vocab_path.with_file_name(CONFIG_FILE))?.unwrap_or_default();
     let add_prefix_space = config["add_prefix_space"].as_bool().unwrap_or(false);
     let json = json!({
@@ -46,5 +48,7 @@ pub(in super::super) fn read_merges(vocab_path: &Path, merges_path: &Path) -> Re
 /// The value in a file, if it exists.
 fn json_of(path: &Path) -> Result<Option<Value>> {
     let Some(bytes) = read_capped(path)? else { return Ok(None) };
-    serde_json::from_slice(&bytes).map(Some).map_err(|error| refused(path, format!("is not valid JSON: {error}")))
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|error| refused(path, format!("is not valid JSON: {error}")))
 }

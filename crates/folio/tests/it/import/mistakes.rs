@@ -36,18 +36,38 @@ fn check_tensors(change: impl FnOnce(&mut Parts), part: &str) {
 fn other_models_are_refused_by_name() {
     check_config("\"gpt2\"", "\"llama\"", "config.json describes a model of type 'llama'");
     check_config("gelu_new", "relu", "the activation_function 'relu': folio has gelu_new and gelu");
-    check_config("\"n_layer\": 2", "\"n_layer\": 1", "has the tensor h.1.attn.c_attn.bias, which a GPT-2 of this size does not have");
+    check_config(
+        "\"n_layer\": 2",
+        "\"n_layer\": 1",
+        "has the tensor h.1.attn.c_attn.bias, which a GPT-2 of this size does not have",
+    );
     check_config("\"n_layer\": 2", "\"n_layer\": 3", "lacks the tensor h.2.ln_1.weight");
-    check_config("\"n_layer\": 2", "\"n_layer\": 1000000", "has 2 blocks, but the model is described with 1000000");
+    check_config(
+        "\"n_layer\": 2",
+        "\"n_layer\": 1000000",
+        "has 2 blocks, but the model is described with 1000000",
+    );
     check_config("\"n_layer\": 2", "\"n_layer\": 1e30", "n_layer = 1e+30");
     check_config("\"n_head\": 2", "\"n_head\": 3", "`n_emb 8` is not divisible by `n_heads 3`");
-    check_config("\"n_embd\": 8", "\"n_embd\": 4", "wte.weight with the shape [270, 8], but according to config.json it is [270, 4]");
+    check_config(
+        "\"n_embd\": 8",
+        "\"n_embd\": 4",
+        "wte.weight with the shape [270, 8], but according to config.json it is [270, 4]",
+    );
     check_config("\"vocab_size\": 270", "\"vocab_size\": 1000000", "is too small for the model of");
     check_config("{", "", "is not valid JSON");
     check_changed("hf", |at| fs::remove_file(at.join("config.json")).unwrap(), "config.json is missing");
-    check_changed("hf", |at| fs::remove_file(at.join("model.safetensors")).unwrap(), "holds no model that folio can read");
+    check_changed(
+        "hf",
+        |at| fs::remove_file(at.join("model.safetensors")).unwrap(),
+        "holds no model that folio can read",
+    );
     check(Path::new("nowhere"), &Hints::default(), "nowhere does not exist");
-    check(&golden("hf/config.json"), &Hints::default(), "is neither a safetensors file nor a file of torch.save");
+    check(
+        &golden("hf/config.json"),
+        &Hints::default(),
+        "is neither a safetensors file nor a file of torch.save",
+    );
 }
 
 #[test]
@@ -57,14 +77,20 @@ fn wrong_tensors_are_refused_with_their_names() {
     let other = "score.weight".to_owned();
     let score = (safetensors::Dtype::F32, vec![1], vec![0; 4]);
     check_tensors(|parts| drop(parts.insert(other, score)), "has the tensor score.weight, which a GPT-2");
-    check_tensors(|parts| parts.get_mut(name).unwrap().1.reverse(), "has h.0.mlp.c_fc.weight with the shape [32, 8]");
+    check_tensors(
+        |parts| parts.get_mut(name).unwrap().1.reverse(),
+        "has h.0.mlp.c_fc.weight with the shape [32, 8]",
+    );
     for (bits, shown) in [(0x7fc0_0000_u32, "has NaN in"), (0xff80_0000, "has -inf in")] {
         let set = |parts: &mut Parts| {
             parts.get_mut(name).unwrap().2[4 * 33..4 * 34].copy_from_slice(&bits.to_le_bytes());
         };
         check_tensors(set, &format!("{shown} h.0.mlp.c_fc.weight, at [1, 1]"));
     }
-    check_tensors(|parts| parts.get_mut(name).unwrap().0 = safetensors::Dtype::I32, "has h.0.mlp.c_fc.weight as integers");
+    check_tensors(
+        |parts| parts.get_mut(name).unwrap().0 = safetensors::Dtype::I32,
+        "has h.0.mlp.c_fc.weight as integers",
+    );
     let untied = |parts: &mut Parts| {
         let mut head = parts["transformer.wte.weight"].clone();
         head.2[0] ^= 1;
@@ -77,7 +103,11 @@ fn wrong_tensors_are_refused_with_their_names() {
 fn damaged_and_missing_files_are_refused() {
     let shard = "model-00002-of-00002.safetensors";
     let index = "model.safetensors.index.json";
-    check_changed("hf_varied", |at| fs::remove_file(at.join(shard)).unwrap(), "model-00002-of-00002.safetensors is missing: model.safetensors.index.json names it");
+    check_changed(
+        "hf_varied",
+        |at| fs::remove_file(at.join(shard)).unwrap(),
+        "model-00002-of-00002.safetensors is missing: model.safetensors.index.json names it",
+    );
     let other = |at: &Path| {
         fs::copy(at.join("model-00001-of-00002.safetensors"), at.join(shard)).unwrap();
     };
@@ -96,7 +126,11 @@ fn damaged_and_missing_files_are_refused() {
         let text = fs::read_to_string(at.join(index)).unwrap();
         fs::write(at.join(index), text.replace("\"lm_head.weight\"", "\"lm_head.weights\"")).unwrap();
     };
-    check_changed("hf_varied", promise, "lacks the tensor lm_head.weights, which model.safetensors.index.json promises");
+    check_changed(
+        "hf_varied",
+        promise,
+        "lacks the tensor lm_head.weights, which model.safetensors.index.json promises",
+    );
     let cut = |name: &'static str| {
         move |at: &Path| {
             let bytes = fs::read(at.join(name)).unwrap();
@@ -113,7 +147,11 @@ fn damaged_and_missing_files_are_refused() {
         fs::write(at.join("ckpt.pt"), bytes).unwrap();
     };
     check_changed("nanogpt", flip, "is damaged (data/0 ");
-    check_changed("hf", |at| fs::write(at.join("model.safetensors"), [0xff; 64]).unwrap(), "its header is longer than the file");
+    check_changed(
+        "hf",
+        |at| fs::write(at.join("model.safetensors"), [0xff; 64]).unwrap(),
+        "its header is longer than the file",
+    );
 }
 
 /// A file of torch.save with this pickle.
@@ -140,7 +178,11 @@ fn pickles_that_do_more_than_hold_data_are_refused_by_name() {
     attack.extend_from_slice(command.as_bytes());
     attack.extend_from_slice(b"\x85R.");
     torch_file(&path, &attack);
-    check(&path, &Hints::default(), "contains posix.system, which is not part of a state dict, and folio executes nothing");
+    check(
+        &path,
+        &Hints::default(),
+        "contains posix.system, which is not part of a state dict, and folio executes nothing",
+    );
     assert!(!witness.exists());
     fs::write(place.path().join("meta.pkl"), &attack).unwrap();
     let meta = Hints { tokenizer: Some(TokenizerKind::File(place.path().join("meta.pkl"))), n_heads: None };
@@ -164,14 +206,34 @@ fn pickles_that_do_more_than_hold_data_are_refused_by_name() {
 fn tokenizers_that_do_not_fit_are_refused() {
     let given = |kind| Hints { n_heads: None, tokenizer: Some(kind) };
     check(&golden("hf"), &given(TokenizerKind::Bpe), "bpe is not the tokenizer of the model");
-    check(&golden("hf_bin"), &given(TokenizerKind::Bpe), "has an embedding of 270 tokens, fewer than the 50257 of GPT-2's tokenizer");
+    check(
+        &golden("hf_bin"),
+        &given(TokenizerKind::Bpe),
+        "has an embedding of 270 tokens, fewer than the 50257 of GPT-2's tokenizer",
+    );
     check(&golden("hf_bin"), &given(TokenizerKind::Chrs), "`tokenizer_type chrs` is made of the text");
-    check(&golden("hf_bin"), &Hints::default(), "has an embedding of 270 tokens, but no tokenizer is beside it");
+    check(
+        &golden("hf_bin"),
+        &Hints::default(),
+        "has an embedding of 270 tokens, but no tokenizer is beside it",
+    );
     let foreign = |at: &Path| {
         fs::copy(golden("hf/tokenizer.json"), at.join("tokenizer.json")).unwrap();
     };
     check_changed("nanogpt", foreign, "has an embedding of 13 tokens, fewer than the 265 of the tokenizer");
-    check_changed("hf_varied", |at| fs::remove_file(at.join("vocab.json")).unwrap(), "does not exist, but merges.txt does");
-    check_changed("hf_varied", |at| fs::write(at.join("merges.txt"), "a qq\n").unwrap(), "which is not a pair of its tokens");
-    check_changed("nanogpt", |at| fs::write(at.join("meta.pkl"), b"\x80\x02}.").unwrap(), "holds no character vocabulary");
+    check_changed(
+        "hf_varied",
+        |at| fs::remove_file(at.join("vocab.json")).unwrap(),
+        "does not exist, but merges.txt does",
+    );
+    check_changed(
+        "hf_varied",
+        |at| fs::write(at.join("merges.txt"), "a qq\n").unwrap(),
+        "which is not a pair of its tokens",
+    );
+    check_changed(
+        "nanogpt",
+        |at| fs::write(at.join("meta.pkl"), b"\x80\x02}.").unwrap(),
+        "holds no character vocabulary",
+    );
 }

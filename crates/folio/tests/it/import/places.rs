@@ -24,7 +24,9 @@ fn a_model_with_gpt_2_s_rows_has_gpt_2_s_tokenizer() {
         let place = copy("hf");
         fs::remove_file(place.path().join("tokenizer.json")).unwrap();
         let path = place.path().join("config.json");
-        let config = fs::read_to_string(&path).unwrap().replace("\"vocab_size\": 270", &format!("\"vocab_size\": {rows}"));
+        let config = fs::read_to_string(&path)
+            .unwrap()
+            .replace("\"vocab_size\": 270", &format!("\"vocab_size\": {rows}"));
         fs::write(&path, config).unwrap();
         edit(place.path(), |parts| {
             let (_, shape, bytes) = parts.get_mut("transformer.wte.weight").unwrap();
