@@ -11,12 +11,16 @@ use crate::options::{Options, keys, setting_of_key};
 use crate::usage::Usage;
 
 /// The presets by name, with their text: `presets/*.toml` of this package.
-const PRESETS: [(&str, &str); 4] = [
+const PRESETS: [(&str, &str); 5] = [
     ("quick", include_str!("../presets/quick.toml")),
     ("shakespeare-char", include_str!("../presets/shakespeare-char.toml")),
     ("shakespeare-bpe", include_str!("../presets/shakespeare-bpe.toml")),
     ("nanogpt-cpu", include_str!("../presets/nanogpt-cpu.toml")),
+    (FINE_TUNING, include_str!("../presets/finetune-shakespeare.toml")),
 ];
+
+/// The preset that needs a model to begin with.
+pub(crate) const FINE_TUNING: &str = "finetune-shakespeare";
 
 /// The names of all presets.
 pub(crate) fn names() -> [&'static str; PRESETS.len()] {

@@ -18,7 +18,14 @@ const SIZES: [&str; 3] = ["n_emb", "n_heads", "n_blocks"];
 /// The options of a run with those of the model that it begins with, and that model; none without `--init_from`. Flags and
 /// the config file must not contradict the model; a preset gives way to it.
 pub(super) fn take_over(args: &TrainArgs, explicit: &Options) -> anyhow::Result<(Options, Option<Imported>)> {
-    let Some(path) = explicit.0.get::<PathBuf>("init_from") else { return Ok((explicit.clone(), None)) };
+    let Some(path) = explicit.0.get::<PathBuf>("init_from") else {
+        if args.preset.as_deref() == Some(presets::FINE_TUNING) && !args.from_checkpoint {
+            let reason = "--preset finetune-shakespeare continues a trained model: name one with --init_from, such as the \
+                          directory of a GPT-2 that transformers saved";
+            return Err(Usage(reason.to_owned()).into());
+        }
+        return Ok((explicit.clone(), None));
+    };
     if args.from_checkpoint {
         let reason =
             "--init_from contradicts --from_checkpoint: each says where the weights come from; leave one out";

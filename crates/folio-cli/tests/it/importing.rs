@@ -192,3 +192,29 @@ fn what_contradicts_the_model_is_refused() {
     refused(from, "--init_from contradicts --from_checkpoint");
     assert_eq!(place.names(""), before);
 }
+
+#[test]
+fn the_preset_for_fine_tuning_needs_a_model_and_takes_its_sizes() {
+    let place = place();
+    let train = "train --preset finetune-shakespeare --data text.txt";
+    let ran = place.run(train);
+    assert_eq!((ran.code, ran.stderr.lines().count()), (Some(2), 1), "{}", ran.stderr);
+    assert!(ran.stderr.contains("name one with --init_from"), "{}", ran.stderr);
+    place.ok(&format!("{train} --init_from model --freeze embeddings --max_steps 2 --sample_tokens 4"));
+    let settings = place.json("runs/finetune-shakespeare/hyperparameters.json");
+    let model = place.json("model/hyperparameters.json");
+    for (name, value) in [
+        ("learning_rate", json!(3e-5)),
+        ("gradient_accumulation_steps", json!(32)),
+        ("batch_size", json!(32)),
+        ("beta2", json!(0.95)),
+        ("dropout", json!(0.0)),
+        ("lr_schedule", json!("const")),
+        ("freeze", json!("embeddings")),
+        ("n_emb", model["n_emb"].clone()),
+        ("block_size", model["block_size"].clone()),
+        ("tokenizer_type", model["tokenizer_type"].clone()),
+    ] {
+        assert_eq!(settings[name], value, "{name}");
+    }
+}
