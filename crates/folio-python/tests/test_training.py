@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -197,6 +198,7 @@ def test_every_setting_is_documented():
     for function in (folio.train, folio.sweep, folio.Training):
         assert set(names) <= set(inspect.signature(function).parameters)
         assert all(f"\n{name}" in function.__doc__ for name in names)
+        assert re.search(r"\nlearning_rates, or lr.*\n(    .*\n)*?.*Takes several values", function.__doc__)
         assert "--" not in function.__doc__.split("\nSettings:\n")[1]
 
 
