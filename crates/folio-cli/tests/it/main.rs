@@ -16,6 +16,8 @@ mod importing;
 mod keeping;
 mod mistakes;
 mod output;
+#[cfg(unix)]
+mod ranks;
 mod report;
 mod searching;
 mod seed;

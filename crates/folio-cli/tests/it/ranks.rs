@@ -1,0 +1,126 @@
+//! `folio train` on several ranks of a real MPI library, on this machine.
+
+use std::io::{BufRead, BufReader, Write, stderr};
+use std::process::{Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+
+use crate::place::{Place, words};
+
+/// A model whose batches of 4 sequences are divided over up to 4 ranks. An epoch has 13 steps.
+const RUN: &str = "train --data plays.txt --n_emb 16 --n_heads 2 --n_blocks 1 --block_sizes 16 --batch_sizes 4 \
+                   --dropouts 0.1 --precision f32 --save_checkpoint --keep all";
+/// The files of a checkpoint that must be equal.
+const FILES: [&str; 3] = ["model.safetensors", "optimizer.safetensors", "state.json"];
+
+/// Open MPI's launcher with some ranks of `folio`; `None`, with a notice, on a machine without it. With FOLIO_MPIRUN set that is a
+/// failure.
+fn mpirun(place: &Place, ranks: usize, line: &str) -> Option<Command> {
+    const LAUNCHER: &str = "mpirun.openmpi";
+    if let Err(error) = Command::new(LAUNCHER).arg("--version").output() {
+        assert!(std::env::var_os("FOLIO_MPIRUN").is_none(), "{LAUNCHER}: {error}: see .ci/mpi");
+        // Not eprintln!, whose output is hidden for tests that pass.
+        let _ = writeln!(stderr(), "\nRANKS ARE NOT TESTED: {LAUNCHER}: {error}. `.ci/mpi` installs it.\n");
+        return None;
+    }
+    let mut command = Command::new(LAUNCHER);
+    // More ranks than processors, which yield while they wait.
+    command.args(["--oversubscribe", "--mca", "mpi_yield_when_idle", "1", "-n", &ranks.to_string()]);
+    command.arg(env!("CARGO_BIN_EXE_folio")).args(words(line)).current_dir(place.path(""));
+    command.envs([("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")]);
+    Some(command)
+}
+
+#[track_caller]
+fn check_same(place: &Place, one: &str, other: &str) {
+    for file in FILES {
+        let [one, other] = [one, other].map(|run| place.read(&format!("{run}/{file}")));
+        assert!(one == other, "{file} differs");
+    }
+}
+
+#[test]
+fn one_two_and_four_ranks_train_the_same_bits() {
+    let place = Place::new();
+    place.ok(&format!("{RUN} --num_epochs 2 --gradient_accumulation_steps 4 --run_dir alone"));
+    for (ranks, accumulation) in [(2, 2), (4, 1)] {
+        let line =
+            format!("{RUN} --num_epochs 2 --gradient_accumulation_steps {accumulation} --run_dir ranks_{ranks}");
+        let Some(mut mpirun) = mpirun(&place, ranks, &line) else { return };
+        let output = mpirun.output().expect("it starts");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{ranks} ranks: {said}");
+        assert_eq!(said.matches("the run is in").count(), 1, "only rank 0 prints: {said}");
+        check_same(&place, "alone/checkpoint_2", &format!("ranks_{ranks}/checkpoint_2"));
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_signal_to_one_rank_saves_and_stops_all_and_another_number_resumes() {
+    let place = Place::new();
+    let steps = "--num_epochs 100 --max_steps 1200";
+    let Some(mut mpirun) = mpirun(&place, 2, &format!("{RUN} {steps} --gradient_accumulation_steps 2 --run_dir run"))
+    else {
+        return;
+    };
+    let mut ranks = mpirun.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().expect("it starts");
+    let mut lines = BufReader::new(ranks.stderr.take().expect("piped")).lines().map(|line| line.expect("UTF-8"));
+    assert!(lines.any(|line| line.contains("steps in f32")), "training has begun");
+    kill_process(pid_of_rank_1(ranks.id()), Signal::TERM).expect("it runs");
+    let rest: Vec<String> = lines.collect();
+    assert!(rest.iter().any(|line| line.starts_with("stopped; to resume")), "{rest:#?}");
+    assert!(!ranks.wait().expect("it ends").success());
+    assert_eq!(place.json("run/status.json")["state"], json!("stopped"));
+
+    let alone = "--gradient_accumulation_steps 4";
+    place.ok(&format!("train --resume run {steps} {alone}"));
+    place.ok(&format!("{RUN} {steps} {alone} --run_dir alone"));
+    check_same(&place, "alone/latest", "run/latest");
+}
+
+/// The process of rank 1, a child of the launcher.
+#[cfg(target_os = "linux")]
+fn pid_of_rank_1(launcher: u32) -> Pid {
+    let children = std::fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children")).expect("it runs");
+    let is_rank_1 = |pid: &&str| {
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|&byte| byte == 0).any(|variable| variable == b"OMPI_COMM_WORLD_RANK=1")
+    };
+    let pid = children.split_whitespace().find(is_rank_1).expect("rank 1");
+    Pid::from_raw(pid.parse().expect("a number")).expect("not 0")
+}
+
+#[test]
+fn mistakes_end_all_ranks_with_one_line() {
+    let place = Place::new();
+    for (ranks, flags, part) in [
+        (2, "--n_emb 15", "`--n_emb 15` is not divisible"),
+        (3, "--batch_sizes 2", "3 ranks share a batch of 2 sequences; use a larger batch, or at most 2 ranks"),
+        (2, "--lr 1e-3 2e-3", "a sweep trains its runs on one rank, and this job has 2"),
+    ] {
+        let run = RUN.replace("--batch_sizes 4", "").replace("--n_emb 16", "");
+        let Some(mut mpirun) = mpirun(&place, ranks, &format!("{run} {flags} --run_dir run")) else { return };
+        let output = mpirun.output().expect("it starts");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{flags}");
+        assert_eq!(said.matches("error: ").count(), 1, "{said}");
+        assert!(said.contains(part), "{flags}: {said}");
+        assert!(!place.path("run").exists(), "{flags}: nothing was written");
+    }
+}
+
+#[test]
+fn a_launcher_whose_library_is_missing_is_reported() {
+    let place = Place::new();
+    let mut folio = Command::new(env!("CARGO_BIN_EXE_folio"));
+    folio.args(words(&format!("{RUN} --run_dir run"))).current_dir(place.path(""));
+    folio.envs([("PMI_SIZE", "2"), ("PMI_RANK", "0"), ("FOLIO_MPI", "/no/such/library")]);
+    let output = folio.output().expect("it starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let want = "error: mpirun of MPICH started 2 ranks, but no MPI library was found (/no/such/library: ";
+    assert!(said.starts_with(want) && said.contains("FOLIO_MPI") && said.lines().count() == 1, "{said}");
+    assert!(!place.path("run").exists());
+}
