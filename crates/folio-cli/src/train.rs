@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use folio::distributed::Communicator;
+use folio::error::Error;
 use folio::machine::available_memory;
 use folio::model::CpuBackend;
 use folio::records::run_recorded;
@@ -36,8 +37,15 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<u8> {
 /// Trains on a rank that receives everything from rank 0, and leaves files and output to it.
 fn follow(communicator: Box<dyn Communicator>) -> anyhow::Result<u8> {
     let signals = Signals::install(true)?;
-    let outcome = Trainer::follow(&ranks::on_cpu, communicator)?.run(None, &signals.requests, &mut |_| {})?;
-    Ok(if outcome == Outcome::Stopped { signals.exit_code() } else { SUCCESS })
+    let trained = Trainer::follow(&ranks::on_cpu, communicator)
+        .and_then(|mut trainer| trainer.run(None, &signals.requests, &mut |_| {}));
+    match trained {
+        Ok(Outcome::Finished) => Ok(SUCCESS),
+        Ok(Outcome::Stopped) => Ok(signals.exit_code()),
+        // Rank 0 reports it, and ends this rank.
+        Err(Error::Ranks { .. }) => Ok(FAILURE),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Trains on the only rank, or on rank 0.
