@@ -152,7 +152,12 @@ fn export_model(args: &ExportArgs, format: Format) -> anyhow::Result<PathBuf> {
     let tokenizer = chosen.run.tokenizer()?;
     let checkpoint = chosen.run.open_checkpoint(chosen.names[0])?;
     checkpoint.check_tokenizer(&tokenizer)?;
-    let (config, parameters) = (checkpoint.state().identity.model, checkpoint.parameters()?);
+    let (mut config, mut parameters) = (checkpoint.state().identity.model, checkpoint.parameters()?);
+    if config.vocab_size > tokenizer.vocab_size() {
+        // An imported model may have more rows than tokens. They stand for nothing.
+        config.vocab_size = tokenizer.vocab_size();
+        parameters = parameters.first_rows(&config);
+    }
     let model = TrainedModel { name: &name, config, parameters: &parameters, tokenizer: &tokenizer };
     chosen.announce();
     match format {
@@ -224,6 +229,9 @@ fn check_free(out: &Path, format: Format, overwrite: bool) -> anyhow::Result<()>
     if fs::symlink_metadata(out).is_err() {
         return Ok(());
     }
+    if out.is_symlink() {
+        bail!("{path} is a symbolic link: give the path that it points to with --out");
+    }
     match (format, out.is_dir()) {
         (Format::Hf, false) => bail!("{path} is not a directory: give another --out"),
         (Format::Hf, true) => {}
@@ -237,7 +245,7 @@ fn check_free(out: &Path, format: Format, overwrite: bool) -> anyhow::Result<()>
             return Ok(());
         }
         if let Some(name) = names.find(|name| !hf::file_names().any(|own| own == name)) {
-            bail!("{path} contains {name}, which folio export did not write: give another --out");
+            bail!("{path} contains {name}, which is no file of a model: give another --out");
         }
     } else if !is_export(out, format) {
         bail!("{path} is not a file of folio export: give another --out");

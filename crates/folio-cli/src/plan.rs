@@ -250,6 +250,17 @@ fn check_run_dir(task: &Task, overwrite: bool) -> anyhow::Result<()> {
         ))
         .into());
     }
+    let begins_with = task.work.runs()[0].init_from.as_ref();
+    if let Some(model) = begins_with
+        && let (Ok(source), Ok(target)) = (Path::new(model).canonicalize(), run_dir.path().canonicalize())
+        && (source.starts_with(&target) || target.starts_with(&source))
+    {
+        let path = run_dir.path().display();
+        return Err(Usage(format!(
+            "--run_dir {path} is where the model of --init_from is; use another directory"
+        ))
+        .into());
+    }
     Ok(run_dir.check_free(overwrite)?)
 }
 

@@ -1,7 +1,7 @@
 //! The extension module of the Python package `folio`: training, runs, models and tokenizers as Python sees them.
 //!
 //! Modules and functions here take and return plain Python values. What users call is in `python/folio`, except
-//! `Tokenizer`. Every call that computes releases the GIL.
+//! `Tokenizer`. Training, evaluation and generation release the GIL.
 
 use pyo3::prelude::*;
 

@@ -188,6 +188,8 @@ fn start(session: Box<Session>, requests: Requests) -> Receiver<Message> {
     std::thread::spawn(move || {
         // Nobody receives if Python has dropped the object; training then stops at its next step.
         let outcome = session.run(&requests, &mut |event| _ = sender.send(Message::Report(event.into())));
+        // Removes a directory in which nothing was saved, before Python learns that training has ended.
+        drop(session);
         let _ = sender.send(Message::Ended(outcome));
     });
     messages

@@ -182,7 +182,7 @@ pub fn initial_parameters(settings: &Settings, config: &ModelConfig) -> Result<P
         let reason = format!("is a model of other sizes than the run's: {expected:?}, not {config:?}");
         return Err(wrong(path, reason));
     }
-    Ok(weights::crop(&found, &parameters, config.block_size))
+    Ok(parameters.first_rows(config))
 }
 
 /// Checks that a model's context is long enough for a run.
@@ -252,7 +252,7 @@ impl Source {
         if is_index {
             safetensors::check_complete(&path, &tensors)?;
         }
-        tensors.rename(|name| weights::bare(name).to_owned());
+        tensors.rename(|name| weights::bare(name).to_owned())?;
         let config_path = path.with_file_name(CONFIG_FILE);
         let description = match of_nanogpt {
             Some(found) => found,
@@ -261,7 +261,10 @@ impl Source {
                 Description::of_json(&json).map_err(|reason| wrong(&config_path, reason))?
             }
             // A state dict alone, with the matrices of linear layers: (3C, C), not (C, 3C).
-            None if tensors.get("h.0.attn.c_attn.weight").is_some_and(|w| w.shape[..1] > w.shape[1..]) => {
+            None if tensors
+                .get("h.0.attn.c_attn.weight")
+                .is_some_and(|w| matches!(w.shape[..], [rows, columns] if rows > columns)) =>
+            {
                 Description::of_mingpt()
             }
             None => {
@@ -290,6 +293,10 @@ fn model_file(given: &Path) -> Result<PathBuf> {
         ));
     }
     if given.is_file() {
+        // A file of a checkpoint is refused like the checkpoint.
+        if let Some(Ok(Place::Checkpoint(run, _))) = given.parent().map(locate) {
+            model_of_run(given, &run)?;
+        }
         return Ok(given.to_path_buf());
     }
     if let Ok(Place::Run(run) | Place::Checkpoint(run, _)) = locate(given) {

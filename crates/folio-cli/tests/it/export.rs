@@ -3,6 +3,7 @@
 use folio::export::gguf::{Gguf, Value};
 use serde_json::Value as Json;
 
+use crate::importing::golden;
 use crate::mistakes::{FAILURE, USAGE, check_all, check_refused, place_with_run};
 use crate::place::{Place, TINY};
 
@@ -60,6 +61,20 @@ fn what_differs_from_the_model_is_noted() {
     assert_eq!(types, "note: 3 matrices are f16: their rows cannot be divided into q8_0's blocks of 32");
     assert!(context.starts_with("note: llama.cpp aborts after 16 tokens"), "{context}");
     assert_eq!(place.ok("export run --to onnx").stderr.lines().count(), 1);
+}
+
+#[test]
+fn rows_that_stand_for_no_token_are_left_out() {
+    let place = Place::new();
+    // 265 tokens in 270 rows, as programs pad the embedding.
+    place.ok(&format!("import '{}' --run_dir padded", golden("hf").display()));
+    assert_eq!(place.json("padded/checkpoint_0/config.json")["vocab_size"], 270);
+    for (format, out) in [("hf", "hf"), ("gguf", "padded.gguf"), ("onnx", "padded.onnx")] {
+        place.ok(&format!("export padded --to {format} --out {out}"));
+    }
+    assert_eq!(place.json("hf/config.json")["vocab_size"], 265);
+    let gguf = Gguf::read(&place.path("padded.gguf")).expect("readable");
+    assert_eq!(gguf.tensor("token_embd.weight").expect("the embedding").shape[0], 265);
 }
 
 #[test]

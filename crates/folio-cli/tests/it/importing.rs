@@ -191,6 +191,18 @@ fn what_contradicts_the_model_is_refused() {
     let from = "--from_checkpoint --from_checkpoint_run_dir model --from_checkpoint_step 0";
     refused(from, "--init_from contradicts --from_checkpoint");
     assert_eq!(place.names(""), before);
+
+    // The model that a run begins with is not overwritten.
+    for flags in ["", "--lr 1e-3 1e-4"] {
+        let ran = place
+            .run(&format!("train --init_from model --data text.txt {flags} --run_dir model --overwrite"));
+        assert!(
+            ran.stderr.contains("--run_dir model is where the model of --init_from is"),
+            "{}",
+            ran.stderr
+        );
+        assert_eq!(place.names(""), before);
+    }
 }
 
 #[test]

@@ -45,8 +45,9 @@ fn one_two_and_four_ranks_train_the_same_bits() {
     let place = Place::new();
     place.ok(&format!("{RUN} --num_epochs 2 --gradient_accumulation_steps 4 --run_dir alone"));
     for (ranks, accumulation) in [(2, 2), (4, 1)] {
-        let line =
-            format!("{RUN} --num_epochs 2 --gradient_accumulation_steps {accumulation} --run_dir ranks_{ranks}");
+        let line = format!(
+            "{RUN} --num_epochs 2 --gradient_accumulation_steps {accumulation} --run_dir ranks_{ranks}"
+        );
         let Some(mut mpirun) = mpirun(&place, ranks, &line) else { return };
         let output = mpirun.output().expect("it starts");
         let said = String::from_utf8_lossy(&output.stderr);
@@ -61,12 +62,14 @@ fn one_two_and_four_ranks_train_the_same_bits() {
 fn a_signal_to_one_rank_saves_and_stops_all_and_another_number_resumes() {
     let place = Place::new();
     let steps = "--num_epochs 100 --max_steps 1200";
-    let Some(mut mpirun) = mpirun(&place, 2, &format!("{RUN} {steps} --gradient_accumulation_steps 2 --run_dir run"))
+    let Some(mut mpirun) =
+        mpirun(&place, 2, &format!("{RUN} {steps} --gradient_accumulation_steps 2 --run_dir run"))
     else {
         return;
     };
     let mut ranks = mpirun.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().expect("it starts");
-    let mut lines = BufReader::new(ranks.stderr.take().expect("piped")).lines().map(|line| line.expect("UTF-8"));
+    let mut lines =
+        BufReader::new(ranks.stderr.take().expect("piped")).lines().map(|line| line.expect("UTF-8"));
     assert!(lines.any(|line| line.contains("steps in f32")), "training has begun");
     kill_process(pid_of_rank_1(ranks.id()), Signal::TERM).expect("it runs");
     let rest: Vec<String> = lines.collect();
@@ -83,7 +86,8 @@ fn a_signal_to_one_rank_saves_and_stops_all_and_another_number_resumes() {
 /// The process of rank 1, a child of the launcher.
 #[cfg(target_os = "linux")]
 fn pid_of_rank_1(launcher: u32) -> Pid {
-    let children = std::fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children")).expect("it runs");
+    let children =
+        std::fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children")).expect("it runs");
     let is_rank_1 = |pid: &&str| {
         let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         environment.split(|&byte| byte == 0).any(|variable| variable == b"OMPI_COMM_WORLD_RANK=1")
@@ -97,7 +101,11 @@ fn mistakes_end_all_ranks_with_one_line() {
     let place = Place::new();
     for (ranks, flags, part) in [
         (2, "--n_emb 15", "`--n_emb 15` is not divisible"),
-        (3, "--batch_sizes 2", "3 ranks share a batch of 2 sequences; use a larger batch, or at most 2 ranks"),
+        (
+            3,
+            "--batch_sizes 2",
+            "3 ranks share a batch of 2 sequences; use a larger batch, or at most 2 ranks",
+        ),
         (2, "--lr 1e-3 2e-3", "a sweep trains its runs on one rank, and this job has 2"),
     ] {
         let run = RUN.replace("--batch_sizes 4", "").replace("--n_emb 16", "");

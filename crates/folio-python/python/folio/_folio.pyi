@@ -1,7 +1,7 @@
 """The compiled part of the package. FolioError and Tokenizer are public; the rest is what the package is made of."""
 
 import os
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, ClassVar, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,7 @@ class Tokenizer:
     def end_token(self) -> Optional[int]:
         """The id of the token that ends a text, if there is one."""
     def __len__(self) -> int: ...
+    __hash__: ClassVar[None]  # type: ignore[assignment]
     def __eq__(self, other: object) -> bool: ...
 
 class Training:

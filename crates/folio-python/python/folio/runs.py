@@ -141,7 +141,8 @@ class Sweep:
             import pandas
         except ImportError:
             return rows
-        return pandas.DataFrame(rows).set_index("run")
+        columns = ["run", *self.varying, "state", "best_eval_loss"]
+        return pandas.DataFrame(rows, columns=columns).set_index("run")
 
     def _rows(self) -> List[Dict[str, Any]]:
         varying = self.varying

@@ -35,6 +35,11 @@ pub(super) enum Node {
     Tensor(Tensor),
 }
 
+/// The dimensions of a tensor. A weight has at most two; more would let a small file ask for much memory.
+const MOST_DIMENSIONS: usize = 8;
+/// The length of a storage's key. PyTorch writes numbers.
+const LONGEST_KEY: usize = 64;
+
 /// The classes and functions of a state dict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Global {
@@ -368,11 +373,11 @@ impl<'a> Machine<'a> {
         };
         match (&self.nodes[storage.0], size(&offset), sizes(shape), sizes(strides)) {
             (Node::Storage(storage), Some(offset), Some(shape), Some(strides))
-                if shape.len() == strides.len() =>
+                if shape.len() == strides.len() && shape.len() <= MOST_DIMENSIONS =>
             {
                 Ok(Tensor { storage: storage.clone(), offset, shape, strides })
             }
-            _ => Err(damaged("has a tensor whose shape makes no sense")),
+            _ => Err(damaged("has a tensor with an invalid shape")),
         }
     }
 
@@ -394,7 +399,7 @@ impl<'a> Machine<'a> {
         let node = |id: &Id| &self.nodes[id.0];
         match (node(kind), node(class), node(key), node(len)) {
             (Node::Text(kind), Node::Global(Global::Storage(number)), Node::Text(key), Node::Int(len))
-                if kind == "storage" && *len >= 0 =>
+                if kind == "storage" && *len >= 0 && key.len() <= LONGEST_KEY =>
             {
                 let storage = Storage { number: *number, key: key.clone(), len: *len as u64 };
                 self.push(Node::Storage(storage));

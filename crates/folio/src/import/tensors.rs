@@ -112,9 +112,19 @@ impl Tensors {
     }
 
     /// Gives every tensor the name that `rename` makes of it.
-    pub(super) fn rename(&mut self, rename: impl Fn(&str) -> String) {
-        let tensors = std::mem::take(&mut self.tensors);
-        self.tensors = tensors.into_iter().map(|(name, tensor)| (rename(&name), tensor)).collect();
+    ///
+    /// # Errors
+    /// If two get the same name.
+    pub(super) fn rename(&mut self, rename: impl Fn(&str) -> String) -> Result<()> {
+        for (name, tensor) in std::mem::take(&mut self.tensors) {
+            let file = tensor.0;
+            let new = rename(&name);
+            if self.tensors.insert(new.clone(), tensor).is_some() {
+                let reason = format!("has {new} twice, with different prefixes, once as {name}: remove one");
+                return Err(wrong(&self.files[file].0, reason));
+            }
+        }
+        Ok(())
     }
 
     /// The values of a tensor, row-major.

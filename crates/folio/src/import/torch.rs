@@ -15,6 +15,8 @@ use crate::error::{Error, Result};
 
 /// Larger pickles are refused. That of GPT-2 XL with its optimizer takes less than 1 MB.
 const MAX_PICKLE_BYTES: u64 = 16 << 20;
+/// The length of a tensor's name. GPT-2's have at most 40 bytes.
+const LONGEST_NAME: usize = 1024;
 
 /// An open file.
 pub(super) struct TorchFile {
@@ -117,6 +119,12 @@ impl TorchFile {
             let (Node::Text(name), Node::Tensor(tensor)) = (pickle.node(*key), pickle.node(*value)) else {
                 continue;
             };
+            if name.len() > LONGEST_NAME {
+                return Err(wrong(
+                    path,
+                    format!("has a tensor with a name of {} bytes: no GPT-2 has such names", name.len()),
+                ));
+            }
             let stored = self.stored(tensor).map_err(|what| {
                 wrong(
                     path,

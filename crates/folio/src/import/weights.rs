@@ -196,15 +196,3 @@ fn transpose(values: &[f32], columns: usize, target: &mut [f32]) {
         values.iter().enumerate().for_each(|(column, value)| target[column * rows + row] = *value);
     }
 }
-
-/// The parameters with the first `block_size` position embeddings alone.
-pub(super) fn crop(config: &ModelConfig, parameters: &Parameters, block_size: usize) -> Parameters {
-    assert!(block_size <= config.block_size, "{block_size} positions of {}", config.block_size);
-    let mut cropped = Parameters::zeros(&ModelConfig { block_size, ..*config });
-    let specs = cropped.specs().to_vec();
-    for (spec, old) in specs.iter().zip(parameters.specs()) {
-        let values = &parameters.tensor(old)[..spec.range.len()];
-        cropped.values_mut()[spec.range.clone()].copy_from_slice(values);
-    }
-    cropped
-}

@@ -175,7 +175,8 @@ pub trait Backend: Send {
     /// Updates weights and moments from the gradients.
     fn update(&mut self, update: &AdamWUpdate);
 
-    /// Updates the moving average of the weights: `average <- decay average + (1 - decay) weights`.
+    /// Updates the moving average of the weights: `average <- decay average + (1 - decay) weights`. That of
+    /// frozen parameters stays as it is.
     ///
     /// # Panics
     /// If no average was loaded.

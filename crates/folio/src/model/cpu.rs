@@ -267,7 +267,10 @@ impl Backend for CpuBackend {
 
     fn update_average(&mut self, decay: f64) {
         let average = self.average.as_mut().expect("an average was loaded");
-        update_average(average.values_mut(), self.parameters.values(), decay);
+        for range in self.frozen.trained(&self.parameters) {
+            let weights = &self.parameters.values()[range.clone()];
+            update_average(&mut average.values_mut()[range], weights, decay);
+        }
     }
 
     fn average(&self) -> Option<Cow<'_, Parameters>> {

@@ -212,6 +212,21 @@ impl Parameters {
         parameters
     }
 
+    /// The parameters of a smaller model: of each tensor the first rows. The models differ in `vocab_size` or `block_size` alone.
+    ///
+    /// # Panics
+    /// If the other model is larger, or of another width.
+    pub fn first_rows(&self, config: &ModelConfig) -> Self {
+        let mut smaller = Self::zeros(config);
+        let Self { specs, values } = &mut smaller;
+        assert_eq!(specs.len(), self.specs.len(), "as many tensors");
+        for (spec, own) in specs.iter().zip(&self.specs) {
+            assert_eq!(spec.shape[1..], own.shape[1..], "rows of {}", spec.name);
+            values[spec.range.clone()].copy_from_slice(&self.tensor(own)[..spec.range.len()]);
+        }
+        smaller
+    }
+
     /// Names, shapes and ranges, in order.
     pub fn specs(&self) -> &[ParameterSpec] {
         &self.specs

@@ -86,6 +86,22 @@ fn the_saved_model_is_the_average_and_training_goes_on_as_without_it() {
 }
 
 #[test]
+fn the_average_of_frozen_parameters_keeps_their_bits() {
+    for (name, new) in BACKENDS {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let frozen = Settings { freeze: "embeddings,blocks:1".parse().expect("parts"), ..settings(DECAY) };
+        let run = train(new, &frozen, &Start::Fresh, &directory.path().join("frozen"));
+        let saved = checkpoint(&run, EPOCHS);
+        let weights = saved.weights_without_averaging().expect("saved");
+        let average = saved.parameters().expect("saved");
+        for spec in weights.specs() {
+            let is_same = weights.tensor(spec) == average.tensor(spec);
+            assert_eq!(is_same, !spec.name.starts_with("ln_f"), "{name}: {}", spec.name);
+        }
+    }
+}
+
+#[test]
 fn both_losses_are_reported() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let history = |decay: f64, name: &str| {

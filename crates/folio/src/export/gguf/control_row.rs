@@ -14,7 +14,7 @@ const GAP: f64 = 30.0;
 /// sum((a / w) (w n + b)) = a sum(n) + a sum(b / w) = a sum(b / w),
 ///
 /// which is the same for all n. So mean + a / w with a = -GAP / sum(b / w) is GAP below the mean logit, if rounding leaves
-/// it there. Without biases the sum is 0, and the row is the mean alone: its probability is at most 1 / (V + 1) by Jensen's
+/// it there. Without biases the sum is 0, and with a weight of 0 the row does not exist; then it is the mean alone: its probability is at most 1 / (V + 1) by Jensen's
 /// inequality.
 pub(super) fn control_row(
     head: &[f32],
@@ -56,7 +56,8 @@ fn is_clear(shift: &[f64], sum: f64, weight_type: WeightType) -> bool {
         // Blocks share a step.
         WeightType::Q8_0 => (2_f64.powi(-6), most < 8.0 * least),
     };
-    is_held && sum.abs() >= 4.0 * roundoff * (shift.len() as f64).sqrt()
+    let is_finite = sum.is_finite() && shift.iter().all(|value| value.is_finite());
+    is_finite && is_held && sum.abs() >= 4.0 * roundoff * (shift.len() as f64).sqrt()
 }
 
 #[cfg(test)]

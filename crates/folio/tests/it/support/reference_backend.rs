@@ -157,9 +157,10 @@ impl Backend for ReferenceBackend {
 
     fn update_average(&mut self, decay: f64) {
         let average = self.average.as_mut().expect("an average was loaded");
-        average.values_mut().iter_mut().zip(self.parameters.values()).for_each(|(average, &weight)| {
+        for index in self.frozen.trained(&self.parameters).flatten() {
+            let (average, weight) = (&mut average.values_mut()[index], self.parameters.values()[index]);
             *average = (decay * f64::from(*average) + (1.0 - decay) * f64::from(weight)) as f32;
-        });
+        }
     }
 
     fn average(&self) -> Option<Cow<'_, Parameters>> {
