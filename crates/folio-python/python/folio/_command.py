@@ -10,6 +10,5 @@ def main() -> None:
     """Runs the command line with the arguments of the process, and exits with its code."""
     # Python's handler would only note Ctrl-C and wait for the interpreter, which is not running. The commands that save
     # when they are interrupted install their own.
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(command(["folio", *sys.argv[1:]]))
