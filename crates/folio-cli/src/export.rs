@@ -245,7 +245,7 @@ fn check_free(out: &Path, format: Format, overwrite: bool) -> anyhow::Result<()>
             return Ok(());
         }
         if let Some(name) = names.find(|name| !hf::file_names().any(|own| own == name)) {
-            bail!("{path} contains {name}, which is no file of a model: give another --out");
+            bail!("{path} contains {name}, which folio export did not write: give another --out");
         }
     } else if !is_export(out, format) {
         bail!("{path} is not a file of folio export: give another --out");
