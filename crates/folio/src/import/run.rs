@@ -46,8 +46,9 @@ fn write(imported: &Imported, run_dir: &RunDir) -> Result<CheckpointName> {
 
 /// Moves what is in a directory to another one. The settings come last: with them it is a run.
 fn publish(from: &Path, to: &Path) -> Result<()> {
-    let entries = fs::read_dir(from).map_err(Error::file("read", from))?;
-    let mut names: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.file_name())).collect();
+    let names = |entries: fs::ReadDir| entries.map(|entry| Ok(entry?.file_name())).collect();
+    let names: std::io::Result<Vec<_>> = fs::read_dir(from).and_then(names);
+    let mut names = names.map_err(Error::file("read", from))?;
     names.sort_by_key(|name| name == "hyperparameters.json");
     for name in names {
         fs::rename(from.join(&name), to.join(&name)).map_err(Error::file("write", &to.join(&name)))?;
