@@ -12,10 +12,14 @@
 //! MPI only moves bytes here. Sums are computed by folio, in the binary tree that [`Communicator`] promises: the order of the
 //! additions in `MPI_Allreduce` depends on the library and on the number of ranks.
 //!
+//! On systems other than Unix the crate is empty.
+//!
 //! - launcher.rs: whether a launcher started this process, and how many ranks there are
 //! - library.rs: finds and opens the library
 //! - interface.rs: the binary interfaces
 //! - ranks.rs: the communicator
+
+#![cfg(unix)]
 
 mod error;
 mod interface;

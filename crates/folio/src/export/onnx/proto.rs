@@ -15,7 +15,7 @@ pub struct ModelProto {
     /// Its version.
     #[prost(string, tag = "3")]
     pub producer_version: String,
-    /// The computation. Its field is [`GRAPH_FIELD`].
+    /// The computation. Its field is `GRAPH_FIELD`.
     #[prost(message, optional, tag = "7")]
     pub graph: Option<GraphProto>,
     /// The version of the operators.
@@ -46,7 +46,7 @@ pub struct GraphProto {
     /// The name of the model.
     #[prost(string, tag = "2")]
     pub name: String,
-    /// Weights and constants. Its field is [`INITIALIZER_FIELD`].
+    /// Weights and constants. Its field is `INITIALIZER_FIELD`.
     #[prost(message, repeated, tag = "5")]
     pub initializer: Vec<TensorProto>,
     /// The inputs.
@@ -95,7 +95,7 @@ pub struct AttributeProto {
     /// A list of integers.
     #[prost(int64, repeated, packed = "false", tag = "8")]
     pub ints: Vec<i64>,
-    /// Which of the values is set: [`AttributeProto::FLOAT`] and its kin.
+    /// Which of the values is set: `AttributeProto::FLOAT` and its kin.
     #[prost(int32, tag = "20")]
     pub kind: i32,
 }
@@ -118,7 +118,7 @@ pub struct TensorProto {
     /// The name.
     #[prost(string, tag = "8")]
     pub name: String,
-    /// The numbers, little-endian. Its field is [`RAW_DATA_FIELD`].
+    /// The numbers, little-endian. Its field is `RAW_DATA_FIELD`.
     #[prost(bytes = "vec", tag = "9")]
     pub raw_data: Vec<u8>,
     /// Where the numbers are in another file: `location`, `offset` and `length`.
