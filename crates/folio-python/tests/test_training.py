@@ -143,6 +143,8 @@ def test_ctrl_c_saves_and_raises_keyboard_interrupt():
     """SIGINT arrives while the main thread waits for an event of a step that takes long."""
     script = """
 import os, signal, folio
+# As in a terminal; CI may start programs with SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 def on_event(event):
     if isinstance(event, folio.Step) and event.step == 2:
         os.kill(os.getpid(), signal.SIGINT)
