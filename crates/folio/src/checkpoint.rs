@@ -29,7 +29,7 @@ use crate::settings::Settings;
 use crate::tokenizer::Tokenizer;
 
 mod manifest;
-mod tensors;
+pub(crate) mod tensors;
 pub(crate) mod transformers;
 
 use manifest::{MANIFEST_FILE, Manifest};

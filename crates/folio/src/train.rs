@@ -5,19 +5,18 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::checkpoint::{CutShort, Identity, TrainingState};
+use crate::checkpoint::{CutShort, TrainingState};
 use crate::data::{BatchBuffer, Dataset, Part, TokenStream};
 use crate::distributed::{Communicator, Division, SingleProcess, any};
 use crate::error::{Error, Result};
 use crate::evaluate::{EvaluationBatches, mean_batch_loss};
 use crate::generate::{Generator, Request};
 use crate::history::{EpochReport, History};
-use crate::import;
 use crate::model::{
     Backend, CpuBackend, InferenceModel, ModelConfig, Parameters, Precision, StepBatch, WeightFormat,
 };
 use crate::optim::AdamW;
-use crate::rng::{Rng, Stream};
+use crate::rng::Rng;
 use crate::run_dir::RunDir;
 use crate::schedule::{Unit, warmup_factor};
 use crate::settings::Settings;
@@ -27,13 +26,14 @@ use crate::tokenizer::Tokenizer;
 mod continuing;
 mod event;
 mod length;
+mod prepared;
 mod ranks;
 mod saver;
 mod sharing;
 
-use continuing::Loaded;
 pub use continuing::{check_same, check_start};
 pub use event::{Event, Outcome, Requests, StepReport};
+use prepared::Prepared;
 use saver::Saver;
 
 /// Tokens of an epoch's sample unless set.
@@ -447,72 +447,4 @@ struct EvalLosses {
     model: f64,
     /// The loss of the weights themselves if there is an average.
     weights: Option<f64>,
-}
-
-/// The parts of a run that a rank prepares by itself.
-struct Prepared {
-    settings: Settings,
-    dataset: Dataset,
-    tokenizer: Option<Arc<Tokenizer>>,
-    backend: Box<dyn Backend>,
-    state: TrainingState,
-    resumed_from: Option<PathBuf>,
-    has_optimizer: bool,
-    train_text: TextPerToken,
-    eval_text: TextPerToken,
-}
-
-impl Prepared {
-    fn new(
-        new_backend: &NewBackend,
-        mut settings: Settings,
-        stream: Arc<TokenStream>,
-        tokenizer: Arc<Tokenizer>,
-        start: &Start,
-    ) -> Result<Self> {
-        settings.validate()?;
-        if let Start::Checkpoint { run, number, restart_schedule } = start {
-            settings.continue_from(run.path(), *number, *restart_schedule);
-        }
-        let dataset = Dataset::new(stream, settings.block_size, settings.seed)?;
-        let identity = Identity::of(&settings, &tokenizer);
-        let checkpoint = continuing::find(start, &settings)?;
-        let has_optimizer =
-            checkpoint.as_ref().is_none_or(|found| continuing::takes_optimizer(found, &settings));
-        let resumed_from = checkpoint.as_ref().map(|checkpoint| checkpoint.directory().to_path_buf());
-        let Loaded { parameters, moments, average, state } = match checkpoint {
-            None => {
-                let parameters = match settings.init_from {
-                    Some(_) => import::initial_parameters(&settings, &identity.model)?,
-                    None => Parameters::random(&identity.model, &mut Rng::new(settings.seed, Stream::Init)),
-                };
-                let state = TrainingState::new(identity, &settings);
-                Loaded { parameters, moments: None, average: None, state }
-            }
-            Some(checkpoint) => continuing::load(&checkpoint, &settings, &tokenizer)?,
-        };
-        let average = state.averaged.then(|| average.unwrap_or_else(|| parameters.clone()));
-        let mut backend = new_backend(state.identity.model, settings.precision, parameters);
-        backend.freeze(settings.freeze);
-        if let Some(moments) = moments {
-            backend.load_moments(moments);
-        }
-        if let Some(average) = average {
-            backend.load_average(average);
-        }
-        let [train_text, eval_text] =
-            [Part::Train, Part::Eval].map(|part| dataset.text_per_token(part, &tokenizer));
-        let tokenizer = Some(tokenizer);
-        Ok(Self {
-            settings,
-            dataset,
-            tokenizer,
-            backend,
-            state,
-            resumed_from,
-            has_optimizer,
-            train_text,
-            eval_text,
-        })
-    }
 }

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::fmt;
 use std::io;
 use std::path::Path;
 
@@ -45,6 +46,15 @@ pub(super) fn write(path: &Path, arrays: &[(&str, &[f32])], specs: &[ParameterSp
             (format!("{prefix}{}", spec.name), tensor)
         })
     });
+    serialize(path, tensors)
+}
+
+/// Writes tensors to a new file in the format that transformers reads.
+pub(crate) fn serialize<N, V>(path: &Path, tensors: impl IntoIterator<Item = (N, V)>) -> Result<()>
+where
+    N: AsRef<str> + Ord + fmt::Display,
+    V: View,
+{
     // transformers requires this metadata entry.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     safetensors::serialize_to_file(tensors, Some(metadata), path).map_err(|error| {

@@ -3,16 +3,15 @@
 //! These are the files of a checkpoint without the state of the run, so that the directory can be published.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
-use std::io;
 use std::path::Path;
 
-use safetensors::tensor::{Dtype, SafeTensorError, View};
+use safetensors::tensor::{Dtype, View};
 use serde_json::Value;
 
 use crate::checkpoint::MODEL_FILE;
+use crate::checkpoint::tensors;
 use crate::checkpoint::transformers::{self, CONFIG_FILE};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::export::{TrainedModel, WeightType, check_sizes, not_held, refused};
 use crate::files::{read_json, write_directory_atomic, write_json};
 
@@ -84,17 +83,9 @@ pub fn write(model: &TrainedModel<'_>, weight_type: WeightType, directory: &Path
 }
 
 fn write_tensors(model: &TrainedModel<'_>, weight_type: WeightType, path: &Path) -> Result<()> {
-    let tensors = model.parameters.specs().iter().map(|spec| {
+    let converted = model.parameters.specs().iter().map(|spec| {
         let values = model.parameters.tensor(spec);
         (&spec.name, Tensor { shape: &spec.shape, values, weight_type })
     });
-    // transformers requires this metadata entry.
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize_to_file(tensors, Some(metadata), path).map_err(|error| {
-        let source = match error {
-            SafeTensorError::IoError(error) => error,
-            other => io::Error::other(other),
-        };
-        Error::file("write", path)(source)
-    })
+    tensors::serialize(path, converted)
 }

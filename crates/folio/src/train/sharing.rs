@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{NewBackend, Prepared};
+use super::NewBackend;
+use super::prepared::Prepared;
 use crate::checkpoint::TrainingState;
 use crate::data::{Dataset, StreamHeader, TokenStream};
 use crate::distributed::Communicator;

@@ -125,7 +125,7 @@ fn a_run_may_continue_with_an_average_or_without() {
     let after = |run: &RunDir| Start::Checkpoint { run: run.clone(), number: 2, restart_schedule: false };
     let one = |decay: f64| Settings { num_epochs: 1, ..settings(decay) };
 
-    // Without an average, training goes on with the weights themselves.
+    // Without an average, training continues from the weights themselves.
     let without = train(CPU, &one(0.0), &after(&averaged), &place("without"));
     assert_eq!(model(&without, 3), model(&plain, 3));
     // A new average starts with the weights.

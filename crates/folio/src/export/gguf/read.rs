@@ -64,7 +64,7 @@ impl Gguf {
         let start = aligned(cursor.at as u64) as usize;
         let file = Self { metadata, tensors, bytes, start };
         match file.tensors.iter().find(|tensor| file.place(tensor).is_none()) {
-            Some(tensor) => Err(format!("ends before its tensor {}", tensor.name)),
+            Some(tensor) => Err(format!("ends before its tensor {}", tensor.name.escape_debug())),
             None => Ok(file),
         }
     }
@@ -139,6 +139,7 @@ impl<'a> Cursor<'a> {
     }
 
     fn value(&mut self, key: &str) -> Read<Value> {
+        let key = key.escape_debug();
         let unknown = |number: u32| format!("has the type {number} in {key}, which folio does not write");
         Ok(match self.u32()? {
             U32 => Value::U32(self.u32()?),
@@ -168,10 +169,12 @@ impl<'a> Cursor<'a> {
 
     fn tensor(&mut self) -> Read<TensorInfo> {
         let name = self.text()?;
+        // A damaged name may have line breaks.
+        let shown = name.escape_debug();
         let dimensions = self.u32()?;
         if dimensions == 0 || dimensions > MOST_DIMENSIONS {
             return Err(format!(
-                "has {dimensions} dimensions in {name}; 1 to {MOST_DIMENSIONS} are possible"
+                "has {dimensions} dimensions in {shown}; 1 to {MOST_DIMENSIONS} are possible"
             ));
         }
         let mut shape = self.list(dimensions.into(), Self::u64)?;
@@ -179,17 +182,17 @@ impl<'a> Cursor<'a> {
         let number = self.u32()?;
         let known = TENSOR_TYPES.iter().find(|(known, _)| *known == number);
         let (_, weight_type) =
-            *known.ok_or_else(|| format!("has {name} of the type {number}, which folio does not write"))?;
+            *known.ok_or_else(|| format!("has {shown} of the type {number}, which folio does not write"))?;
         let count = shape.iter().try_fold(1_u64, |count, &size| count.checked_mul(size));
         // Bytes are at most four times the count.
         let fits = count.is_some_and(|count| count < u64::MAX / 4);
         let has_part = !shape[shape.len() - 1].is_multiple_of(BLOCK as u64);
         if !fits || weight_type == WeightType::Q8_0 && has_part {
-            return Err(format!("has {name} of the shape {shape:?}, which {weight_type} cannot have"));
+            return Err(format!("has {shown} of the shape {shape:?}, which {weight_type} cannot have"));
         }
         let offset = self.u64()?;
         if !offset.is_multiple_of(ALIGNMENT) {
-            return Err(format!("has {name} at {offset}, which is not a multiple of {ALIGNMENT}"));
+            return Err(format!("has {shown} at {offset}, which is not a multiple of {ALIGNMENT}"));
         }
         Ok(TensorInfo { name, shape, weight_type, offset })
     }

@@ -95,7 +95,7 @@ pub struct AttributeProto {
     /// A list of integers.
     #[prost(int64, repeated, packed = "false", tag = "8")]
     pub ints: Vec<i64>,
-    /// Which of the values is set: `AttributeProto::FLOAT` and its kin.
+    /// Which of the values is set: `AttributeProto::FLOAT` and the other constants.
     #[prost(int32, tag = "20")]
     pub kind: i32,
 }
