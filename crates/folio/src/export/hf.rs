@@ -60,7 +60,8 @@ fn dtype(weight_type: WeightType) -> (Dtype, &'static str) {
 /// Writes a directory, replacing what was there.
 ///
 /// # Errors
-/// [`Error::Export`] if the type is q8_0, or cannot hold a weight; [`Error::File`] if something cannot be written.
+/// [`Error::Export`](crate::error::Error::Export) if the type is q8_0, or cannot hold a weight;
+/// [`Error::File`](crate::error::Error::File) if something cannot be written.
 pub fn write(model: &TrainedModel<'_>, weight_type: WeightType, directory: &Path) -> Result<()> {
     check_sizes(model)?;
     if weight_type == WeightType::Q8_0 {
