@@ -1,12 +1,6 @@
 //! The ranks that `mpirun` or `srun` started, if it did: joining them, and leaving them when the program ends.
 
 use folio::distributed::{Communicator, SingleProcess};
-use folio::model::{Backend, CpuBackend, ModelConfig, Parameters, Precision};
-
-/// A model on the CPU of this rank.
-pub(crate) fn on_cpu(config: ModelConfig, precision: Precision, parameters: Parameters) -> Box<dyn Backend> {
-    Box::new(CpuBackend::from_parameters(config, precision, parameters))
-}
 
 /// This process alone.
 pub(crate) fn alone() -> Box<dyn Communicator> {

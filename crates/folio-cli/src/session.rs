@@ -174,7 +174,7 @@ impl Session {
         mut on_event: &mut SweepListener,
     ) -> anyhow::Result<Outcome> {
         let _lock = begin_sweep(&self.args, &self.task, sweep)?;
-        let context = sweep_context(&self.args, &self.task, self.jobs, requests);
+        let context = sweep_context(&self.args, &self.task, self.jobs, ranks::alone().into(), requests);
         let (outcome, _) = run_sweep(sweep, &context, &Mutex::new(&mut on_event))?;
         Ok(outcome)
     }

@@ -9,8 +9,8 @@ use folio::model::CpuBackend;
 use folio::records::run_recorded;
 use folio::run_dir::{RunDir, RunLock};
 use folio::settings::Settings;
-use folio::sweep::{Context, Sweep, SweepEvent, run_sweep};
-use folio::train::{Event, Outcome, Requests, Start, Trainer};
+use folio::sweep::{Context, Parallel, Sweep, SweepEvent, follow_sweep, run_sweep};
+use folio::train::{Event, Outcome, Requests, Start, Trainer, on_cpu};
 
 use crate::dashboard::{Dashboard, Update};
 use crate::destination::{print_destination, print_next_steps, quoted, reserve};
@@ -29,16 +29,27 @@ pub(crate) mod args;
 use args::TrainArgs;
 
 pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<u8> {
-    let communicator = ranks::join()?;
+    let communicator: Arc<dyn Communicator> = Arc::from(ranks::join()?);
     set_threads(args.threads.or_else(ranks::threads))?;
     if communicator.rank() == 0 { lead(args, communicator) } else { follow(communicator) }
 }
 
+/// Tells all ranks whether the work is a sweep; only rank 0 knows.
+fn is_sweep(communicator: &dyn Communicator, work: Option<&Work>) -> bool {
+    let mut flag = [u8::from(matches!(work, Some(Work::Sweep(_))))];
+    communicator.broadcast(&mut flag);
+    flag != [0]
+}
+
 /// Trains on a rank that receives everything from rank 0, and leaves files and output to it.
-fn follow(communicator: Box<dyn Communicator>) -> anyhow::Result<u8> {
+fn follow(communicator: Arc<dyn Communicator>) -> anyhow::Result<u8> {
     let signals = Signals::install(true)?;
-    let trained = Trainer::follow(&ranks::on_cpu, communicator)
-        .and_then(|mut trainer| trainer.run(None, &signals.requests, &mut |_| {}));
+    let trained = if is_sweep(&*communicator, None) {
+        follow_sweep(communicator, &signals.requests)
+    } else {
+        Trainer::follow(&on_cpu, Box::new(communicator))
+            .and_then(|mut trainer| trainer.run(None, &signals.requests, &mut |_| {}))
+    };
     match trained {
         Ok(Outcome::Finished) => Ok(SUCCESS),
         Ok(Outcome::Stopped) => Ok(signals.exit_code()),
@@ -49,7 +60,7 @@ fn follow(communicator: Box<dyn Communicator>) -> anyhow::Result<u8> {
 }
 
 /// Trains on the only rank, or on rank 0.
-fn lead(args: &TrainArgs, communicator: Box<dyn Communicator>) -> anyhow::Result<u8> {
+fn lead(args: &TrainArgs, communicator: Arc<dyn Communicator>) -> anyhow::Result<u8> {
     args.check_jobs()?;
     if args.tui && !screen::has_terminal() {
         return Err(Usage(
@@ -58,21 +69,17 @@ fn lead(args: &TrainArgs, communicator: Box<dyn Communicator>) -> anyhow::Result
         .into());
     }
     let mut task = plan(args)?;
-    if let (Work::Sweep(_), ranks @ 2..) = (&task.work, communicator.world_size()) {
-        let reason = format!(
-            "a sweep trains its runs on one rank, and this job has {ranks}; start it without mpirun or srun, or give one value for each setting"
-        );
-        return Err(Usage(reason).into());
-    }
+    args.check_ranks(communicator.world_size(), matches!(task.work, Work::Sweep(_)))?;
     let _reserved = reserve(&mut task)?;
     crate::traps::warn(args, &task)?;
     if let Some(chosen) = &task.chosen_precision {
         screen::err(format_args!("precision {chosen}"));
     }
     let signals = Signals::install(true)?;
+    is_sweep(&*communicator, Some(&task.work));
     let outcome = match &task.work {
-        Work::Run(settings) => train_run(args, &task, settings, communicator, &signals),
-        Work::Sweep(sweep) => train_sweep(args, &task, sweep, &signals),
+        Work::Run(settings) => train_run(args, &task, settings, Box::new(communicator), &signals),
+        Work::Sweep(sweep) => train_sweep(args, &task, sweep, communicator, &signals),
     };
     let lost = screen::lost();
     if let Some(lost) = &lost {
@@ -155,7 +162,7 @@ pub(crate) fn begin_run(
     let (stream, tokenizer) = (Arc::clone(&task.stream), Arc::clone(&task.tokenizer));
     let early_lock = early_lock(task)?;
     let settings = settings.clone();
-    let trainer = Trainer::on(&ranks::on_cpu, communicator, settings, stream, tokenizer, &task.start)?;
+    let trainer = Trainer::on(&on_cpu, communicator, settings, stream, tokenizer, &task.start)?;
     if matches!(task.start, Start::Resume { .. }) {
         trainer.check_length()?;
     }
@@ -163,14 +170,21 @@ pub(crate) fn begin_run(
 }
 
 /// Trains the runs of a sweep.
-fn train_sweep(args: &TrainArgs, task: &Task, sweep: &Sweep, signals: &Signals) -> anyhow::Result<Outcome> {
+fn train_sweep(
+    args: &TrainArgs,
+    task: &Task,
+    sweep: &Sweep,
+    communicator: Arc<dyn Communicator>,
+    signals: &Signals,
+) -> anyhow::Result<Outcome> {
     let _lock = begin_sweep(args, task, sweep)?;
     let parameters = sweep.runs.iter().map(|run| run.model_config(task.tokenizer.vocab_size()).parameters());
     print_destination(task, parameters.max().unwrap_or(0), 0);
     let jobs = affordable_jobs(args.jobs.unwrap_or(1), sweep, task.tokenizer.vocab_size());
-    let context = sweep_context(args, task, jobs, &signals.requests);
+    let trains_runs = if args.parallel == Parallel::Runs { communicator.world_size() } else { 1 };
+    let context = sweep_context(args, task, jobs, communicator, &signals.requests);
     let dashboard = open_dashboard(args, task, signals)?;
-    let mut standings = Standings::new(sweep, args.display(), jobs);
+    let mut standings = Standings::new(sweep, args.display(), jobs.max(trains_runs));
     let mut listener = |event: SweepEvent| {
         if let SweepEvent::RunEnded { result, trained: true, .. } = &event {
             note_lost_output(task, result.run);
@@ -209,7 +223,13 @@ pub(crate) fn begin_sweep(args: &TrainArgs, task: &Task, sweep: &Sweep) -> anyho
 }
 
 /// What the runs of a sweep share.
-pub(crate) fn sweep_context(args: &TrainArgs, task: &Task, jobs: usize, requests: &Requests) -> Context {
+pub(crate) fn sweep_context(
+    args: &TrainArgs,
+    task: &Task,
+    jobs: usize,
+    ranks: Arc<dyn Communicator>,
+    requests: &Requests,
+) -> Context {
     Context {
         stream: Arc::clone(&task.stream),
         tokenizer: Arc::clone(&task.tokenizer),
@@ -219,6 +239,8 @@ pub(crate) fn sweep_context(args: &TrainArgs, task: &Task, jobs: usize, requests
         jobs,
         threads: rayon::current_num_threads(),
         requests: requests.clone(),
+        ranks,
+        parallel: args.parallel,
     }
 }
 

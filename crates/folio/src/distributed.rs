@@ -4,9 +4,13 @@
 //! exchanges only sums.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-/// The ranks of one run. All ranks call the same methods in the same order.
-pub trait Communicator: Send {
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// The ranks of one run. Of the methods that involve all ranks, all call the same ones in the same order.
+pub trait Communicator: Send + Sync {
     /// This process, from 0 to `world_size - 1`. Rank 0 writes files and reports.
     fn rank(&self) -> usize;
 
@@ -22,6 +26,76 @@ pub trait Communicator: Send {
 
     /// Replaces `bytes` on every rank by those of rank 0.
     fn broadcast(&self, bytes: &mut [u8]);
+
+    /// Sends a message to another rank. May wait until that rank receives it.
+    fn send(&self, to: usize, message: &[u8]);
+
+    /// The next message from another rank, if one has arrived. Messages of a rank arrive in the order in which it sent them.
+    fn try_receive(&self, from: usize) -> Option<Vec<u8>>;
+}
+
+impl<C: Communicator + ?Sized> Communicator for Arc<C> {
+    fn rank(&self) -> usize {
+        (**self).rank()
+    }
+
+    fn world_size(&self) -> usize {
+        (**self).world_size()
+    }
+
+    fn all_reduce(&self, values: &mut [f32]) {
+        (**self).all_reduce(values);
+    }
+
+    fn all_reduce_f64(&self, values: &mut [f64]) {
+        (**self).all_reduce_f64(values);
+    }
+
+    fn broadcast(&self, bytes: &mut [u8]) {
+        (**self).broadcast(bytes);
+    }
+
+    fn send(&self, to: usize, message: &[u8]) {
+        (**self).send(to, message);
+    }
+
+    fn try_receive(&self, from: usize) -> Option<Vec<u8>> {
+        (**self).try_receive(from)
+    }
+}
+
+/// Bytes that are broadcast at a time.
+const CHUNK: usize = 16 << 20;
+
+/// Broadcasts bytes of a length that the other ranks know, from rank 0.
+pub(crate) fn send_to_all(communicator: &dyn Communicator, bytes: &[u8]) {
+    let mut buffer = Vec::new();
+    for chunk in bytes.chunks(CHUNK) {
+        buffer.clear();
+        buffer.extend_from_slice(chunk);
+        communicator.broadcast(&mut buffer);
+    }
+}
+
+/// Receives what rank 0 sends by [`send_to_all`].
+pub(crate) fn receive_from_first(communicator: &dyn Communicator, bytes: &mut [u8]) {
+    bytes.chunks_mut(CHUNK).for_each(|chunk| communicator.broadcast(chunk));
+}
+
+/// Broadcasts a value as JSON, from rank 0.
+pub(crate) fn send_value(communicator: &dyn Communicator, value: &impl Serialize) {
+    let json = serde_json::to_vec(value).expect("it is JSON");
+    communicator.broadcast(&mut (json.len() as u64).to_le_bytes());
+    send_to_all(communicator, &json);
+}
+
+/// Receives what rank 0 sends by [`send_value`].
+pub(crate) fn receive_value<T: DeserializeOwned>(communicator: &dyn Communicator) -> T {
+    let mut length = [0; 8];
+    communicator.broadcast(&mut length);
+    let mut json = vec![0; u64::from_le_bytes(length) as usize];
+    receive_from_first(communicator, &mut json);
+    serde_json::from_slice(&json).expect("all ranks have the same version")
 }
 
 /// Which of the flags are set on any rank.
@@ -52,6 +126,16 @@ impl Communicator for SingleProcess {
     fn all_reduce_f64(&self, _: &mut [f64]) {}
 
     fn broadcast(&self, _: &mut [u8]) {}
+
+    /// # Panics
+    /// There is no other rank.
+    fn send(&self, to: usize, _: &[u8]) {
+        panic!("there is no rank {to}");
+    }
+
+    fn try_receive(&self, _: usize) -> Option<Vec<u8>> {
+        None
+    }
 }
 
 /// How the sequences of a global batch are divided into micro-batches over ranks: in order, as evenly as possible. With

@@ -79,6 +79,12 @@ pub fn create_directory(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(Error::file("create", path))
 }
 
+/// Fails if nothing can be written to a directory.
+pub(crate) fn check_writable(path: &Path) -> Result<()> {
+    let file = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(path);
+    file.map(drop).map_err(Error::file("write to", path))
+}
+
 /// Fills a new directory under a temporary name, syncs every file in it, and renames it to `path`, replacing what was
 /// there.
 ///

@@ -4,7 +4,7 @@
 //! per number, under the names that the original project uses.
 
 use serde::ser::SerializeMap;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::text::Bits;
 
@@ -19,20 +19,20 @@ pub struct History {
 }
 
 /// The report of one epoch.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EpochReport {
     /// Mean over the epoch's batches, nats per token.
     pub train_loss: f64,
     /// Mean over all evaluation batches, without dropout, nats per token.
     pub eval_loss: f64,
     /// The eval loss of the weights themselves, if `eval_loss` is that of their moving average.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub raw_eval_loss: Option<f64>,
     /// The train loss in bits, comparable across tokenizers.
-    #[serde(flatten, serialize_with = "train_names")]
+    #[serde(flatten, serialize_with = "train_names", deserialize_with = "from_train_names")]
     pub train_bits: Bits,
     /// The eval loss in bits, comparable across tokenizers.
-    #[serde(flatten, serialize_with = "eval_names")]
+    #[serde(flatten, serialize_with = "eval_names", deserialize_with = "from_eval_names")]
     pub eval_bits: Bits,
     /// The learning rate of the epoch's last step.
     #[serde(rename = "lr")]
@@ -61,6 +61,26 @@ fn with_prefix<S: Serializer>(prefix: &str, bits: &Bits, serializer: S) -> Resul
     map.serialize_entry(&format!("{prefix}_bits_per_character"), &bits.per_character)?;
     map.serialize_entry(&format!("{prefix}_bits_per_byte"), &bits.per_byte)?;
     map.end()
+}
+
+fn from_train_names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Bits, D::Error> {
+    #[derive(Deserialize)]
+    struct Named {
+        train_bits_per_character: f64,
+        train_bits_per_byte: f64,
+    }
+    let named = Named::deserialize(deserializer)?;
+    Ok(Bits { per_character: named.train_bits_per_character, per_byte: named.train_bits_per_byte })
+}
+
+fn from_eval_names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Bits, D::Error> {
+    #[derive(Deserialize)]
+    struct Named {
+        eval_bits_per_character: f64,
+        eval_bits_per_byte: f64,
+    }
+    let named = Named::deserialize(deserializer)?;
+    Ok(Bits { per_character: named.eval_bits_per_character, per_byte: named.eval_bits_per_byte })
 }
 
 /// Running sums over the steps of the current epoch.

@@ -16,6 +16,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use crate::checkpoint::{self, Checkpoint, CheckpointName, Tensors, TrainingState};
 use crate::error::{Error, Result};
 use crate::files::{
@@ -56,7 +58,7 @@ const LATEST: &str = "latest";
 const BEST: &str = "best";
 
 /// The directory of one run.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunDir {
     path: PathBuf,
 }

@@ -9,21 +9,25 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use rayon::ThreadPoolBuilder;
+use serde::{Deserialize, Serialize};
 
 use crate::data::TokenStream;
+use crate::distributed::Communicator;
 use crate::error::{Error, Result};
 use crate::history::lowest_eval_loss;
 use crate::records::run_recorded;
 use crate::run_dir::{RunDir, RunLock, RunState, Status};
 use crate::settings::Settings;
 use crate::tokenizer::Tokenizer;
-use crate::train::{Event, Outcome, Requests, Start, Trainer};
+use crate::train::{Event, Outcome, Requests, Start, Trainer, on_cpu};
 
 mod label;
+mod ranks;
 
 pub use crate::run_dir::{Plan, Rung, Sweep};
 pub use crate::settings::{Choice, Space};
 pub use label::{differing, labels, short_name, short_number, shown};
+pub use ranks::{Parallel, follow_sweep};
 
 /// Everything that the runs of a sweep share.
 pub struct Context {
@@ -43,10 +47,14 @@ pub struct Context {
     pub threads: usize,
     /// Requests to save or stop.
     pub requests: Requests,
+    /// The ranks that train the sweep. Those other than 0 call [`follow_sweep`].
+    pub ranks: Arc<dyn Communicator>,
+    /// What they share.
+    pub parallel: Parallel,
 }
 
 /// The progress of a run.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunResult {
     /// The run, counting from 0.
     pub run: usize,
@@ -107,8 +115,19 @@ pub type SweepListener<'a> = dyn FnMut(SweepEvent) + Send + 'a;
 /// sweep ended, and the runs, the best first.
 ///
 /// # Errors
-/// If threads cannot be started. An error in a run is in its [`RunResult`].
+/// If threads cannot be started, or other ranks cannot take part. An error in a run is in its [`RunResult`].
 pub fn run_sweep(
+    sweep: &Sweep,
+    context: &Context,
+    listener: &Mutex<&mut SweepListener>,
+) -> Result<(Outcome, Vec<RunResult>)> {
+    ranks::invite(sweep, context)?;
+    let ended = run_stages(sweep, context, listener);
+    ranks::dismiss(context);
+    ended
+}
+
+fn run_stages(
     sweep: &Sweep,
     context: &Context,
     listener: &Mutex<&mut SweepListener>,
@@ -152,7 +171,7 @@ struct Stage<'a> {
     epochs: u64,
 }
 
-/// Trains runs up to a number of epochs, `jobs` at a time.
+/// Trains runs up to a number of epochs: `jobs` at a time here, and one on each other rank that trains runs of its own.
 fn run_stage(
     sweep: &Sweep,
     context: &Context,
@@ -164,9 +183,9 @@ fn run_stage(
     let report = |event: SweepEvent| (listener.lock().expect("no holder panics"))(event);
     let next =
         || queue.lock().expect("no holder panics").pop_front().filter(|_| !context.requests.stop_requested());
-    let work = || {
+    let work = |train: &dyn Fn(usize) -> (RunResult, bool)| {
         while let Some(run) = next() {
-            let (result, trained) = run_one(sweep, context, run, stage, &report);
+            let (result, trained) = train(run);
             let mut results = results.lock().expect("no holder panics");
             results[run] = result.clone();
             report(SweepEvent::RunEnded { result: &result, ranked: &ranked(&results), trained });
@@ -183,7 +202,16 @@ fn run_stage(
     })?;
     thread::scope(|scope| {
         for pool in &pools {
-            scope.spawn(|| pool.install(work));
+            let here = || work(&|run| run_one(sweep, context, run, stage.epochs, &report));
+            scope.spawn(move || pool.install(here));
+        }
+        if context.parallel == Parallel::Runs {
+            for rank in 1..context.ranks.world_size() {
+                let (work, report) = (&work, &report);
+                scope.spawn(move || {
+                    work(&|run| ranks::train_on(rank, context, run, stage.epochs, report));
+                });
+            }
         }
     });
     Ok(())
@@ -194,11 +222,11 @@ fn run_one(
     sweep: &Sweep,
     context: &Context,
     run: usize,
-    stage: Stage,
-    report: &(dyn Fn(SweepEvent) + Sync),
+    epochs: u64,
+    report: &dyn Fn(SweepEvent),
 ) -> (RunResult, bool) {
     let mut settings = sweep.runs[run].clone();
-    settings.num_epochs = stage.epochs;
+    settings.num_epochs = epochs;
     let directory = context.directory_of(run);
     if let Some(directory) = &directory
         && let Some(result) = ended_before(directory, &settings, run)
@@ -223,7 +251,7 @@ fn train(
     run: usize,
     settings: Settings,
     result: &mut RunResult,
-    report: &(dyn Fn(SweepEvent) + Sync),
+    report: &dyn Fn(SweepEvent),
 ) -> Result<Outcome> {
     let directory = context.directory_of(run);
     let lock = |directory: &RunDir| {
@@ -236,7 +264,8 @@ fn train(
         _ => context.start.clone(),
     };
     let (stream, tokenizer) = (Arc::clone(&context.stream), Arc::clone(&context.tokenizer));
-    let mut trainer = Trainer::new(settings, stream, tokenizer, &start)?;
+    let communicator = ranks::for_run(context);
+    let mut trainer = Trainer::on(&on_cpu, communicator, settings, stream, tokenizer, &start)?;
     let outcome = run_recorded(&mut trainer, directory.as_ref(), &context.requests, &mut |event| {
         report(SweepEvent::Run { run, event });
     });

@@ -18,8 +18,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
-use crate::files::{self, digest, write_json};
+use crate::files::{digest, write_json};
 use crate::text::TextSize;
 
 mod added;
@@ -56,6 +58,13 @@ pub const END_OF_TEXT: &str = gpt2::END_OF_TEXT.0;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tokenizer {
     model: TokenizerModel,
+    borders: Borders,
+}
+
+/// A tokenizer on its way to another process.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct TokenizerParts {
+    json: String,
     borders: Borders,
 }
 
@@ -200,9 +209,19 @@ impl Tokenizer {
         write_json(path, &config::of(self, context))
     }
 
+    /// What [`Tokenizer::of_parts`] makes the same tokenizer from.
+    pub(crate) fn parts(&self) -> TokenizerParts {
+        TokenizerParts { json: json::text(&self.model), borders: self.borders }
+    }
+
+    /// The tokenizer that [`Tokenizer::parts`] was called on.
+    pub(crate) fn of_parts(parts: &TokenizerParts) -> Self {
+        Self { model: json::from_text(&parts.json), borders: parts.borders }
+    }
+
     /// The SHA-256 of the file that [`Tokenizer::write`] writes. Checkpoints identify their tokenizer by it.
     pub fn digest(&self) -> String {
-        digest(files::json(&json::of(&self.model)).as_bytes())
+        digest(json::text(&self.model).as_bytes())
     }
 
     /// Loads the tokenizer of a run, written by [`Tokenizer::save`].

@@ -5,6 +5,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::checkpoint::{CutShort, TrainingState};
 use crate::data::{BatchBuffer, Dataset, Part, TokenStream};
 use crate::distributed::{Communicator, Division, SingleProcess, any};
@@ -27,7 +29,7 @@ mod continuing;
 mod event;
 mod length;
 mod prepared;
-mod ranks;
+pub(crate) mod ranks;
 mod saver;
 mod sharing;
 
@@ -42,8 +44,13 @@ const SAMPLE_TOKENS: usize = 100;
 /// Makes a model with given weights on some device.
 pub type NewBackend = dyn Fn(ModelConfig, Precision, Parameters) -> Box<dyn Backend>;
 
+/// A model on the CPU of this process: a [`NewBackend`].
+pub fn on_cpu(config: ModelConfig, precision: Precision, parameters: Parameters) -> Box<dyn Backend> {
+    Box::new(CpuBackend::from_parameters(config, precision, parameters))
+}
+
 /// Where a run begins.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Start {
     /// With random weights.
     Fresh,
@@ -95,10 +102,7 @@ impl Trainer {
         tokenizer: Arc<Tokenizer>,
         start: &Start,
     ) -> Result<Self> {
-        let new_backend = |config, precision, parameters| -> Box<dyn Backend> {
-            Box::new(CpuBackend::from_parameters(config, precision, parameters))
-        };
-        Self::on(&new_backend, Box::new(SingleProcess), settings, stream, tokenizer, start)
+        Self::on(&on_cpu, Box::new(SingleProcess), settings, stream, tokenizer, start)
     }
 
     /// Prepares a run on some device. Of several ranks that train it together, rank 0 calls this; the others call

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use folio::sweep::Parallel;
 
 use crate::options::{Options, search_order, whole};
 use crate::presets;
@@ -104,6 +105,10 @@ pub(crate) struct TrainArgs {
     /// Runs of a sweep to train at the same time; they share threads and memory [default: 1]
     #[arg(long, value_name = "N", help_heading = "Machine", value_parser = whole::<usize>)]
     pub(crate) jobs: Option<usize>,
+    /// How the ranks of mpirun or srun share a sweep: runs (each rank trains runs of its own) or batches (all ranks
+    /// train the same run)
+    #[arg(long, value_name = "HOW", help_heading = "Machine", default_value = "runs", hide_possible_values = true)]
+    pub(crate) parallel: Parallel,
     /// Print one JSON object per epoch
     #[arg(long, help_heading = "Machine", conflicts_with = "tui")]
     pub(super) json: bool,
@@ -118,6 +123,16 @@ impl TrainArgs {
     pub(crate) fn check_jobs(&self) -> anyhow::Result<()> {
         match self.jobs {
             Some(0) => Err(Usage("`--jobs 0` is out of range; use at least 1".into()).into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks what depends on the number of ranks.
+    pub(super) fn check_ranks(&self, ranks: usize, is_sweep: bool) -> anyhow::Result<()> {
+        match self.jobs {
+            Some(2..) if ranks > 1 && is_sweep => {
+                Err(Usage("--jobs: each rank trains one run at a time; leave it out".into()).into())
+            }
             _ => Ok(()),
         }
     }

@@ -18,6 +18,7 @@ use super::chars::CharVocabulary;
 use super::gpt2::{byte_alphabet, spell};
 use super::recipe::Step;
 use crate::error::{Error, Result};
+use crate::files;
 
 mod merges;
 mod read;
@@ -204,6 +205,17 @@ pub(super) fn read(path: &Path) -> Result<TokenizerModel> {
     let json = serde_json::from_slice(&bytes)
         .map_err(|error| refused(path, format!("is not valid JSON: {error}")))?;
     read::from_json(&json).map_err(|reason| refused(path, reason))
+}
+
+/// The file of a tokenizer that this version has written.
+pub(super) fn text(model: &TokenizerModel) -> String {
+    files::json(&of(model))
+}
+
+/// The tokenizer of such a file.
+pub(super) fn from_text(text: &str) -> TokenizerModel {
+    let json = serde_json::from_str(text).expect("it was written as JSON");
+    read::from_json(&json).expect("a tokenizer that was written can be read")
 }
 
 /// Reads a file, if it exists and is not too large.

@@ -40,11 +40,21 @@ pub(super) fn check_enough_sequences(communicator: &dyn Communicator, settings: 
 /// Fails on every rank if one differs from rank 0 in its version or instruction set. Sums of different instruction sets round
 /// differently, so that weights would drift apart.
 pub(super) fn check_agreement(communicator: &dyn Communicator) -> Result<()> {
+    check_same(communicator, &[VERSION, ("instruction sets", Isa::detected().name())])
+}
+
+/// Fails on every rank if one differs from rank 0 in its version.
+pub(crate) fn check_version(communicator: &dyn Communicator) -> Result<()> {
+    check_same(communicator, &[VERSION])
+}
+
+/// What must be the same, and this rank's value.
+const VERSION: (&str, &str) = ("versions of folio", env!("CARGO_PKG_VERSION"));
+
+fn check_same(communicator: &dyn Communicator, facts: &[(&str, &str)]) -> Result<()> {
     if communicator.world_size() == 1 {
         return Ok(());
     }
-    let facts =
-        [("versions of folio", env!("CARGO_PKG_VERSION")), ("instruction sets", Isa::detected().name())];
     for (what, name) in facts {
         let own: [u8; 32] = Sha256::digest(name).into();
         let mut first = own;

@@ -8,14 +8,11 @@ use super::NewBackend;
 use super::prepared::Prepared;
 use crate::checkpoint::TrainingState;
 use crate::data::{Dataset, StreamHeader, TokenStream};
-use crate::distributed::Communicator;
+use crate::distributed::{Communicator, receive_from_first, receive_value, send_to_all, send_value};
 use crate::error::Result;
 use crate::model::{Moments, Parameters};
 use crate::settings::Settings;
 use crate::text::TextPerToken;
-
-/// Bytes that are broadcast at a time.
-const CHUNK: usize = 16 << 20;
 
 /// What precedes the arrays.
 #[derive(Serialize, Deserialize)]
@@ -45,18 +42,16 @@ pub(super) fn send(communicator: &dyn Communicator, prepared: &Prepared) {
         train_text: *train_text,
         eval_text: *eval_text,
     };
-    let header = serde_json::to_vec(&header).expect("a header is JSON");
-    communicator.broadcast(&mut (header.len() as u64).to_le_bytes());
-    send_bytes(communicator, &header);
-    send_bytes(communicator, dataset.stream().bytes());
-    send_bytes(communicator, bytemuck::cast_slice(backend.parameters().values()));
+    send_value(communicator, &header);
+    send_to_all(communicator, dataset.stream().bytes());
+    send_to_all(communicator, bytemuck::cast_slice(backend.parameters().values()));
     if state.optimizer_steps > 0 {
         let moments = backend.moments();
-        send_bytes(communicator, bytemuck::cast_slice(&moments.exp_avg));
-        send_bytes(communicator, bytemuck::cast_slice(&moments.exp_avg_sq));
+        send_to_all(communicator, bytemuck::cast_slice(&moments.exp_avg));
+        send_to_all(communicator, bytemuck::cast_slice(&moments.exp_avg_sq));
     }
     if let Some(average) = average {
-        send_bytes(communicator, bytemuck::cast_slice(average.values()));
+        send_to_all(communicator, bytemuck::cast_slice(average.values()));
     }
 }
 
@@ -65,31 +60,27 @@ pub(super) fn send(communicator: &dyn Communicator, prepared: &Prepared) {
 /// # Errors
 /// Only if the ranks differ in their version.
 pub(super) fn receive(communicator: &dyn Communicator, new_backend: &NewBackend) -> Result<Prepared> {
-    let mut length = [0; 8];
-    communicator.broadcast(&mut length);
-    let mut header = vec![0; u64::from_le_bytes(length) as usize];
-    receive_bytes(communicator, &mut header);
-    let header: Header = serde_json::from_slice(&header).expect("all ranks have the same version");
-    let Header { settings, state, has_optimizer, has_average, stream, train_text, eval_text } = header;
+    let Header { settings, state, has_optimizer, has_average, stream, train_text, eval_text } =
+        receive_value(communicator);
     let mut stream = TokenStream::with_header(stream);
-    receive_bytes(communicator, stream.bytes_mut());
+    receive_from_first(communicator, stream.bytes_mut());
     let dataset = Dataset::new(Arc::new(stream), settings.block_size, settings.seed)?;
 
     let config = state.identity.model;
     let mut parameters = Parameters::zeros(&config);
-    receive_bytes(communicator, bytemuck::cast_slice_mut(parameters.values_mut()));
+    receive_from_first(communicator, bytemuck::cast_slice_mut(parameters.values_mut()));
     let count = parameters.values().len();
     let mut backend = new_backend(config, settings.precision, parameters);
     backend.freeze(settings.freeze);
     if state.optimizer_steps > 0 {
         let mut moments = Moments::zeros(count);
-        receive_bytes(communicator, bytemuck::cast_slice_mut(&mut moments.exp_avg));
-        receive_bytes(communicator, bytemuck::cast_slice_mut(&mut moments.exp_avg_sq));
+        receive_from_first(communicator, bytemuck::cast_slice_mut(&mut moments.exp_avg));
+        receive_from_first(communicator, bytemuck::cast_slice_mut(&mut moments.exp_avg_sq));
         backend.load_moments(moments);
     }
     if has_average {
         let mut average = Parameters::zeros(&config);
-        receive_bytes(communicator, bytemuck::cast_slice_mut(average.values_mut()));
+        receive_from_first(communicator, bytemuck::cast_slice_mut(average.values_mut()));
         backend.load_average(average);
     }
     let tokenizer = None;
@@ -104,18 +95,4 @@ pub(super) fn receive(communicator: &dyn Communicator, new_backend: &NewBackend)
         train_text,
         eval_text,
     })
-}
-
-/// Broadcasts bytes that rank 0 only reads.
-fn send_bytes(communicator: &dyn Communicator, bytes: &[u8]) {
-    let mut buffer = Vec::new();
-    for chunk in bytes.chunks(CHUNK) {
-        buffer.clear();
-        buffer.extend_from_slice(chunk);
-        communicator.broadcast(&mut buffer);
-    }
-}
-
-fn receive_bytes(communicator: &dyn Communicator, bytes: &mut [u8]) {
-    bytes.chunks_mut(CHUNK).for_each(|chunk| communicator.broadcast(chunk));
 }

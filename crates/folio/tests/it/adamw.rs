@@ -1,6 +1,5 @@
 //! The optimizer against an AdamW in float64, over many steps.
 
-use std::cell::RefCell;
 
 use folio::model::{Backend, Batch, CpuBackend, ModelConfig, Precision};
 use folio::optim::{AdamW, AdamWConfig};
@@ -89,7 +88,7 @@ fn check(config: AdamWConfig) {
     let mut rng = Rng::new(2, Stream::Sampling);
     for t in 1..=300 {
         let gradients: Vec<f32> = exact.iter().map(|_| gradient(&mut rng)).collect();
-        backend.reduce_gradients(&Replace(RefCell::new(gradients.clone())));
+        backend.reduce_gradients(&Replace(gradients.clone()));
         optimizer.step(&mut backend, LEARNING_RATE);
         for (element, &g) in exact.iter_mut().zip(&gradients) {
             element.step(f64::from(g), t, &config);
@@ -153,7 +152,7 @@ fn gradients_that_are_not_finite_change_nothing() {
         let before = backend.parameters().into_owned();
         let mut gradients = vec![1.0; before.values().len()];
         gradients[7] = value;
-        backend.reduce_gradients(&Replace(RefCell::new(gradients)));
+        backend.reduce_gradients(&Replace(gradients));
         let mut optimizer = AdamW::new(AdamWConfig { grad_clip: 1.0, ..config() });
         let norm = optimizer.step(&mut backend, 1e-3);
         // Large, but its square is finite: it is clipped.

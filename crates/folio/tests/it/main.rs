@@ -17,4 +17,5 @@ mod ranks;
 mod resume;
 mod split;
 mod support;
+mod sweep_ranks;
 mod tokenizer;

@@ -1,5 +1,6 @@
 //! Ranks that are threads of one process.
 
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -25,13 +26,19 @@ struct MeetingState {
     /// What all ranks brought to the last meeting, and how many have not collected it yet.
     exchanged: Arc<Vec<Vec<u8>>>,
     to_collect: usize,
+    /// Messages by sender and receiver.
+    messages: HashMap<(usize, usize), VecDeque<Vec<u8>>>,
 }
 
 impl ThreadRank {
     /// All ranks of a run.
     pub(crate) fn world(world_size: usize) -> Vec<Self> {
-        let state =
-            MeetingState { arrived: vec![None; world_size], exchanged: Arc::default(), to_collect: 0 };
+        let state = MeetingState {
+            arrived: vec![None; world_size],
+            exchanged: Arc::default(),
+            to_collect: 0,
+            messages: HashMap::new(),
+        };
         let meeting = Arc::new(Meeting { state: Mutex::new(state), changed: Condvar::new() });
         (0..world_size).map(|rank| Self { rank, world_size, meeting: Arc::clone(&meeting) }).collect()
     }
@@ -86,6 +93,16 @@ impl Communicator for ThreadRank {
 
     fn broadcast(&self, bytes: &mut [u8]) {
         bytes.copy_from_slice(&self.exchange(bytes.to_vec())[0]);
+    }
+
+    fn send(&self, to: usize, message: &[u8]) {
+        let mut state = self.meeting.state.lock().expect("no rank panics inside");
+        state.messages.entry((self.rank, to)).or_default().push_back(message.to_vec());
+    }
+
+    fn try_receive(&self, from: usize) -> Option<Vec<u8>> {
+        let mut state = self.meeting.state.lock().expect("no rank panics inside");
+        state.messages.get_mut(&(from, self.rank))?.pop_front()
     }
 }
 
