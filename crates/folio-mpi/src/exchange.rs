@@ -81,7 +81,12 @@ enum Stage {
 }
 
 impl<'a, 'env> MpiExchanges<'a, 'env> {
-    pub(crate) fn new(mpi: &'a mut Mpi, rank: usize, world_size: usize, buffers: &'a mut Vec<Buffers>) -> Self {
+    pub(crate) fn new(
+        mpi: &'a mut Mpi,
+        rank: usize,
+        world_size: usize,
+        buffers: &'a mut Vec<Buffers>,
+    ) -> Self {
         let (waiting, running) = (VecDeque::new(), Vec::new());
         Self { mpi, rank, world_size, buffers, waiting, running, next_tag: 0, parallel: false }
     }
@@ -236,7 +241,14 @@ impl Running<'_> {
     }
 
     /// Adds the own parts of all ranks, and leaves the sum in the array.
-    fn add(&mut self, own: Range<usize>, precision: Precision, rank: usize, world_size: usize, parallel: bool) {
+    fn add(
+        &mut self,
+        own: Range<usize>,
+        precision: Precision,
+        rank: usize,
+        world_size: usize,
+        parallel: bool,
+    ) {
         let len = own.len();
         let Buffers { mut parts, mut rounded, received } = std::mem::take(&mut self.buffers);
         let mine = rank * len..(rank + 1) * len;
@@ -413,6 +425,36 @@ mod tests {
         assert_eq!(tree(3), (1.0 * 2.0 + 2.0) * 2.0 + 3.0);
         assert_eq!(tree(4), (1.0 * 2.0 + 2.0) * 2.0 + (3.0 * 2.0 + 4.0));
         assert_eq!(tree(5), ((1.0 * 2.0 + 2.0) * 2.0 + (3.0 * 2.0 + 4.0)) * 2.0 + 5.0);
+    }
+
+    #[test]
+    fn sums_in_bfloat16_round_every_value_once_and_the_sum_once() {
+        // This rank is 1 of 3, whose own part are the elements 1 and 2 of 5.
+        let mut values = [9.0, 1.0 + 1.0 / 256.0, -3.0, 9.0, 9.0];
+        let rounded = values.map(to_bf16).to_vec();
+        let theirs = [[1.0, 0.5], [0.0; 2], [1.0 / 128.0, 7.0]];
+        let mut running = Running {
+            exchange: Exchange::AllReduce(Precision::Bf16),
+            values: values.as_mut_ptr(),
+            len: 5,
+            unit: 1,
+            tag: 0,
+            stage: Stage::Scatter,
+            messages: Vec::new(),
+            buffers: Buffers {
+                parts: vec![0.0; 6],
+                rounded,
+                received: theirs.as_flattened().iter().map(|&value| to_bf16(value)).collect(),
+            },
+            borrow: PhantomData,
+        };
+        let own = running.part(1, 3);
+        assert_eq!(own, 1..3);
+        running.add(own, Precision::Bf16, 1, 3, true);
+        // 1 + 1/256 is halfway, and rounds to 1. The sum 2 + 1/128 is halfway too, and rounds to 2.
+        let sums = [2.0, 4.5];
+        assert_eq!(running.buffers.rounded[1..3], sums.map(to_bf16));
+        assert_eq!(values, [9.0, 2.0, 4.5, 9.0, 9.0]);
     }
 
     #[test]

@@ -263,8 +263,7 @@ impl Trainer {
                     .settings
                     .save_every
                     .is_some_and(|every| self.state.global_step.is_multiple_of(every));
-                let [save, stop] =
-                    any(&self.communicator, [requests.take_save(), requests.stop_requested()]);
+                let [save, stop] = any(&self.communicator, [requests.take_save(), requests.stop_requested()]);
                 if save || stop || due {
                     saver.save_step(self, save || stop, on_event);
                 }
@@ -320,11 +319,8 @@ impl Trainer {
         communicator.all_reduce_f64(&mut losses);
         let tokens = step.total_tokens() as u64;
         let loss = (losses[0] / tokens as f64) as f32;
-        let gradient_norm = if loss.is_finite() {
-            self.optimizer.step(&mut *self.backend, learning_rate)
-        } else {
-            f64::NAN
-        };
+        let gradient_norm =
+            if loss.is_finite() { self.optimizer.step(&mut *self.backend, learning_rate) } else { f64::NAN };
         let skipped = !gradient_norm.is_finite();
         if !skipped {
             self.backend.share_weights(communicator);

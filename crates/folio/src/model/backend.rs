@@ -149,7 +149,8 @@ impl Moments {
     /// Those at some places.
     #[must_use]
     pub fn select(&self, places: &[Range<usize>]) -> Self {
-        let select = |values: &[f32]| places.iter().flat_map(|range| &values[range.clone()]).copied().collect();
+        let select =
+            |values: &[f32]| places.iter().flat_map(|range| &values[range.clone()]).copied().collect();
         Self { exp_avg: select(&self.exp_avg), exp_avg_sq: select(&self.exp_avg_sq) }
     }
 }

@@ -66,7 +66,12 @@ impl Pass {
     }
 
     /// The gradients of the embeddings from that of the first block's input.
-    fn embedding_gradients<E: Element>(self, gradients: &mut ParametersMut, a: &Activations<E>, batch: Batch) {
+    fn embedding_gradients<E: Element>(
+        self,
+        gradients: &mut ParametersMut,
+        a: &Activations<E>,
+        batch: Batch,
+    ) {
         let has_separate_head = gradients.has_separate_head();
         let (dwte, dwpe) = gradients.embeddings_mut();
         if has_separate_head {

@@ -54,7 +54,9 @@ impl CpuBackend {
 
     /// Computes the sums of squares of this rank's own gradients, and receives those of the others.
     pub(super) fn share_squares(&mut self, communicator: &dyn Communicator) {
-        let Some(Shard { rank, world_size, squares, squares_are_shared, .. }) = &mut self.shard else { return };
+        let Some(Shard { rank, world_size, squares, squares_are_shared, .. }) = &mut self.shard else {
+            return;
+        };
         let gradients = self.gradients.as_ref().expect("computed above").values();
         let mut rest = &mut squares[..];
         for bucket in trained(&self.buckets) {
