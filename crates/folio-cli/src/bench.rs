@@ -327,8 +327,5 @@ fn flop(config: &ModelConfig, tokens: usize) -> f64 {
 
 /// The peak resident size in MiB; known on Linux only.
 fn peak_mib() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib / 1024)
+    folio::machine::peak_memory().map(|bytes| bytes >> 20)
 }

@@ -16,6 +16,7 @@ use folio::train::Start;
 use crate::options::{Options, flag};
 use crate::presets;
 use crate::progress::encoding_bar;
+use crate::ranks;
 use crate::texts;
 use crate::train::args::TrainArgs;
 use crate::usage::Usage;
@@ -213,7 +214,8 @@ fn encode(texts: &Texts, tokenizer: &Tokenizer, work: &Work) -> anyhow::Result<A
     let stream = Arc::new(stream);
     for settings in work.runs() {
         let dataset = Dataset::new(Arc::clone(&stream), settings.block_size, settings.seed)?;
-        check_training(settings, tokenizer.vocab_size(), dataset.blocks(Part::Train).len())?;
+        let blocks = dataset.blocks(Part::Train).len();
+        check_training(settings, tokenizer.vocab_size(), blocks, ranks::count())?;
     }
     Ok(stream)
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use folio::history::EpochReport;
-use folio::train::{Event, StepReport};
+use folio::train::{Event, RankReport, StepReport};
 use indicatif::{
     HumanBytes, HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle,
 };
@@ -136,6 +136,7 @@ impl Progress {
                 self.print_note(&format!("saved {}", checkpoint.display()))
             }
             Event::Saved { .. } => {}
+            Event::Ranks { ranks, .. } => self.print_note(&ranks_line(ranks)),
             Event::Warning { message } => self.print_note(&format!("warning: {message}")),
         }
         self.print_pending_line();
@@ -225,6 +226,17 @@ fn epoch_line(epoch: u64, last_epoch: u64, report: EpochReport) -> String {
     )
 }
 
+/// What the ranks of a run took.
+fn ranks_line(ranks: &[RankReport]) -> String {
+    let count = ranks.len();
+    let memory = ranks.iter().filter_map(|rank| rank.peak_memory).max();
+    let memory =
+        memory.map_or(String::new(), |bytes| format!(" {} of memory each at most,", gibibytes(bytes)));
+    let sum = |of: fn(&RankReport) -> f64| ranks.iter().map(of).sum::<f64>();
+    let share = sum(|rank| rank.communication_seconds) / sum(|rank| rank.seconds).max(f64::EPSILON);
+    format!("{count} ranks:{memory} communication {:.0} % of the time", 100.0 * share)
+}
+
 /// Formats a number as C's `%.4e` does, such as `1.0000e-03`.
 fn scientific(x: f64) -> String {
     let text = format!("{x:.4e}");
@@ -244,6 +256,20 @@ mod tests {
         assert_eq!(time_left(0, Duration::ZERO), "estimating");
         assert_eq!(time_left(1, Duration::from_secs(45)), "45s left");
         assert_eq!(time_left(7, Duration::ZERO), "0s left");
+    }
+
+    #[test]
+    fn the_line_about_ranks_has_the_largest_memory_and_the_mean_share() {
+        let rank = |peak_memory, communication_seconds| RankReport {
+            peak_memory,
+            tokens_per_s: 1000.0,
+            seconds: 10.0,
+            communication_seconds,
+        };
+        let want = "2 ranks: 1.50 GiB of memory each at most, communication 8 % of the time";
+        assert_eq!(ranks_line(&[rank(Some(1 << 30), 1.0), rank(Some(3 << 29), 0.6)]), want);
+        let unknown = "2 ranks: communication 0 % of the time";
+        assert_eq!(ranks_line(&[rank(None, 0.0), rank(None, 0.0)]), unknown);
     }
 
     #[test]

@@ -12,7 +12,7 @@ mod mpi {
     use std::sync::OnceLock;
     use std::thread::available_parallelism;
 
-    use folio::distributed::Communicator;
+    use folio::distributed::{Communicator, RankCount};
     use folio_mpi::{Launched, MpiRanks};
 
     static JOINED: OnceLock<MpiRanks> = OnceLock::new();
@@ -32,6 +32,14 @@ mod mpi {
         Some(if is_bound { processors } else { (processors / local_ranks?).max(1) })
     }
 
+    /// The ranks that this process has joined.
+    pub(crate) fn count() -> RankCount {
+        JOINED.get().map_or(RankCount::ONE, |ranks| RankCount {
+            all: ranks.world_size(),
+            per_machine: ranks.launched().local_ranks.unwrap_or(1),
+        })
+    }
+
     /// Ends MPI after a program that succeeded; after an error, ends all ranks.
     pub(crate) fn leave(exit_code: u8, has_failed: bool) {
         match JOINED.get() {
@@ -45,7 +53,7 @@ mod mpi {
 
 #[cfg(not(unix))]
 mod mpi {
-    use folio::distributed::Communicator;
+    use folio::distributed::{Communicator, RankCount};
 
     pub(crate) fn join() -> anyhow::Result<Box<dyn Communicator>> {
         Ok(super::alone())
@@ -55,7 +63,11 @@ mod mpi {
         None
     }
 
+    pub(crate) fn count() -> RankCount {
+        RankCount::ONE
+    }
+
     pub(crate) fn leave(_: u8, _: bool) {}
 }
 
-pub(crate) use mpi::{join, leave, threads};
+pub(crate) use mpi::{count, join, leave, threads};

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use folio::distributed::Communicator;
+use folio::distributed::{Communicator, RankCount};
 use folio::error::Error;
 use folio::machine::available_memory;
 use folio::model::CpuBackend;
@@ -303,8 +303,8 @@ fn claim(args: &TrainArgs, task: &Task, lock: Option<RunLock>) -> anyhow::Result
 pub(crate) fn affordable_jobs(requested: usize, sweep: &Sweep, vocab_size: usize) -> usize {
     let bytes = sweep.runs.iter().map(|run| {
         let config = run.model_config(vocab_size);
-        let micro_batches = run.gradient_accumulation_steps;
-        CpuBackend::training_bytes(&config, run.precision, run.batch_size, micro_batches, run.freeze)
+        let Settings { precision, batch_size, gradient_accumulation_steps: parts, freeze, zero, .. } = *run;
+        CpuBackend::training_bytes(&config, precision, batch_size, parts, freeze, RankCount::ONE, zero)
     });
     let largest = bytes.max().unwrap_or(1);
     let room = available_memory().map_or(usize::MAX, |free| (free / largest) as usize).max(1);

@@ -128,23 +128,59 @@ pub fn adamw(
     });
 }
 
+/// Elements whose squares [`sum_of_squares`] adds in f32 before it goes on in f64.
+pub const SQUARES: usize = 1024;
+/// The sums of squares are added in this many pieces at most.
+const PIECES: usize = 64;
+
+/// The elements of one piece of an array of `len`.
+fn piece_of_squares(len: usize) -> usize {
+    len.div_ceil(PIECES).max(1).next_multiple_of(SQUARES)
+}
+
 /// The sum of squares of `x`, in f64. The order of summation is fixed: blocks whose size depends only on the length.
 pub fn sum_of_squares(x: &[f32]) -> f64 {
-    const PIECES: usize = 64;
     let isa = Isa::detected();
-    let piece = x.len().div_ceil(PIECES).max(1).next_multiple_of(1024);
     let mut sums = [0.0f64; PIECES];
-    sums.par_iter_mut().zip(x.par_chunks(piece)).for_each(|(sum, x)| {
+    sums.par_iter_mut().zip(x.par_chunks(piece_of_squares(x.len()))).for_each(|(sum, x)| {
         *sum = isa.run(
             #[inline(always)]
             || {
                 let mut sum = 0.0;
-                for x in x.chunks(1024) {
+                for x in x.chunks(SQUARES) {
                     sum += f64::from(sum_by([x], |[x]| x * x));
                 }
                 sum
             },
         );
     });
+    sums.iter().sum()
+}
+
+/// The sums of squares of every [`SQUARES`] elements of `x`, for [`sum_of_partial_squares`].
+pub fn partial_squares(x: &[f32], sums: &mut [f32]) {
+    assert_eq!(sums.len(), x.len().div_ceil(SQUARES), "one sum for every {SQUARES} elements");
+    let isa = Isa::detected();
+    sums.par_chunks_mut(PIECE / SQUARES).zip(x.par_chunks(PIECE)).for_each(|(sums, x)| {
+        isa.run(
+            #[inline(always)]
+            || {
+                for (sum, x) in sums.iter_mut().zip(x.chunks(SQUARES)) {
+                    *sum = sum_by([x], |[x]| x * x);
+                }
+            },
+        );
+    });
+}
+
+/// [`sum_of_squares`] of an array of `len` elements, with the same bits, from its [`partial_squares`].
+pub fn sum_of_partial_squares(partial: &[f32], len: usize) -> f64 {
+    assert_eq!(partial.len(), len.div_ceil(SQUARES), "one sum for every {SQUARES} elements");
+    let mut sums = [0.0f64; PIECES];
+    for (sum, partial) in sums.iter_mut().zip(partial.chunks(piece_of_squares(len) / SQUARES)) {
+        for &value in partial {
+            *sum += f64::from(value);
+        }
+    }
     sums.iter().sum()
 }

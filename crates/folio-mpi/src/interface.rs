@@ -16,17 +16,61 @@ const SERIALIZED: c_int = 2;
 /// The same in MPI 5.
 const SERIALIZED_MPI_5: c_int = 2048;
 
-/// The functions that are used, for handles of type `H`: MPI 5.0, chapters 6 and 11.
+/// The functions that are used, for handles of type `H`: MPI 5.0, chapters 3, 6 and 11.
 struct Functions<H> {
     byte: H,
     world: H,
     comm_rank: unsafe extern "C" fn(H, *mut c_int) -> c_int,
     comm_size: unsafe extern "C" fn(H, *mut c_int) -> c_int,
-    alltoall: unsafe extern "C" fn(*const c_void, c_int, H, *mut c_void, c_int, H, H) -> c_int,
+    isend: unsafe extern "C" fn(*const c_void, c_int, H, c_int, c_int, H, *mut H) -> c_int,
+    irecv: unsafe extern "C" fn(*mut c_void, c_int, H, c_int, c_int, H, *mut H) -> c_int,
+    test: unsafe extern "C" fn(*mut H, *mut c_int, *mut c_void) -> c_int,
     allgather: unsafe extern "C" fn(*const c_void, c_int, H, *mut c_void, c_int, H, H) -> c_int,
     bcast: unsafe extern "C" fn(*mut c_void, c_int, H, c_int, H) -> c_int,
     abort: unsafe extern "C" fn(H, c_int) -> c_int,
     finalize: unsafe extern "C" fn() -> c_int,
+}
+
+/// A type of handles.
+trait Handle: Copy {
+    const NULL: Self;
+    fn to_bits(self) -> usize;
+    fn from_bits(bits: usize) -> Self;
+}
+
+impl Handle for *mut c_void {
+    const NULL: Self = null_mut();
+
+    fn to_bits(self) -> usize {
+        self.expose_provenance()
+    }
+
+    fn from_bits(bits: usize) -> Self {
+        std::ptr::with_exposed_provenance_mut(bits)
+    }
+}
+
+impl Handle for c_int {
+    const NULL: Self = 0;
+
+    fn to_bits(self) -> usize {
+        self as u32 as usize
+    }
+
+    fn from_bits(bits: usize) -> Self {
+        bits as u32 as Self
+    }
+}
+
+/// A message on its way: the library's request.
+pub(crate) struct Message(usize);
+
+/// The end of a message of some bytes: another rank, and a number that tells apart what travels at one time.
+#[derive(Clone, Copy)]
+pub(crate) struct Address {
+    pub(crate) rank: usize,
+    /// Below 32768, which every library allows.
+    pub(crate) tag: u16,
 }
 
 /// A library after `MPI_Init_thread`.
@@ -114,20 +158,63 @@ impl Mpi {
         Ok(usize::try_from(size).expect("a size"))
     }
 
-    /// Sends part j of `send` to rank j, and receives part i of `receive` from rank i.
+    /// Begins to send `len` bytes.
+    ///
+    /// # Safety
+    /// They must be valid, and not be written to, until [`Mpi::test`] returns true.
     ///
     /// # Panics
-    /// If the buffers do not have the same length, in whole parts of less than 2 GiB for each rank.
-    pub(crate) fn all_to_all(&self, send: &[u8], receive: &mut [u8], ranks: usize) -> Result<()> {
-        assert_eq!(send.len(), receive.len(), "lengths of the buffers");
-        assert!(send.len().is_multiple_of(ranks), "{} bytes for {ranks} ranks", send.len());
-        let part = count(send.len() / ranks);
-        let (from, to) = (send.as_ptr().cast(), receive.as_mut_ptr().cast());
-        // SAFETY: both buffers have `ranks` parts of `part` bytes, and cannot overlap.
-        let code = call!(self, |functions| unsafe {
-            (functions.alltoall)(from, part, functions.byte, to, part, functions.byte, functions.world)
+    /// If there are 2 GiB or more.
+    pub(crate) unsafe fn send(&self, bytes: *const u8, len: usize, to: Address) -> Result<Message> {
+        let (len, rank, tag) = (count(len), count(to.rank), c_int::from(to.tag));
+        let (code, message) = call!(self, |functions| {
+            let mut request = Handle::NULL;
+            // SAFETY: as the caller promises.
+            let code = unsafe {
+                let (byte, world) = (functions.byte, functions.world);
+                (functions.isend)(bytes.cast(), len, byte, rank, tag, world, &mut request)
+            };
+            (code, Message(request.to_bits()))
         });
-        self.check("MPI_Alltoall", code)
+        self.check("MPI_Isend", code).map(|()| message)
+    }
+
+    /// Begins to receive `len` bytes.
+    ///
+    /// # Safety
+    /// They must be valid, and be neither read nor written to, until [`Mpi::test`] returns true.
+    ///
+    /// # Panics
+    /// If there are 2 GiB or more.
+    pub(crate) unsafe fn receive(&self, bytes: *mut u8, len: usize, from: Address) -> Result<Message> {
+        let (len, rank, tag) = (count(len), count(from.rank), c_int::from(from.tag));
+        let (code, message) = call!(self, |functions| {
+            let mut request = Handle::NULL;
+            // SAFETY: as the caller promises.
+            let code = unsafe {
+                let (byte, world) = (functions.byte, functions.world);
+                (functions.irecv)(bytes.cast(), len, byte, rank, tag, world, &mut request)
+            };
+            (code, Message(request.to_bits()))
+        });
+        self.check("MPI_Irecv", code).map(|()| message)
+    }
+
+    /// Whether a message has been sent or received. After that it must not be tested again.
+    pub(crate) fn test(&self, message: &mut Message) -> Result<bool> {
+        // Larger than the status of any library.
+        let mut status = [0_u64; 32];
+        let mut is_complete = 0;
+        let code = call!(self, |functions| {
+            let mut request = Handle::from_bits(message.0);
+            // SAFETY: the request is one that has not completed; the pointers are valid during the call.
+            let code =
+                unsafe { (functions.test)(&mut request, &mut is_complete, status.as_mut_ptr().cast()) };
+            message.0 = request.to_bits();
+            code
+        });
+        self.check("MPI_Test", code)?;
+        Ok(is_complete != 0)
     }
 
     /// Receives the `send` of rank i in part i of `receive`.
@@ -185,7 +272,9 @@ impl<H> Functions<H> {
                 world,
                 comm_rank: function(library, name, "MPI_Comm_rank")?,
                 comm_size: function(library, name, "MPI_Comm_size")?,
-                alltoall: function(library, name, "MPI_Alltoall")?,
+                isend: function(library, name, "MPI_Isend")?,
+                irecv: function(library, name, "MPI_Irecv")?,
+                test: function(library, name, "MPI_Test")?,
                 allgather: function(library, name, "MPI_Allgather")?,
                 bcast: function(library, name, "MPI_Bcast")?,
                 abort: function(library, name, "MPI_Abort")?,

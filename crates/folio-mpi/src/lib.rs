@@ -17,11 +17,13 @@
 //! - launcher.rs: whether a launcher started this process, and how many ranks there are
 //! - library.rs: finds and opens the library
 //! - interface.rs: the binary interfaces
+//! - exchange.rs: sums that run while the caller computes
 //! - ranks.rs: the communicator
 
 #![cfg(unix)]
 
 mod error;
+mod exchange;
 mod interface;
 mod launcher;
 mod library;

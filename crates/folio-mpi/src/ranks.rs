@@ -1,22 +1,20 @@
 //! The communicator.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use folio::distributed::Communicator;
-use folio::model::tree_split;
-use rayon::prelude::*;
+use folio::distributed::{Communicator, Exchanges};
 
 use crate::error::{Error, Result};
-use crate::interface::Mpi;
+use crate::exchange::{Buffers, LENGTH_TAG, MESSAGE_TAG, MpiExchanges, add_parts, end_all};
+use crate::interface::{Address, Message, Mpi};
 use crate::launcher::Launched;
 use crate::library;
 
-/// The bytes that are summed at a time. Larger segments are no faster, and take more memory.
-const SEGMENT: usize = 16 << 20;
 /// The bytes that are broadcast at a time: MPI counts in 32 bits.
 const BROADCAST: usize = 1 << 30;
-/// Elements per thread when parts are added.
-const PIECE: usize = 16 * 1024;
+/// How often a message between two ranks is looked for.
+const POLL: Duration = Duration::from_millis(1);
 
 /// The ranks that a launcher started.
 ///
@@ -37,16 +35,19 @@ pub struct MpiRanks {
 struct Shared {
     /// `None` after [`MpiRanks::finish`].
     mpi: Option<Mpi>,
-    scratch: Scratch,
+    /// Reused by exchanges.
+    buffers: Vec<Buffers>,
+    /// Reused by sums in f64: the values of every rank.
+    all: Vec<f64>,
+    /// By rank, the length of its next message, once [`Communicator::try_receive`] has asked for it.
+    expected: Vec<Option<Expected>>,
 }
 
-/// Buffers that are reused.
-#[derive(Default)]
-struct Scratch {
-    /// A segment that is padded to whole parts.
-    padded: Vec<f32>,
-    /// This rank's part of a segment, from every rank.
-    parts: Vec<f32>,
+/// The length of a message that has not arrived.
+struct Expected {
+    message: Message,
+    /// 8 bytes. Not a box, whose memory the compiler may assume nobody else writes to.
+    length: Vec<u8>,
 }
 
 impl MpiRanks {
@@ -63,7 +64,7 @@ impl MpiRanks {
             let Launched { launcher, ranks, .. } = launched;
             return Err(Error::OtherWorld { launcher, ranks, library: name, found: world_size });
         }
-        let shared = Shared { mpi: Some(mpi), scratch: Scratch::default() };
+        let shared = Shared { mpi: Some(mpi), buffers: Vec::new(), all: Vec::new(), expected: Vec::new() };
         Ok(Some(Self { shared: Arc::new(Mutex::new(shared)), launched, rank, world_size }))
     }
 
@@ -94,22 +95,62 @@ impl MpiRanks {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends all ranks if a call failed. That happens if the network or another rank does: training cannot continue.
+    /// Ends all ranks if a call failed.
     fn expect(&self, mpi: &Mpi, result: Result<()>) {
         if let Err(error) = result {
-            eprintln!("rank {}: {error}; the newest checkpoint is complete: resume from it", self.rank);
-            mpi.abort(1);
-            std::process::exit(1);
+            end_all(mpi, self.rank, &error);
+        }
+    }
+}
+
+impl MpiRanks {
+    /// The length of the next message of a rank, if it has arrived.
+    fn try_receive_length(&self, from: usize) -> Option<usize> {
+        let Shared { mpi, expected, .. } = &mut *self.shared();
+        let mpi = mpi.as_ref().expect("MPI has not ended");
+        expected.resize_with(self.world_size, || None);
+        let begin = || -> Result<Expected> {
+            let mut length = vec![0; 8];
+            let address = Address { rank: from, tag: LENGTH_TAG };
+            // SAFETY: the buffer is kept, and not touched, until the message has arrived. `Shared` lives as long as the process.
+            let message = unsafe { mpi.receive(length.as_mut_ptr(), length.len(), address)? };
+            Ok(Expected { message, length })
+        };
+        let waiting = match expected[from].take() {
+            Some(waiting) => Ok(waiting),
+            None => begin(),
+        };
+        let arrived = waiting.and_then(|mut waiting| {
+            let has_arrived = mpi.test(&mut waiting.message)?;
+            if has_arrived {
+                return Ok(Some(u64::from_le_bytes(*waiting.length.as_array().expect("8 bytes"))));
+            }
+            expected[from] = Some(waiting);
+            Ok(None)
+        });
+        match arrived {
+            Ok(length) => length.map(|length| length as usize),
+            Err(error) => end_all(mpi, self.rank, &error),
         }
     }
 
-    /// [`Communicator::all_reduce`] of a segment of whole parts.
-    fn sum_segment(&self, mpi: &Mpi, segment: &mut [f32], parts: &mut Vec<f32>) {
-        parts.resize(segment.len(), 0.0);
-        self.expect(mpi, mpi.all_to_all(bytes(segment), bytes_mut(parts), self.world_size));
-        let part = segment.len() / self.world_size;
-        add_parts(parts, part, self.world_size);
-        self.expect(mpi, mpi.all_gather(bytes(&parts[..part]), bytes_mut(segment), self.world_size));
+    /// Begins messages, and waits until they are sent or received. Meanwhile other threads may call MPI.
+    fn wait_for(&self, begin: impl FnOnce(&Mpi) -> Result<Vec<Message>>) {
+        let mut messages = {
+            let shared = self.shared();
+            begin(shared.mpi()).unwrap_or_else(|error| end_all(shared.mpi(), self.rank, &error))
+        };
+        while let Some(message) = messages.last_mut() {
+            let shared = self.shared();
+            match shared.mpi().test(message) {
+                Ok(true) => drop(messages.pop()),
+                Ok(false) => {
+                    drop(shared);
+                    std::thread::sleep(POLL);
+                }
+                Err(error) => end_all(shared.mpi(), self.rank, &error),
+            }
+        }
     }
 }
 
@@ -128,31 +169,22 @@ impl Communicator for MpiRanks {
         self.world_size
     }
 
-    fn all_reduce(&self, values: &mut [f32]) {
-        let Shared { mpi, scratch: Scratch { padded, parts } } = &mut *self.shared();
-        let mpi = mpi.as_ref().expect("MPI has not ended");
-        let part = (SEGMENT / size_of::<f32>()).div_ceil(self.world_size);
-        let mut segments = values.chunks_exact_mut(part * self.world_size);
-        for segment in &mut segments {
-            self.sum_segment(mpi, segment, parts);
-        }
-        let rest = segments.into_remainder();
-        if !rest.is_empty() {
-            padded.clear();
-            padded.extend_from_slice(rest);
-            padded.resize(rest.len().next_multiple_of(self.world_size), 0.0);
-            self.sum_segment(mpi, padded, parts);
-            rest.copy_from_slice(&padded[..rest.len()]);
-        }
+    fn exchange<'env>(&self, body: &mut dyn FnMut(&mut (dyn Exchanges<'env> + Send))) {
+        let Shared { mpi, buffers, .. } = &mut *self.shared();
+        let mpi = mpi.as_mut().expect("MPI has not ended");
+        let mut exchanges = MpiExchanges::new(mpi, self.rank, self.world_size, buffers);
+        body(&mut exchanges);
+        exchanges.finish();
     }
 
     fn all_reduce_f64(&self, values: &mut [f64]) {
-        let own: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
-        let mut all = vec![0; own.len() * self.world_size];
-        let shared = self.shared();
-        self.expect(shared.mpi(), shared.mpi().all_gather(&own, &mut all, self.world_size));
-        let mut all: Vec<f64> = all.as_chunks().0.iter().map(|bytes| f64::from_ne_bytes(*bytes)).collect();
-        add_parts(&mut all, values.len(), self.world_size);
+        let Shared { mpi, all, .. } = &mut *self.shared();
+        let mpi = mpi.as_ref().expect("MPI has not ended");
+        all.resize(values.len() * self.world_size, 0.0);
+        let gathered =
+            mpi.all_gather(bytemuck::cast_slice(values), bytemuck::cast_slice_mut(all), self.world_size);
+        self.expect(mpi, gathered);
+        add_parts(all, values.len(), self.world_size, false);
         values.copy_from_slice(&all[..values.len()]);
     }
 
@@ -162,53 +194,29 @@ impl Communicator for MpiRanks {
             .chunks_mut(BROADCAST)
             .for_each(|bytes| self.expect(shared.mpi(), shared.mpi().broadcast(bytes)));
     }
-}
 
-/// Adds `count` parts in the binary tree of [`tree_split`], into the first of them.
-fn add_parts<T: Copy + Send + Sync + std::ops::AddAssign>(parts: &mut [T], part: usize, count: usize) {
-    if count < 2 || part == 0 {
-        return;
-    }
-    let left = tree_split(count);
-    let (first, second) = parts.split_at_mut(left * part);
-    add_parts(first, part, left);
-    add_parts(second, part, count - left);
-    first[..part].par_chunks_mut(PIECE).zip(second[..part].par_chunks(PIECE)).for_each(|(sum, values)| {
-        sum.iter_mut().zip(values).for_each(|(sum, &value)| *sum += value);
-    });
-}
-
-fn bytes(values: &[f32]) -> &[u8] {
-    bytemuck::cast_slice(values)
-}
-
-fn bytes_mut(values: &mut [f32]) -> &mut [u8] {
-    bytemuck::cast_slice_mut(values)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parts_are_added_in_the_tree() {
-        // Text shows the order of additions.
-        #[derive(Clone, Copy, Debug, PartialEq)]
-        struct Depth(f32);
-        impl std::ops::AddAssign for Depth {
-            fn add_assign(&mut self, other: Self) {
-                self.0 = self.0 * 2.0 + other.0;
+    fn send(&self, to: usize, message: &[u8]) {
+        let length = (message.len() as u64).to_le_bytes();
+        self.wait_for(|mpi| {
+            let [length_to, message_to] = [LENGTH_TAG, MESSAGE_TAG].map(|tag| Address { rank: to, tag });
+            // SAFETY: both arrays outlive the wait for their messages.
+            unsafe {
+                Ok(vec![
+                    mpi.send(length.as_ptr(), length.len(), length_to)?,
+                    mpi.send(message.as_ptr(), message.len(), message_to)?,
+                ])
             }
-        }
-        let tree = |count: usize| {
-            let mut parts: Vec<Depth> = (1..=count).map(|number| Depth(number as f32)).collect();
-            add_parts(&mut parts, 1, count);
-            parts[0].0
-        };
-        assert_eq!(tree(1), 1.0);
-        assert_eq!(tree(2), 1.0 * 2.0 + 2.0);
-        assert_eq!(tree(3), (1.0 * 2.0 + 2.0) * 2.0 + 3.0);
-        assert_eq!(tree(4), (1.0 * 2.0 + 2.0) * 2.0 + (3.0 * 2.0 + 4.0));
-        assert_eq!(tree(5), ((1.0 * 2.0 + 2.0) * 2.0 + (3.0 * 2.0 + 4.0)) * 2.0 + 5.0);
+        });
+    }
+
+    fn try_receive(&self, from: usize) -> Option<Vec<u8>> {
+        let length = self.try_receive_length(from)?;
+        let mut message = vec![0_u8; length];
+        self.wait_for(|mpi| {
+            let address = Address { rank: from, tag: MESSAGE_TAG };
+            // SAFETY: the buffer outlives the wait for its message.
+            unsafe { Ok(vec![mpi.receive(message.as_mut_ptr(), message.len(), address)?]) }
+        });
+        Some(message)
     }
 }

@@ -108,7 +108,8 @@ fn set_event(fields: &Bound<'_, PyDict>, event: Event) -> PyResult<Option<&'stat
             fields.set_item("message", message)?;
             "Problem"
         }
-        Event::Saving => return Ok(None),
+        // Python trains in one process.
+        Event::Saving | Event::Ranks { .. } => return Ok(None),
     }))
 }
 

@@ -6,8 +6,36 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use crate::model::Precision;
+
+mod broadcast;
+mod timed;
+
+pub(crate) use broadcast::{CHUNK, receive_from_first, receive_value, send_to_all, send_value};
+pub(crate) use timed::Timed;
+
+/// What ranks do with an array that has the same length on all of them. It is divided into one part per rank by [`part`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exchange {
+    /// Replaces the array on every rank by its sum over all ranks.
+    AllReduce(Precision),
+    /// Replaces each rank's own part by its sum over all ranks, and leaves the rest as it was.
+    ReduceScatter(Precision),
+    /// Replaces every part by that of the rank that owns it.
+    AllGather,
+}
+
+/// Exchanges that run while their caller computes. All ranks start the same ones in the same order.
+///
+/// A sum adds the ranks' values in the binary tree of [`tree_split`](crate::model::tree_split), so that every rank gets the same
+/// bits. With [`Precision::Bf16`] it rounds each rank's values to bfloat16, adds them in f32, and rounds the sum.
+pub trait Exchanges<'env> {
+    /// Starts an exchange of `values`, whose parts are multiples of `unit` elements.
+    fn start(&mut self, exchange: Exchange, values: &'env mut [f32], unit: usize);
+
+    /// Does what can be done without waiting.
+    fn progress(&mut self);
+}
 
 /// The ranks of one run. Of the methods that involve all ranks, all call the same ones in the same order.
 pub trait Communicator: Send + Sync {
@@ -17,9 +45,17 @@ pub trait Communicator: Send + Sync {
     /// The number of ranks.
     fn world_size(&self) -> usize;
 
-    /// Replaces `values` on every rank by their sum over all ranks, added in the binary tree of
-    /// [`tree_split`](crate::model::tree_split) over ranks, so that every rank gets the same bits.
-    fn all_reduce(&self, values: &mut [f32]);
+    /// Calls `body` once, and returns when the exchanges that it started are complete.
+    fn exchange<'env>(&self, body: &mut dyn FnMut(&mut (dyn Exchanges<'env> + Send)));
+
+    /// Replaces `values` on every rank by their sum over all ranks, without rounding them.
+    fn all_reduce(&self, values: &mut [f32]) {
+        let mut values = Some(values);
+        self.exchange(&mut |exchanges| {
+            let values = values.take().expect("it is called once");
+            exchanges.start(Exchange::AllReduce(Precision::F32), values, 1);
+        });
+    }
 
     /// [`Communicator::all_reduce`] in f64.
     fn all_reduce_f64(&self, values: &mut [f64]);
@@ -43,6 +79,10 @@ impl<C: Communicator + ?Sized> Communicator for Arc<C> {
         (**self).world_size()
     }
 
+    fn exchange<'env>(&self, body: &mut dyn FnMut(&mut (dyn Exchanges<'env> + Send))) {
+        (**self).exchange(body);
+    }
+
     fn all_reduce(&self, values: &mut [f32]) {
         (**self).all_reduce(values);
     }
@@ -64,38 +104,40 @@ impl<C: Communicator + ?Sized> Communicator for Arc<C> {
     }
 }
 
-/// Bytes that are broadcast at a time.
-const CHUNK: usize = 16 << 20;
-
-/// Broadcasts bytes of a length that the other ranks know, from rank 0.
-pub(crate) fn send_to_all(communicator: &dyn Communicator, bytes: &[u8]) {
-    let mut buffer = Vec::new();
-    for chunk in bytes.chunks(CHUNK) {
-        buffer.clear();
-        buffer.extend_from_slice(chunk);
-        communicator.broadcast(&mut buffer);
-    }
+/// The part of an array of `len` elements that belongs to a rank. It starts at a multiple of `unit`.
+///
+/// ```
+/// use folio::distributed::part;
+/// assert_eq!([0, 1, 2].map(|rank| part(10, 4, rank, 3)), [0..4, 4..8, 8..10]);
+/// assert_eq!([0, 1, 2].map(|rank| part(8, 4, rank, 3)), [0..0, 0..4, 4..8]);
+/// ```
+pub fn part(len: usize, unit: usize, rank: usize, world_size: usize) -> Range<usize> {
+    let units = len.div_ceil(unit) as u128;
+    let start = |rank: usize| len.min((units * rank as u128 / world_size as u128) as usize * unit);
+    start(rank)..start(rank + 1)
 }
 
-/// Receives what rank 0 sends by [`send_to_all`].
-pub(crate) fn receive_from_first(communicator: &dyn Communicator, bytes: &mut [u8]) {
-    bytes.chunks_mut(CHUNK).for_each(|chunk| communicator.broadcast(chunk));
+/// Where gradients are summed, and how their sums travel.
+#[derive(Clone, Copy)]
+pub struct Reduction<'a> {
+    /// The ranks.
+    pub communicator: &'a dyn Communicator,
+    /// The format in which gradients are sent.
+    pub precision: Precision,
 }
 
-/// Broadcasts a value as JSON, from rank 0.
-pub(crate) fn send_value(communicator: &dyn Communicator, value: &impl Serialize) {
-    let json = serde_json::to_vec(value).expect("it is JSON");
-    communicator.broadcast(&mut (json.len() as u64).to_le_bytes());
-    send_to_all(communicator, &json);
+/// The ranks that a run is divided over, as far as its memory depends on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RankCount {
+    /// All ranks.
+    pub all: usize,
+    /// Those that share the memory of a machine.
+    pub per_machine: usize,
 }
 
-/// Receives what rank 0 sends by [`send_value`].
-pub(crate) fn receive_value<T: DeserializeOwned>(communicator: &dyn Communicator) -> T {
-    let mut length = [0; 8];
-    communicator.broadcast(&mut length);
-    let mut json = vec![0; u64::from_le_bytes(length) as usize];
-    receive_from_first(communicator, &mut json);
-    serde_json::from_slice(&json).expect("all ranks have the same version")
+impl RankCount {
+    /// A single process.
+    pub const ONE: Self = Self { all: 1, per_machine: 1 };
 }
 
 /// Which of the flags are set on any rank.
@@ -121,7 +163,9 @@ impl Communicator for SingleProcess {
         1
     }
 
-    fn all_reduce(&self, _: &mut [f32]) {}
+    fn exchange<'env>(&self, body: &mut dyn FnMut(&mut (dyn Exchanges<'env> + Send))) {
+        body(&mut SingleProcess);
+    }
 
     fn all_reduce_f64(&self, _: &mut [f64]) {}
 
@@ -136,6 +180,13 @@ impl Communicator for SingleProcess {
     fn try_receive(&self, _: usize) -> Option<Vec<u8>> {
         None
     }
+}
+
+/// Of one rank, every sum is complete.
+impl<'env> Exchanges<'env> for SingleProcess {
+    fn start(&mut self, _: Exchange, _: &'env mut [f32], _: usize) {}
+
+    fn progress(&mut self) {}
 }
 
 /// How the sequences of a global batch are divided into micro-batches over ranks: in order, as evenly as possible. With

@@ -50,6 +50,15 @@ pub fn available_memory() -> Option<u64> {
     [free, cgroup::free_memory(), address_space()].into_iter().flatten().min()
 }
 
+/// The most bytes of memory that this process has had resident; known on Linux only.
+pub fn peak_memory() -> Option<u64> {
+    // proc_pid_status(5).
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
 /// Bytes of address space that are left, if there is a limit.
 fn address_space() -> Option<u64> {
     #[cfg(unix)]

@@ -1,5 +1,6 @@
 //! Checks whether training or generation fits in memory before it starts.
 
+use crate::distributed::RankCount;
 use crate::error::{Error, Result};
 use crate::machine::available_memory;
 use crate::model::{CpuBackend, ModelConfig, WeightFormat};
@@ -8,16 +9,23 @@ use crate::settings::Settings;
 /// Checks that training with these settings fits in the free memory.
 ///
 /// `vocab_size` is the size of the tokenizer's vocabulary. `blocks` is the number of training blocks, which limits the size
-/// of a batch.
+/// of a batch. The ranks of a machine share its memory.
 ///
 /// # Errors
 /// [`Error::Setting`] with the setting to change and the largest value that fits.
-pub fn check_training(settings: &Settings, vocab_size: usize, blocks: usize) -> Result<()> {
+pub fn check_training(settings: &Settings, vocab_size: usize, blocks: usize, ranks: RankCount) -> Result<()> {
     // If the free memory is unknown, try.
-    available_memory().map_or(Ok(()), |free| check_training_in(free, settings, vocab_size, blocks))
+    let Some(free) = available_memory() else { return Ok(()) };
+    check_training_in(free / ranks.per_machine as u64, settings, vocab_size, blocks, ranks)
 }
 
-fn check_training_in(free: u64, settings: &Settings, vocab_size: usize, blocks: usize) -> Result<()> {
+fn check_training_in(
+    free: u64,
+    settings: &Settings,
+    vocab_size: usize,
+    blocks: usize,
+    ranks: RankCount,
+) -> Result<()> {
     let bytes = |settings: &Settings| {
         let batch = settings.batch_size.min(blocks);
         let config = settings.model_config(vocab_size);
@@ -26,9 +34,13 @@ fn check_training_in(free: u64, settings: &Settings, vocab_size: usize, blocks: 
             config.parameters().saturating_mul(WeightFormat::of(settings.precision).bytes_per_weight());
         let micro_batches = settings.gradient_accumulation_steps;
         let average = if settings.ema_decay > 0.0 { config.parameters().saturating_mul(4) } else { 0 };
-        CpuBackend::training_bytes(&config, settings.precision, batch, micro_batches, settings.freeze)
+        let Settings { precision, freeze, zero, .. } = *settings;
+        // With `zero` 1 one rank gathers the moments to save them.
+        let gathered = if zero > 0 && ranks.all > 1 { config.parameters().saturating_mul(8) } else { 0 };
+        CpuBackend::training_bytes(&config, precision, batch, micro_batches, freeze, ranks, zero)
             .saturating_add(sampling)
             .saturating_add(average)
+            .saturating_add(gathered / ranks.per_machine as u64)
     };
     let needed = bytes(settings);
     if needed <= free {
@@ -134,12 +146,17 @@ mod tests {
     /// larger one does not.
     #[track_caller]
     fn check(free: u64, settings: &Settings, field: &str, with: impl Fn(usize) -> Settings, step: usize) {
-        let refused = check_training_in(free, settings, 65, 1 << 30).expect_err("too large").to_string();
+        let refused = check_training_in(free, settings, 65, 1 << 30, RankCount::ONE)
+            .expect_err("too large")
+            .to_string();
         assert!(refused.starts_with(&format!("{field}: ")), "{refused}");
         let largest = refused.rsplit(' ').next().and_then(|word| word.parse().ok());
         let largest: usize = largest.unwrap_or_else(|| panic!("a number: {refused}"));
-        check_training_in(free, &with(largest), 65, 1 << 30).expect("it fits");
-        assert!(check_training_in(free, &with(largest + step), 65, 1 << 30).is_err(), "{refused}");
+        check_training_in(free, &with(largest), 65, 1 << 30, RankCount::ONE).expect("it fits");
+        assert!(
+            check_training_in(free, &with(largest + step), 65, 1 << 30, RankCount::ONE).is_err(),
+            "{refused}"
+        );
     }
 
     #[test]
@@ -154,16 +171,41 @@ mod tests {
         check(free, &long(1 << 20), "block_size", long, 1);
         let broad = |n_emb| Settings { n_emb, n_blocks: 1, block_size: 1, batch_size: 1, ..default.clone() };
         check(free, &broad(60_000), "n_emb", broad, 6);
-        check_training_in(free, &default, 65, 1 << 30).expect("it fits");
+        check_training_in(free, &default, 65, 1 << 30, RankCount::ONE).expect("it fits");
         // More micro-batches make a batch fit that does not fit as a whole.
-        let refused = check_training_in(free, &wide(2048), 65, 1 << 30).expect_err("too large").to_string();
+        let refused = check_training_in(free, &wide(2048), 65, 1 << 30, RankCount::ONE)
+            .expect_err("too large")
+            .to_string();
         let (_, steps) = refused.split_once("`gradient_accumulation_steps ").expect("a way out");
         let steps: usize = steps.split_once('`').and_then(|(steps, _)| steps.parse().ok()).expect("a number");
         let in_parts = |steps| Settings { gradient_accumulation_steps: steps, ..wide(2048) };
-        check_training_in(free, &in_parts(steps), 65, 1 << 30).expect("it fits");
-        assert!(check_training_in(free, &in_parts(steps - 1), 65, 1 << 30).is_err(), "{refused}");
+        check_training_in(free, &in_parts(steps), 65, 1 << 30, RankCount::ONE).expect("it fits");
+        assert!(
+            check_training_in(free, &in_parts(steps - 1), 65, 1 << 30, RankCount::ONE).is_err(),
+            "{refused}"
+        );
+        // Two ranks of a machine take half a batch each, and with `zero` 1 half of the moments.
+        let two = RankCount { all: 2, per_machine: 1 };
+        let fits = |batch_size, ranks| check_training_in(free, &wide(batch_size), 65, 1 << 30, ranks).is_ok();
+        let most = largest_where(4096, |batch_size| fits(batch_size, RankCount::ONE));
+        assert!(fits(2 * most, two) && !fits(2 * most + 1, two), "{most}");
+        let heavy = |zero| Settings {
+            n_emb: 3072,
+            n_blocks: 4,
+            block_size: 8,
+            batch_size: 2,
+            zero,
+            ..default.clone()
+        };
+        let needed = |ranks, zero| {
+            (1_u64..)
+                .map(|gib| gib << 28)
+                .find(|&free| check_training_in(free, &heavy(zero), 65, 1 << 30, ranks).is_ok())
+        };
+        let four = RankCount { all: 4, per_machine: 4 };
+        assert!(needed(four, 1) < needed(four, 0), "{:?}, {:?}", needed(four, 1), needed(four, 0));
         // A batch is never larger than the text.
-        check_training_in(free, &wide(2048), 65, 50).expect("it fits");
+        check_training_in(free, &wide(2048), 65, 50, RankCount::ONE).expect("it fits");
     }
 
     #[test]

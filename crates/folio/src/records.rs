@@ -4,6 +4,7 @@
 //! {"event":"start","step":0,"epoch":0,"parameters":…,"precision":"bf16","threads":2,"unix_time":…,"machine":{…},"folio":"0.1.0"}
 //! {"event":"step","step":1,"epoch":1,"loss":4.17,"lr":0.001,"gradient_norm":1.9,"tokens_per_s":70000,"skipped":false}
 //! {"event":"epoch","epoch":1,"step":490,"train_loss":…,"eval_loss":…,"train_bits_per_character":…,…,"sample":"…"}
+//! {"event":"ranks","step":4900,"epoch":10,"ranks":[{"peak_memory":…,"tokens_per_s":…,"seconds":…,"communication_seconds":…},…]}
 //! ```
 //!
 //! A resumed run first removes the records of steps and epochs after its checkpoint, so that each appears once. With the
@@ -110,6 +111,9 @@ impl Recorder {
                     .extend(numbers.as_object().expect("a struct").clone());
                 record["sample"] = json!(sample);
                 self.push(&record);
+            }
+            Event::Ranks { epoch, step, ranks } => {
+                self.push(&json!({ "event": "ranks", "step": step, "epoch": epoch, "ranks": ranks }));
             }
             Event::Saving | Event::Saved { .. } | Event::Evaluating | Event::Warning { .. } => {}
         }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{CutShort, TrainingState};
 use crate::data::{BatchBuffer, Dataset, Part, TokenStream};
-use crate::distributed::{Communicator, Division, SingleProcess, any};
+use crate::distributed::{Communicator, Division, Reduction, SingleProcess, Timed, any};
 use crate::error::{Error, Result};
 use crate::evaluate::{EvaluationBatches, mean_batch_loss};
 use crate::generate::{Generator, Request};
@@ -28,13 +28,15 @@ use crate::tokenizer::Tokenizer;
 mod continuing;
 mod event;
 mod length;
+mod load;
 mod prepared;
 pub(crate) mod ranks;
 mod saver;
 mod sharing;
 
 pub use continuing::{check_same, check_start};
-pub use event::{Event, Outcome, Requests, StepReport};
+pub use event::{Event, Outcome, RankReport, Requests, StepReport};
+use load::RankLoad;
 use prepared::Prepared;
 use saver::Saver;
 
@@ -79,7 +81,8 @@ pub struct Trainer {
     /// `None` on ranks other than 0, which neither save nor generate.
     tokenizer: Option<Arc<Tokenizer>>,
     backend: Box<dyn Backend>,
-    communicator: Box<dyn Communicator>,
+    communicator: Timed,
+    load: RankLoad,
     optimizer: AdamW,
     state: TrainingState,
     resumed_from: Option<PathBuf>,
@@ -122,9 +125,10 @@ impl Trainer {
         assert_eq!(communicator.rank(), 0, "the other ranks follow");
         let prepared = ranks::check_enough_sequences(&*communicator, &settings)
             .and_then(|()| Prepared::new(new_backend, settings, stream, tokenizer, start));
-        let prepared = ranks::all_succeed(&*communicator, prepared, "prepare the run")?;
+        let mut prepared = ranks::all_succeed(&*communicator, prepared, "prepare the run")?;
         ranks::check_agreement(&*communicator)?;
         sharing::send(&*communicator, &prepared);
+        sharing::shard(&*communicator, &prepared.settings, &mut *prepared.backend);
         Ok(Self::begin(communicator, prepared))
     }
 
@@ -150,7 +154,8 @@ impl Trainer {
             dataset,
             tokenizer,
             backend,
-            communicator,
+            communicator: Timed::new(communicator),
+            load: RankLoad::default(),
             optimizer,
             state,
             resumed_from,
@@ -228,10 +233,13 @@ impl Trainer {
     ) -> Result<Outcome> {
         let run_dir = run_dir.filter(|_| self.is_primary());
         let saver = Saver::begin(run_dir, self);
-        let mut saver = ranks::all_succeed(&*self.communicator, saver, "start the run")?;
+        let mut saver = ranks::all_succeed(&self.communicator, saver, "start the run")?;
         let outcome = self.train(&mut saver, run_dir.is_some(), requests, on_event);
+        if outcome.is_ok() {
+            self.report_ranks(on_event);
+        }
         let outcome = saver.end(self, outcome);
-        ranks::all_succeed(&*self.communicator, outcome, "save the run")
+        ranks::all_succeed(&self.communicator, outcome, "save the run")
     }
 
     /// The loop itself.
@@ -259,8 +267,7 @@ impl Trainer {
                     .settings
                     .save_every
                     .is_some_and(|every| self.state.global_step.is_multiple_of(every));
-                let [save, stop] =
-                    any(&*self.communicator, [requests.take_save(), requests.stop_requested()]);
+                let [save, stop] = any(&self.communicator, [requests.take_save(), requests.stop_requested()]);
                 if save || stop || due {
                     saver.save_step(self, save || stop, on_event);
                 }
@@ -279,10 +286,11 @@ impl Trainer {
             let sample = keeps_records.then(|| self.sample(tokens));
             on_event(&Event::EpochEnded { epoch, last_epoch, report, sample });
             saver.save_epoch(self, on_event);
-            let [stop] = any(&*self.communicator, [requests.stop_requested()]);
+            let [stop] = any(&self.communicator, [requests.stop_requested()]);
             if stop {
                 // Retried here, because there is no next save.
-                if saver.has_failed() {
+                let [has_failed] = any(&self.communicator, [saver.has_failed()]);
+                if has_failed {
                     saver.save_epoch(self, on_event);
                 }
                 return Ok(Outcome::Stopped);
@@ -303,26 +311,29 @@ impl Trainer {
     /// One optimizer step on the blocks at `starts`. If the loss or the gradients are not finite, the weights stay as they are.
     fn step(&mut self, starts: &[usize]) -> StepReport {
         let learning_rate = self.learning_rate();
-        let communicator = &*self.communicator;
+        let communicator = &self.communicator;
+        let started = self.load.begin_step(communicator);
         let division = Division::of(communicator, starts.len(), self.settings.gradient_accumulation_steps);
         let batch = self.buffer.fill(&self.dataset, &starts[division.own()], self.settings.block_size);
         let dropout_key = self.state.dropout.next_u64();
         let label_smoothing = self.settings.label_smoothing as f32;
         let step = StepBatch { batch, division, dropout_key, label_smoothing };
-        let mut losses = [self.backend.forward_backward(step)];
+        let reduction = Reduction { communicator, precision: self.settings.reduce_precision };
+        let mut losses = [self.backend.reduced_forward_backward(step, reduction)];
         communicator.all_reduce_f64(&mut losses);
         let tokens = step.total_tokens() as u64;
         let loss = (losses[0] / tokens as f64) as f32;
-        let gradient_norm = if loss.is_finite() {
-            self.backend.reduce_gradients(communicator);
-            self.optimizer.step(&mut *self.backend, learning_rate)
-        } else {
-            f64::NAN
-        };
+        let gradient_norm =
+            if loss.is_finite() { self.optimizer.step(&mut *self.backend, learning_rate) } else { f64::NAN };
         let skipped = !gradient_norm.is_finite();
+        if !skipped {
+            self.backend.share_weights(communicator);
+        }
         if !skipped && self.state.averaged {
             self.backend.update_average(self.settings.ema_decay_at(self.optimizer.steps()));
         }
+        let own_tokens = step.batch.inputs.len();
+        self.load.end_step(started, communicator, own_tokens);
         let state = &mut self.state;
         state.global_step += 1;
         state.optimizer_steps = self.optimizer.steps();
@@ -379,7 +390,7 @@ impl Trainer {
             batch_size: self.settings.batch_size,
             micro_batches: self.settings.gradient_accumulation_steps,
         };
-        mean_batch_loss(&mut *self.backend, &*self.communicator, batches, &mut self.buffer, should_continue)
+        mean_batch_loss(&mut *self.backend, &self.communicator, batches, &mut self.buffer, should_continue)
     }
 
     /// Ends the current epoch. `order` is the random stream after it has shuffled the epoch's blocks.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use folio::distributed::RankCount;
 use folio::generate::{Generator, PastContext, Request, Sampling};
 use folio::model::{
     Backend, Batch, CpuBackend, Frozen, InferenceModel, ModelConfig, Parameters, Precision, WeightFormat,
@@ -134,8 +135,9 @@ fn check_memory(pool: &ThreadPool, adamw: AdamWConfig) {
             });
             let taken = dhat::HeapStats::get().max_bytes as f64;
             drop(profiler);
+            let (frozen, ranks) = (Frozen::NOTHING, RankCount::ONE);
             let estimate =
-                CpuBackend::training_bytes(&config, precision, batch_size, 1, Frozen::NOTHING) as f64;
+                CpuBackend::training_bytes(&config, precision, batch_size, 1, frozen, ranks, 0) as f64;
             // What it leaves out, the scratch of threads and of the head, takes up to 4 % here.
             let ratio = estimate / taken;
             assert!((0.9..1.1).contains(&ratio), "{precision:?}, {config:?}: {estimate} for {taken}");

@@ -198,6 +198,7 @@ impl Run {
             }
             Event::Saving => self.phase = Phase::Saving,
             Event::Saved { .. } | Event::Warning { .. } => self.phase = Phase::Training,
+            Event::Ranks { .. } => {}
         }
     }
 

@@ -12,7 +12,7 @@ const ALL_FLAGS: &str = "--eval_data eval.txt --special_tokens --tokenizer_type 
     --num_epochs 3 --max_steps 2 --learning_rates 2e-3 --weight_decays 0.5 --decay_all_parameters --grad_clip 0.5 \
     --lr_schedule cosine_warm_restarts --lr_schedule_unit step --warmup_steps 1 --cosine_final_lr 1e-5 \
     --cosine_T_max 4 --cosine_T_mult 2 --cosine_lr_restart_decay 0.5 --run_dir run --save_losses --save_checkpoint \
-    --sample_tokens 3 --save_every 1 --max_skipped_steps 3";
+    --sample_tokens 3 --save_every 1 --max_skipped_steps 3 --reduce_precision bf16";
 /// Every flag with an underscore that only a run that begins with an imported model takes.
 const BEGINNING: &str = "--init_from imported";
 /// Every flag with an underscore that only successive halving takes.

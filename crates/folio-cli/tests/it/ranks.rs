@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Write, stderr};
 use std::process::{Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::place::{Place, words};
 
@@ -57,6 +57,70 @@ fn one_two_and_four_ranks_train_the_same_bits() {
     }
 }
 
+/// Runs ranks to their end. `None` on a machine without a launcher; otherwise what they printed on stderr.
+#[track_caller]
+fn train(place: &Place, ranks: usize, line: &str) -> Option<String> {
+    let output = mpirun(place, ranks, line)?.output().expect("it starts");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{ranks} ranks: {said}");
+    Some(said)
+}
+
+#[test]
+fn ranks_that_divide_adamw_train_the_same_bits_and_resume_without_dividing_it() {
+    let place = Place::new();
+    // Batches of 7 sequences, the last of 3: a rank of 4 has none.
+    let run = RUN.replace("--batch_sizes 4", "--batch_sizes 7");
+    for accumulation in [3, 4] {
+        place.ok(&format!(
+            "{run} --num_epochs 2 --gradient_accumulation_steps {accumulation} --run_dir alone_{accumulation}"
+        ));
+    }
+    for (ranks, accumulation, whole) in [(2, 2, "alone_4"), (4, 1, "alone_4"), (3, 1, "alone_3")] {
+        let name = format!("zero_{ranks}");
+        let line = format!(
+            "{run} --num_epochs 1 --gradient_accumulation_steps {accumulation} --zero 1 --run_dir {name}"
+        );
+        let Some(said) = train(&place, ranks, &line) else { return };
+        assert!(said.contains(&format!("\n{ranks} ranks: ")), "{said}");
+        assert!(said.contains("of memory each at most, communication "), "{said}");
+        check_same(&place, &format!("{whole}/checkpoint_1"), &format!("{name}/checkpoint_1"));
+        let metrics = String::from_utf8(place.read(&format!("{name}/metrics.jsonl"))).expect("UTF-8");
+        let records = metrics.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+        let reports: Vec<Value> = records.filter(|record| record["event"] == "ranks").collect();
+        assert_eq!(reports.len(), 1, "{metrics}");
+        assert_eq!(reports[0]["ranks"].as_array().map(Vec::len), Some(ranks), "{metrics}");
+        let line = format!("train --resume {name} --zero 0 --num_epochs 2");
+        assert!(train(&place, ranks, &line).is_some());
+        check_same(&place, &format!("{whole}/checkpoint_2"), &format!("{name}/checkpoint_2"));
+    }
+}
+
+#[test]
+fn gradients_in_bfloat16_train_the_same_bits_each_time_whatever_else_is_divided() {
+    let place = Place::new();
+    for (name, flags) in [
+        ("f32", ""),
+        ("bf16", "--reduce_precision bf16"),
+        ("again", "--reduce_precision bf16"),
+        ("zero", "--reduce_precision bf16 --zero 1"),
+    ] {
+        let line = format!("{RUN} --num_epochs 1 {flags} --run_dir {name}");
+        if train(&place, 3, &line).is_none() {
+            return;
+        }
+    }
+    check_same_weights(&place, "bf16", "again");
+    check_same_weights(&place, "bf16", "zero");
+    let model = |run: &str| place.read(&format!("{run}/checkpoint_1/model.safetensors"));
+    assert_ne!(model("bf16"), model("f32"));
+}
+
+#[track_caller]
+fn check_same_weights(place: &Place, one: &str, other: &str) {
+    check_same(place, &format!("{one}/checkpoint_1"), &format!("{other}/checkpoint_1"));
+}
+
 #[test]
 #[cfg(target_os = "linux")]
 fn a_signal_to_one_rank_saves_and_stops_all_and_another_number_resumes() {
@@ -97,6 +161,34 @@ fn pid_of_rank_1(launcher: u32) -> Pid {
 }
 
 #[test]
+fn the_runs_of_a_sweep_are_shared_by_ranks() {
+    let place = Place::new();
+    let sweep = format!("{RUN} --num_epochs 2 --lr 3e-3 2e-3 1e-3 5e-4");
+    place.ok(&format!("{sweep} --run_dir alone"));
+    for (flags, run_dir, same) in [("", "runs", true), ("--parallel batches", "batches", false)] {
+        let Some(mut mpirun) = mpirun(&place, 3, &format!("{sweep} {flags} --run_dir {run_dir}")) else {
+            return;
+        };
+        let output = mpirun.output().expect("it starts");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        let shown = String::from_utf8_lossy(&output.stdout);
+        for run in 1..=4 {
+            assert!(shown.contains(&format!("Experiment {run}/4")), "{shown}");
+            let [alone, ranks] = ["alone", run_dir].map(|sweep| format!("{sweep}/run_{run}/losses.json"));
+            // Three ranks add gradients in another order.
+            assert!(place.path(&ranks).exists() && (!same || place.read(&ranks) == place.read(&alone)), "{ranks}");
+        }
+    }
+    // With nothing saved, the ranks need no directory.
+    let Some(mut mpirun) = mpirun(&place, 2, &sweep.replace("--save_checkpoint --keep all", "--no_save")) else {
+        return;
+    };
+    let output = mpirun.output().expect("it starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
 fn mistakes_end_all_ranks_with_one_line() {
     let place = Place::new();
     for (ranks, flags, part) in [
@@ -106,7 +198,7 @@ fn mistakes_end_all_ranks_with_one_line() {
             "--batch_sizes 2",
             "3 ranks share a batch of 2 sequences; use a larger batch, or at most 2 ranks",
         ),
-        (2, "--lr 1e-3 2e-3", "a sweep trains its runs on one rank, and this job has 2"),
+        (2, "--lr 1e-3 2e-3 --jobs 2", "--jobs: each rank trains one run at a time; leave it out"),
     ] {
         let run = RUN.replace("--batch_sizes 4", "").replace("--n_emb 16", "");
         let Some(mut mpirun) = mpirun(&place, ranks, &format!("{run} {flags} --run_dir run")) else { return };

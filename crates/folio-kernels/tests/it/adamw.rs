@@ -62,6 +62,23 @@ fn the_sum_of_squares_equals_that_of_f64() {
 }
 
 #[test]
+fn partial_sums_of_squares_add_up_to_the_same_bits() {
+    for len in [0, 1, 1023, 1024, 1025, 65_537, 131_073, 200_001] {
+        let x = Random(74).as_f32(len, 10.0);
+        crate::support::on_every_isa(|isa| {
+            // In two parts, as two ranks compute them.
+            let mut partial = vec![0.0; len.div_ceil(adamw::SQUARES)];
+            let (first, second) = partial.split_at_mut(len / adamw::SQUARES / 2);
+            let (a, b) = x.split_at(first.len() * adamw::SQUARES);
+            adamw::partial_squares(a, first);
+            adamw::partial_squares(b, second);
+            let got = adamw::sum_of_partial_squares(&partial, len);
+            assert_eq!(got.to_bits(), adamw::sum_of_squares(&x).to_bits(), "{len} on {}", isa.name());
+        });
+    }
+}
+
+#[test]
 fn chunks_are_added_in_f64() {
     // One square of 2^24, above which f32 represents only even numbers, and a 1 in each of the other chunks; with one
     // and with several chunks per block.

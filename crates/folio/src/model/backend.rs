@@ -9,7 +9,7 @@ use std::ops::Range;
 use folio_kernels::adamw::AdamwStep;
 
 use super::{Frozen, ModelConfig, ParameterSpec, Parameters};
-use crate::distributed::{Communicator, Division};
+use crate::distributed::{Communicator, Division, Reduction};
 
 /// Sequences of tokens, and the token that follows each.
 #[derive(Clone, Copy, Debug)]
@@ -145,6 +145,14 @@ impl Moments {
     pub fn zeros(parameters: usize) -> Self {
         Self { exp_avg: vec![0.0; parameters], exp_avg_sq: vec![0.0; parameters] }
     }
+
+    /// Those at some places.
+    #[must_use]
+    pub fn select(&self, places: &[Range<usize>]) -> Self {
+        let select =
+            |values: &[f32]| places.iter().flat_map(|range| &values[range.clone()]).copied().collect();
+        Self { exp_avg: select(&self.exp_avg), exp_avg_sq: select(&self.exp_avg_sq) }
+    }
 }
 
 /// A GPT-2 on some device: its weights, gradients and moments, and the arithmetic of a training step.
@@ -166,10 +174,36 @@ pub trait Backend: Send {
     /// The cross-entropy of each token of a batch in nats, (B, T), without dropout.
     fn losses(&mut self, batch: Batch<'_>) -> &[f32];
 
-    /// Replaces the gradients by their sum over all ranks.
+    /// Replaces the gradients by their sum over all ranks, without rounding them.
     fn reduce_gradients(&mut self, communicator: &dyn Communicator);
 
-    /// The L2 norm of all gradients together; those of frozen parameters are zero.
+    /// [`Backend::forward_backward`] with the gradients summed over all ranks: those that [`Backend::update`] needs on this rank.
+    /// A backend may sum the first of them while it computes the others. Returns this rank's sum of losses.
+    fn reduced_forward_backward(&mut self, step: StepBatch<'_>, reduction: Reduction<'_>) -> f64 {
+        let loss = self.forward_backward(step);
+        self.reduce_gradients(reduction.communicator);
+        loss
+    }
+
+    /// From now on keeps only this rank's part of the moments, and updates only this rank's part of the weights (ZeRO stage 1:
+    /// Rajbhandari et al. 2020, "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models"). Every update is followed
+    /// by [`Backend::share_weights`]. A backend that does nothing here keeps and updates everything on each rank.
+    fn shard(&mut self, _rank: usize, _world_size: usize) {}
+
+    /// Receives the weights that other ranks have updated.
+    fn share_weights(&mut self, _communicator: &dyn Communicator) {}
+
+    /// The places of the parameters whose moments this rank keeps, in order.
+    fn own(&self) -> Vec<Range<usize>> {
+        vec![0..self.parameters().values().len()]
+    }
+
+    /// The moments of all parameters, on rank 0. All ranks call this at once.
+    fn whole_moments(&self, _communicator: &dyn Communicator) -> Option<Cow<'_, Moments>> {
+        Some(self.moments())
+    }
+
+    /// The L2 norm of all gradients together, of all ranks; those of frozen parameters are zero.
     fn gradient_norm(&mut self) -> f64;
 
     /// Updates weights and moments from the gradients.
@@ -209,14 +243,14 @@ pub trait Backend: Send {
     /// If there was none.
     fn gradients(&self) -> Cow<'_, Parameters>;
 
-    /// AdamW's moments.
+    /// AdamW's moments of [`Backend::own`].
     fn moments(&self) -> Cow<'_, Moments>;
 
     /// From now on leaves these parameters as they are: [`Backend::forward_backward`] need not compute their gradients, which
     /// are zero, and [`Backend::update`] changes neither them nor their moments. At first nothing is frozen.
     fn freeze(&mut self, frozen: Frozen);
 
-    /// Replaces AdamW's moments.
+    /// Replaces AdamW's moments of [`Backend::own`].
     ///
     /// # Panics
     /// If they are of another model.

@@ -2,7 +2,8 @@
 //!
 //! Threads take sequences: within one, every op is sequential code over slices that stay in the thread's second-level cache.
 //! forward.rs and backward.rs are the two passes, op by op; activations.rs has their buffers, packed.rs the weights as
-//! matmuls read them.
+//! matmuls read them. gradients.rs sends gradients to other ranks during the backward pass, in the pieces of buckets.rs;
+//! sharded.rs divides AdamW over ranks.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -16,19 +17,26 @@ use super::{
     AdamWUpdate, Backend, Batch, Frozen, MicroBatch, ModelConfig, Moments, Parameters, Precision, StepBatch,
     tree_split,
 };
-use crate::distributed::Communicator;
+use crate::distributed::{Communicator, Reduction};
 use crate::rng::Rng;
 
 mod activations;
 mod auto_precision;
 mod backward;
+mod buckets;
+mod footprint;
 mod forward;
+mod gradients;
 mod packed;
 mod pass;
+mod sharded;
 
 use activations::{Activations, Capacity, Purpose};
+use buckets::{Bucket, buckets};
+use gradients::Gradients;
 use packed::PackedWeights;
 use pass::{Pass, PassWeights};
+use sharded::{Shard, sum_over_regions};
 
 pub use auto_precision::{precision_reason, resolve_precision};
 
@@ -41,7 +49,11 @@ pub struct CpuBackend {
     gradients: Option<Parameters>,
     /// The gradients of left subtrees while the right ones are computed, one for each level of the tree of micro-batches.
     partial_sums: Vec<Parameters>,
-    /// `None` until the first update: zeros.
+    /// Which parameters go to other ranks at one time.
+    buckets: Vec<Bucket>,
+    /// What this rank owns if AdamW is divided over ranks.
+    shard: Option<Shard>,
+    /// `None` until the first update: zeros. With a shard only its own.
     moments: Option<Moments>,
     /// The moving average of the weights, if there is one.
     average: Option<Parameters>,
@@ -84,6 +96,8 @@ impl CpuBackend {
         };
         Self {
             config,
+            buckets: buckets(&parameters, Frozen::NOTHING),
+            shard: None,
             parameters,
             frozen: Frozen::NOTHING,
             gradients: None,
@@ -93,39 +107,6 @@ impl CpuBackend {
             logits: Vec::new(),
             engine,
         }
-    }
-
-    /// Approximate memory of training in bytes, with batches of `batch_size` sequences of `block_size` tokens in
-    /// `micro_batches` micro-batches: weights, gradients, moments, packed weights, and the activations that the backward
-    /// pass reads. What is frozen has no gradients and no moments.
-    pub fn training_bytes(
-        config: &ModelConfig,
-        precision: Precision,
-        batch_size: usize,
-        micro_batches: usize,
-        frozen: Frozen,
-    ) -> u64 {
-        let ModelConfig { n_blocks: l, n_emb: c, block_size: t, .. } = *config;
-        let sequences = batch_size.div_ceil(micro_batches.max(1));
-        let levels = micro_batches.max(1).next_power_of_two().ilog2() as u128;
-        let [l, c, t, i, sequences] = [l, c, t, config.inner(), sequences].map(|size| size as u128);
-        let element = if precision == Precision::F32 { 4 } else { 2 };
-        let parameters = config.matrix_elements();
-        let trained = parameters - frozen.matrix_elements(config);
-        // Per token: qkv, heads (4 C) and fc (I) in the format and two residual streams in f32, for each block; operands of
-        // one block's weight gradients (8 C + 2 I) in the format; the gradient of the residual stream.
-        let token = l * ((4 * c + i) * element + 8 * c) + (8 * c + 2 * i) * element + 8 * c;
-        // The gradients of the logits of a group of sequences, and each thread's exponentials of one.
-        let v = config.vocab_size as u128;
-        let logits = (sequences * t * v).min(1 << 26) + rayon::current_num_threads() as u128 * t * v;
-        // Both orders of every matrix that is multiplied with; of the embeddings only a tied head is.
-        let packed = parameters - if config.tie_word_embeddings { 0 } else { v * c };
-        let bytes = parameters * 4
-            + trained * (12 + 4 * levels)
-            + 2 * packed * element
-            + sequences * t * token
-            + logits * element;
-        u64::try_from(bytes).unwrap_or(u64::MAX)
     }
 
     /// The logits of the token that follows the last one of a sequence, (V), without dropout.
@@ -151,50 +132,66 @@ impl CpuBackend {
     }
 
     /// Sums the gradients of some micro-batches of a step into `self.gradients`, and their losses.
-    fn sum_micro_batches(&mut self, step: &StepBatch, micro_batches: Range<usize>, level: usize) -> f64 {
+    fn sum_micro_batches(
+        &mut self,
+        step: &StepBatch,
+        micro_batches: Range<usize>,
+        level: usize,
+        reduction: Option<Reduction>,
+    ) -> f64 {
         let Range { start, end } = micro_batches;
         if end - start == 1 {
-            return self.micro_batch(&step.micro_batch(start));
+            return self.micro_batch(step, start, level, reduction);
         }
         let middle = start + tree_split(end - start);
-        let left = self.sum_micro_batches(step, start..middle, level + 1);
+        let left = self.sum_micro_batches(step, start..middle, level + 1, reduction);
         while self.partial_sums.len() <= level {
             self.partial_sums.push(Parameters::zeros(&self.config));
         }
         let gradients = self.gradients.as_mut().expect("computed above");
         std::mem::swap(gradients, &mut self.partial_sums[level]);
-        let right = self.sum_micro_batches(step, middle..end, level + 1);
-        let gradients = self.gradients.as_mut().expect("computed above");
-        for range in self.frozen.trained(gradients) {
-            add(&mut gradients.values_mut()[range.clone()], &self.partial_sums[level].values()[range]);
+        let right = self.sum_micro_batches(step, middle..end, level + 1, reduction);
+        // The last micro-batch of the step has added the partial sums of every level above it.
+        if end < step.division.micro_batches {
+            let gradients = self.gradients.as_mut().expect("computed above");
+            for range in self.frozen.trained(gradients) {
+                add(&mut gradients.values_mut()[range.clone()], &self.partial_sums[level].values()[range]);
+            }
         }
         left + right
     }
 
-    /// Overwrites the gradients by those of one micro-batch. Returns the sum of its losses.
-    fn micro_batch(&mut self, micro_batch: &MicroBatch) -> f64 {
-        let gradients = self.gradients.get_or_insert_with(|| Parameters::zeros(&self.config));
-        let MicroBatch { batch, first_sequence, total_tokens, dropout_key, label_smoothing } = *micro_batch;
-        if batch.inputs.is_empty() {
+    /// Overwrites the gradients by those of one micro-batch, of which there are `level` partial sums of earlier ones. Returns the
+    /// sum of its losses. The last micro-batch also adds the partial sums, and sums over ranks.
+    fn micro_batch(
+        &mut self,
+        step: &StepBatch,
+        index: usize,
+        level: usize,
+        reduction: Option<Reduction>,
+    ) -> f64 {
+        let Self { config, frozen, parameters, gradients, partial_sums, buckets, engine, .. } = self;
+        let gradients = gradients.get_or_insert_with(|| Parameters::zeros(config));
+        let is_last = index + 1 == step.division.micro_batches;
+        let partial_sums = if is_last { &partial_sums[..level] } else { &[] };
+        let micro_batch = step.micro_batch(index);
+        if micro_batch.batch.inputs.is_empty() {
             gradients.values_mut().fill(0.0);
-            return 0.0;
         }
-        check_batch(&self.config, batch);
-        let pass = Pass {
-            config: self.config,
-            batch: batch.sequences(),
-            time: batch.time,
-            first_sequence,
-            total_tokens,
-            label_smoothing,
-            frozen: self.frozen,
-            dropout_key: Some(dropout_key),
+        let gradients = Gradients::new(gradients, buckets, partial_sums);
+        let mut compute = |gradients: Gradients<'_, '_>| {
+            engine.micro_batch(config, *frozen, parameters, gradients, &micro_batch)
         };
-        let losses = match &mut self.engine {
-            Engine::F32(buffers) => buffers.train(pass, &self.parameters, gradients, batch),
-            Engine::Bf16(buffers) => buffers.train(pass, &self.parameters, gradients, batch),
+        let Some(Reduction { communicator, precision }) = reduction.filter(|_| is_last) else {
+            return compute(gradients);
         };
-        losses.iter().map(|&loss| f64::from(loss)).sum()
+        let exchange = Shard::exchange_of_gradients(self.shard.as_ref(), precision);
+        let (mut gradients, mut loss) = (Some(gradients), 0.0);
+        communicator.exchange(&mut |exchanges| {
+            let gradients = gradients.take().expect("it is called once");
+            loss = compute(gradients.over_ranks(exchange, exchanges));
+        });
+        loss
     }
 
     /// A pass without dropout.
@@ -221,13 +218,55 @@ impl CpuBackend {
     }
 }
 
+impl Engine {
+    /// Forward and backward of one micro-batch. Returns the sum of its losses.
+    fn micro_batch(
+        &mut self,
+        config: &ModelConfig,
+        frozen: Frozen,
+        parameters: &Parameters,
+        mut gradients: Gradients,
+        micro_batch: &MicroBatch,
+    ) -> f64 {
+        let MicroBatch { batch, first_sequence, total_tokens, dropout_key, label_smoothing } = *micro_batch;
+        if batch.inputs.is_empty() {
+            on_worker(|| gradients.complete(0));
+            return 0.0;
+        }
+        check_batch(config, batch);
+        let pass = Pass {
+            config: *config,
+            batch: batch.sequences(),
+            time: batch.time,
+            first_sequence,
+            total_tokens,
+            label_smoothing,
+            frozen,
+            dropout_key: Some(dropout_key),
+        };
+        let losses = match self {
+            Self::F32(buffers) => buffers.train(pass, parameters, gradients, batch),
+            Self::Bf16(buffers) => buffers.train(pass, parameters, gradients, batch),
+        };
+        losses.iter().map(|&loss| f64::from(loss)).sum()
+    }
+}
+
 impl Backend for CpuBackend {
     fn config(&self) -> &ModelConfig {
         &self.config
     }
 
     fn forward_backward(&mut self, step: StepBatch<'_>) -> f64 {
-        self.sum_micro_batches(&step, 0..step.division.micro_batches, 0)
+        self.forget_shared_squares();
+        self.sum_micro_batches(&step, 0..step.division.micro_batches, 0, None)
+    }
+
+    fn reduced_forward_backward(&mut self, step: StepBatch<'_>, reduction: Reduction<'_>) -> f64 {
+        self.forget_shared_squares();
+        let loss = self.sum_micro_batches(&step, 0..step.division.micro_batches, 0, Some(reduction));
+        self.share_squares(reduction.communicator);
+        loss
     }
 
     fn losses(&mut self, batch: Batch<'_>) -> &[f32] {
@@ -248,21 +287,53 @@ impl Backend for CpuBackend {
     fn gradient_norm(&mut self) -> f64 {
         let gradients = self.gradients.as_ref().expect("a training step comes first");
         let trained = self.frozen.trained(gradients);
+        if let Some(squares) = self.shared_squares() {
+            return sum_over_regions(trained, squares).sqrt();
+        }
         trained.map(|range| sum_of_squares(&gradients.values()[range])).sum::<f64>().sqrt()
     }
 
     fn update(&mut self, update: &AdamWUpdate) {
         let gradients = self.gradients.as_ref().expect("a training step comes first");
-        let parameters = self.parameters.values_mut();
-        let Moments { exp_avg, exp_avg_sq } =
-            self.moments.get_or_insert_with(|| Moments::zeros(parameters.len()));
-        for spec in gradients.specs().iter().filter(|spec| !self.frozen.contains(spec)) {
-            let step = update.of_parameter(spec);
-            let range = || spec.range.clone();
-            let moments = (&mut exp_avg[range()], &mut exp_avg_sq[range()]);
-            adamw(&mut parameters[range()], gradients.tensor(spec), moments.0, moments.1, step);
+        let all = [0..gradients.values().len()];
+        let own = self.shard.as_ref().map_or(&all[..], Shard::own);
+        let count = own.iter().map(Range::len).sum();
+        let Moments { exp_avg, exp_avg_sq } = self.moments.get_or_insert_with(|| Moments::zeros(count));
+        let mut first = 0;
+        for own in own {
+            for spec in gradients.specs().iter().filter(|spec| !self.frozen.contains(spec)) {
+                let range = spec.range.start.max(own.start)..spec.range.end.min(own.end);
+                if range.is_empty() {
+                    continue;
+                }
+                let held = first + range.start - own.start..first + range.end - own.start;
+                let moments = (&mut exp_avg[held.clone()], &mut exp_avg_sq[held]);
+                let (p, g) = (&mut self.parameters.values_mut()[range.clone()], &gradients.values()[range]);
+                adamw(p, g, moments.0, moments.1, update.of_parameter(spec));
+            }
+            first += own.len();
         }
         self.invalidate();
+    }
+
+    fn shard(&mut self, rank: usize, world_size: usize) {
+        self.divide(rank, world_size);
+    }
+
+    fn share_weights(&mut self, communicator: &dyn Communicator) {
+        self.gather_weights(communicator);
+    }
+
+    fn own(&self) -> Vec<Range<usize>> {
+        let all = || vec![0..self.parameters.values().len()];
+        self.shard.as_ref().map_or_else(all, |shard| shard.own().to_vec())
+    }
+
+    fn whole_moments(&self, communicator: &dyn Communicator) -> Option<Cow<'_, Moments>> {
+        match &self.shard {
+            None => Some(self.moments()),
+            Some(_) => self.gather_moments(communicator).map(Cow::Owned),
+        }
     }
 
     fn update_average(&mut self, decay: f64) {
@@ -306,20 +377,22 @@ impl Backend for CpuBackend {
     fn moments(&self) -> Cow<'_, Moments> {
         match &self.moments {
             Some(moments) => Cow::Borrowed(moments),
-            None => Cow::Owned(Moments::zeros(self.parameters.values().len())),
+            None => Cow::Owned(Moments::zeros(self.own().iter().map(Range::len).sum())),
         }
     }
 
     fn freeze(&mut self, frozen: Frozen) {
         frozen.check(self.config.n_blocks).unwrap_or_else(|error| panic!("{error}"));
+        assert!(self.shard.is_none(), "what is frozen is known before AdamW is divided");
         self.frozen = frozen;
+        self.buckets = buckets(&self.parameters, frozen);
         // They may have gradients of what is frozen now.
         self.gradients = None;
         self.partial_sums.clear();
     }
 
     fn load_moments(&mut self, moments: Moments) {
-        let count = self.parameters.values().len();
+        let count = self.own().iter().map(Range::len).sum();
         let lengths = (moments.exp_avg.len(), moments.exp_avg_sq.len());
         assert_eq!(lengths, (count, count), "moments of another model");
         self.moments = Some(moments);
@@ -335,12 +408,12 @@ impl<E: Element> EngineBuffers<E> {
         &'a mut self,
         pass: Pass,
         parameters: &'a Parameters,
-        gradients: &mut Parameters,
+        mut gradients: Gradients,
         batch: Batch,
     ) -> &'a [f32] {
         on_worker(move || {
             let (weights, activations) = self.prepare(pass, parameters, Purpose::Training);
-            pass.forward_backward(weights, gradients, activations, batch);
+            pass.forward_backward(weights, &mut gradients, activations, batch);
             &activations.losses[..pass.tokens()]
         })
     }

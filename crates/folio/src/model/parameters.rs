@@ -262,44 +262,15 @@ impl Parameters {
         self.tensor(&self.specs[self.head_index()])
     }
 
-    /// The head's weights, mutable.
-    pub(super) fn head_mut(&mut self) -> &mut [f32] {
-        let range = self.specs[self.head_index()].range.clone();
-        &mut self.values[range]
-    }
-
-    /// Whether the head has weights of its own.
-    pub(super) fn has_separate_head(&self) -> bool {
-        self.head_index() > 0
-    }
-
     /// The head's place among the specs: after `ln_f`, or the token embedding's.
     fn head_index(&self) -> usize {
-        let after = self.ln_f_index() + 2;
-        if after < self.specs.len() { after } else { 0 }
-    }
-
-    /// The token and the position embedding, mutable.
-    pub(super) fn embeddings_mut(&mut self) -> (&mut [f32], &mut [f32]) {
-        self.values[..self.specs[1].range.end].split_at_mut(self.specs[0].range.len())
+        head_index(&self.specs)
     }
 
     /// Weight and bias of the final LayerNorm, (C) each.
     pub(super) fn ln_f(&self) -> (&[f32], &[f32]) {
-        let first = self.ln_f_index();
+        let first = ln_f_index(&self.specs);
         (self.tensor(&self.specs[first]), self.tensor(&self.specs[first + 1]))
-    }
-
-    /// Weight and bias of the final LayerNorm, mutable.
-    pub(super) fn ln_f_mut(&mut self) -> (&mut [f32], &mut [f32]) {
-        let first = self.ln_f_index();
-        let range = self.specs[first].range.start..self.specs[first + 1].range.end;
-        self.values[range].split_at_mut(self.specs[first].range.len())
-    }
-
-    /// The place of `ln_f`'s weight among the specs: after the two embeddings and all blocks.
-    fn ln_f_index(&self) -> usize {
-        2 + (self.specs.len() - 4) / PER_BLOCK * PER_BLOCK
     }
 
     /// The tensors of a block.
@@ -308,9 +279,59 @@ impl Parameters {
         Block::gather(|| self.tensor(specs.next().expect("as many specs as fields")))
     }
 
-    /// The tensors of a block, mutable.
+    fn block_specs(&self, idx: usize) -> &[ParameterSpec] {
+        &self.specs[block_range(idx)]
+    }
+
+    /// All values, to be written from the last to the first.
+    pub(super) fn split_mut(&mut self) -> ParametersMut<'_> {
+        ParametersMut { specs: &self.specs, values: &mut self.values }
+    }
+}
+
+/// Some of the values, from the first on, mutable.
+pub(super) struct ParametersMut<'a> {
+    specs: &'a [ParameterSpec],
+    values: &'a mut [f32],
+}
+
+impl<'a> ParametersMut<'a> {
+    /// Takes the values from `start` on.
+    pub(super) fn split_off(&mut self, start: usize) -> &'a mut [f32] {
+        self.values.split_off_mut(start..).expect("it is not behind the end")
+    }
+
+    /// The head's weights (V, C): those of the token embedding, unless there is a separate head.
+    pub(super) fn head_mut(&mut self) -> &mut [f32] {
+        let range = self.specs[head_index(self.specs)].range.clone();
+        &mut self.values[range]
+    }
+
+    /// Whether the head has weights of its own.
+    pub(super) fn has_separate_head(&self) -> bool {
+        head_index(self.specs) > 0
+    }
+
+    /// The token and the position embedding.
+    pub(super) fn embeddings_mut(&mut self) -> (&mut [f32], &mut [f32]) {
+        self.values[..self.specs[1].range.end].split_at_mut(self.specs[0].range.len())
+    }
+
+    /// Weight and bias of the final LayerNorm.
+    pub(super) fn ln_f_mut(&mut self) -> (&mut [f32], &mut [f32]) {
+        let first = ln_f_index(self.specs);
+        let range = self.specs[first].range.start..self.specs[first + 1].range.end;
+        self.values[range].split_at_mut(self.specs[first].range.len())
+    }
+
+    /// The first value of the final LayerNorm. Only a separate head comes after it.
+    pub(super) fn ln_f_start(&self) -> usize {
+        self.specs[ln_f_index(self.specs)].range.start
+    }
+
+    /// The tensors of a block.
     pub(super) fn block_mut(&mut self, idx: usize) -> Block<&mut [f32]> {
-        let specs = &self.specs[Self::block_range(idx)];
+        let specs = &self.specs[block_range(idx)];
         let mut rest = &mut self.values[specs[0].range.start..];
         let mut specs = specs.iter();
         Block::gather(|| {
@@ -319,15 +340,27 @@ impl Parameters {
         })
     }
 
-    fn block_specs(&self, idx: usize) -> &[ParameterSpec] {
-        &self.specs[Self::block_range(idx)]
+    /// The first value of a block.
+    pub(super) fn block_start(&self, idx: usize) -> usize {
+        self.specs[block_range(idx).start].range.start
     }
+}
 
-    /// The specs of a block's tensors. The two embeddings come before the first block.
-    fn block_range(idx: usize) -> Range<usize> {
-        let first = 2 + idx * PER_BLOCK;
-        first..first + PER_BLOCK
-    }
+/// The specs of a block's tensors. The two embeddings come before the first block.
+fn block_range(idx: usize) -> Range<usize> {
+    let first = 2 + idx * PER_BLOCK;
+    first..first + PER_BLOCK
+}
+
+/// The place of `ln_f`'s weight among the specs: after the two embeddings and all blocks.
+fn ln_f_index(specs: &[ParameterSpec]) -> usize {
+    2 + (specs.len() - 4) / PER_BLOCK * PER_BLOCK
+}
+
+/// The head's place among the specs: after `ln_f`, or the token embedding's.
+fn head_index(specs: &[ParameterSpec]) -> usize {
+    let after = ln_f_index(specs) + 2;
+    if after < specs.len() { after } else { 0 }
 }
 
 impl<S> Block<S> {

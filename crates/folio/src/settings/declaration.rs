@@ -47,6 +47,14 @@ fn is_tied(tied: &bool) -> bool {
     *tied
 }
 
+fn is_zero(number: &usize) -> bool {
+    *number == 0
+}
+
+fn is_f32(precision: &Precision) -> bool {
+    *precision == Precision::F32
+}
+
 declare_settings! {
     /// UTF-8 text to train on, plain or gzipped: files, directories (their .txt and .gz files), patterns such as
     /// 'plays/*.txt', or - for stdin
@@ -128,6 +136,18 @@ declare_settings! {
     /// Micro-batches per step, computed sequentially to save memory; the result is the same up to rounding
     gradient_accumulation_steps: usize = 1 => {
         section: Some(Section::Training), range: COUNT, may_change: true, label: NO_LABEL,
+    }
+    /// What the ranks of an MPI job divide: 0 (the batch) or 1 (AdamW's moments and updates too, which saves memory); the result is the
+    /// same
+    #[serde(skip_serializing_if = "is_zero")]
+    zero: usize = 0 => {
+        section: Some(Section::Training), range: Range::between(0.0, 1.0), may_change: true, label: NO_LABEL,
+    }
+    /// Number format in which the ranks of an MPI job send gradients: f32, or bf16, which halves what they send. With bf16 the result
+    /// depends on the number of ranks
+    #[serde(skip_serializing_if = "is_f32")]
+    reduce_precision: Precision = Precision::F32 => {
+        section: Some(Section::Training), may_change: true, label: NO_LABEL,
     }
     /// Dropout rate of embeddings, attention weights and both residual branches
     dropout: f64 = 0.2 => {

@@ -1,15 +1,20 @@
 //! Saving a run. If a save fails, training continues and the next save is a retry; if the last one fails, so does the run.
 
+use std::borrow::Cow;
 use std::fs;
 use std::path::PathBuf;
 
 use super::{Event, Outcome, Trainer};
 use crate::checkpoint::{CheckpointName, Tensors, TrainingState};
+use crate::distributed::any;
 use crate::error::{Error, Result};
+use crate::model::Moments;
 use crate::run_dir::{RunDir, RunState, Status};
 
 pub(super) struct Saver<'a> {
     run_dir: Option<&'a RunDir>,
+    /// Whether rank 0 has a run directory: all ranks then give it their part of AdamW's moments.
+    saves: bool,
     /// Epoch and step of the last successful save.
     saved: Option<(u64, u64)>,
     /// The last checkpoint written.
@@ -21,7 +26,8 @@ pub(super) struct Saver<'a> {
 impl<'a> Saver<'a> {
     /// Writes the run's description, and completes a save that was interrupted.
     pub(super) fn begin(run_dir: Option<&'a RunDir>, trainer: &Trainer) -> Result<Self> {
-        let mut saver = Self { run_dir, saved: None, checkpoint: None, failure: None };
+        let [saves] = any(&trainer.communicator, [run_dir.is_some()]);
+        let mut saver = Self { run_dir, saves, saved: None, checkpoint: None, failure: None };
         let Some(run_dir) = run_dir else { return Ok(saver) };
         run_dir.create()?;
         describe(run_dir, trainer)?;
@@ -38,11 +44,12 @@ impl<'a> Saver<'a> {
         Ok(saver)
     }
 
-    /// Saves the run within an epoch, unless this state is saved already.
+    /// Saves the run within an epoch, unless this state is saved already. All ranks call this at once.
     pub(super) fn save_step(&mut self, trainer: &Trainer, requested: bool, on_event: &mut dyn FnMut(&Event)) {
         let name = CheckpointName::Step(trainer.state.global_step);
+        let moments = self.moments(trainer);
         if self.saved != Some((trainer.state.epoch, trainer.state.global_step)) {
-            self.save(trainer, name, requested, on_event);
+            self.save(trainer, name, moments, requested, on_event);
         }
     }
 
@@ -51,21 +58,28 @@ impl<'a> Saver<'a> {
         self.failure.is_some()
     }
 
-    /// Saves the run at the end of an epoch.
+    /// Saves the run at the end of an epoch. All ranks call this at once.
     pub(super) fn save_epoch(&mut self, trainer: &Trainer, on_event: &mut dyn FnMut(&Event)) {
-        self.save(trainer, CheckpointName::Epoch(trainer.state.epoch), false, on_event);
+        let moments = self.moments(trainer);
+        self.save(trainer, CheckpointName::Epoch(trainer.state.epoch), moments, false, on_event);
+    }
+
+    /// AdamW's moments, on rank 0.
+    fn moments<'t>(&self, trainer: &'t Trainer) -> Option<Cow<'t, Moments>> {
+        self.saves.then(|| trainer.backend.whole_moments(&trainer.communicator)).flatten()
     }
 
     fn save(
         &mut self,
         trainer: &Trainer,
         name: CheckpointName,
+        moments: Option<Cow<Moments>>,
         requested: bool,
         on_event: &mut dyn FnMut(&Event),
     ) {
         let Some(run_dir) = self.run_dir else { return };
         on_event(&Event::Saving);
-        match write(run_dir, trainer, name) {
+        match write(run_dir, trainer, name, moments.as_deref()) {
             Ok(checkpoint) => {
                 self.failure = None;
                 self.saved = Some((trainer.state.epoch, trainer.state.global_step));
@@ -101,12 +115,17 @@ impl<'a> Saver<'a> {
 }
 
 /// Writes the history, a checkpoint and the status. Returns the checkpoint.
-fn write(run_dir: &RunDir, trainer: &Trainer, name: CheckpointName) -> Result<PathBuf> {
+fn write(
+    run_dir: &RunDir,
+    trainer: &Trainer,
+    name: CheckpointName,
+    moments: Option<&Moments>,
+) -> Result<PathBuf> {
     restore_directory(run_dir, trainer)?;
     let Trainer { settings, backend, state, .. } = trainer;
     run_dir.write_history(&state.history)?;
-    let (parameters, moments, average) = (backend.parameters(), backend.moments(), backend.average());
-    let tensors = Tensors { parameters: &parameters, moments: Some(&moments), average: average.as_deref() };
+    let (parameters, average) = (backend.parameters(), backend.average());
+    let tensors = Tensors { parameters: &parameters, moments, average: average.as_deref() };
     let checkpoint = run_dir.save_checkpoint(name, settings.kept(), tensors, state, trainer.tokenizer())?;
     run_dir.write_status(&status(trainer, RunState::Running, None))?;
     Ok(checkpoint)

@@ -1,5 +1,6 @@
 //! Rank 0 prepares a run; the other ranks receive it, so that they need neither its text nor its directory.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -8,9 +9,9 @@ use super::NewBackend;
 use super::prepared::Prepared;
 use crate::checkpoint::TrainingState;
 use crate::data::{Dataset, StreamHeader, TokenStream};
-use crate::distributed::{Communicator, receive_from_first, receive_value, send_to_all, send_value};
+use crate::distributed::{CHUNK, Communicator, receive_from_first, receive_value, send_to_all, send_value};
 use crate::error::Result;
-use crate::model::{Moments, Parameters};
+use crate::model::{Backend, Moments, Parameters};
 use crate::settings::Settings;
 use crate::text::TextPerToken;
 
@@ -55,6 +56,13 @@ pub(super) fn send(communicator: &dyn Communicator, prepared: &Prepared) {
     }
 }
 
+/// Divides AdamW over the ranks, if the run asks for it.
+pub(super) fn shard(communicator: &dyn Communicator, settings: &Settings, backend: &mut dyn Backend) {
+    if settings.zero > 0 && communicator.world_size() > 1 {
+        backend.shard(communicator.rank(), communicator.world_size());
+    }
+}
+
 /// Receives what rank 0 has prepared.
 ///
 /// # Errors
@@ -72,11 +80,12 @@ pub(super) fn receive(communicator: &dyn Communicator, new_backend: &NewBackend)
     let count = parameters.values().len();
     let mut backend = new_backend(config, settings.precision, parameters);
     backend.freeze(settings.freeze);
+    shard(communicator, &settings, &mut *backend);
     if state.optimizer_steps > 0 {
-        let mut moments = Moments::zeros(count);
-        receive_from_first(communicator, bytemuck::cast_slice_mut(&mut moments.exp_avg));
-        receive_from_first(communicator, bytemuck::cast_slice_mut(&mut moments.exp_avg_sq));
-        backend.load_moments(moments);
+        let own = backend.own();
+        let exp_avg = receive_own(communicator, count, &own);
+        let exp_avg_sq = receive_own(communicator, count, &own);
+        backend.load_moments(Moments { exp_avg, exp_avg_sq });
     }
     if has_average {
         let mut average = Parameters::zeros(&config);
@@ -95,4 +104,23 @@ pub(super) fn receive(communicator: &dyn Communicator, new_backend: &NewBackend)
         train_text,
         eval_text,
     })
+}
+
+/// Receives `count` numbers, and keeps those at some places, which are in order.
+fn receive_own(communicator: &dyn Communicator, count: usize, places: &[Range<usize>]) -> Vec<f32> {
+    const NUMBERS: usize = CHUNK / size_of::<f32>();
+    let mut own = Vec::with_capacity(places.iter().map(Range::len).sum());
+    let mut chunk = vec![0.0; NUMBERS.min(count)];
+    for first in (0..count).step_by(NUMBERS) {
+        let end = count.min(first + NUMBERS);
+        let chunk = &mut chunk[..end - first];
+        communicator.broadcast(bytemuck::cast_slice_mut(chunk));
+        for place in places {
+            let kept = place.start.max(first)..place.end.min(end);
+            if !kept.is_empty() {
+                own.extend_from_slice(&chunk[kept.start - first..kept.end - first]);
+            }
+        }
+    }
+    own
 }

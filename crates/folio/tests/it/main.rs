@@ -15,6 +15,7 @@ mod objective;
 mod precision;
 mod ranks;
 mod resume;
+mod sharded;
 mod split;
 mod support;
 mod sweep_ranks;

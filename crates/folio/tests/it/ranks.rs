@@ -14,7 +14,9 @@ use folio::settings::{Keep, Settings};
 use folio::tokenizer::Tokenizer;
 use folio::train::{Event, Outcome, Requests, Start, Trainer};
 
-use folio::distributed::{Communicator, Division};
+use folio::distributed::{Communicator, Division, Exchanges};
+
+use rayon::ThreadPoolBuilder;
 
 use crate::support::{BACKENDS, CPU, New, ThreadRank};
 
@@ -71,16 +73,20 @@ fn train_with(
         let rank = |communicator: Box<dyn Communicator>| {
             let (run, on_event) = (&run, &on_event);
             scope.spawn(move || {
-                let rank = communicator.rank();
-                let mut trainer = match rank {
-                    0 => {
-                        let (stream, tokenizer) = data();
-                        Trainer::on(&new, communicator, settings.clone(), stream, tokenizer, start)?
-                    }
-                    _ => Trainer::follow(&new, communicator)?,
-                };
-                let requests = Requests::default();
-                trainer.run(Some(run), &requests, &mut |event| on_event(rank, &requests, event))
+                // Ranks wait for each other on threads of their pools, so that each needs its own.
+                let pool = ThreadPoolBuilder::new().num_threads(2).build().expect("threads");
+                pool.install(|| {
+                    let rank = communicator.rank();
+                    let mut trainer = match rank {
+                        0 => {
+                            let (stream, tokenizer) = data();
+                            Trainer::on(&new, communicator, settings.clone(), stream, tokenizer, start)?
+                        }
+                        _ => Trainer::follow(&new, communicator)?,
+                    };
+                    let requests = Requests::default();
+                    trainer.run(Some(run), &requests, &mut |event| on_event(rank, &requests, event))
+                })
             })
         };
         let threads: Vec<_> = ranks.into_iter().map(rank).collect();
@@ -171,8 +177,8 @@ impl Communicator for OfAnotherVersion {
         self.0.world_size()
     }
 
-    fn all_reduce(&self, values: &mut [f32]) {
-        self.0.all_reduce(values);
+    fn exchange<'env>(&self, body: &mut dyn FnMut(&mut (dyn Exchanges<'env> + Send))) {
+        self.0.exchange(body);
     }
 
     fn all_reduce_f64(&self, values: &mut [f64]) {

@@ -21,10 +21,11 @@ use super::activations::{
     Activations, BackwardJob, ForwardJob, LayerNormStatistics, Operands, SequenceActivations, ThreadScratch,
     operands_len,
 };
+use super::gradients::Gradients;
 use super::pass::{Pass, PassBlock, PassWeights, Site};
+use crate::model::Batch;
 use crate::model::packed_matrix::{pack, reuse};
-use crate::model::parameters::BlockVectors;
-use crate::model::{Batch, Parameters};
+use crate::model::parameters::{BlockVectors, ParametersMut};
 
 impl Pass {
     /// Forward and backward of a micro-batch. Leaves the token losses in `a.losses`, and overwrites `gradients` by those of
@@ -33,30 +34,44 @@ impl Pass {
     pub(super) fn forward_backward<E: Element>(
         self,
         weights: PassWeights<E>,
-        gradients: &mut Parameters,
+        gradients: &mut Gradients,
         a: &mut Activations<E>,
         batch: Batch,
     ) {
-        self.forward_and_head(weights, gradients, a, batch);
+        self.forward_and_head(weights, &mut gradients.rest, a, batch);
+        gradients.complete(gradients.rest.ln_f_start());
         let t = self.time;
         for idx in (self.frozen.lowest_block()..self.config.n_blocks).rev() {
             let (jobs, scratch) = a.backward_jobs(self.batch, t, &self.config);
             jobs.for_each(|BackwardJob { b, sequence, dresidual, operands }| {
                 let w = weights.block(idx);
                 let operands = Operands::of(t, &self.config, operands);
-                let scratch = &mut *scratch.of_this_thread();
-                self.block_backward(b, idx, &w, dresidual, sequence, operands, scratch);
+                let mut scratch = scratch.of_this_thread();
+                self.block_backward(b, idx, &w, dresidual, sequence, operands, &mut scratch);
                 if idx == 0 && !self.frozen.embeddings {
                     dropout_in_place(self.row_dims(), dresidual, self.dropout(Site::Embedding, b));
                 }
+                drop(scratch); // Waiting threads may take other work, which needs it.
+                gradients.progress();
             });
             if idx >= self.frozen.blocks {
-                self.weight_gradients(idx, gradients, a);
+                self.weight_gradients(idx, &mut gradients.rest, a);
+                gradients.complete(gradients.rest.block_start(idx));
             }
         }
-        if self.frozen.embeddings {
-            return;
+        if !self.frozen.embeddings {
+            self.embedding_gradients(&mut gradients.rest, a, batch);
         }
+        gradients.complete(0);
+    }
+
+    /// The gradients of the embeddings from that of the first block's input.
+    fn embedding_gradients<E: Element>(
+        self,
+        gradients: &mut ParametersMut,
+        a: &Activations<E>,
+        batch: Batch,
+    ) {
         let has_separate_head = gradients.has_separate_head();
         let (dwte, dwpe) = gradients.embeddings_mut();
         if has_separate_head {
@@ -73,7 +88,7 @@ impl Pass {
     fn forward_and_head<E: Element>(
         self,
         weights: PassWeights<E>,
-        gradients: &mut Parameters,
+        gradients: &mut ParametersMut,
         a: &mut Activations<E>,
         batch: Batch,
     ) {
@@ -200,7 +215,7 @@ impl Pass {
     }
 
     /// The gradients of a block's weights from the operands of all sequences.
-    fn weight_gradients<E: Element>(self, idx: usize, gradients: &mut Parameters, a: &Activations<E>) {
+    fn weight_gradients<E: Element>(self, idx: usize, gradients: &mut ParametersMut, a: &Activations<E>) {
         let o = Operands::of_all(self.batch, self.time, &self.config, &a.operands);
         let dw = gradients.block_mut(idx);
         // The largest first, so that the threads finish at about the same time.

@@ -4,8 +4,9 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use folio::distributed::Communicator;
-use folio::model::tree_split;
+use folio::distributed::{Communicator, Exchange, Exchanges, part};
+use folio::model::{Precision, tree_split};
+use folio_kernels::element::{Bf16, Element};
 
 /// One rank.
 pub(crate) struct ThreadRank {
@@ -44,7 +45,7 @@ impl ThreadRank {
     }
 
     /// The bytes of all ranks.
-    fn exchange(&self, bytes: Vec<u8>) -> Arc<Vec<Vec<u8>>> {
+    fn exchange_bytes(&self, bytes: Vec<u8>) -> Arc<Vec<Vec<u8>>> {
         /// A rank that failed never arrives.
         const PATIENCE: Duration = Duration::from_secs(60);
         let wait = |state, condition: &dyn Fn(&mut MeetingState) -> bool| {
@@ -70,6 +71,59 @@ impl ThreadRank {
     }
 }
 
+/// Exchanges that happen as early as possible or as late as possible, in turn.
+struct ThreadExchanges<'a, 'env> {
+    rank: &'a ThreadRank,
+    late: Vec<(Exchange, &'env mut [f32], usize)>,
+    started: usize,
+}
+
+impl<'env> Exchanges<'env> for ThreadExchanges<'_, 'env> {
+    fn start(&mut self, exchange: Exchange, values: &'env mut [f32], unit: usize) {
+        self.started += 1;
+        if self.started.is_multiple_of(2) {
+            self.late.push((exchange, values, unit));
+        } else {
+            self.rank.complete(exchange, values, unit);
+        }
+    }
+
+    fn progress(&mut self) {}
+}
+
+impl ThreadRank {
+    fn complete(&self, exchange: Exchange, values: &mut [f32], unit: usize) {
+        let own = part(values.len(), unit, self.rank, self.world_size);
+        let round = |precision: Precision, values: &mut [f32]| {
+            if precision == Precision::Bf16 {
+                values.iter_mut().for_each(|value| *value = Bf16::from_f32(*value).to_f32());
+            }
+        };
+        if let Exchange::AllReduce(precision) | Exchange::ReduceScatter(precision) = exchange {
+            let mut sent = values.to_vec();
+            round(precision, &mut sent);
+            let mut sum = tree_sum(&self.all(&sent));
+            round(precision, &mut sum);
+            match exchange {
+                Exchange::AllReduce(_) => values.copy_from_slice(&sum),
+                _ => values[own.clone()].copy_from_slice(&sum[own]),
+            }
+            return;
+        }
+        let len = values.len();
+        for (rank, theirs) in self.all(values).iter().enumerate() {
+            let part = part(len, unit, rank, self.world_size);
+            values[part.clone()].copy_from_slice(&theirs[part]);
+        }
+    }
+
+    /// The arrays of all ranks.
+    fn all(&self, values: &[f32]) -> Vec<Vec<f32>> {
+        let all = self.exchange_bytes(bytemuck::cast_slice(values).to_vec());
+        all.iter().map(|bytes| numbers(bytes, f32::from_ne_bytes)).collect()
+    }
+}
+
 impl Communicator for ThreadRank {
     fn rank(&self) -> usize {
         self.rank
@@ -79,20 +133,22 @@ impl Communicator for ThreadRank {
         self.world_size
     }
 
-    fn all_reduce(&self, values: &mut [f32]) {
-        let all = self.exchange(bytemuck::cast_slice(values).to_vec());
-        let all: Vec<Vec<f32>> = all.iter().map(|bytes| numbers(bytes, f32::from_ne_bytes)).collect();
-        values.copy_from_slice(&tree_sum(&all));
+    fn exchange<'env>(&self, body: &mut dyn FnMut(&mut (dyn Exchanges<'env> + Send))) {
+        let mut exchanges = ThreadExchanges { rank: self, late: Vec::new(), started: 0 };
+        body(&mut exchanges);
+        for (exchange, values, unit) in exchanges.late {
+            self.complete(exchange, values, unit);
+        }
     }
 
     fn all_reduce_f64(&self, values: &mut [f64]) {
-        let all = self.exchange(bytemuck::cast_slice(values).to_vec());
+        let all = self.exchange_bytes(bytemuck::cast_slice(values).to_vec());
         let all: Vec<Vec<f64>> = all.iter().map(|bytes| numbers(bytes, f64::from_ne_bytes)).collect();
         values.copy_from_slice(&tree_sum(&all));
     }
 
     fn broadcast(&self, bytes: &mut [u8]) {
-        bytes.copy_from_slice(&self.exchange(bytes.to_vec())[0]);
+        bytes.copy_from_slice(&self.exchange_bytes(bytes.to_vec())[0]);
     }
 
     fn send(&self, to: usize, message: &[u8]) {
