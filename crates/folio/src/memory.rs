@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::machine::available_memory;
 use crate::model::{CpuBackend, ModelConfig, WeightFormat};
+use crate::optim::OptimizerKind;
 use crate::settings::Settings;
 
 /// Checks that training with these settings fits in the free memory.
@@ -26,9 +27,14 @@ fn check_training_in(free: u64, settings: &Settings, vocab_size: usize, blocks: 
             config.parameters().saturating_mul(WeightFormat::of(settings.precision).bytes_per_weight());
         let micro_batches = settings.gradient_accumulation_steps;
         let average = if settings.ema_decay > 0.0 { config.parameters().saturating_mul(4) } else { 0 };
+        let muon = match settings.optimizer {
+            OptimizerKind::AdamW => 0,
+            OptimizerKind::Muon => CpuBackend::muon_bytes(&config, settings.precision),
+        };
         CpuBackend::training_bytes(&config, settings.precision, batch, micro_batches, settings.freeze)
             .saturating_add(sampling)
             .saturating_add(average)
+            .saturating_add(muon)
     };
     let needed = bytes(settings);
     if needed <= free {

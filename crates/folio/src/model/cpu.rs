@@ -13,8 +13,8 @@ use folio_kernels::moving_average::update_average;
 use rayon::prelude::*;
 
 use super::{
-    AdamWUpdate, Backend, Batch, Frozen, MicroBatch, ModelConfig, Moments, Parameters, Precision, StepBatch,
-    tree_split,
+    Backend, Batch, Frozen, MicroBatch, ModelConfig, Moments, MuonUpdate, Parameters, Precision, StepBatch,
+    Update, tree_split,
 };
 use crate::distributed::Communicator;
 use crate::rng::Rng;
@@ -23,10 +23,12 @@ mod activations;
 mod auto_precision;
 mod backward;
 mod forward;
+mod muon;
 mod packed;
 mod pass;
 
 use activations::{Activations, Capacity, Purpose};
+use muon::Muon;
 use packed::PackedWeights;
 use pass::{Pass, PassWeights};
 
@@ -60,6 +62,8 @@ struct EngineBuffers<E> {
     packed: PackedWeights<E>,
     /// Allocated by the first pass, and again only for a larger one.
     activations: Option<Activations<E>>,
+    /// Allocated by Muon's first update.
+    muon: Option<Muon<E>>,
 }
 
 impl CpuBackend {
@@ -128,6 +132,14 @@ impl CpuBackend {
         u64::try_from(bytes).unwrap_or(u64::MAX)
     }
 
+    /// Approximate memory in bytes that training with Muon takes in addition.
+    pub fn muon_bytes(config: &ModelConfig, precision: Precision) -> u64 {
+        match precision {
+            Precision::F32 => Muon::<f32>::bytes(config),
+            Precision::Bf16 => Muon::<Bf16>::bytes(config),
+        }
+    }
+
     /// The logits of the token that follows the last one of a sequence, (V), without dropout.
     pub fn next_logits(&mut self, tokens: &[u32]) -> &[f32] {
         self.last_logits(tokens, 1)
@@ -174,14 +186,15 @@ impl CpuBackend {
     /// Overwrites the gradients by those of one micro-batch. Returns the sum of its losses.
     fn micro_batch(&mut self, micro_batch: &MicroBatch) -> f64 {
         let gradients = self.gradients.get_or_insert_with(|| Parameters::zeros(&self.config));
-        let MicroBatch { batch, first_sequence, total_tokens, dropout_key, label_smoothing } = *micro_batch;
+        let MicroBatch { batch, first_sequence, total_tokens, dropout_key, dropout, label_smoothing } =
+            *micro_batch;
         if batch.inputs.is_empty() {
             gradients.values_mut().fill(0.0);
             return 0.0;
         }
         check_batch(&self.config, batch);
         let pass = Pass {
-            config: self.config,
+            config: ModelConfig { dropout: dropout.unwrap_or(self.config.dropout), ..self.config },
             batch: batch.sequences(),
             time: batch.time,
             first_sequence,
@@ -251,16 +264,27 @@ impl Backend for CpuBackend {
         trained.map(|range| sum_of_squares(&gradients.values()[range])).sum::<f64>().sqrt()
     }
 
-    fn update(&mut self, update: &AdamWUpdate) {
+    fn update(&mut self, update: &Update) {
         let gradients = self.gradients.as_ref().expect("a training step comes first");
         let parameters = self.parameters.values_mut();
         let Moments { exp_avg, exp_avg_sq } =
             self.moments.get_or_insert_with(|| Moments::zeros(parameters.len()));
         for spec in gradients.specs().iter().filter(|spec| !self.frozen.contains(spec)) {
-            let step = update.of_parameter(spec);
+            let Some(step) = update.adamw_of(spec) else { continue };
             let range = || spec.range.clone();
             let moments = (&mut exp_avg[range()], &mut exp_avg_sq[range()]);
             adamw(&mut parameters[range()], gradients.tensor(spec), moments.0, moments.1, step);
+        }
+        if let Some(update) = &update.muon {
+            let frozen = self.frozen;
+            match &mut self.engine {
+                Engine::F32(buffers) => {
+                    buffers.muon(update, &mut self.parameters, gradients, exp_avg, frozen)
+                }
+                Engine::Bf16(buffers) => {
+                    buffers.muon(update, &mut self.parameters, gradients, exp_avg, frozen)
+                }
+            }
         }
         self.invalidate();
     }
@@ -316,6 +340,10 @@ impl Backend for CpuBackend {
         // They may have gradients of what is frozen now.
         self.gradients = None;
         self.partial_sums.clear();
+        match &mut self.engine {
+            Engine::F32(buffers) => buffers.muon = None,
+            Engine::Bf16(buffers) => buffers.muon = None,
+        }
     }
 
     fn load_moments(&mut self, moments: Moments) {
@@ -328,7 +356,7 @@ impl Backend for CpuBackend {
 
 impl<E: Element> EngineBuffers<E> {
     fn new(config: &ModelConfig) -> Self {
-        Self { packed: PackedWeights::new(config), activations: None }
+        Self { packed: PackedWeights::new(config), activations: None, muon: None }
     }
 
     fn train<'a>(
@@ -351,6 +379,18 @@ impl<E: Element> EngineBuffers<E> {
             pass.losses(weights, activations, batch);
             &activations.losses[..pass.tokens()]
         })
+    }
+
+    fn muon(
+        &mut self,
+        update: &MuonUpdate,
+        parameters: &mut Parameters,
+        gradients: &Parameters,
+        exp_avg: &mut [f32],
+        frozen: Frozen,
+    ) {
+        let muon = self.muon.get_or_insert_with(|| Muon::new(gradients, frozen));
+        on_worker(|| muon.update(update, parameters.values_mut(), gradients.values(), exp_avg));
     }
 
     fn last_logits(&mut self, pass: Pass, parameters: &Parameters, logits: &mut [f32], tokens: &[u32]) {

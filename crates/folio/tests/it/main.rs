@@ -11,6 +11,7 @@ mod fuzz;
 mod generation;
 mod golden;
 mod import;
+mod muon;
 mod objective;
 mod precision;
 mod ranks;
