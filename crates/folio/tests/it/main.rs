@@ -16,6 +16,7 @@ mod objective;
 mod precision;
 mod ranks;
 mod resume;
+mod schedules;
 mod split;
 mod support;
 mod tokenizer;
