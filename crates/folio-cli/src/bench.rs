@@ -10,7 +10,7 @@ use std::time::Instant;
 use clap::{Args, Subcommand, ValueEnum};
 use folio::error::Error;
 use folio::model::{Backend, Batch, CpuBackend, ModelConfig, PrecisionChoice, resolve_precision};
-use folio::optim::{AdamW, AdamWConfig};
+use folio::optim::{AdamW, AdamWConfig, MuonConfig, OptimizerKind};
 use folio::rng::{Rng, Stream};
 use folio_kernels::isa::{Isa, Missing};
 
@@ -121,6 +121,9 @@ struct StepArgs {
     /// Number format: f32, bf16, or auto for the faster
     #[arg(long, default_value = "auto")]
     precision: PrecisionChoice,
+    /// What updates the blocks' matrices: adamw or muon
+    #[arg(long, default_value = "adamw")]
+    optimizer: OptimizerKind,
     /// Steps to time, after two warm-up steps
     #[arg(long, default_value_t = 5, value_parser = whole::<usize>)]
     steps: usize,
@@ -285,7 +288,9 @@ fn step(args: &StepArgs) -> anyhow::Result<()> {
         decay_all_parameters: true,
         grad_clip: 1.0,
     };
-    let mut optimizer = AdamW::new(adamw);
+    let muon = MuonConfig { momentum: 0.95, relative_rate: 1.0 };
+    let muon = (args.optimizer == OptimizerKind::Muon).then_some(muon);
+    let mut optimizer = AdamW::new(adamw).with_muon(muon);
     let tokens = args.batch * sizes.block;
     let mut times = Vec::new();
     for step in 0..args.steps + 2 {
@@ -305,7 +310,7 @@ fn step(args: &StepArgs) -> anyhow::Result<()> {
     screen::out(serde_json::json!({
         "what": "step", "batch": args.batch, "block": sizes.block, "vocab": sizes.vocab, "emb": sizes.emb,
         "blocks": sizes.blocks, "heads": sizes.heads, "dropout": args.dropout, "steps": args.steps,
-        "precision": precision.name(), "threads": rayon::current_num_threads(), "isa": Isa::detected().name(),
+        "precision": precision.name(), "optimizer": args.optimizer.name(), "threads": rayon::current_num_threads(), "isa": Isa::detected().name(),
         "step_s": median, "step_s_min": fastest, "tokens_per_s": tokens as f64 / median,
         "gflop_per_s": flop(&config, tokens) / median / 1e9, "peak_mib": peak_mib(),
     }))?;

@@ -6,6 +6,7 @@ use folio::distributed::{Communicator, RankCount};
 use folio::error::Error;
 use folio::machine::available_memory;
 use folio::model::CpuBackend;
+use folio::optim::OptimizerKind;
 use folio::records::run_recorded;
 use folio::run_dir::{RunDir, RunLock};
 use folio::settings::Settings;
@@ -304,7 +305,12 @@ pub(crate) fn affordable_jobs(requested: usize, sweep: &Sweep, vocab_size: usize
     let bytes = sweep.runs.iter().map(|run| {
         let config = run.model_config(vocab_size);
         let Settings { precision, batch_size, gradient_accumulation_steps: parts, freeze, zero, .. } = *run;
+        let muon = match run.optimizer {
+            OptimizerKind::AdamW => 0,
+            OptimizerKind::Muon => CpuBackend::muon_bytes(&config, precision),
+        };
         CpuBackend::training_bytes(&config, precision, batch_size, parts, freeze, RankCount::ONE, zero)
+            .saturating_add(muon)
     });
     let largest = bytes.max().unwrap_or(1);
     let room = available_memory().map_or(usize::MAX, |free| (free / largest) as usize).max(1);

@@ -60,6 +60,7 @@ pub mod head;
 pub mod layernorm;
 pub mod linear;
 pub mod moving_average;
+pub mod newton_schulz;
 
 pub mod peak;
 pub mod reference;

@@ -39,12 +39,17 @@ impl MovingAverage {
 /// assert_eq!(average, [1.25, 1.0]);
 /// ```
 pub fn update_average(average: &mut [f32], x: &[f32], decay: f64) {
+    update_scaled_average(average, x, 1.0, decay);
+}
+
+/// `average <- decay average + (1 - decay) scale x`, in place. Both have the same length.
+pub fn update_scaled_average(average: &mut [f32], x: &[f32], scale: f64, decay: f64) {
     assert_eq!(average.len(), x.len(), "lengths of the average and of x");
-    let (isa, update) = (Isa::detected(), MovingAverage::of(decay));
+    let (isa, update, scale) = (Isa::detected(), MovingAverage::of(decay), scale as f32);
     average.par_chunks_mut(PIECE).zip(x.par_chunks(PIECE)).for_each(|(average, x)| {
         isa.run(
             #[inline(always)]
-            || average.iter_mut().zip(x).for_each(|(m, &x)| *m = update.next(*m, x)),
+            || average.iter_mut().zip(x).for_each(|(m, &x)| *m = update.next(*m, scale * x)),
         );
     });
 }

@@ -45,5 +45,8 @@ pub use cross_entropy::{cross_entropy, cross_entropy_loss};
 mod adamw;
 pub use adamw::adamw;
 
+mod newton_schulz;
+pub use newton_schulz::newton_schulz;
+
 mod amx;
 pub use amx::amx_dot;

@@ -4,6 +4,7 @@ use crate::distributed::RankCount;
 use crate::error::{Error, Result};
 use crate::machine::available_memory;
 use crate::model::{CpuBackend, ModelConfig, WeightFormat};
+use crate::optim::OptimizerKind;
 use crate::settings::Settings;
 
 /// Checks that training with these settings fits in the free memory.
@@ -37,9 +38,14 @@ fn check_training_in(
         let Settings { precision, freeze, zero, .. } = *settings;
         // With `zero` 1 one rank gathers the moments to save them.
         let gathered = if zero > 0 && ranks.all > 1 { config.parameters().saturating_mul(8) } else { 0 };
+        let muon = match settings.optimizer {
+            OptimizerKind::AdamW => 0,
+            OptimizerKind::Muon => CpuBackend::muon_bytes(&config, precision),
+        };
         CpuBackend::training_bytes(&config, precision, batch, micro_batches, freeze, ranks, zero)
             .saturating_add(sampling)
             .saturating_add(average)
+            .saturating_add(muon)
             .saturating_add(gathered / ranks.per_machine as u64)
     };
     let needed = bytes(settings);

@@ -1,8 +1,22 @@
-//! AdamW with gradient clipping: the scalars of each step. The backend holds the moments and does the arithmetic.
+//! AdamW with gradient clipping, and Muon for the blocks' matrices: the scalars of each step. The backend holds the moments and
+//! does the arithmetic.
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{AdamWUpdate, Backend};
+use crate::model::{AdamWUpdate, Backend, MuonUpdate, Update};
+use crate::named_enum;
+
+/// What updates the blocks' matrices. Embeddings, head and vectors are AdamW's in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OptimizerKind {
+    /// AdamW, as all other parameters.
+    #[default]
+    AdamW,
+    /// Muon, see [`MuonUpdate`].
+    Muon,
+}
+
+named_enum!(OptimizerKind, "optimizer", { AdamW => "adamw", Muon => "muon" });
 
 /// The hyperparameters of AdamW.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,10 +49,20 @@ impl Default for AdamWConfig {
     }
 }
 
-/// AdamW: its hyperparameters and the number of steps taken.
+/// The hyperparameters of Muon. Weight decay and clipping are AdamW's.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MuonConfig {
+    /// Decay rate of the running mean of gradients.
+    pub momentum: f64,
+    /// Muon's learning rate as a multiple of AdamW's.
+    pub relative_rate: f64,
+}
+
+/// AdamW, possibly with Muon for the blocks' matrices: their hyperparameters and the number of steps taken.
 #[derive(Clone, Debug)]
 pub struct AdamW {
     config: AdamWConfig,
+    muon: Option<MuonConfig>,
     steps: u64,
 }
 
@@ -50,7 +74,18 @@ impl AdamW {
 
     /// After `steps` steps. The backend must hold the moments of that step ([`Backend::load_moments`]).
     pub fn resume(config: AdamWConfig, steps: u64) -> Self {
-        Self { config, steps }
+        Self { config, muon: None, steps }
+    }
+
+    /// Lets Muon update the blocks' matrices, if there is a configuration.
+    #[must_use]
+    pub fn with_muon(self, muon: Option<MuonConfig>) -> Self {
+        Self { muon, ..self }
+    }
+
+    /// Changes the weight decay of the next steps.
+    pub fn set_weight_decay(&mut self, weight_decay: f64) {
+        self.config.weight_decay = weight_decay;
     }
 
     /// Steps taken so far.
@@ -71,17 +106,25 @@ impl AdamW {
         let AdamWConfig { beta1, beta2, eps, weight_decay, decay_all_parameters, grad_clip } = self.config;
         self.steps += 1;
         let t = self.steps.min(i32::MAX as u64) as i32;
-        backend.update(&AdamWUpdate {
+        let gradient_scale = if grad_clip > 0.0 { (grad_clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
+        let adamw = AdamWUpdate {
             learning_rate,
             beta1,
             beta2,
             eps,
             weight_decay,
             decay_all_parameters,
-            gradient_scale: if grad_clip > 0.0 { (grad_clip / (norm + 1e-6)).min(1.0) } else { 1.0 },
+            gradient_scale,
             bias_correction1: 1.0 - beta1.powi(t),
             bias_correction2: 1.0 - beta2.powi(t),
+        };
+        let muon = self.muon.map(|MuonConfig { momentum, relative_rate }| MuonUpdate {
+            learning_rate: learning_rate * relative_rate,
+            momentum,
+            weight_decay,
+            gradient_scale,
         });
+        backend.update(&Update { adamw, muon });
         norm
     }
 }

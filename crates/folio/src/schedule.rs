@@ -6,9 +6,11 @@
 //! const                 lr
 //! cosine                final + (lr - final) (1 + cos(pi e / T_max)) / 2
 //! cosine_warm_restarts  decay^restarts (final + (lr - final) (1 + cos(pi T_cur / T)) / 2)
+//! wsd                   lr; from T_max - D on final + (lr - final) (T_max - e) / D, with D = decay_share T_max; then final
 //! ```
 //! Loshchilov and Hutter 2017, "SGDR", equation 5; T_cur counts since the last restart and T, first T_max,
-//! grows by T_mult at each. PyTorch's `CosineAnnealingLR` and `CosineAnnealingWarmRestarts`.
+//! grows by T_mult at each. PyTorch's `CosineAnnealingLR` and `CosineAnnealingWarmRestarts`. wsd: warm-up, stable, decay (Hu et al.
+//! 2024, "MiniCPM", arXiv 2404.06395), with the linear decay of Hägele et al. 2024 (arXiv 2405.18392).
 
 use std::f64::consts::PI;
 
@@ -24,6 +26,8 @@ pub enum ScheduleKind {
     Cosine,
     /// Half cosines that restart at the peak, which decays at each restart.
     CosineWarmRestarts,
+    /// Constant, then linear to the final rate, which is reached at T_max.
+    Wsd,
 }
 
 /// The unit of a schedule.
@@ -40,6 +44,7 @@ named_enum!(ScheduleKind, "schedule", {
     Const => "const",
     Cosine => "cosine",
     CosineWarmRestarts => "cosine_warm_restarts",
+    Wsd => "wsd",
 });
 named_enum!(Unit, "schedule unit", { Epoch => "epoch", Step => "step" });
 
@@ -54,6 +59,7 @@ named_enum!(Unit, "schedule unit", { Epoch => "epoch", Step => "step" });
 ///     period: 2,
 ///     period_growth: 2,
 ///     restart_decay: 0.5,
+///     decay_share: 0.2,
 /// };
 /// // Two epochs from the full peak, then four from half of it.
 /// assert_eq!([0, 1, 2, 4].map(|e| schedule.rate(e)), [1.0, 0.5, 0.5, 0.25]);
@@ -64,14 +70,16 @@ pub struct Schedule {
     pub kind: ScheduleKind,
     /// lr: the peak.
     pub learning_rate: f64,
-    /// final: the floor of the cosine.
+    /// final: the floor of the cosine, and the last rate of wsd.
     pub final_rate: f64,
-    /// T_max: half a period.
+    /// T_max: half a period, or the length of wsd.
     pub period: u64,
     /// T_mult: the factor by which the period grows at each restart.
     pub period_growth: u64,
     /// The factor on the learning rate at each restart.
     pub restart_decay: f64,
+    /// The share of T_max in which wsd decays, above 0.
+    pub decay_share: f64,
 }
 
 impl Schedule {
@@ -93,13 +101,24 @@ impl Schedule {
                 }
                 self.restart_decay.powi(restarts) * self.cosine(since_restart, period)
             }
+            ScheduleKind::Wsd => self.wsd(now),
         }
+    }
+
+    fn wsd(&self, now: u64) -> f64 {
+        let left = self.period.saturating_sub(now) as f64 / (self.decay_share * self.period as f64);
+        linear(self.final_rate, self.learning_rate, left)
     }
 
     fn cosine(&self, now: u64, period: u64) -> f64 {
         let phase = PI * now as f64 / period as f64;
         self.final_rate + (self.learning_rate - self.final_rate) * (1.0 + phase.cos()) / 2.0
     }
+}
+
+/// The number at `progress` on a straight line from `first`, at 0, to `last`, at 1; from there on `last`.
+pub fn linear(first: f64, last: f64, progress: f64) -> f64 {
+    if progress < 1.0 { first + (last - first) * progress } else { last }
 }
 
 /// The factor of a linear warm-up over `warmup_steps` at optimizer step `step`, counting from 0: 1 / n, 2 / n,
@@ -142,6 +161,7 @@ mod tests {
                         period,
                         period_growth,
                         restart_decay,
+                        decay_share: 0.2,
                     };
                     let rates: Vec<f64> = (0..200).map(|epoch| schedule.rate(epoch)).collect();
                     // The same operations in the same order give the same bits.
@@ -160,6 +180,7 @@ mod tests {
             period: 4,
             period_growth: 1,
             restart_decay: 1.0,
+            decay_share: 0.2,
         };
         for (epoch, want) in [(0, 3.0), (2, 2.0), (4, 1.0), (8, 3.0)] {
             // The cosine is off by at most EPSILON, the rate by half of that times lr - final.
@@ -179,6 +200,7 @@ mod tests {
                 period,
                 period_growth: 3,
                 restart_decay: 0.5,
+                decay_share: 0.2,
             };
             for e in 0..200 {
                 let wave = (1.0 + (PI * e as f64 / period as f64).cos()) / 2.0;
@@ -187,6 +209,30 @@ mod tests {
                 assert!(difference.abs() <= f64::EPSILON * lr, "epoch {e} of {period}: {difference:e}");
             }
         }
+    }
+
+    #[test]
+    fn wsd_is_constant_then_linear_then_final() {
+        let schedule = |period, decay_share| Schedule {
+            kind: ScheduleKind::Wsd,
+            learning_rate: 3.0,
+            final_rate: 1.0,
+            period,
+            period_growth: 1,
+            restart_decay: 1.0,
+            decay_share,
+        };
+        let rates = |schedule: Schedule| -> Vec<f64> { (0..7).map(|e| schedule.rate(e)).collect() };
+        assert_eq!(rates(schedule(5, 0.8)), [3.0, 3.0, 2.5, 2.0, 1.5, 1.0, 1.0]);
+        assert_eq!(rates(schedule(4, 1.0)), [3.0, 2.5, 2.0, 1.5, 1.0, 1.0, 1.0]);
+        // The decay is shorter than the unit: the rate falls at once.
+        assert_eq!(rates(schedule(4, 0.1)), [3.0, 3.0, 3.0, 3.0, 1.0, 1.0, 1.0]);
+    }
+
+    #[test]
+    fn a_line_ends_at_its_last_number() {
+        assert_eq!([0.0, 0.25, 0.75, 1.0, 2.0].map(|at| linear(0.5, 0.0, at)), [0.5, 0.375, 0.125, 0.0, 0.0]);
+        assert_eq!([0.0, 0.5, 1.0, 9.0].map(|at| linear(0.0, 0.3, at)), [0.0, 0.15, 0.3, 0.3]);
     }
 
     #[test]

@@ -8,8 +8,8 @@ use crate::data::Texts;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::named_enum;
-use crate::optim::AdamWConfig;
-use crate::schedule::Schedule;
+use crate::optim::{AdamWConfig, MuonConfig, OptimizerKind};
+use crate::schedule::{Schedule, linear};
 use crate::tokenizer::{END_OF_TEXT, Tokenizer, TokenizerKind};
 
 mod choice;
@@ -83,6 +83,10 @@ impl Settings {
                 "`gradient_accumulation_steps {steps}` is more than `batch_size {batch_size}`; use at most {batch_size}"
             );
             return Err(Error::setting("gradient_accumulation_steps", reason));
+        }
+        if self.zero > 0 && self.optimizer == OptimizerKind::Muon {
+            let reason = "`zero 1` divides AdamW's moments over ranks, and Muon needs whole matrices; use `zero 0`";
+            return Err(Error::setting("zero", reason.to_owned()));
         }
         // The size of the vocabulary is known once the text is read; any size serves here.
         self.freeze.check(self.n_blocks)?;
@@ -209,6 +213,23 @@ impl Settings {
         }
     }
 
+    /// Muon's settings, if it updates the blocks' matrices.
+    pub fn muon(&self) -> Option<MuonConfig> {
+        let relative_rate = self.muon_learning_rate.map_or(1.0, |rate| rate / self.learning_rate);
+        let config = MuonConfig { momentum: self.muon_momentum, relative_rate };
+        (self.optimizer == OptimizerKind::Muon).then_some(config)
+    }
+
+    /// The weight decay at `progress`, from 0 at the start of the schedule to 1 at its T_max.
+    pub fn weight_decay_at(&self, progress: f64) -> f64 {
+        self.weight_decay_final.map_or(self.weight_decay, |last| linear(self.weight_decay, last, progress))
+    }
+
+    /// The dropout rate at `progress`.
+    pub fn dropout_at(&self, progress: f64) -> f64 {
+        self.dropout_final.map_or(self.dropout, |last| linear(self.dropout, last, progress))
+    }
+
     /// The decay rate of the moving average of the weights at step t of the optimizer, counting from 1:
     /// `min(ema_decay, (1 + t) / (10 + t))`, so that the random initial weights are forgotten soon (TensorFlow's
     /// `ExponentialMovingAverage` with `num_updates`).
@@ -225,6 +246,7 @@ impl Settings {
             period: self.cosine_t_max,
             period_growth: self.cosine_t_mult,
             restart_decay: self.cosine_lr_restart_decay,
+            decay_share: self.wsd_decay,
         }
     }
 }

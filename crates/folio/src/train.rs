@@ -147,7 +147,7 @@ impl Trainer {
     fn begin(communicator: Box<dyn Communicator>, prepared: Prepared) -> Self {
         let Prepared { settings, dataset, tokenizer, backend, state, .. } = prepared;
         let Prepared { resumed_from, has_optimizer, train_text, eval_text, .. } = prepared;
-        let optimizer = AdamW::resume(settings.adamw(), state.optimizer_steps);
+        let optimizer = AdamW::resume(settings.adamw(), state.optimizer_steps).with_muon(settings.muon());
         let buffer = BatchBuffer::default();
         Self {
             settings,
@@ -310,21 +310,26 @@ impl Trainer {
 
     /// One optimizer step on the blocks at `starts`. If the loss or the gradients are not finite, the weights stay as they are.
     fn step(&mut self, starts: &[usize]) -> StepReport {
-        let learning_rate = self.learning_rate();
+        let (learning_rate, progress) = (self.learning_rate(), self.schedule_progress());
         let communicator = &self.communicator;
         let started = self.load.begin_step(communicator);
         let division = Division::of(communicator, starts.len(), self.settings.gradient_accumulation_steps);
         let batch = self.buffer.fill(&self.dataset, &starts[division.own()], self.settings.block_size);
         let dropout_key = self.state.dropout.next_u64();
         let label_smoothing = self.settings.label_smoothing as f32;
-        let step = StepBatch { batch, division, dropout_key, label_smoothing };
+        let dropout = Some(self.settings.dropout_at(progress) as f32);
+        let step = StepBatch { batch, division, dropout_key, dropout, label_smoothing };
         let reduction = Reduction { communicator, precision: self.settings.reduce_precision };
         let mut losses = [self.backend.reduced_forward_backward(step, reduction)];
         communicator.all_reduce_f64(&mut losses);
         let tokens = step.total_tokens() as u64;
         let loss = (losses[0] / tokens as f64) as f32;
-        let gradient_norm =
-            if loss.is_finite() { self.optimizer.step(&mut *self.backend, learning_rate) } else { f64::NAN };
+        let gradient_norm = if loss.is_finite() {
+            self.optimizer.set_weight_decay(self.settings.weight_decay_at(progress));
+            self.optimizer.step(&mut *self.backend, learning_rate)
+        } else {
+            f64::NAN
+        };
         let skipped = !gradient_norm.is_finite();
         if !skipped {
             self.backend.share_weights(communicator);
@@ -441,6 +446,19 @@ impl Trainer {
         let written = generator.generate(request, |token| text += token.text);
         written.expect("a request without a prompt can be met");
         text
+    }
+
+    /// How far the next step is on the way to the schedule's T_max: 0 at its start, 1 and more from T_max on.
+    fn schedule_progress(&self) -> f64 {
+        let TrainingState { epoch, global_step, schedule_start, epoch_progress, .. } = &self.state;
+        let now = match self.settings.lr_schedule_unit {
+            Unit::Epoch => {
+                let steps = self.dataset.steps_per_epoch(self.settings.batch_size);
+                (epoch - schedule_start.epoch) as f64 + epoch_progress.batches as f64 / steps as f64
+            }
+            Unit::Step => (global_step - schedule_start.step) as f64,
+        };
+        now / self.settings.cosine_t_max as f64
     }
 
     /// The learning rate of the next step.

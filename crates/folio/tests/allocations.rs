@@ -7,13 +7,15 @@ use folio::generate::{Generator, PastContext, Request, Sampling};
 use folio::model::{
     Backend, Batch, CpuBackend, Frozen, InferenceModel, ModelConfig, Parameters, Precision, WeightFormat,
 };
-use folio::optim::{AdamW, AdamWConfig};
+use folio::optim::{AdamW, AdamWConfig, MuonConfig};
 use folio::rng::{Rng, Stream};
 use folio::tokenizer::Tokenizer;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 #[global_allocator]
 static ALLOCATOR: dhat::Alloc = dhat::Alloc;
+
+const MUON: MuonConfig = MuonConfig { momentum: 0.95, relative_rate: 1.0 };
 
 #[test]
 fn a_training_step_and_a_token_allocate_nothing() {
@@ -38,10 +40,15 @@ fn a_training_step_and_a_token_allocate_nothing() {
         }
     });
     let profiler = dhat::Profiler::builder().testing().build();
-    for precision in [Precision::F32, Precision::Bf16] {
+    for (precision, muon) in [
+        (Precision::F32, None),
+        (Precision::Bf16, None),
+        (Precision::F32, Some(MUON)),
+        (Precision::Bf16, Some(MUON)),
+    ] {
         pool.install(|| {
             let mut model = CpuBackend::new(config, precision, &mut Rng::new(1, Stream::Init));
-            let mut optimizer = AdamW::new(adamw);
+            let mut optimizer = AdamW::new(adamw).with_muon(muon);
             let mut step = |number| {
                 let before = dhat::HeapStats::get().total_blocks;
                 model.loss_and_gradients(batch, number);
@@ -54,7 +61,7 @@ fn a_training_step_and_a_token_allocate_nothing() {
                 step(number);
             });
             let blocks: u64 = (20..40).map(step).sum();
-            assert_eq!(blocks, 0, "blocks allocated by 20 steps in {precision:?}");
+            assert_eq!(blocks, 0, "blocks allocated by 20 steps in {precision:?}, {muon:?}");
         });
     }
     check_writing(&pool, config);
@@ -113,7 +120,9 @@ fn check_writing(pool: &ThreadPool, config: ModelConfig) {
 /// file, since the allocator counts for the whole process.
 fn check_memory(pool: &ThreadPool, adamw: AdamWConfig) {
     // Where the activations weigh most, and where the weights do.
-    for (n_emb, batch_size, block_size) in [(128, 16, 128), (256, 1, 16)] {
+    for (n_emb, batch_size, block_size, muon) in
+        [(128, 16, 128, None), (256, 1, 16, None), (256, 1, 16, Some(MUON))]
+    {
         let config = ModelConfig {
             vocab_size: 65,
             n_blocks: 4,
@@ -129,15 +138,18 @@ fn check_memory(pool: &ThreadPool, adamw: AdamWConfig) {
             let profiler = dhat::Profiler::builder().testing().build();
             pool.install(|| {
                 let mut model = CpuBackend::new(config, precision, &mut Rng::new(1, Stream::Init));
-                let mut optimizer = AdamW::new(adamw);
+                let mut optimizer = AdamW::new(adamw).with_muon(muon);
                 model.loss_and_gradients(batch, 0);
                 optimizer.step(&mut model, 1e-3);
             });
             let taken = dhat::HeapStats::get().max_bytes as f64;
             drop(profiler);
             let (frozen, ranks) = (Frozen::NOTHING, RankCount::ONE);
-            let estimate =
+            let mut estimate =
                 CpuBackend::training_bytes(&config, precision, batch_size, 1, frozen, ranks, 0) as f64;
+            if muon.is_some() {
+                estimate += pool.install(|| CpuBackend::muon_bytes(&config, precision)) as f64;
+            }
             // What it leaves out, the scratch of threads and of the head, takes up to 4 % here.
             let ratio = estimate / taken;
             assert!((0.9..1.1).contains(&ratio), "{precision:?}, {config:?}: {estimate} for {taken}");

@@ -105,6 +105,9 @@ pub(super) fn announce(saved: &Settings, settings: &Settings, start: &Start) {
     } else if settings.freeze != saved.freeze && !settings.weights_only {
         let (now, then) = (settings.freeze, saved.freeze);
         screen::err(format_args!("--freeze is {now} instead of {then}, so AdamW starts fresh"));
+    } else if settings.optimizer != saved.optimizer && !settings.weights_only {
+        let (now, then) = (settings.optimizer, saved.optimizer);
+        screen::err(format_args!("--optimizer is {now} instead of {then}, so it starts fresh"));
     }
     if settings.new_text && saved.has_text() {
         let (text, other) = (&settings.data, &saved.data);

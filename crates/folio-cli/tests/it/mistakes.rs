@@ -175,7 +175,7 @@ fn names_that_do_not_exist() {
         (
             "train {DATA} --lr_schedule tree",
             USAGE,
-            &["unknown schedule 'tree'", "const, cosine, cosine_warm_restarts"],
+            &["unknown schedule 'tree'", "const, cosine, cosine_warm_restarts, wsd"],
         ),
         (
             "train {DATA} --tokenizer_type bp",

@@ -16,7 +16,7 @@ fn axis(flag: &'static str, key: &'static str, values: [Value; 2]) -> Axis {
 }
 
 /// All flags that take several values, in nesting order.
-fn axes() -> [Axis; 9] {
+fn axes() -> [Axis; 14] {
     [
         axis("block_sizes", "block_size", [json!(16), json!(8)]),
         axis("batch_sizes", "batch_size", [json!(4), json!(2)]),
@@ -27,6 +27,11 @@ fn axes() -> [Axis; 9] {
         axis("cosine_T_max", "cosine_T_max", [json!(7), json!(3)]),
         axis("cosine_T_mult", "cosine_T_mult", [json!(2), json!(1)]),
         axis("cosine_lr_restart_decay", "cosine_lr_restart_decay", [json!(0.5), json!(2.0)]),
+        axis("wsd_decay", "wsd_decay", [json!(0.5), json!(0.25)]),
+        axis("weight_decay_final", "weight_decay_final", [json!(0.5), json!(0.0)]),
+        axis("dropout_final", "dropout_final", [json!(0.25), json!(0.0)]),
+        axis("muon_learning_rate", "muon_learning_rate", [json!(0.02), json!(0.01)]),
+        axis("muon_momentum", "muon_momentum", [json!(0.95), json!(0.9)]),
     ]
 }
 
@@ -65,7 +70,12 @@ fn model_and_optimizer_flags_nest_in_the_stated_order() {
 
 #[test]
 fn schedule_flags_nest_inside_them() {
-    check_order(&axes()[4..]);
+    check_order(&axes()[4..9]);
+}
+
+#[test]
+fn later_settings_nest_innermost() {
+    check_order(&axes()[9..]);
 }
 
 #[test]

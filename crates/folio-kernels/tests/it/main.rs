@@ -24,6 +24,7 @@ mod head;
 mod layernorm;
 mod linear;
 mod moving_average;
+mod newton_schulz;
 mod quantized;
 
 mod threads;

@@ -1,8 +1,19 @@
 //! Exponential moving averages.
 
-use folio_kernels::moving_average::update_average;
+use folio_kernels::moving_average::{update_average, update_scaled_average};
 
 use crate::support::{Expected, Random, U, check, wide};
+
+#[test]
+fn a_scaled_average_is_that_of_scaled_values() {
+    let mut random = Random(76);
+    let (average, x) = (random.as_f32(20_000, 1.0), random.as_f32(20_000, 1.0));
+    // Powers of 2 are exact.
+    let (mut got, mut want) = (average.clone(), average);
+    update_scaled_average(&mut got, &x, 0.25, 0.9);
+    update_average(&mut want, &x.iter().map(|x| 0.25 * x).collect::<Vec<_>>(), 0.9);
+    assert_eq!(got, want);
+}
 
 #[test]
 fn an_average_equals_its_formula() {

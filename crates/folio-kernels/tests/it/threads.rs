@@ -5,12 +5,14 @@ use folio_kernels::adamw;
 use folio_kernels::dims::EmbeddingDims;
 use folio_kernels::element::{Bf16, Element};
 use folio_kernels::linear::linear_backward_weight;
+use folio_kernels::newton_schulz::{ITERATIONS, NewtonSchulz};
 use folio_kernels::panels::Panels;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::adamw::{LATER_STEP, Tensor};
 use crate::embedding::Tables;
 use crate::linear::in_segments;
+use crate::newton_schulz::Matrix;
 use crate::support::{Random, assert_same_bits, format, on_every_isa};
 
 #[test]
@@ -23,6 +25,20 @@ fn embedding_gives_the_same_bits() {
 fn an_optimizer_step_gives_the_same_bits() {
     let tensor = Tensor::random(1_000_003);
     check("adamw", || tensor.run(LATER_STEP));
+}
+
+#[test]
+fn newton_schulz_gives_the_same_bits() {
+    for shape in [(300, 200), (200, 300)] {
+        let matrix = Matrix::random(shape);
+        let run = || matrix.run(&mut NewtonSchulz::<f32>::new(200, 300), ITERATIONS);
+        // Instruction sets differ in the order of a matmul's sums.
+        on_every_isa(|isa| {
+            let [one, two, three] = [1, 2, 3].map(|threads| pool(threads).install(run));
+            assert_same_bits(&format!("newton_schulz on {} with 2 threads", isa.name()), &two, &one);
+            assert_same_bits(&format!("newton_schulz on {} with 3 threads", isa.name()), &three, &one);
+        });
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use folio_kernels::adamw::AdamwStep;
 
-use super::{Frozen, ModelConfig, ParameterSpec, Parameters};
+use super::{Frozen, ModelConfig, MuonUpdate, ParameterSpec, Parameters};
 use crate::distributed::{Communicator, Division, Reduction};
 
 /// Sequences of tokens, and the token that follows each.
@@ -47,6 +47,8 @@ pub struct StepBatch<'a> {
     pub division: Division,
     /// Selects the dropout masks of the step.
     pub dropout_key: u64,
+    /// The dropout rate of the step; `None`: the model's.
+    pub dropout: Option<f32>,
     /// The share of the probability that smoothed targets spread over all tokens, in [0, 1).
     pub label_smoothing: f32,
 }
@@ -62,6 +64,8 @@ pub struct MicroBatch<'a> {
     pub total_tokens: usize,
     /// Selects the dropout masks of the step.
     pub dropout_key: u64,
+    /// See [`StepBatch::dropout`].
+    pub dropout: Option<f32>,
     /// See [`StepBatch::label_smoothing`].
     pub label_smoothing: f32,
 }
@@ -69,7 +73,8 @@ pub struct MicroBatch<'a> {
 impl<'a> StepBatch<'a> {
     /// A whole batch in a single micro-batch, without label smoothing.
     pub fn whole(batch: Batch<'a>, dropout_key: u64) -> Self {
-        Self { batch, division: Division::whole(batch.sequences()), dropout_key, label_smoothing: 0.0 }
+        let division = Division::whole(batch.sequences());
+        Self { batch, division, dropout_key, dropout: None, label_smoothing: 0.0 }
     }
 
     /// Tokens of the global batch.
@@ -86,8 +91,26 @@ impl<'a> StepBatch<'a> {
             first_sequence: sequences.start,
             total_tokens: self.total_tokens(),
             dropout_key: self.dropout_key,
+            dropout: self.dropout,
             label_smoothing: self.label_smoothing,
         }
+    }
+}
+
+/// One update of all parameters.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Update {
+    /// Of every parameter or, if there is a `muon`, of those that are not Muon's.
+    pub adamw: AdamWUpdate,
+    /// Of the blocks' matrices; `None`: AdamW updates them too.
+    pub muon: Option<MuonUpdate>,
+}
+
+impl Update {
+    /// AdamW's step of a parameter; `None` if it is Muon's.
+    pub fn adamw_of(&self, spec: &ParameterSpec) -> Option<AdamwStep> {
+        let is_muon_s = self.muon.is_some() && MuonUpdate::updates(spec);
+        (!is_muon_s).then(|| self.adamw.of_parameter(spec))
     }
 }
 
@@ -131,12 +154,12 @@ impl AdamWUpdate {
     }
 }
 
-/// AdamW's moments, each in the order of the parameters.
+/// The optimizer's moments, each in the order of the parameters.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Moments {
-    /// The running mean of each gradient.
+    /// The running mean of each gradient: AdamW's first moment, or Muon's momentum.
     pub exp_avg: Vec<f32>,
-    /// The running mean of each squared gradient.
+    /// The running mean of each squared gradient; zero for Muon's parameters.
     pub exp_avg_sq: Vec<f32>,
 }
 
@@ -207,7 +230,7 @@ pub trait Backend: Send {
     fn gradient_norm(&mut self) -> f64;
 
     /// Updates weights and moments from the gradients.
-    fn update(&mut self, update: &AdamWUpdate);
+    fn update(&mut self, update: &Update);
 
     /// Updates the moving average of the weights: `average <- decay average + (1 - decay) weights`. That of
     /// frozen parameters stays as it is.

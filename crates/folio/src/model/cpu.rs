@@ -14,8 +14,8 @@ use folio_kernels::moving_average::update_average;
 use rayon::prelude::*;
 
 use super::{
-    AdamWUpdate, Backend, Batch, Frozen, MicroBatch, ModelConfig, Moments, Parameters, Precision, StepBatch,
-    tree_split,
+    Backend, Batch, Frozen, MicroBatch, ModelConfig, Moments, MuonUpdate, Parameters, Precision, StepBatch,
+    Update, tree_split,
 };
 use crate::distributed::{Communicator, Reduction};
 use crate::rng::Rng;
@@ -27,6 +27,7 @@ mod buckets;
 mod footprint;
 mod forward;
 mod gradients;
+mod muon;
 mod packed;
 mod pass;
 mod sharded;
@@ -34,6 +35,7 @@ mod sharded;
 use activations::{Activations, Capacity, Purpose};
 use buckets::{Bucket, buckets};
 use gradients::Gradients;
+use muon::Muon;
 use packed::PackedWeights;
 use pass::{Pass, PassWeights};
 use sharded::{Shard, sum_over_regions};
@@ -72,6 +74,8 @@ struct EngineBuffers<E> {
     packed: PackedWeights<E>,
     /// Allocated by the first pass, and again only for a larger one.
     activations: Option<Activations<E>>,
+    /// Allocated by Muon's first update.
+    muon: Option<Muon<E>>,
 }
 
 impl CpuBackend {
@@ -106,6 +110,14 @@ impl CpuBackend {
             average: None,
             logits: Vec::new(),
             engine,
+        }
+    }
+
+    /// Approximate memory in bytes that training with Muon takes in addition.
+    pub fn muon_bytes(config: &ModelConfig, precision: Precision) -> u64 {
+        match precision {
+            Precision::F32 => Muon::<f32>::bytes(config),
+            Precision::Bf16 => Muon::<Bf16>::bytes(config),
         }
     }
 
@@ -228,14 +240,15 @@ impl Engine {
         mut gradients: Gradients,
         micro_batch: &MicroBatch,
     ) -> f64 {
-        let MicroBatch { batch, first_sequence, total_tokens, dropout_key, label_smoothing } = *micro_batch;
+        let MicroBatch { batch, first_sequence, total_tokens, dropout_key, dropout, label_smoothing } =
+            *micro_batch;
         if batch.inputs.is_empty() {
             on_worker(|| gradients.complete(0));
             return 0.0;
         }
         check_batch(config, batch);
         let pass = Pass {
-            config: *config,
+            config: ModelConfig { dropout: dropout.unwrap_or(config.dropout), ..*config },
             batch: batch.sequences(),
             time: batch.time,
             first_sequence,
@@ -293,7 +306,7 @@ impl Backend for CpuBackend {
         trained.map(|range| sum_of_squares(&gradients.values()[range])).sum::<f64>().sqrt()
     }
 
-    fn update(&mut self, update: &AdamWUpdate) {
+    fn update(&mut self, update: &Update) {
         let gradients = self.gradients.as_ref().expect("a training step comes first");
         let all = [0..gradients.values().len()];
         let own = self.shard.as_ref().map_or(&all[..], Shard::own);
@@ -302,6 +315,7 @@ impl Backend for CpuBackend {
         let mut first = 0;
         for own in own {
             for spec in gradients.specs().iter().filter(|spec| !self.frozen.contains(spec)) {
+                let Some(step) = update.adamw_of(spec) else { continue };
                 let range = spec.range.start.max(own.start)..spec.range.end.min(own.end);
                 if range.is_empty() {
                     continue;
@@ -309,9 +323,20 @@ impl Backend for CpuBackend {
                 let held = first + range.start - own.start..first + range.end - own.start;
                 let moments = (&mut exp_avg[held.clone()], &mut exp_avg_sq[held]);
                 let (p, g) = (&mut self.parameters.values_mut()[range.clone()], &gradients.values()[range]);
-                adamw(p, g, moments.0, moments.1, update.of_parameter(spec));
+                adamw(p, g, moments.0, moments.1, step);
             }
             first += own.len();
+        }
+        if let Some(update) = &update.muon {
+            let frozen = self.frozen;
+            match &mut self.engine {
+                Engine::F32(buffers) => {
+                    buffers.muon(update, &mut self.parameters, gradients, exp_avg, frozen)
+                }
+                Engine::Bf16(buffers) => {
+                    buffers.muon(update, &mut self.parameters, gradients, exp_avg, frozen)
+                }
+            }
         }
         self.invalidate();
     }
@@ -389,6 +414,10 @@ impl Backend for CpuBackend {
         // They may have gradients of what is frozen now.
         self.gradients = None;
         self.partial_sums.clear();
+        match &mut self.engine {
+            Engine::F32(buffers) => buffers.muon = None,
+            Engine::Bf16(buffers) => buffers.muon = None,
+        }
     }
 
     fn load_moments(&mut self, moments: Moments) {
@@ -401,7 +430,7 @@ impl Backend for CpuBackend {
 
 impl<E: Element> EngineBuffers<E> {
     fn new(config: &ModelConfig) -> Self {
-        Self { packed: PackedWeights::new(config), activations: None }
+        Self { packed: PackedWeights::new(config), activations: None, muon: None }
     }
 
     fn train<'a>(
@@ -424,6 +453,18 @@ impl<E: Element> EngineBuffers<E> {
             pass.losses(weights, activations, batch);
             &activations.losses[..pass.tokens()]
         })
+    }
+
+    fn muon(
+        &mut self,
+        update: &MuonUpdate,
+        parameters: &mut Parameters,
+        gradients: &Parameters,
+        exp_avg: &mut [f32],
+        frozen: Frozen,
+    ) {
+        let muon = self.muon.get_or_insert_with(|| Muon::new(gradients, frozen));
+        on_worker(|| muon.update(update, parameters.values_mut(), gradients.values(), exp_avg));
     }
 
     fn last_logits(&mut self, pass: Pass, parameters: &Parameters, logits: &mut [f32], tokens: &[u32]) {

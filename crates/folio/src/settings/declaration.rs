@@ -11,6 +11,7 @@ use super::kind::Kind;
 use super::setting::{Range, Section, Setting, SettingType, declare_settings};
 use crate::data::{BlockOffset, SplitKind};
 use crate::model::{Activation, Frozen, ModelConfig, Precision, PrecisionChoice};
+use crate::optim::OptimizerKind;
 use crate::schedule::{ScheduleKind, Unit};
 use crate::text::{EMBEDDED_NAME, TextFiles};
 use crate::tokenizer::TokenizerKind;
@@ -154,6 +155,10 @@ declare_settings! {
         section: Some(Section::Model), range: Range::FRACTION, search_level: Some(5),
         key: "dropouts", aliases: &["dropout"],
     }
+    /// Dropout rate at T_max, approached linearly by step; by default it stays constant
+    dropout_final: Option<f64> = None => {
+        section: Some(Section::Schedule), range: Range::FRACTION, search_level: Some(14), label: "final dropout",
+    }
     /// Share of the target's probability to spread over all tokens; reported losses exclude it
     label_smoothing: f64 = 0.0 => {
         section: Some(Section::Training), range: Range::FRACTION, search_level: Some(10),
@@ -177,6 +182,8 @@ declare_settings! {
         section: Some(Section::Training), order: -1, range: COUNT,
         may_change: true, inherited: false, label: NO_LABEL,
     }
+    /// What updates the blocks' matrices: adamw or muon; AdamW updates embeddings, head, biases and LayerNorms
+    optimizer: OptimizerKind = OptimizerKind::AdamW => { section: Some(Section::Training), }
     /// AdamW's peak learning rate
     learning_rate: f64 = 1e-3 => {
         section: Some(Section::Training), range: POSITIVE, search_level: Some(3),
@@ -186,6 +193,10 @@ declare_settings! {
     weight_decay: f64 = 1e-2 => {
         section: Some(Section::Training), range: NOT_NEGATIVE, search_level: Some(4), key: "weight_decays",
     }
+    /// Weight decay at T_max, approached linearly by step; by default it stays constant
+    weight_decay_final: Option<f64> = None => {
+        section: Some(Section::Schedule), range: NOT_NEGATIVE, search_level: Some(13), label: "final weight decay",
+    }
     /// Apply weight decay to biases and LayerNorm too, as the original project does, not only to matrices
     decay_all_parameters: bool = false => { section: Some(Section::Training), }
     /// AdamW's decay rate of the running mean of gradients
@@ -194,23 +205,34 @@ declare_settings! {
     beta2: f64 = 0.99 => { section: Some(Section::Training), range: Range::FRACTION, }
     /// AdamW's epsilon, added to the denominator
     eps: f64 = 1e-8 => { section: Some(Section::Training), range: Range::between(F32_MIN, F32_MAX), }
+    /// Muon's peak learning rate; the schedule multiplies it as it does AdamW's
+    muon_learning_rate: Option<f64> = None => {
+        section: Some(Section::Training), range: POSITIVE, search_level: Some(15), label: "muon lr",
+        default_text: Some("AdamW's"),
+    }
+    /// Muon's decay rate of the running mean of gradients
+    muon_momentum: f64 = 0.95 => {
+        section: Some(Section::Training), range: Range::FRACTION, search_level: Some(16), label: "momentum",
+    }
     /// Decay rate per step of a moving average of the weights, which is then evaluated, saved and used; 0 turns it off
     ema_decay: f64 = 0.0 => {
         section: Some(Section::Training), range: Range::FRACTION, search_level: Some(11), label: "ema",
     }
     /// Clip gradients to this norm; 0 turns clipping off
     grad_clip: f64 = 1.0 => { section: Some(Section::Training), range: Range::at_least(0.0), }
-    /// Shape of the learning rate over time: const, cosine or cosine_warm_restarts
+    /// Shape of the learning rate over time: const, cosine, cosine_warm_restarts or wsd (constant, then linear to the final
+    /// rate)
     lr_schedule: ScheduleKind = ScheduleKind::Const => { section: Some(Section::Schedule), label: "schedule", }
     /// Unit of the schedule: epoch (one rate per epoch) or step
     lr_schedule_unit: Unit = Unit::Epoch => { section: Some(Section::Schedule), }
     /// Steps of linear warm-up
     warmup_steps: u64 = 0 => { section: Some(Section::Schedule), }
-    /// Minimum learning rate of the cosine schedule
+    /// Minimum learning rate of the cosine schedules, final rate of wsd
     cosine_final_lr: f64 = 1e-6 => {
         section: Some(Section::Schedule), range: NOT_NEGATIVE, search_level: Some(6), label: "final lr",
     }
-    /// Half a period of the cosine, in the schedule's unit
+    /// Half a period of the cosine, or the length of wsd and of the lines to final dropout and weight decay, in the
+    /// schedule's unit
     cosine_t_max as "cosine_T_max": u64 = 10 => {
         section: Some(Section::Schedule), range: COUNT, search_level: Some(7), label: "T_max",
     }
@@ -222,6 +244,10 @@ declare_settings! {
     cosine_lr_restart_decay: f64 = 1.0 => {
         section: Some(Section::Schedule), range: Range::at_least(0.0), search_level: Some(9),
         label: "restart decay",
+    }
+    /// Share of T_max in which wsd decays, at its end
+    wsd_decay: f64 = 0.2 => {
+        section: Some(Section::Schedule), range: Range::positive_to(1.0), search_level: Some(12), label: "decay share",
     }
     /// Accepted for compatibility with the original project; losses are always saved
     save_losses: bool = false => {

@@ -1,6 +1,7 @@
 //! Settings that are valid but rarely intended.
 
 use super::Settings;
+use crate::optim::OptimizerKind;
 use crate::schedule::{ScheduleKind, Unit};
 
 /// A valid setting that has an unexpected effect, or none.
@@ -18,11 +19,23 @@ impl Trap {
     }
 }
 
-/// The settings that a constant schedule ignores.
-const OF_A_COSINE: [&str; 5] =
-    ["cosine_final_lr", "cosine_T_max", "cosine_T_mult", "cosine_lr_restart_decay", "lr_schedule_unit"];
-/// Those of them that a cosine without restarts ignores too.
+/// The settings that a constant schedule ignores. The last two are used by lines to a final dropout or weight decay.
+const OF_A_SCHEDULE: [&str; 6] = [
+    "cosine_final_lr",
+    "cosine_T_mult",
+    "cosine_lr_restart_decay",
+    "wsd_decay",
+    "cosine_T_max",
+    "lr_schedule_unit",
+];
+/// Those that a cosine without restarts ignores.
+const OF_OTHERS: [&str; 3] = ["cosine_T_mult", "cosine_lr_restart_decay", WSD_DECAY];
+/// Those that wsd ignores.
 const OF_RESTARTS: [&str; 2] = ["cosine_T_mult", "cosine_lr_restart_decay"];
+/// The one that only wsd uses.
+const WSD_DECAY: &str = "wsd_decay";
+/// The settings that AdamW ignores.
+const OF_MUON: [&str; 2] = ["muon_learning_rate", "muon_momentum"];
 
 impl Settings {
     /// The traps in these settings, at most one of each kind.
@@ -39,7 +52,7 @@ impl Settings {
     /// ```
     pub fn traps(&self, steps_per_epoch: u64) -> Vec<Trap> {
         let steps = self.scheduled_steps(steps_per_epoch);
-        let cosine = self.lr_schedule != ScheduleKind::Const;
+        let falls = self.lr_schedule != ScheduleKind::Const;
         let mut traps = Vec::new();
         traps.extend(self.short_period(steps, steps_per_epoch));
         if self.warmup_steps > 0 && self.warmup_steps >= steps {
@@ -50,7 +63,7 @@ impl Settings {
             );
             traps.push(Trap::new("warmup_steps", reason));
         }
-        if cosine && self.cosine_final_lr > self.learning_rate {
+        if falls && self.cosine_final_lr > self.learning_rate {
             let (floor, peak) = (self.cosine_final_lr, self.learning_rate);
             let reason = format!(
                 "the floor {floor:e} is above the peak `learning_rate {peak:e}`, so the learning rate rises; use a lower \
@@ -61,19 +74,27 @@ impl Settings {
         traps
     }
 
-    /// The settings among those `given`, by name, that this run's schedule ignores.
+    /// The settings among those `given`, by name, that this run's schedule ignores or, if there are none, its optimizer.
     pub fn ignored(&self, given: &[&str]) -> Option<Trap> {
-        let (ignored, schedule, way_out): (&[&'static str], _, _) = match self.lr_schedule {
-            ScheduleKind::Const => (&OF_A_COSINE, "const", "cosine"),
-            ScheduleKind::Cosine => (&OF_RESTARTS, "cosine", "cosine_warm_restarts"),
-            ScheduleKind::CosineWarmRestarts => return None,
+        let (ignored, way_out): (&[&'static str], _) = match self.lr_schedule {
+            ScheduleKind::Const if self.has_lines() => (&OF_A_SCHEDULE[..4], "cosine"),
+            ScheduleKind::Const => (&OF_A_SCHEDULE, "cosine"),
+            ScheduleKind::Cosine => (&OF_OTHERS, "cosine_warm_restarts"),
+            ScheduleKind::CosineWarmRestarts => (&[WSD_DECAY], "wsd"),
+            ScheduleKind::Wsd => (&OF_RESTARTS, "cosine_warm_restarts"),
         };
-        let mut names = ignored.iter().copied().filter(|name| given.contains(name));
-        let first = names.next()?;
-        let others: String = names.map(|name| format!(", nor has `{name}`")).collect();
-        let reason =
-            format!("has no effect with `lr_schedule {schedule}`{others}; add `lr_schedule {way_out}`");
-        Some(Trap::new(first, reason))
+        let schedule = has_no_effect(ignored, given, ("lr_schedule", self.lr_schedule.name()), |first| {
+            if first == WSD_DECAY { "wsd" } else { way_out }
+        });
+        schedule.or_else(|| match self.optimizer {
+            OptimizerKind::AdamW => has_no_effect(&OF_MUON, given, ("optimizer", "adamw"), |_| "muon"),
+            OptimizerKind::Muon => None,
+        })
+    }
+
+    /// Whether dropout or weight decay changes over the run.
+    fn has_lines(&self) -> bool {
+        self.dropout_final.is_some() || self.weight_decay_final.is_some()
     }
 
     /// The optimizer steps of this run that the schedule counts.
@@ -88,7 +109,8 @@ impl Settings {
         all.min(most)
     }
 
-    /// A cosine that rises again before the run ends, or that restarts every few steps.
+    /// A cosine that rises again before the run ends, or that restarts every few steps; other schedules of another length than the
+    /// run.
     fn short_period(&self, steps: u64, steps_per_epoch: u64) -> Option<Trap> {
         let (length, unit) = match self.lr_schedule_unit {
             Unit::Epoch => (steps.div_ceil(steps_per_epoch.max(1)), "epochs"),
@@ -111,10 +133,37 @@ impl Settings {
                      steps; use more"
                 )
             }
+            ScheduleKind::Wsd if period.saturating_add(1) < length => format!(
+                "{period}: the learning rate stays at its final value after {period} {unit}, in a run of {length} {unit}; use \
+                 {length}"
+            ),
+            ScheduleKind::Wsd if length as f64 <= (1.0 - self.wsd_decay) * period as f64 => format!(
+                "{period}: the run ends after {length} {unit}, before the learning rate decays; use {length}"
+            ),
+            ScheduleKind::Const if self.has_lines() && period.saturating_add(1) < length => format!(
+                "{period}: dropout and weight decay reach their final values after {period} {unit}, in a run of {length} {unit}; \
+                 use {length}"
+            ),
             _ => return None,
         };
         Some(Trap::new("cosine_T_max", reason))
     }
+}
+
+/// The settings among those `given` that have no effect with the `value` of the `setting` that decides it. `way_out` is another value
+/// of it, with which the first of them has an effect.
+fn has_no_effect(
+    ignored: &[&'static str],
+    given: &[&str],
+    (setting, value): (&str, &str),
+    way_out: impl Fn(&str) -> &'static str,
+) -> Option<Trap> {
+    let mut names = ignored.iter().copied().filter(|name| given.contains(name));
+    let first = names.next()?;
+    let others: String = names.map(|name| format!(", nor has `{name}`")).collect();
+    let way_out = way_out(first);
+    let reason = format!("has no effect with `{setting} {value}`{others}; add `{setting} {way_out}`");
+    Some(Trap::new(first, reason))
 }
 
 #[cfg(test)]
@@ -193,6 +242,52 @@ mod tests {
         check(floor(ScheduleKind::Cosine, 1e-3), &[]);
         check(floor(ScheduleKind::Cosine, 2e-3), &["cosine_final_lr"]);
         check(floor(ScheduleKind::CosineWarmRestarts, 2e-3), &["cosine_final_lr"]);
+    }
+
+    #[test]
+    fn wsd_and_lines_must_be_as_long_as_the_run() {
+        let wsd = |period: u64| {
+            move |run: &mut Settings| {
+                cosine(run, Unit::Step, period);
+                run.lr_schedule = ScheduleKind::Wsd;
+            }
+        };
+        // 625 steps begin to decay after 500.
+        for (period, want) in [(498, true), (499, false), (500, false), (624, false), (625, true)] {
+            check(wsd(period), if want { &["cosine_T_max"] } else { &[] });
+        }
+        let line = |period: u64| {
+            move |run: &mut Settings| {
+                cosine(run, Unit::Step, period);
+                run.lr_schedule = ScheduleKind::Const;
+                run.dropout_final = Some(0.0);
+            }
+        };
+        check(line(498), &["cosine_T_max"]);
+        check(line(500), &[]);
+    }
+
+    #[test]
+    fn settings_of_another_optimizer_and_of_lines_are_told_from_others() {
+        let check = |settings: Settings, given: &[&str], want: Option<&str>| {
+            let trap = settings.ignored(given).map(|trap| format!("{}: {}", trap.field, trap.reason));
+            assert_eq!(trap.as_deref(), want);
+        };
+        let default = Settings::default;
+        let of_muon = ["muon_momentum", "muon_learning_rate"];
+        check(
+            default(),
+            &of_muon,
+            Some(
+                "muon_learning_rate: has no effect with `optimizer adamw`, nor has `muon_momentum`; add `optimizer muon`",
+            ),
+        );
+        check(Settings { optimizer: OptimizerKind::Muon, ..default() }, &of_muon, None);
+        let line = Settings { weight_decay_final: Some(0.0), ..default() };
+        check(line, &["cosine_T_max", "lr_schedule_unit", "weight_decay_final"], None);
+        let wsd = "wsd_decay: has no effect with `lr_schedule const`; add `lr_schedule wsd`";
+        check(default(), &["wsd_decay"], Some(wsd));
+        check(Settings { lr_schedule: ScheduleKind::Wsd, ..default() }, &["wsd_decay", "cosine_T_max"], None);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use super::Start;
 use crate::checkpoint::{Checkpoint, CheckpointName, CutShort, Identity, ScheduleStart, TrainingState};
 use crate::error::{Error, Result};
 use crate::model::{AddedTokens, Frozen, ModelConfig, Moments, Parameters};
+use crate::optim::OptimizerKind;
 use crate::rng::{Rng, Stream};
 use crate::run_dir::RunDir;
 use crate::settings::{SETTINGS, Setting, Settings};
@@ -132,13 +133,15 @@ pub(super) fn is_start(state: &TrainingState, settings: &Settings) -> bool {
     Some(state.epoch) == settings.from_checkpoint_step && state.epoch_progress.batches == 0
 }
 
-/// Whether AdamW's moments are loaded from a checkpoint. A run that continues another starts them fresh if other parameters
-/// are frozen now: those that were frozen have none.
+/// Whether the optimizer's moments are loaded from a checkpoint. A run that continues another starts them fresh if other parameters
+/// are frozen now: those that were frozen have none. So does one with another optimizer: Muon's parameters have no `exp_avg_sq`.
 pub(super) fn takes_optimizer(checkpoint: &Checkpoint, settings: &Settings) -> bool {
     let state = checkpoint.state();
     let frozen = state.settings.as_ref().and_then(|saved| saved.get("freeze"));
     let frozen = frozen.and_then(|saved| Frozen::deserialize(saved).ok()).unwrap_or_default();
-    let starts_fresh = settings.weights_only || frozen != settings.freeze;
+    let optimizer = state.settings.as_ref().and_then(|saved| saved.get("optimizer"));
+    let optimizer = optimizer.and_then(|saved| OptimizerKind::deserialize(saved).ok()).unwrap_or_default();
+    let starts_fresh = settings.weights_only || frozen != settings.freeze || optimizer != settings.optimizer;
     checkpoint.is_resumable() && !(starts_fresh && is_start(state, settings))
 }
 

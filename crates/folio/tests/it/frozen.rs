@@ -54,7 +54,7 @@ impl Small {
     fn step(&self) -> StepBatch<'_> {
         let batch = Batch { inputs: &self.inputs, targets: &self.targets, time: 6 };
         let division = Division { micro_batches: 3, ..Division::whole(Self::SEQUENCES) };
-        StepBatch { batch, division, dropout_key: 7, label_smoothing: 0.1 }
+        StepBatch { batch, division, dropout_key: 7, dropout: Some(0.3), label_smoothing: 0.1 }
     }
 }
 
@@ -182,6 +182,7 @@ fn check_ten_steps(backend: &str, new: New, parts: &str) {
         period: golden.number("steps"),
         period_growth: 1,
         restart_decay: 1.0,
+        decay_share: 0.2,
     };
     let (inputs, targets) = (&golden.integers["tokens"], &golden.integers["targets"]);
     let of_run = |what: &str| &golden.floats[&format!("{parts}.{what}")];

@@ -218,6 +218,7 @@ fn check_ten_steps(case: &str, name: &str, new: New) {
         period: golden.number("steps"),
         period_growth: 1,
         restart_decay: 1.0,
+        decay_share: 0.2,
     };
     let (inputs, targets) = (&golden.integers["tokens"], &golden.integers["targets"]);
     for step in 0..schedule.period as usize {

@@ -10,6 +10,7 @@ use folio::checkpoint::CheckpointName;
 use folio::data::{BlockOffset, Part, SplitKind, TokenStream};
 use folio::distributed::SingleProcess;
 use folio::model::{Activation, Precision};
+use folio::optim::OptimizerKind;
 use folio::rng::{Rng, Stream};
 use folio::run_dir::RunDir;
 use folio::schedule::{ScheduleKind, Unit};
@@ -162,6 +163,28 @@ fn a_run_with_an_average_of_its_weights_resumes_bit_for_bit() {
 }
 
 #[test]
+fn muon_resumes_bit_for_bit() {
+    let muon = Settings { optimizer: OptimizerKind::Muon, muon_learning_rate: Some(1e-2), ..settings() };
+    check_resumes(muon.clone());
+    check_resumes_on(CPU, &THREADS[3..], Settings { precision: Precision::Bf16, ..muon });
+}
+
+#[test]
+fn wsd_and_lines_to_final_rates_resume_bit_for_bit() {
+    let settings = Settings {
+        lr_schedule: ScheduleKind::Wsd,
+        wsd_decay: 0.6,
+        dropout_final: Some(0.0),
+        weight_decay_final: Some(0.5),
+        cosine_t_max: EPOCHS,
+        ..settings()
+    };
+    check_resumes(settings.clone());
+    let by_step = Settings { lr_schedule_unit: Unit::Step, cosine_t_max: 21, ..settings };
+    check_resumes_on(CPU, &THREADS[3..], by_step);
+}
+
+#[test]
 fn a_run_in_bf16_resumes_bit_for_bit() {
     check_resumes(Settings {
         precision: Precision::Bf16,
@@ -232,6 +255,8 @@ fn a_run_that_stops_inside_epochs_resumes_bit_for_bit() {
             cosine_t_max: EPOCHS,
             ema_decay: if n_emb == 8 { 0.0 } else { 0.9 },
             block_offset: if n_emb == 8 { BlockOffset::Fixed } else { BlockOffset::Random },
+            optimizer: if precision == Precision::Bf16 { OptimizerKind::Muon } else { OptimizerKind::AdamW },
+            dropout_final: Some(0.1),
             ..settings()
         };
         let whole = train_on(new, &settings, &Start::Fresh, &place(&format!("whole_{index}")), 2);

@@ -5,11 +5,12 @@ use std::borrow::Cow;
 
 use folio::distributed::Communicator;
 use folio::model::{
-    AdamWUpdate, Backend, Batch, Frozen, MicroBatch, ModelConfig, Moments, ParameterSpec, Parameters,
-    StepBatch, tree_split,
+    Backend, Batch, Frozen, MicroBatch, ModelConfig, Moments, MuonUpdate, ParameterSpec, Parameters,
+    StepBatch, Update, tree_split,
 };
 use folio_kernels::dims::{AttentionDims, EmbeddingDims, LinearDims, RowDims};
 use folio_kernels::dropout::Dropout;
+use folio_kernels::newton_schulz::{Columns, ITERATIONS};
 use folio_kernels::reference as naive;
 
 pub(crate) struct ReferenceBackend {
@@ -68,10 +69,11 @@ impl ReferenceBackend {
         batch: Batch<'a>,
         first_sequence: usize,
         dropout_key: Option<u64>,
+        dropout: Option<f32>,
     ) -> NaivePass<'a> {
         let w = self.parameters.values().iter().map(|&value| f64::from(value)).collect();
         NaivePass {
-            config: self.config,
+            config: ModelConfig { dropout: dropout.unwrap_or(self.config.dropout), ..self.config },
             specs: self.parameters.specs(),
             w,
             batch,
@@ -92,11 +94,12 @@ impl ReferenceBackend {
     }
 
     fn micro_batch(&self, micro_batch: &MicroBatch) -> (f64, Vec<f32>) {
-        let MicroBatch { batch, first_sequence, total_tokens, dropout_key, label_smoothing } = *micro_batch;
+        let MicroBatch { batch, first_sequence, total_tokens, dropout_key, dropout, label_smoothing } =
+            *micro_batch;
         if batch.inputs.is_empty() {
             return (0.0, vec![0.0; self.parameters.values().len()]);
         }
-        let pass = self.pass(batch, first_sequence, Some(dropout_key));
+        let pass = self.pass(batch, first_sequence, Some(dropout_key), dropout);
         let (losses, gradients) =
             pass.forward_backward(1.0 / total_tokens as f64, f64::from(label_smoothing));
         let mut gradients: Vec<f32> = gradients.iter().map(|&value| value as f32).collect();
@@ -104,6 +107,31 @@ impl ReferenceBackend {
             gradients[spec.range.clone()].fill(0.0);
         }
         (losses.iter().sum(), gradients)
+    }
+
+    /// Muon's update of one parameter.
+    fn muon(&mut self, update: &MuonUpdate, spec: &ParameterSpec) {
+        let MuonUpdate { learning_rate, momentum, weight_decay, gradient_scale } = *update;
+        let gradient = &self.gradients.values()[spec.range.clone()];
+        let parameter = &mut self.parameters.values_mut()[spec.range.clone()];
+        let average = &mut self.moments.exp_avg[spec.range.clone()];
+        for matrix in MuonUpdate::matrices(spec) {
+            let Columns { rows, cols, first, stride } = matrix;
+            let index = |i: usize| i / cols * stride + first + i % cols;
+            let mut direction = Vec::new();
+            for i in (0..rows * cols).map(index) {
+                let g = gradient_scale * f64::from(gradient[i]);
+                let m = momentum * f64::from(average[i]) + (1.0 - momentum) * g;
+                average[i] = m as f32;
+                direction.push((1.0 - momentum) * g + momentum * m);
+            }
+            naive::newton_schulz(rows, cols, &mut direction, ITERATIONS);
+            for (i, direction) in direction.into_iter().enumerate() {
+                let p = &mut parameter[index(i)];
+                let decayed = f64::from(*p) * (1.0 - learning_rate * weight_decay);
+                *p = (decayed - update.rate(matrix) * direction) as f32;
+            }
+        }
     }
 }
 
@@ -119,7 +147,7 @@ impl Backend for ReferenceBackend {
     }
 
     fn losses(&mut self, batch: Batch<'_>) -> &[f32] {
-        let pass = self.pass(batch, 0, None);
+        let pass = self.pass(batch, 0, None, None);
         let (_, _, logits) = pass.forward();
         let mut losses = vec![0.0; batch.targets.len()];
         naive::cross_entropy_loss(pass.head_dims(), &mut losses, &logits, batch.targets);
@@ -135,9 +163,14 @@ impl Backend for ReferenceBackend {
         self.gradients.values().iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt()
     }
 
-    fn update(&mut self, update: &AdamWUpdate) {
-        for spec in self.gradients.specs().to_vec().into_iter().filter(|spec| !self.frozen.contains(spec)) {
-            let step = update.of_parameter(&spec);
+    fn update(&mut self, update: &Update) {
+        let frozen = self.frozen;
+        for spec in self.gradients.specs().to_vec().into_iter().filter(|spec| !frozen.contains(spec)) {
+            let Some(step) = update.adamw_of(&spec) else {
+                let update = update.muon.as_ref().expect("the parameter is not AdamW's");
+                self.muon(update, &spec);
+                continue;
+            };
             let range = spec.range;
             let wide =
                 |values: &[f32]| -> Vec<f64> { values.iter().map(|&value| f64::from(value)).collect() };
