@@ -26,20 +26,21 @@ Examples:
   folio eval runs/quick/latest
   folio corpus > my.txt
   folio eval runs/quick --data my.txt
-  folio eval runs/search --split test --json")]
+  folio eval runs/search --part test --json")]
 pub(crate) struct EvalArgs {
     #[command(flatten)]
     checkpoints: CheckpointArgs,
     /// UTF-8 text to evaluate on: files, directories or patterns, as for train --data. The whole text is evaluated. With
-    /// --split: the new location of the text the run was trained on [default: the eval part of the run's text]
+    /// --part: the new location of the text the run was trained on [default: the eval part of the run's text]
     #[arg(long, value_name = "FILE", num_args = 1..)]
     data: Option<Vec<PathBuf>>,
     /// New location of the run's --eval_data, if it has moved
     #[arg(long, value_name = "FILE", num_args = 1..)]
     eval_data: Option<Vec<PathBuf>>,
-    /// Part of the run's text to evaluate on: eval, test or train [default: eval]
-    #[arg(long, value_name = "NAME")]
-    split: Option<Part>,
+    /// Part of the run's text to evaluate on: eval, test (held out by --test_fraction or --split blocks) or train
+    /// [default: eval]
+    #[arg(long, visible_alias = "split", value_name = "NAME")]
+    part: Option<Part>,
     /// Print one JSON object per checkpoint
     #[arg(long)]
     json: bool,
@@ -54,18 +55,22 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let run = &chosen.run;
     let settings = run.settings()?;
     let tokenizer = run.tokenizer()?;
-    let dataset = match (&args.data, args.split) {
+    let dataset = match (&args.data, args.part) {
         (Some(given), None) if args.eval_data.is_none() => dataset_of(given, &settings, &tokenizer)?,
         (given, _) => {
             let eval_data = args.eval_data.clone();
             let given = GivenTexts { data: given.clone(), eval_data };
             let texts = texts::of_run(&settings, &given)?;
-            let stream =
-                TokenStream::of_texts(&texts, encoding(&settings, &tokenizer), settings.split, |_| ())?;
+            let stream = TokenStream::of_texts(
+                &texts,
+                encoding(&settings, &tokenizer),
+                settings.text_split(),
+                |_| (),
+            )?;
             Dataset::new(Arc::new(stream), settings.block_size, settings.seed)?
         }
     };
-    let part = args.split.unwrap_or(Part::Eval);
+    let part = args.part.unwrap_or(Part::Eval);
     // Without blocks, `evaluate` returns an error below.
     if !dataset.blocks(part).is_empty() {
         chosen.announce();
@@ -90,7 +95,7 @@ fn dataset_of(given: &[PathBuf], settings: &Settings, tokenizer: &Tokenizer) -> 
     let corpus = texts::read_files(given, Some(&settings.data_sha256))?;
     if corpus.sha256 == settings.data_sha256 {
         screen::err(
-            "warning: the model was trained on this text; use --split eval to evaluate only on the part it was not \
+            "warning: the model was trained on this text; use --part eval to evaluate only on the part it was not \
              trained on",
         );
     }

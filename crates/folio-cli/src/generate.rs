@@ -74,7 +74,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     join_threads(args.sampling.threads)?;
     let chosen = args.checkpoints.find()?;
     let run = &chosen.run;
-    let names = if args.all_checkpoints { run.checkpoints()? } else { chosen.names.clone() };
+    let names = if args.all_checkpoints { run.by_age()? } else { chosen.names.clone() };
     let tokenizer = Arc::new(run.tokenizer()?);
     let prompt = args.prompt.as_deref().unwrap_or_default();
     let encoded = match args.special_tokens {
@@ -193,11 +193,10 @@ fn to_json(name: CheckpointName, seed: u64, prompt: &str, sample: &Sample) -> se
 
 /// The heading above each checkpoint's text with `--all_checkpoints`.
 fn heading(run: &RunDir, name: CheckpointName) -> String {
-    let CheckpointName::Epoch(epoch) = name else { return format!("== {name}") };
     let history = run.history().ok().flatten();
-    let loss = history.and_then(|history| Some(history.epochs.get(epoch as usize - 1)?.eval_loss));
+    let loss = history.and_then(|history| name.eval_loss(&history.eval_losses(), &history.step_losses()));
     let loss = loss.map_or(String::new(), |loss| format!(", eval loss {loss:.4}"));
-    format!("== after epoch {epoch}{loss}")
+    format!("== after {}{loss}", name.moment())
 }
 
 /// The path of `--write_to_file`, which must be directly in the run directory.

@@ -71,8 +71,8 @@ impl CheckpointArgs {
                 return Err(self.names_a_checkpoint("--best_eval_loss_model"));
             }
         };
-        let (run, epoch) = directory.best()?;
-        let found = find(Some(&run.checkpoint(CheckpointName::Epoch(epoch))))?;
+        let (run, name) = directory.best()?;
+        let found = find(Some(&run.checkpoint(name)))?;
         Ok(Found { directory, pick: Pick::Best, ..found })
     }
 

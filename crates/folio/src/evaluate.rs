@@ -90,10 +90,10 @@ pub fn evaluate(
     /// Blocks per pass: enough to occupy all cores, few enough for a machine with little memory.
     const BATCH: usize = 16;
     let blocks = dataset.blocks(part);
-    let tail = dataset.eval_tail().filter(|_| part == Part::Eval);
+    let tail = dataset.tail(part);
     if blocks.is_empty() && tail.is_none() {
-        let reason = "the run's split has no such part: choose eval, or train with `--split blocks`";
-        return Err(Error::setting("split", reason));
+        let reason = "the run's split has no such part: choose eval, or train with `--test_fraction 0.5`";
+        return Err(Error::setting("part", reason));
     }
     let whole = blocks.chunks(BATCH).map(|starts| (starts, dataset.block_size()));
     let tail = tail.as_ref().map(|(start, time)| (std::slice::from_ref(start), *time));

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::data::Texts;
+use crate::data::{Split, Texts};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::named_enum;
@@ -195,6 +195,11 @@ impl Settings {
     /// The number of epochs before this text.
     pub(crate) fn first_epoch_of_text(&self) -> u64 {
         self.from_checkpoint_step.filter(|_| self.new_text).unwrap_or(0)
+    }
+
+    /// How the text is divided.
+    pub fn text_split(&self) -> Split {
+        Split { kind: self.split, test_fraction: self.test_fraction }
     }
 
     /// The optimizer's settings.

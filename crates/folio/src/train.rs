@@ -11,7 +11,7 @@ use crate::distributed::{Communicator, Division, SingleProcess, any};
 use crate::error::{Error, Result};
 use crate::evaluate::{EvaluationBatches, mean_batch_loss};
 use crate::generate::{Generator, Request};
-use crate::history::{EpochReport, History};
+use crate::history::{EpochReport, History, StepEvaluation};
 use crate::model::{
     Backend, CpuBackend, InferenceModel, ModelConfig, Parameters, Precision, StepBatch, WeightFormat,
 };
@@ -210,8 +210,8 @@ impl Trainer {
         self.has_optimizer
     }
 
-    /// Trains for the settings' epochs, to their step limit, or until a stop is requested. Saves losses and checkpoints in
-    /// `run_dir`, if there is one; of several ranks only rank 0 does.
+    /// Trains for the settings' epochs, to their step limit, until the evaluation loss stops improving, or until a stop is
+    /// requested. Saves losses and checkpoints in `run_dir`, if there is one; of several ranks only rank 0 does.
     ///
     /// # Errors
     /// If the losses or gradients of too many successive steps are not finite, if nothing can be written to `run_dir` before
@@ -240,7 +240,7 @@ impl Trainer {
     ) -> Result<Outcome> {
         let last_epoch = self.last_epoch();
         self.report_start(on_event);
-        while self.state.epoch < last_epoch {
+        while self.state.epoch < last_epoch && !self.is_out_of_patience() {
             let epoch = self.state.epoch + 1;
             let (steps, taken) = (self.steps_of_epoch(), self.state.epoch_progress.batches);
             on_event(&Event::EpochStarted { epoch, last_epoch, steps, taken });
@@ -248,20 +248,17 @@ impl Trainer {
             let mut order = self.state.order.clone();
             let blocks = self.dataset.epoch_blocks(self.settings.block_offset, &mut order);
             let batches = blocks.chunks(self.settings.batch_size).take(steps as usize);
+            // The run may have been stopped during an evaluation.
+            if self.is_evaluation_due()
+                && let Some(outcome) = self.end_step(saver, requests, on_event)?
+            {
+                return Ok(outcome);
+            }
             for starts in batches.skip(taken as usize) {
                 on_event(&Event::Step(self.step(starts)));
                 self.check_finite(saver)?;
-                let due = self
-                    .settings
-                    .save_every
-                    .is_some_and(|every| self.state.global_step.is_multiple_of(every));
-                let [save, stop] =
-                    any(&*self.communicator, [requests.take_save(), requests.stop_requested()]);
-                if save || stop || due {
-                    saver.save_step(self, save || stop, on_event);
-                }
-                if stop {
-                    return Ok(Outcome::Stopped);
+                if let Some(outcome) = self.end_step(saver, requests, on_event)? {
+                    return Ok(outcome);
                 }
             }
 
@@ -276,15 +273,58 @@ impl Trainer {
             on_event(&Event::EpochEnded { epoch, last_epoch, report, sample });
             saver.save_epoch(self, on_event);
             let [stop] = any(&*self.communicator, [requests.stop_requested()]);
+            // Retried here, because there is no next save.
+            if (stop || self.is_out_of_patience()) && saver.has_failed() {
+                saver.save_epoch(self, on_event);
+            }
             if stop {
-                // Retried here, because there is no next save.
-                if saver.has_failed() {
-                    saver.save_epoch(self, on_event);
-                }
                 return Ok(Outcome::Stopped);
             }
         }
+        self.report_early_stop(on_event);
         Ok(Outcome::Finished)
+    }
+
+    /// What follows a step inside an epoch: evaluates and saves, if either is due. Returns how training ends, if it does.
+    fn end_step(
+        &mut self,
+        saver: &mut Saver,
+        requests: &Requests,
+        on_event: &mut dyn FnMut(&Event),
+    ) -> Result<Option<Outcome>> {
+        let (mut is_best, mut is_over) = (false, false);
+        if self.is_evaluation_due() {
+            on_event(&Event::Evaluating);
+            let Some(losses) = self.eval_losses(|| !requests.stop_requested()) else {
+                saver.save_step(self, true, on_event);
+                return Ok(Some(Outcome::Stopped));
+            };
+            let evaluation = self.note_evaluation(losses, saver)?;
+            on_event(&Event::Evaluated { epoch: self.state.epoch + 1, evaluation });
+            is_best = self.history().best_eval_loss.is_some_and(|(_, step)| step == evaluation.step);
+            is_over = self.is_out_of_patience();
+        }
+        let step = self.state.global_step;
+        let due = self.settings.save_every.is_some_and(|every| step.is_multiple_of(every));
+        let [save, stop] = any(&*self.communicator, [requests.take_save(), requests.stop_requested()]);
+        if save || stop || due || is_best || is_over {
+            saver.save_step(self, save || stop, on_event);
+        }
+        if is_over {
+            self.report_early_stop(on_event);
+            return Ok(Some(Outcome::Finished));
+        }
+        Ok(stop.then_some(Outcome::Stopped))
+    }
+
+    fn report_early_stop(&self, on_event: &mut dyn FnMut(&Event)) {
+        if let Some((best_loss, best_step)) = self.history().best_eval_loss
+            && self.is_out_of_patience()
+            && self.steps_to_end() > 0
+        {
+            let evaluations = self.evaluations_without_improvement();
+            on_event(&Event::StoppedEarly { evaluations, best_loss, best_step });
+        }
     }
 
     fn report_start(&self, on_event: &mut dyn FnMut(&Event)) {
@@ -293,7 +333,8 @@ impl Trainer {
         let parameters = weights.values().len() as u64;
         let trained = self.settings.freeze.trained(&weights).map(|range| range.len() as u64).sum();
         let (steps, precision) = (self.steps_left(), self.settings.precision);
-        on_event(&Event::Started { epoch, step, steps, parameters, trained, precision });
+        let evaluated = self.history().evaluations.last().map_or(0, |last| last.step);
+        on_event(&Event::Started { epoch, step, steps, parameters, trained, precision, evaluated });
     }
 
     /// One optimizer step on the blocks at `starts`. If the loss or the gradients are not finite, the weights stay as they are.
@@ -376,6 +417,24 @@ impl Trainer {
             micro_batches: self.settings.gradient_accumulation_steps,
         };
         mean_batch_loss(&mut *self.backend, &*self.communicator, batches, &mut self.buffer, should_continue)
+    }
+
+    /// Adds an evaluation inside an epoch to the history.
+    fn note_evaluation(&mut self, losses: EvalLosses, saver: &Saver) -> Result<StepEvaluation> {
+        let EvalLosses { model: eval_loss, weights: raw_eval_loss } = losses;
+        if !eval_loss.is_finite() {
+            return Err(self.diverged(format!("the evaluation loss is {eval_loss}"), saver));
+        }
+        let bits = self.eval_text.bits(eval_loss);
+        let evaluation = StepEvaluation {
+            step: self.state.global_step,
+            eval_loss,
+            raw_eval_loss,
+            eval_bits_per_character: bits.per_character,
+            eval_bits_per_byte: bits.per_byte,
+        };
+        self.state.history.push_evaluation(evaluation);
+        Ok(evaluation)
     }
 
     /// Ends the current epoch. `order` is the random stream after it has shuffled the epoch's blocks.

@@ -71,7 +71,6 @@ fn settings(imported: &Imported) -> Result<Settings> {
 impl Status {
     /// The status of an imported model.
     fn imported() -> Self {
-        let (state, eval_losses) = (RunState::Imported, Vec::new());
-        Self { state, epoch: 0, step: 0, eval_losses, error: None, lost_output: None }
+        Self::without_training(RunState::Imported)
     }
 }

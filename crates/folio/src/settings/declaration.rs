@@ -78,6 +78,10 @@ declare_settings! {
         section: Some(Section::Text),
         default_text: Some("blocks; contiguous for corpus_bpe, which must not learn from evaluation text"),
     }
+    /// Share of the evaluation text to hold out for folio eval --part test: training does not choose the best model by it
+    test_fraction: f64 = 0.0 => {
+        section: Some(Section::Text), range: Range::FRACTION, default_text: Some("0; --split blocks also holds out 10 %"),
+    }
     /// Seed of the weights, the split, the order of the blocks and dropout
     seed: u64 = 1337 => { section: Some(Section::Training), order: 1, }
     /// Width of the model
@@ -155,6 +159,16 @@ declare_settings! {
     /// Stop after N optimizer steps in total, even within an epoch
     max_steps: Option<u64> = None => {
         section: Some(Section::Training), order: -1, range: COUNT,
+        may_change: true, inherited: false, label: NO_LABEL,
+    }
+    /// Also evaluate every N optimizer steps, and save the model if it is the best so far
+    eval_every: Option<u64> = None => {
+        section: Some(Section::Training), order: -1, range: COUNT, default_text: Some("once per epoch"),
+        may_change: true, inherited: false, label: NO_LABEL,
+    }
+    /// Stop after N evaluations in a row without a new lowest eval loss
+    patience: Option<u64> = None => {
+        section: Some(Section::Training), order: -1, range: COUNT, default_text: Some("all epochs are trained"),
         may_change: true, inherited: false, label: NO_LABEL,
     }
     /// AdamW's peak learning rate

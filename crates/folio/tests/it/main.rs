@@ -3,6 +3,7 @@
 mod adamw;
 mod averaging;
 mod damage;
+mod early_stopping;
 mod export;
 mod faults;
 mod foreign;

@@ -232,6 +232,8 @@ fn a_run_that_stops_inside_epochs_resumes_bit_for_bit() {
             cosine_t_max: EPOCHS,
             ema_decay: if n_emb == 8 { 0.0 } else { 0.9 },
             block_offset: if n_emb == 8 { BlockOffset::Fixed } else { BlockOffset::Random },
+            // Steps 12 and 24 end epochs.
+            eval_every: Some(3),
             ..settings()
         };
         let whole = train_on(new, &settings, &Start::Fresh, &place(&format!("whole_{index}")), 2);
@@ -273,6 +275,7 @@ fn an_epoch_cut_short_by_a_limit_is_taken_up_again() {
         lr_schedule: ScheduleKind::CosineWarmRestarts,
         cosine_t_max: 2,
         save_every: Some(3),
+        eval_every: Some(3),
         ..settings()
     };
     let whole = train(&settings, &Start::Fresh, &place("whole"), 1);

@@ -120,7 +120,7 @@ fn a_contiguous_split_shares_no_character() {
 
         let (inputs, mut targets) = positions_of(&dataset, Part::Eval);
         assert!(inputs.iter().chain(&targets).all(|&position| position >= border), "{len} {block_size}");
-        if let Some((start, time)) = dataset.eval_tail() {
+        if let Some((start, time)) = dataset.tail(Part::Eval) {
             assert!(time < block_size);
             targets.extend_from_slice(BatchBuffer::default().fill(&dataset, &[start], time).targets);
         }
@@ -190,7 +190,7 @@ fn no_token_spans_the_border() {
         let (inputs, targets) = positions_of(&dataset, part);
         let mut tokens = inputs[..1].to_vec();
         tokens.extend(targets);
-        if let (Part::Eval, Some((start, time))) = (part, dataset.eval_tail()) {
+        if let (Part::Eval, Some((start, time))) = (part, dataset.tail(Part::Eval)) {
             tokens.extend_from_slice(BatchBuffer::default().fill(&dataset, &[start], time).targets);
         }
         tokenizer.decode(&tokens)
