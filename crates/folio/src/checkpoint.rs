@@ -178,6 +178,25 @@ impl Identity {
     }
 }
 
+impl Identity {
+    /// What differs between the texts of two runs, so that text which one was evaluated on may have trained the other; none if
+    /// nothing does. The tokenizers and the block sizes must be the same.
+    pub fn text_difference(&self, other: &Self) -> Option<&'static str> {
+        let has_own_eval = self.eval_data_sha256.is_some();
+        // A contiguous split does not depend on the seed.
+        let is_shuffled = self.split == SplitKind::Blocks && !has_own_eval;
+        let facts = [
+            ("text", self.data_sha256 == other.data_sha256),
+            ("evaluation text", self.eval_data_sha256 == other.eval_data_sha256),
+            ("reading of special tokens", self.special_tokens == other.special_tokens),
+            ("split", self.split == other.split || has_own_eval),
+            ("test part", self.test_fraction == other.test_fraction),
+            ("seed of the split", self.seed == other.seed || !is_shuffled),
+        ];
+        facts.iter().find(|(_, same)| !same).map(|(what, _)| *what)
+    }
+}
+
 /// Where a schedule starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

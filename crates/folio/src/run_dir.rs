@@ -32,6 +32,7 @@ mod lock;
 mod ownership;
 mod status;
 mod sweep_file;
+mod untrained;
 
 #[cfg(test)]
 pub(crate) use event_files::event_files;
@@ -43,6 +44,7 @@ use lock::LOCK_FILE;
 pub use lock::RunLock;
 pub use status::{RunState, Status};
 pub use sweep_file::{Plan, Rung, Sweep};
+pub(crate) use untrained::UntrainedRun;
 
 const SETTINGS_FILE: &str = "hyperparameters.json";
 const MODEL_FILE: &str = "model_hyperparameters.json";
@@ -232,11 +234,11 @@ impl RunDir {
         Ok(path)
     }
 
-    /// Writes the checkpoint of an imported model, which has no moments.
+    /// Writes the checkpoint of a model that was not trained, which has no moments.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub(crate) fn save_imported(
+    fn save_model(
         &self,
         name: CheckpointName,
         parameters: &Parameters,

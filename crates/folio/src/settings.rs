@@ -362,7 +362,9 @@ mod tests {
         }
         let default = serde_json::to_value(Settings::default()).unwrap();
         let is_left_out = |setting: &&Setting| {
-            let optional = ["eval_data", "init_from"].iter().any(|start| setting.name.starts_with(start));
+            let optional = ["eval_data", "init_from", "averaged_from"]
+                .iter()
+                .any(|start| setting.name.starts_with(start));
             setting.of_model || optional || setting.name == "freeze"
         };
         let declared = SETTINGS.iter().filter(|setting| !is_left_out(setting)).map(|setting| setting.name);

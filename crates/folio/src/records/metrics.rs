@@ -97,4 +97,24 @@ mod tests {
         let written = fs::read_to_string(&metrics.path).expect("a file");
         assert_eq!(written, [line(1), line(2), line(3)].concat());
     }
+
+    #[test]
+    fn an_evaluation_that_the_state_lacks_is_removed() {
+        let directory = tempfile::tempdir().expect("room");
+        let line =
+            |event: &str, step: u64| format!("{}\n", json!({ "event": event, "step": step, "epoch": 1 }));
+        let all = [line("step", 1), line("step", 2), line("evaluation", 2), line("step", 3)].concat();
+        for (evaluated, kept) in
+            [(0, [line("step", 1), line("step", 2)].concat()), (2, all.replace(&line("step", 3), ""))]
+        {
+            fs::write(directory.path().join(METRICS_FILE), &all).expect("room");
+            let mut metrics = Metrics::new(directory.path());
+            assert_eq!(String::from_utf8(metrics.go_back_to(0, 2, evaluated)).expect("UTF-8"), kept);
+            assert_eq!(
+                fs::read_to_string(&metrics.path).expect("a file"),
+                kept,
+                "evaluated up to {evaluated}"
+            );
+        }
+    }
 }

@@ -250,6 +250,9 @@ declare_settings! {
     tensorboard: bool = false => {
         section: Some(Section::Files), saves: true, may_change: true, inherited: false, label: NO_LABEL,
     }
+    /// The checkpoints whose weights were averaged, if the run was not trained
+    #[serde(skip_serializing_if = "Option::is_none")]
+    averaged_from: Option<String> = None => { may_change: true, inherited: false, label: NO_LABEL, }
     /// The run whose checkpoint this one continues from, if any
     from_checkpoint_run_dir: Option<String> = None => { may_change: true, label: NO_LABEL, }
     /// The epoch of that checkpoint

@@ -15,6 +15,9 @@ use folio::settings::{Keep, Settings};
 use folio::tokenizer::Tokenizer;
 use folio::train::{Event, Outcome, Requests, Start, Trainer};
 
+use crate::ranks;
+use crate::support::CPU;
+
 /// A run that soon overfits its few random letters, and is evaluated twice per epoch of four steps.
 fn settings() -> Settings {
     Settings {
@@ -219,4 +222,29 @@ fn a_continued_run_counts_its_own_evaluations() {
     let own = evaluations(&more).into_iter().filter(|(step, _)| *step > began).count();
     assert!(matches!(events.last(), Some(Event::StoppedEarly { evaluations: 5, .. })), "{events:?}");
     assert!(own >= 5, "{own}");
+}
+
+#[test]
+fn ranks_stop_together_and_with_the_same_bits() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let place = |ranks: usize| directory.path().join(format!("{ranks}"));
+    for ranks in [1, 2] {
+        let settings = Settings {
+            batch_size: 13,
+            gradient_accumulation_steps: 2 / ranks,
+            learning_rate: 3e-2,
+            eval_every: Some(3),
+            patience: Some(2),
+            ..settings()
+        };
+        let outcomes = ranks::train(CPU, ranks, &place(ranks), &Start::Fresh, &settings, |_, _, _| {});
+        assert_eq!(outcomes.len(), ranks);
+        for outcome in outcomes {
+            assert_eq!(outcome.expect("it trains"), Outcome::Finished);
+        }
+    }
+    let [one, two] = [1, 2].map(|ranks| RunDir::new(place(ranks)));
+    let steps = evaluations(&one).last().expect("evaluated").0;
+    assert!(steps < 30 * 4, "it stopped early: {steps}");
+    check_same(&two, &one, "two ranks");
 }
