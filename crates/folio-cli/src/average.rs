@@ -39,7 +39,7 @@ pub(crate) struct AverageArgs {
     #[arg(value_name = "RUN_DIR", required = true)]
     runs: Vec<PathBuf>,
     /// Average the checkpoints of these epochs of a single run
-    #[arg(long, visible_alias = "checkpoint_step", value_name = "N", num_args = 1.., value_delimiter = ',',
+    #[arg(long, alias = "checkpoint_step", value_name = "N", num_args = 1.., value_delimiter = ',',
         value_parser = whole::<u64>)]
     checkpoints: Vec<u64>,
     /// Directory for the new run [default: a new one in runs/]
@@ -92,7 +92,6 @@ fn members(args: &AverageArgs) -> anyhow::Result<(RunDir, Vec<Checkpoint>)> {
     if args.checkpoints.is_empty() {
         for path in &args.runs {
             let found = find(Some(path))?;
-            screen::err(format_args!("using {}", found.describe()));
             members.push((found.run, found.checkpoint.name));
         }
     } else {

@@ -41,9 +41,8 @@ pub(crate) struct EvalArgs {
     /// New location of the run's --eval_data, if it has moved
     #[arg(long, value_name = "FILE", num_args = 1..)]
     eval_data: Option<Vec<PathBuf>>,
-    /// Part of the run's text to evaluate on: eval, test (held out by --test_fraction or --split blocks) or train
-    /// [default: eval]
-    #[arg(long, visible_alias = "split", value_name = "NAME")]
+    /// Part of the run's text to evaluate on: eval, test or train [default: eval]
+    #[arg(long, alias = "split", value_name = "NAME")]
     part: Option<Part>,
     /// Print one JSON object per checkpoint
     #[arg(long)]

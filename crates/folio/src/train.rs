@@ -6,12 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::checkpoint::{CutShort, TrainingState};
-use crate::data::{BatchBuffer, Dataset, Part, TokenStream};
+use crate::data::{BatchBuffer, Dataset, TokenStream};
 use crate::distributed::{Communicator, Division, SingleProcess, any};
 use crate::error::{Error, Result};
-use crate::evaluate::{EvaluationBatches, mean_batch_loss};
 use crate::generate::{Generator, Request};
-use crate::history::{EpochReport, History, StepEvaluation};
+use crate::history::{EpochReport, History};
 use crate::model::{
     Backend, CpuBackend, InferenceModel, ModelConfig, Parameters, Precision, StepBatch, WeightFormat,
 };
@@ -24,6 +23,7 @@ use crate::text::TextPerToken;
 use crate::tokenizer::Tokenizer;
 
 mod continuing;
+mod evaluating;
 mod event;
 mod length;
 mod prepared;
@@ -32,6 +32,7 @@ mod saver;
 mod sharing;
 
 pub use continuing::{check_same, check_start};
+use evaluating::EvalLosses;
 pub use event::{Event, Outcome, Requests, StepReport};
 use prepared::Prepared;
 use saver::Saver;
@@ -317,16 +318,6 @@ impl Trainer {
         Ok(stop.then_some(Outcome::Stopped))
     }
 
-    fn report_early_stop(&self, on_event: &mut dyn FnMut(&Event)) {
-        if let Some((best_loss, best_step)) = self.history().best_eval_loss
-            && self.is_out_of_patience()
-            && self.steps_to_end() > 0
-        {
-            let evaluations = self.evaluations_without_improvement();
-            on_event(&Event::StoppedEarly { evaluations, best_loss, best_step });
-        }
-    }
-
     fn report_start(&self, on_event: &mut dyn FnMut(&Event)) {
         let TrainingState { epoch, global_step: step, .. } = self.state;
         let weights = self.backend.parameters();
@@ -396,47 +387,6 @@ impl Trainer {
         Error::Diverged { what, step, learning_rate: epoch_progress.learning_rate, last_checkpoint }
     }
 
-    /// The losses of an evaluation; `None` if `should_continue` returns false first.
-    fn eval_losses(&mut self, should_continue: impl Fn() -> bool) -> Option<EvalLosses> {
-        let weights = self.eval_loss(&should_continue)?;
-        if !self.state.averaged {
-            return Some(EvalLosses { model: weights, weights: None });
-        }
-        self.backend.swap_average();
-        let average = self.eval_loss(&should_continue);
-        self.backend.swap_average();
-        Some(EvalLosses { model: average?, weights: Some(weights) })
-    }
-
-    /// The evaluation loss of the backend's weights; `None` if `should_continue` returns false first.
-    fn eval_loss(&mut self, should_continue: impl Fn() -> bool) -> Option<f64> {
-        let batches = EvaluationBatches {
-            dataset: &self.dataset,
-            blocks: self.dataset.blocks(Part::Eval),
-            batch_size: self.settings.batch_size,
-            micro_batches: self.settings.gradient_accumulation_steps,
-        };
-        mean_batch_loss(&mut *self.backend, &*self.communicator, batches, &mut self.buffer, should_continue)
-    }
-
-    /// Adds an evaluation inside an epoch to the history.
-    fn note_evaluation(&mut self, losses: EvalLosses, saver: &Saver) -> Result<StepEvaluation> {
-        let EvalLosses { model: eval_loss, weights: raw_eval_loss } = losses;
-        if !eval_loss.is_finite() {
-            return Err(self.diverged(format!("the evaluation loss is {eval_loss}"), saver));
-        }
-        let bits = self.eval_text.bits(eval_loss);
-        let evaluation = StepEvaluation {
-            step: self.state.global_step,
-            eval_loss,
-            raw_eval_loss,
-            eval_bits_per_character: bits.per_character,
-            eval_bits_per_byte: bits.per_byte,
-        };
-        self.state.history.push_evaluation(evaluation);
-        Ok(evaluation)
-    }
-
     /// Ends the current epoch. `order` is the random stream after it has shuffled the epoch's blocks.
     fn end_epoch(&mut self, losses: EvalLosses, order: Rng, saver: &Saver) -> Result<EpochReport> {
         let EvalLosses { model: eval_loss, weights: raw_eval_loss } = losses;
@@ -497,13 +447,4 @@ impl Trainer {
         };
         self.settings.schedule().rate(now) * warmup_factor(step, self.settings.warmup_steps)
     }
-}
-
-/// The losses of an evaluation.
-#[derive(Clone, Copy)]
-struct EvalLosses {
-    /// The loss of the model that is saved: the average of the weights if there is one.
-    model: f64,
-    /// The loss of the weights themselves if there is an average.
-    weights: Option<f64>,
 }

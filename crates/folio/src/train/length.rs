@@ -49,28 +49,6 @@ impl Trainer {
         self.dataset.steps_per_epoch(self.settings.batch_size).min(limit.saturating_sub(epoch_began))
     }
 
-    /// Whether the evaluation loss has not improved for `patience` evaluations. Those of a run that this one continues
-    /// do not count.
-    pub fn is_out_of_patience(&self) -> bool {
-        let Some(patience) = self.settings.patience else { return false };
-        self.evaluations_without_improvement() >= patience
-    }
-
-    /// The evaluations in a row without improvement.
-    pub(super) fn evaluations_without_improvement(&self) -> u64 {
-        let history = &self.state.history;
-        let start = history.step_of_epoch(self.settings.from_checkpoint_step.unwrap_or(0));
-        history.evaluations_without_improvement(start)
-    }
-
-    /// Whether the model is to be evaluated now, inside an epoch. At the end of an epoch it always is.
-    pub(super) fn is_evaluation_due(&self) -> bool {
-        let (step, taken) = (self.state.global_step, self.state.epoch_progress.batches);
-        let is_inside = taken > 0 && taken < self.steps_of_epoch();
-        let is_new = self.state.history.evaluations.last().is_none_or(|last| last.step < step);
-        is_inside && is_new && self.settings.eval_every.is_some_and(|every| step.is_multiple_of(every))
-    }
-
     /// Steps left. Early stopping may make them fewer.
     pub fn steps_left(&self) -> u64 {
         if self.is_out_of_patience() { 0 } else { self.steps_to_end() }
