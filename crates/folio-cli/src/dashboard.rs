@@ -38,8 +38,8 @@ pub(crate) struct Dashboard {
 /// News for the dashboard. Runs are numbered from 0.
 #[derive(Clone, Debug)]
 pub(crate) enum Update {
-    /// The epochs of a resumed run so far: the step at which each ended and its evaluation loss, in order.
-    History { run: usize, epochs: Vec<(u64, f64)> },
+    /// The evaluations of a resumed run so far, in order: epoch, step and loss.
+    History { run: usize, evaluations: Vec<(u64, u64, f64)> },
     /// An event of a run.
     Event { run: usize, event: Event },
     /// A run of a sweep has ended.

@@ -1,15 +1,16 @@
 //! `folio eval`: loss, perplexity and bits per character of a trained model.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
 use folio::data::{Dataset, Encoding, Part, TokenStream};
-use folio::evaluate::{Evaluation, evaluate};
+use folio::ensemble::Ensemble;
+use folio::evaluate::{Evaluation, evaluate, evaluate_ensemble};
 use folio::settings::Settings;
 use folio::tokenizer::Tokenizer;
 
-use crate::model_args::{CheckpointArgs, load_model};
+use crate::model_args::{CheckpointArgs, EnsembleArgs, load_model};
 use crate::options::{GivenTexts, whole};
 use crate::screen;
 use crate::texts;
@@ -26,20 +27,23 @@ Examples:
   folio eval runs/quick/latest
   folio corpus > my.txt
   folio eval runs/quick --data my.txt
-  folio eval runs/search --split test --json")]
+  folio eval runs/search --part test --json
+  folio eval --ensemble runs/seed_1 runs/seed_2 runs/seed_3")]
 pub(crate) struct EvalArgs {
     #[command(flatten)]
     checkpoints: CheckpointArgs,
+    #[command(flatten)]
+    ensemble: EnsembleArgs,
     /// UTF-8 text to evaluate on: files, directories or patterns, as for train --data. The whole text is evaluated. With
-    /// --split: the new location of the text the run was trained on [default: the eval part of the run's text]
+    /// --part: the new location of the text the run was trained on [default: the eval part of the run's text]
     #[arg(long, value_name = "FILE", num_args = 1..)]
     data: Option<Vec<PathBuf>>,
     /// New location of the run's --eval_data, if it has moved
     #[arg(long, value_name = "FILE", num_args = 1..)]
     eval_data: Option<Vec<PathBuf>>,
     /// Part of the run's text to evaluate on: eval, test or train [default: eval]
-    #[arg(long, value_name = "NAME")]
-    split: Option<Part>,
+    #[arg(long, alias = "split", value_name = "NAME")]
+    part: Option<Part>,
     /// Print one JSON object per checkpoint
     #[arg(long)]
     json: bool,
@@ -50,39 +54,53 @@ pub(crate) struct EvalArgs {
 
 pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     set_threads(args.threads)?;
-    let chosen = args.checkpoints.find()?;
+    // A text of its own may be evaluated on by models of any texts.
+    let is_of_run = args.data.is_none() || args.part.is_some() || args.eval_data.is_some();
+    let chosen =
+        if args.ensemble.is_given() { args.ensemble.find(is_of_run)? } else { args.checkpoints.find()? };
     let run = &chosen.run;
     let settings = run.settings()?;
     let tokenizer = run.tokenizer()?;
-    let dataset = match (&args.data, args.split) {
-        (Some(given), None) if args.eval_data.is_none() => dataset_of(given, &settings, &tokenizer)?,
-        (given, _) => {
-            let eval_data = args.eval_data.clone();
-            let given = GivenTexts { data: given.clone(), eval_data };
-            let texts = texts::of_run(&settings, &given)?;
-            let stream =
-                TokenStream::of_texts(&texts, encoding(&settings, &tokenizer), settings.split, |_| ())?;
-            Dataset::new(Arc::new(stream), settings.block_size, settings.seed)?
+    let dataset = match &args.data {
+        Some(given) if !is_of_run => dataset_of(given, &settings, &tokenizer)?,
+        given => {
+            let given = GivenTexts { data: given.clone(), eval_data: args.eval_data.clone() };
+            dataset_of_run(&settings, &given, &tokenizer)?
         }
     };
-    let part = args.split.unwrap_or(Part::Eval);
+    let part = args.part.unwrap_or(Part::Eval);
     // Without blocks, `evaluate` returns an error below.
     if !dataset.blocks(part).is_empty() {
         chosen.announce();
     }
     for &name in &chosen.names {
-        let mut model = load_model(run, name, &tokenizer)?;
-        let evaluation = evaluate(&mut model, &dataset, &tokenizer, part)?;
-        let path = run.checkpoint(name);
+        let members = chosen.members(name);
+        let models = members.iter().map(|(run, name)| load_model(run, *name, &tokenizer));
+        let mut models = models.collect::<anyhow::Result<Vec<_>>>()?;
+        let evaluation = match &mut models[..] {
+            [model] => evaluate(model, &dataset, &tokenizer, part)?,
+            _ => evaluate_ensemble(&mut Ensemble::new(models)?, &dataset, &tokenizer, part)?,
+        };
         if args.json {
             let mut value = serde_json::to_value(evaluation)?;
-            value["checkpoint"] = path.display().to_string().into();
+            value["checkpoint"] = chosen.label(name).into();
             screen::out(value)?;
         } else {
-            print(&path, evaluation)?;
+            print(&chosen.label(name), evaluation)?;
         }
     }
     Ok(())
+}
+
+/// A dataset of the texts that a run was trained and evaluated on. `given` has their new paths, if they have moved.
+pub(crate) fn dataset_of_run(
+    settings: &Settings,
+    given: &GivenTexts,
+    tokenizer: &Tokenizer,
+) -> anyhow::Result<Dataset> {
+    let texts = texts::of_run(settings, given)?;
+    let stream = TokenStream::of_texts(&texts, encoding(settings, tokenizer), settings.text_split(), |_| ())?;
+    Ok(Dataset::new(Arc::new(stream), settings.block_size, settings.seed)?)
 }
 
 /// A dataset of the whole text of `--data`.
@@ -90,7 +108,7 @@ fn dataset_of(given: &[PathBuf], settings: &Settings, tokenizer: &Tokenizer) -> 
     let corpus = texts::read_files(given, Some(&settings.data_sha256))?;
     if corpus.sha256 == settings.data_sha256 {
         screen::err(
-            "warning: the model was trained on this text; use --split eval to evaluate only on the part it was not \
+            "warning: the model was trained on this text; use --part eval to evaluate only on the part it was not \
              trained on",
         );
     }
@@ -105,10 +123,10 @@ fn encoding<'a>(settings: &Settings, tokenizer: &'a Tokenizer) -> Encoding<'a> {
     Encoding { tokenizer, special_tokens: settings.special_tokens }
 }
 
-fn print(path: &Path, evaluation: Evaluation) -> std::io::Result<()> {
+fn print(label: &str, evaluation: Evaluation) -> std::io::Result<()> {
     let Evaluation { tokens, characters, bytes, loss, perplexity, bits_per_character, bits_per_byte } =
         evaluation;
-    screen::out(path.display())?;
+    screen::out(label)?;
     screen::out(format_args!("  loss                {loss:.4} nats per token"))?;
     screen::out(format_args!("  perplexity          {perplexity:.4}"))?;
     screen::out(format_args!("  bits per character  {bits_per_character:.4}"))?;

@@ -12,7 +12,7 @@ use folio::generate::{Finish, Generator};
 use folio::memory::parallel_sequences;
 use folio::run_dir::RunDir;
 
-use crate::model_args::{CheckpointArgs, load_inference_model};
+use crate::model_args::{CheckpointArgs, EnsembleArgs, load_inference_model};
 use crate::options::whole;
 use crate::screen;
 use crate::threads::join_threads;
@@ -34,12 +34,15 @@ Examples:
       --num-samples 3 --seed 7
   folio generate runs/mine --all_checkpoints --prompt 'The '
   folio generate runs/mine --checkpoint_step 5 10 --write_to_file samples.txt
-  folio generate runs/mine --show-probabilities --min_p 0.05 --stop 'ROMEO:'")]
+  folio generate runs/mine --show-probabilities --min_p 0.05 --stop 'ROMEO:'
+  folio generate --ensemble runs/seed_1 runs/seed_2 --prompt 'ROMEO:'")]
 pub(crate) struct GenerateArgs {
     #[command(flatten)]
     checkpoints: CheckpointArgs,
+    #[command(flatten)]
+    ensemble: EnsembleArgs,
     /// Generate with every checkpoint of the run, one after another
-    #[arg(long, conflicts_with_all = ["checkpoint_step", "best_eval_loss_model"])]
+    #[arg(long, conflicts_with_all = ["checkpoint_step", "best_eval_loss_model", "ensemble"])]
     all_checkpoints: bool,
     /// Maximum number of tokens to generate
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = whole::<usize>)]
@@ -62,7 +65,7 @@ pub(crate) struct GenerateArgs {
     #[arg(long, conflicts_with = "show_probabilities")]
     json: bool,
     /// Append the text to this file in the run directory
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", conflicts_with = "ensemble")]
     write_to_file: Option<PathBuf>,
 }
 
@@ -72,9 +75,10 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         return Err(Usage("--num_samples 0: must be at least 1".into()).into());
     }
     join_threads(args.sampling.threads)?;
-    let chosen = args.checkpoints.find()?;
+    let chosen =
+        if args.ensemble.is_given() { args.ensemble.find(false)? } else { args.checkpoints.find()? };
     let run = &chosen.run;
-    let names = if args.all_checkpoints { run.checkpoints()? } else { chosen.names.clone() };
+    let names = if args.all_checkpoints { run.by_age()? } else { chosen.names.clone() };
     let tokenizer = Arc::new(run.tokenizer()?);
     let prompt = args.prompt.as_deref().unwrap_or_default();
     let encoded = match args.special_tokens {
@@ -90,12 +94,15 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         screen::err(legend());
     }
     for (index, &name) in names.iter().enumerate() {
-        let model = load_inference_model(run, name, &tokenizer, args.sampling.precision)?;
+        let load = |(run, name): &(RunDir, CheckpointName)| {
+            load_inference_model(run, *name, &tokenizer, args.sampling.precision).map(Arc::new)
+        };
+        let models = chosen.members(name).iter().map(load).collect::<anyhow::Result<Vec<_>>>()?;
         if args.all_checkpoints && !args.json {
             screen::out(heading(run, name))?;
         }
-        let model = Arc::new(model);
-        let group = parallel_sequences(model.cache_bytes());
+        let group = parallel_sequences(models.iter().map(|model| model.cache_bytes()).sum());
+        let label = if chosen.is_ensemble() { chosen.label(name) } else { name.to_string() };
         for first in (0..args.num_samples).step_by(group) {
             let samples = first..args.num_samples.min(first + group);
             let announce = || {
@@ -103,12 +110,12 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
                     chosen.announce();
                 }
             };
-            let generator = Generator::new(Arc::clone(&model), Arc::clone(&tokenizer));
+            let generator = Generator::ensemble(models.clone(), Arc::clone(&tokenizer))?;
             let first_seed = seed.wrapping_add(first as u64);
             let job = Samples { prompt_ids: &prompt_ids, count: samples.len(), first_seed, style };
             for (sample, text) in generate(args, generator, &job, announce)?.iter().enumerate() {
                 if args.json {
-                    screen::out(to_json(name, first_seed.wrapping_add(sample as u64), prompt, text))?;
+                    screen::out(to_json(&label, first_seed.wrapping_add(sample as u64), prompt, text))?;
                 }
                 if let Some(path) = &output {
                     append(path, name, &format!("{prompt}{}", text.text))?;
@@ -180,24 +187,23 @@ fn generate(
 }
 
 /// One line of `--json`.
-fn to_json(name: CheckpointName, seed: u64, prompt: &str, sample: &Sample) -> serde_json::Value {
+fn to_json(label: &str, seed: u64, prompt: &str, sample: &Sample) -> serde_json::Value {
     let finish = match sample.finish {
         Some(Finish::Stop) => "stop",
         _ => "length",
     };
     serde_json::json!({
-        "checkpoint": name.to_string(), "seed": seed, "prompt": prompt, "text": sample.text,
+        "checkpoint": label, "seed": seed, "prompt": prompt, "text": sample.text,
         "tokens": sample.tokens, "finish": finish,
     })
 }
 
 /// The heading above each checkpoint's text with `--all_checkpoints`.
 fn heading(run: &RunDir, name: CheckpointName) -> String {
-    let CheckpointName::Epoch(epoch) = name else { return format!("== {name}") };
     let history = run.history().ok().flatten();
-    let loss = history.and_then(|history| Some(history.epochs.get(epoch as usize - 1)?.eval_loss));
+    let loss = history.and_then(|history| name.eval_loss(&history.eval_losses(), &history.step_losses()));
     let loss = loss.map_or(String::new(), |loss| format!(", eval loss {loss:.4}"));
-    format!("== after epoch {epoch}{loss}")
+    format!("== after {}{loss}", name.moment())
 }
 
 /// The path of `--write_to_file`, which must be directly in the run directory.

@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+mod average;
 mod bench;
 mod chat;
 mod corpus;
@@ -69,6 +70,8 @@ enum Command {
     Report(report::ReportArgs),
     /// Make a run of another program's model: of transformers, nanoGPT or minGPT
     Import(import::ImportArgs),
+    /// Average the weights of several checkpoints
+    Average(average::AverageArgs),
     /// Export a model for other programs, or the records of a run as CSV
     Export(export::ExportArgs),
     /// Train, use and inspect tokenizers
@@ -114,6 +117,7 @@ fn run(args: impl Iterator<Item = OsString>) -> anyhow::Result<u8> {
         Command::Runs(args) => runs::run(&args)?,
         Command::Report(args) => report::run(&args)?,
         Command::Import(args) => import::run(&args)?,
+        Command::Average(args) => average::run(&args)?,
         Command::Export(args) => export::run(&args)?,
         Command::Tokenizer(args) => tokenizer::run(&args)?,
         Command::Bench(args) => bench::run(&args)?,

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use folio::checkpoint::CheckpointName;
+use folio::checkpoint::{Checkpoint, CheckpointName};
+use folio::ensemble::check_checkpoints;
 use folio::memory::check_generation;
 use folio::model::{CpuBackend, InferenceModel, WeightFormat};
 use folio::run_dir::{Found, Pick, Place, RUNS, RunDir, find, locate_or_newest};
@@ -28,12 +29,24 @@ pub(crate) struct CheckpointArgs {
     pub(crate) best_eval_loss_model: bool,
 }
 
+/// The models of an ensemble.
+#[derive(Args, Clone)]
+#[command(rename_all = "snake_case")]
+pub(crate) struct EnsembleArgs {
+    /// Average the probabilities of several models: runs, sweeps or checkpoints, each as RUN_DIR
+    #[arg(long, value_name = "RUN_DIR", num_args = 2..,
+        conflicts_with_all = ["run_dir", "checkpoint_step", "best_eval_loss_model"])]
+    ensemble: Vec<PathBuf>,
+}
+
 /// The checkpoints that the arguments choose. All of them exist.
 pub(crate) struct ChosenCheckpoints {
     /// The run or sweep named on the command line.
     pub(crate) directory: RunDir,
     pub(crate) run: RunDir,
     pub(crate) names: Vec<CheckpointName>,
+    /// The other models of an ensemble, whose first is the only one of `names`.
+    others: Vec<(RunDir, CheckpointName)>,
     /// One line per checkpoint.
     descriptions: Vec<String>,
 }
@@ -44,6 +57,46 @@ impl ChosenCheckpoints {
         for description in &self.descriptions {
             screen::err(format_args!("using {description}"));
         }
+    }
+
+    /// The models to use together: one of `names`, and the others of an ensemble.
+    pub(crate) fn members(&self, name: CheckpointName) -> Vec<(RunDir, CheckpointName)> {
+        let mut members = vec![(self.run.clone(), name)];
+        members.extend_from_slice(&self.others);
+        members
+    }
+
+    /// Whether this is an ensemble.
+    pub(crate) fn is_ensemble(&self) -> bool {
+        !self.others.is_empty()
+    }
+
+    /// The paths of the models to use together.
+    pub(crate) fn label(&self, name: CheckpointName) -> String {
+        let paths =
+            self.members(name).into_iter().map(|(run, name)| run.checkpoint(name).display().to_string());
+        paths.collect::<Vec<_>>().join(" + ")
+    }
+}
+
+impl EnsembleArgs {
+    /// Whether there is one.
+    pub(crate) fn is_given(&self) -> bool {
+        !self.ensemble.is_empty()
+    }
+
+    /// Finds the models, and checks that they have one tokenizer and context length. With `same_text` they must also share
+    /// their texts and their split.
+    pub(crate) fn find(&self, same_text: bool) -> anyhow::Result<ChosenCheckpoints> {
+        let found: Vec<Found> =
+            self.ensemble.iter().map(|path| find(Some(path))).collect::<folio::error::Result<_>>()?;
+        let open = |found: &Found| found.run.open_checkpoint(found.checkpoint.name);
+        let checkpoints: Vec<Checkpoint> = found.iter().map(open).collect::<folio::error::Result<_>>()?;
+        check_checkpoints(&checkpoints, same_text)?;
+        let descriptions = found.iter().map(Found::describe).collect();
+        let others = found[1..].iter().map(|other| (other.run.clone(), other.checkpoint.name)).collect();
+        let Found { directory, run, checkpoint, .. } = found[0].clone();
+        Ok(ChosenCheckpoints { directory, run, names: vec![checkpoint.name], others, descriptions })
     }
 }
 
@@ -60,7 +113,8 @@ impl CheckpointArgs {
             if self.best_eval_loss_model { self.find_by_loss()? } else { find(self.run_dir.as_deref())? };
         found.run.open_checkpoint(found.checkpoint.name)?;
         let (names, descriptions) = (vec![found.checkpoint.name], vec![found.describe()]);
-        Ok(ChosenCheckpoints { directory: found.directory, run: found.run, names, descriptions })
+        let others = Vec::new();
+        Ok(ChosenCheckpoints { directory: found.directory, run: found.run, names, others, descriptions })
     }
 
     /// The checkpoint of `--best_eval_loss_model`.
@@ -71,8 +125,8 @@ impl CheckpointArgs {
                 return Err(self.names_a_checkpoint("--best_eval_loss_model"));
             }
         };
-        let (run, epoch) = directory.best()?;
-        let found = find(Some(&run.checkpoint(CheckpointName::Epoch(epoch))))?;
+        let (run, name) = directory.best()?;
+        let found = find(Some(&run.checkpoint(name)))?;
         Ok(Found { directory, pick: Pick::Best, ..found })
     }
 
@@ -94,7 +148,7 @@ impl CheckpointArgs {
             run.open_checkpoint(name)?;
         }
         let descriptions = names.iter().map(|&name| run.checkpoint(name).display().to_string()).collect();
-        Ok(ChosenCheckpoints { directory: run.clone(), run, names, descriptions })
+        Ok(ChosenCheckpoints { directory: run.clone(), run, names, others: Vec::new(), descriptions })
     }
 
     fn names_a_checkpoint(&self, flag: &str) -> anyhow::Error {

@@ -207,8 +207,9 @@ fn first_words(text: &str) -> Option<String> {
 /// Encodes the text, and checks that it is long enough for every run and that every run fits in memory.
 fn encode(texts: &Texts, tokenizer: &Tokenizer, work: &Work) -> anyhow::Result<Arc<TokenStream>> {
     let bar = encoding_bar(texts.len());
-    let Settings { split, special_tokens, .. } = work.runs()[0];
-    let encoding = Encoding { tokenizer, special_tokens };
+    let first = &work.runs()[0];
+    let (split, encoding) =
+        (first.text_split(), Encoding { tokenizer, special_tokens: first.special_tokens });
     let stream = TokenStream::of_texts(texts, encoding, split, |bytes| bar.inc(bytes))?;
     bar.finish_and_clear();
     let stream = Arc::new(stream);

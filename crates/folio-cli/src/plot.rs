@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use folio::files::write_atomic;
-use folio::history::{EpochReport, History};
+use folio::history::{EpochReport, History, StepEvaluation};
 use folio::plot::{Curve, LossUnit, TerminalSize, to_png, to_svg, to_terminal};
 use folio::records;
 use folio::run_dir::RunDir;
 use folio::sweep::{Sweep, differing, labels};
 use folio::text::Bits;
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::screen;
@@ -112,16 +113,16 @@ fn curves(run_dir: &RunDir, prefix: Option<&str>, unit: Unit) -> anyhow::Result<
 /// The curve of a run: from its records of every step, or from its losses of every epoch where there are no records.
 fn curve(run: &RunDir, unit: Unit) -> anyhow::Result<Option<Curve>> {
     let records = records::read(run)?;
-    let epochs = match run.history()? {
-        Some(History { epochs, .. }) => epochs,
-        None => epochs_of(&records),
+    let (epochs, evaluations) = match run.history()? {
+        Some(History { epochs, evaluations, .. }) => (epochs, evaluations),
+        None => (epochs_of(&records), evaluations_of(&records)),
     };
     let of_steps = |key: &str| -> Vec<(f64, f64)> {
         let steps = records.iter().filter(|record| record["event"] == "step");
         steps.filter_map(|record| Some((record["step"].as_f64()?, record[key].as_f64()?))).collect()
     };
     let (step_losses, step_rates) = (of_steps("loss"), of_steps("lr"));
-    if epochs.is_empty() && step_losses.is_empty() {
+    if epochs.is_empty() && evaluations.is_empty() && step_losses.is_empty() {
         return Ok(None);
     }
     // A run that continues another has the epochs of that run, but not its steps.
@@ -141,6 +142,11 @@ fn curve(run: &RunDir, unit: Unit) -> anyhow::Result<Option<Curve>> {
     };
     let train = |epoch: &EpochReport| in_unit(epoch.train_loss, epoch.train_bits);
     let eval = |epoch: &EpochReport| in_unit(epoch.eval_loss, epoch.eval_bits);
+    let inside =
+        evaluations.iter().map(|inside| (inside.step as f64, in_unit(inside.eval_loss, inside.eval_bits())));
+    let mut eval_losses = of_epochs(&eval);
+    eval_losses.extend(inside.filter(|(_, loss)| loss.is_finite()));
+    eval_losses.sort_by(|one, other| one.0.total_cmp(&other.0));
     // The records are in nats per token. The tokens of a run have the same mean length in every epoch.
     let per_nat = match unit {
         LossUnit::NatsPerToken => Some(1.0),
@@ -154,9 +160,15 @@ fn curve(run: &RunDir, unit: Unit) -> anyhow::Result<Option<Curve>> {
         label: String::new(),
         unit,
         train_losses,
-        eval_losses: of_epochs(&eval),
+        eval_losses,
         learning_rates: joined(of_epochs(&|epoch| epoch.learning_rate), step_rates),
     }))
+}
+
+/// The evaluations inside epochs of a run's records.
+fn evaluations_of(records: &[Value]) -> Vec<StepEvaluation> {
+    let evaluations = records.iter().filter(|record| record["event"] == "evaluation");
+    evaluations.filter_map(|record| StepEvaluation::deserialize(record).ok()).collect()
 }
 
 /// The epochs of a run's records.

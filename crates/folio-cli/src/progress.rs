@@ -3,11 +3,12 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use folio::history::EpochReport;
+use folio::history::{EpochReport, StepEvaluation};
 use folio::train::{Event, RankReport, StepReport};
 use indicatif::{
     HumanBytes, HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle,
 };
+use serde::Serialize;
 
 use crate::screen;
 
@@ -123,13 +124,31 @@ impl Progress {
             Event::Evaluating => self.bar.set_message(format!("{} evaluating", self.epoch)),
             Event::EpochEnded { epoch, last_epoch, report, .. } => {
                 let line = if self.json {
-                    self.json_line(*epoch, *report)
+                    self.json_line(*epoch, report)
                 } else {
                     let name = self.name.as_ref().map_or(String::new(), |name| format!("{name} || "));
                     name + epoch_line(*epoch, *last_epoch, *report).as_str()
                 };
                 self.pending_line = Some(line);
                 return;
+            }
+            Event::Evaluated { epoch, evaluation } => {
+                let line = if self.json {
+                    self.json_line(*epoch, evaluation)
+                } else {
+                    let name = self.name.as_ref().map_or(String::new(), |name| format!("{name} || "));
+                    name + step_line(*evaluation).as_str()
+                };
+                self.pending_line = Some(line);
+                return;
+            }
+            Event::StoppedEarly { evaluations, best_loss, best_step } => {
+                self.print_pending_line();
+                let unit = if *evaluations == 1 { "evaluation" } else { "evaluations in a row" };
+                self.print_note(&format!(
+                    "stopped early: {evaluations} {unit} without improvement; the best was at step {best_step}, eval loss \
+                     {best_loss:.4}"
+                ));
             }
             Event::Saving => return,
             Event::Saved { checkpoint, requested: true } => {
@@ -168,7 +187,7 @@ impl Progress {
         self.tokens as f64 / self.step_time.as_secs_f64().max(f64::EPSILON)
     }
 
-    fn json_line(&self, epoch: u64, report: EpochReport) -> String {
+    fn json_line(&self, epoch: u64, report: &impl Serialize) -> String {
         let mut line = serde_json::json!({ "epoch": epoch });
         if let Some(name) = &self.name {
             line["run"] = name.as_str().into();
@@ -235,6 +254,13 @@ fn ranks_line(ranks: &[RankReport]) -> String {
     let sum = |of: fn(&RankReport) -> f64| ranks.iter().map(of).sum::<f64>();
     let share = sum(|rank| rank.communication_seconds) / sum(|rank| rank.seconds).max(f64::EPSILON);
     format!("{count} ranks:{memory} communication {:.0} % of the time", 100.0 * share)
+}
+
+/// The line of an evaluation inside an epoch.
+fn step_line(evaluation: StepEvaluation) -> String {
+    let StepEvaluation { step, eval_loss, raw_eval_loss, eval_bits_per_character: bits, .. } = evaluation;
+    let raw = raw_eval_loss.map_or(String::new(), |raw| format!(" (without averaging {raw:.4})"));
+    format!("Step: {step} || Eval loss: {eval_loss:.4}{raw} || bits per character: {bits:.4}")
 }
 
 /// Formats a number as C's `%.4e` does, such as `1.0000e-03`.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
-use folio::history::lowest_eval_loss;
+use folio::checkpoint::{CheckpointName, lowest_eval_loss};
 use folio::run_dir::{Place, RUNS, RunDir, locate};
 use folio::sweep::{differing, shown};
 use serde_json::Value;
@@ -38,8 +38,8 @@ pub(crate) struct RunsArgs {
 struct RunRow {
     name: String,
     settings: Value,
-    /// The lowest eval loss and the epoch it was reached in.
-    best: Option<(f64, u64)>,
+    /// The lowest eval loss and when it was reached.
+    best: Option<(f64, CheckpointName)>,
     /// The same loss in bits per character and per byte, if the run saved its losses.
     bits: Option<(f64, f64)>,
     epochs: usize,
@@ -120,11 +120,18 @@ impl RunRow {
         let history = run.history()?.unwrap_or_default();
         let status = run.status();
         // The status of a run without losses.json has its losses.
-        let reported = status.as_ref().map_or(&[][..], |status| &status.eval_losses);
-        let eval_losses = if history.epochs.is_empty() { reported.to_vec() } else { history.eval_losses() };
-        let best = lowest_eval_loss(&eval_losses);
-        let bits = best.and_then(|(_, epoch)| {
-            let bits = history.epochs.get(epoch as usize - 1)?.eval_bits;
+        let reported = status.as_ref().filter(|_| history.all_evaluations().is_empty());
+        let reported = reported.map(|status| (status.eval_losses.clone(), status.step_losses.clone()));
+        let (eval_losses, step_losses) =
+            reported.unwrap_or_else(|| (history.eval_losses(), history.step_losses()));
+        let best = lowest_eval_loss(&eval_losses, &step_losses);
+        let bits = best.and_then(|(_, name)| {
+            let bits = match name {
+                CheckpointName::Epoch(epoch) => history.epochs.get(epoch as usize - 1)?.eval_bits,
+                CheckpointName::Step(step) => {
+                    history.evaluations.iter().find(|evaluation| evaluation.step == step)?.eval_bits()
+                }
+            };
             (bits.per_character.is_finite() && bits.per_byte.is_finite())
                 .then_some((bits.per_character, bits.per_byte))
         });
@@ -145,6 +152,7 @@ fn warn_if_incomparable(rows: &[RunRow]) {
     for (key, name, what) in [
         ("data_sha256", "data", "were trained on different texts"),
         ("split", "split", "split their text differently"),
+        ("test_fraction", "test_fraction", "hold out different test parts"),
     ] {
         let mut known: Vec<&RunRow> = Vec::new();
         // An imported model has no text.
@@ -174,10 +182,15 @@ fn loss(row: &RunRow) -> f64 {
 }
 
 fn print_json(row: &RunRow) -> std::io::Result<()> {
-    let (loss, epoch) = row.best.unzip();
+    let loss = row.best.map(|(loss, _)| loss);
+    let (epoch, step) = match row.best.map(|(_, name)| name) {
+        Some(CheckpointName::Epoch(epoch)) => (Some(epoch), None),
+        Some(CheckpointName::Step(step)) => (None, Some(step)),
+        None => (None, None),
+    };
     let (per_character, per_byte) = row.bits.unzip();
     let value = serde_json::json!({
-        "run": row.name, "best_eval_loss": loss, "best_epoch": epoch, "epochs": row.epochs, "state": row.state,
+        "run": row.name, "best_eval_loss": loss, "best_epoch": epoch, "best_step": step, "epochs": row.epochs, "state": row.state,
         "bits_per_character": per_character, "bits_per_byte": per_byte, "settings": row.settings,
     });
     screen::out(value)
@@ -237,7 +250,10 @@ fn columns(rows: &[RunRow]) -> Vec<Column> {
         }),
         column("bits/char", true, &|_, row| row.bits.map_or_else(none, |(bits, _)| format!("{bits:.4}"))),
         column("at epoch", true, &|_, row| {
-            row.best.map_or_else(none, |(_, epoch)| format!("{epoch}/{}", row.epochs))
+            row.best.map_or_else(none, |(_, name)| match name {
+                CheckpointName::Epoch(epoch) => format!("{epoch}/{}", row.epochs),
+                CheckpointName::Step(_) => name.moment(),
+            })
         }),
     ];
     let settings: Vec<&Value> = rows.iter().map(|row| &row.settings).collect();
@@ -296,7 +312,7 @@ mod tests {
         RunRow {
             name: name.to_owned(),
             settings,
-            best: Some((1.5, 2)),
+            best: Some((1.5, CheckpointName::Epoch(2))),
             bits: Some((2.1, 2.1)),
             epochs: 3,
             state: "finished",

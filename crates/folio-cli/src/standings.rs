@@ -34,8 +34,7 @@ impl<'a> Standings<'a> {
         let bars = MultiProgress::with_draw_target(display.target());
         let table = bars.add(ProgressBar::no_length());
         table.set_style(ProgressStyle::with_template("{msg}").expect("a valid template"));
-        let unknown = |run| RunResult { run, state: None, epochs: 0, eval_losses: Vec::new(), error: None };
-        let ranked = (0..sweep.runs.len()).map(unknown).collect();
+        let ranked = (0..sweep.runs.len()).map(RunResult::before).collect();
         let json = display == Display::Json;
         Self { sweep, json, parallel: jobs > 1, bars, table, running: HashMap::new(), ranked }
     }
@@ -67,9 +66,15 @@ impl<'a> Standings<'a> {
                 if let Some(progress) = self.running.get_mut(&run) {
                     progress.on_event(event);
                 }
-                if let Event::EpochEnded { report, .. } = event {
-                    self.note_epoch(run, report.eval_loss);
-                    self.show_table();
+                match event {
+                    Event::EpochEnded { report, .. } => self.note(run, |result| {
+                        result.epochs += 1;
+                        result.eval_losses.push(report.eval_loss);
+                    }),
+                    Event::Evaluated { evaluation, .. } => self.note(run, |result| {
+                        result.step_losses.push((evaluation.step, evaluation.eval_loss));
+                    }),
+                    _ => {}
                 }
             }
             SweepEvent::RunEnded { result, ranked, trained } => {
@@ -114,13 +119,13 @@ impl<'a> Standings<'a> {
         self.bars.suspend(|| screen::err(line));
     }
 
-    /// Adds the result of an epoch and ranks the runs again.
-    fn note_epoch(&mut self, run: usize, eval_loss: f64) {
+    /// Adds the result of an evaluation, and ranks and shows the runs again.
+    fn note(&mut self, run: usize, change: impl FnOnce(&mut RunResult)) {
         if let Some(result) = self.ranked.iter_mut().find(|result| result.run == run) {
-            result.epochs += 1;
-            result.eval_losses.push(eval_loss);
+            change(result);
         }
         self.ranked.sort_by(|a, b| a.best().total_cmp(&b.best()).then(a.run.cmp(&b.run)));
+        self.show_table();
     }
 
     fn show_table(&self) {

@@ -122,7 +122,9 @@ fn train_run(
     if let Start::Resume { run, .. } = &task.start {
         print_resumption(run, &trainer);
         if trainer.steps_left() == 0 {
-            screen::err("nothing is left to train; use a larger --num_epochs or --max_steps to continue");
+            let larger =
+                if trainer.is_out_of_patience() { "--patience" } else { "--num_epochs or --max_steps" };
+            screen::err(format_args!("nothing is left to train; use a larger {larger} to continue"));
         }
     }
     if matches!(task.start, Start::Resume { .. }) && !trainer.has_optimizer() {
@@ -133,8 +135,11 @@ fn train_run(
     print_destination(task, trainer.backend().parameters().values().len() as u64, trained);
     let dashboard = open_dashboard(args, task, signals)?;
     if let Some(dashboard) = &dashboard {
-        let epochs = trainer.history().epochs.iter().map(|epoch| (epoch.step, epoch.eval_loss)).collect();
-        dashboard.send(Update::History { run: 0, epochs });
+        let history = trainer.history();
+        let epoch_of = |step| 1 + history.epochs.iter().filter(|epoch| epoch.step < step).count() as u64;
+        let all = history.all_evaluations().into_iter();
+        let evaluations = all.map(|(step, loss)| (epoch_of(step), step, loss)).collect();
+        dashboard.send(Update::History { run: 0, evaluations });
     }
     let mut progress = Progress::new(args.display());
     let outcome = run_recorded(&mut trainer, task.run_dir.as_ref(), &signals.requests, &mut |event| {
@@ -268,7 +273,7 @@ fn watch_sweep(dashboard: &Dashboard, standings: &Standings, event: SweepEvent) 
     let moves = match event {
         SweepEvent::Run { run, event } => {
             dashboard.send(Update::Event { run, event: event.clone() });
-            matches!(event, Event::EpochEnded { .. })
+            matches!(event, Event::EpochEnded { .. } | Event::Evaluated { .. })
         }
         SweepEvent::RunEnded { result, .. } => {
             dashboard.send(Update::Ended { run: result.run });

@@ -44,7 +44,7 @@ impl Report {
                     None => return Ok(None),
                 }
             }
-            Self::RunEnded { result: RunResult { run, state, epochs, eval_losses, error } } => {
+            Self::RunEnded { result: RunResult { run, state, epochs, eval_losses, error, .. } } => {
                 fields.set_item("run", run)?;
                 fields.set_item("state", state.map_or("waiting", RunState::name))?;
                 fields.set_item("epochs", epochs)?;
@@ -65,7 +65,7 @@ impl Report {
 /// Sets the fields of a run's event. Returns the name of its class.
 fn set_event(fields: &Bound<'_, PyDict>, event: Event) -> PyResult<Option<&'static str>> {
     Ok(Some(match event {
-        Event::Started { epoch, step, steps, parameters, trained, precision } => {
+        Event::Started { epoch, step, steps, parameters, trained, precision, .. } => {
             fields.set_item("epoch", epoch)?;
             fields.set_item("step", step)?;
             fields.set_item("steps", steps)?;
@@ -90,6 +90,20 @@ fn set_event(fields: &Bound<'_, PyDict>, event: Event) -> PyResult<Option<&'stat
             fields.set_item("learning_rate", learning_rate)?;
             fields.set_item("skipped", skipped)?;
             "Step"
+        }
+        Event::Evaluated { epoch, evaluation } => {
+            fields.set_item("epoch", epoch)?;
+            fields.set_item("step", evaluation.step)?;
+            fields.set_item("eval_loss", evaluation.eval_loss)?;
+            fields.set_item("raw_eval_loss", evaluation.raw_eval_loss)?;
+            fields.set_item("eval_bits_per_character", evaluation.eval_bits_per_character)?;
+            "Evaluated"
+        }
+        Event::StoppedEarly { evaluations, best_loss, best_step } => {
+            fields.set_item("evaluations", evaluations)?;
+            fields.set_item("best_loss", best_loss)?;
+            fields.set_item("best_step", best_step)?;
+            "StoppedEarly"
         }
         Event::EpochEnded { epoch, last_epoch, report, sample } => {
             fields.set_item("epoch", epoch)?;

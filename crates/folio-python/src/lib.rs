@@ -25,7 +25,9 @@ mod _folio {
     #[pymodule_export]
     use crate::model::{Generation, Model};
     #[pymodule_export]
-    use crate::runs::{checkpoints, export, history, locate, settings, status, sub_runs, varying};
+    use crate::runs::{
+        checkpoints, evaluations, export, history, locate, settings, status, sub_runs, varying,
+    };
     #[pymodule_export]
     use crate::tokenizer::Tokenizer;
     #[pymodule_export]

@@ -52,7 +52,13 @@ pub(crate) fn history(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyDic
     Ok(lists)
 }
 
-/// The state of a run: running, stopped, finished, diverged, failed, killed, or unknown if no status was written.
+/// The evaluations of a run, at the end of an epoch or inside it: the step and the loss of each.
+#[pyfunction]
+pub(crate) fn evaluations(path: PathBuf) -> PyResult<Vec<(u64, f64)>> {
+    Ok(RunDir::new(path).history().map_err(raise)?.unwrap_or_default().all_evaluations())
+}
+
+/// The state of a run: running, stopped, finished, averaged, diverged, failed, killed, or unknown if no status was written.
 #[pyfunction]
 pub(crate) fn status(path: PathBuf) -> &'static str {
     let run = RunDir::new(path);

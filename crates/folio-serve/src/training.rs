@@ -7,7 +7,7 @@ use std::sync::Arc;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
-use folio::history::lowest_eval_loss;
+use folio::checkpoint::lowest_eval_loss;
 use folio::records::records_path;
 use folio::run_dir::{RunDir, RunState};
 use serde::{Deserialize, Serialize};
@@ -52,8 +52,9 @@ fn summarize(run: &Run) -> Option<RunSummary> {
     let settings = directory.settings().ok()?;
     let status = directory.status();
     let state = status.as_ref().map_or("unknown", |status| directory.state_name(status));
-    let eval_losses = status.as_ref().map_or(&[][..], |status| &status.eval_losses);
-    let lowest = lowest_eval_loss(eval_losses).map(|(loss, _)| loss);
+    let lowest =
+        status.as_ref().and_then(|status| lowest_eval_loss(&status.eval_losses, &status.step_losses));
+    let lowest = lowest.map(|(loss, _)| loss);
     // The status is written at every save, records every second.
     let last = last_record(directory).unwrap_or_default();
     let last_step = last["step"].as_u64().unwrap_or(0);
@@ -65,7 +66,7 @@ fn summarize(run: &Run) -> Option<RunSummary> {
     let steps = per_epoch.map(|steps| steps.saturating_mul(settings.last_epoch()));
     let steps = steps.map(|steps| steps.min(settings.max_steps.unwrap_or(u64::MAX))).or(settings.max_steps);
     // With `max_steps` a run may end before its last epoch. An imported model has none.
-    let ended = [RunState::Finished, RunState::Imported];
+    let ended = [RunState::Finished, RunState::Imported, RunState::Averaged];
     let finished = status.as_ref().is_some_and(|status| ended.contains(&status.state));
     let num_epochs = match steps.zip(per_epoch) {
         _ if finished => epoch,

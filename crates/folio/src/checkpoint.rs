@@ -11,7 +11,6 @@
 //!
 //! A checkpoint is written under a temporary name and then renamed, so an existing checkpoint is complete.
 
-use std::fmt::{self, Display};
 use std::fs;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -29,10 +28,12 @@ use crate::settings::Settings;
 use crate::tokenizer::Tokenizer;
 
 mod manifest;
+mod name;
 pub(crate) mod tensors;
 pub(crate) mod transformers;
 
 use manifest::{MANIFEST_FILE, Manifest};
+pub use name::{CheckpointName, lowest_eval_loss};
 
 /// The versions that can be read. The last one is written for models that are not a plain GPT-2, so that a folio that
 /// would compute them wrongly refuses them; the one before for all others.
@@ -46,34 +47,6 @@ const STATE_FILE: &str = "state.json";
 const EXP_AVG: &str = "mean.";
 const EXP_AVG_SQ: &str = "square.";
 const WEIGHT: &str = "weight.";
-
-/// The name of a checkpoint in its run's directory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum CheckpointName {
-    /// `checkpoint_N`: after epoch N, with its evaluation.
-    Epoch(u64),
-    /// `step_N`: after step N, inside an epoch. There is at most one.
-    Step(u64),
-}
-
-impl Display for CheckpointName {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Epoch(epoch) => write!(formatter, "checkpoint_{epoch}"),
-            Self::Step(step) => write!(formatter, "step_{step}"),
-        }
-    }
-}
-
-impl CheckpointName {
-    /// Parses a directory's name.
-    pub fn parse(name: &str) -> Option<Self> {
-        let number = |prefix| name.strip_prefix(prefix)?.parse().ok();
-        let found = number("checkpoint_").map(Self::Epoch).or_else(|| number("step_").map(Self::Step))?;
-        // Rejects names such as `checkpoint_007`.
-        (found.to_string() == name).then_some(found)
-    }
-}
 
 /// The state of a run besides weights and moments.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -150,6 +123,10 @@ impl TrainingState {
                 schedule_start.epoch <= self.epoch && schedule_start.step <= self.global_step
             }),
             ("a random stream that is stuck", streams.into_iter().flatten().all(Rng::is_sound)),
+            ("evaluations out of order or later than now", {
+                let steps = history.evaluations.iter().map(|evaluation| evaluation.step);
+                steps.clone().is_sorted() && steps.last().is_none_or(|last| last <= self.global_step)
+            }),
             ("a history whose length is not the number of epochs", history.epochs.len() as u64 == self.epoch),
         ];
         facts.iter().find(|(_, holds)| !holds).map_or(Ok(()), |(what, _)| Err((*what).to_owned()))
@@ -174,8 +151,15 @@ pub struct Identity {
     pub special_tokens: bool,
     /// How the text is split.
     pub split: SplitKind,
+    /// The share of the evaluation text that is held out for a test.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub test_fraction: f64,
     /// The seed, which also determines the split.
     pub seed: u64,
+}
+
+fn is_zero(number: &f64) -> bool {
+    *number == 0.0
 }
 
 impl Identity {
@@ -188,8 +172,28 @@ impl Identity {
             eval_data_sha256: settings.eval_data_sha256.clone(),
             special_tokens: settings.special_tokens,
             split: settings.split,
+            test_fraction: settings.test_fraction,
             seed: settings.seed,
         }
+    }
+}
+
+impl Identity {
+    /// What differs between the texts of two runs, so that text which one was evaluated on may have trained the other; none if
+    /// nothing does. The tokenizers and the block sizes must be the same.
+    pub fn text_difference(&self, other: &Self) -> Option<&'static str> {
+        let has_own_eval = self.eval_data_sha256.is_some();
+        // A contiguous split does not depend on the seed.
+        let is_shuffled = self.split == SplitKind::Blocks && !has_own_eval;
+        let facts = [
+            ("text", self.data_sha256 == other.data_sha256),
+            ("evaluation text", self.eval_data_sha256 == other.eval_data_sha256),
+            ("reading of special tokens", self.special_tokens == other.special_tokens),
+            ("split", self.split == other.split || has_own_eval),
+            ("test part", self.test_fraction == other.test_fraction),
+            ("seed of the split", self.seed == other.seed || !is_shuffled),
+        ];
+        facts.iter().find(|(_, same)| !same).map(|(what, _)| *what)
     }
 }
 
@@ -416,21 +420,4 @@ impl Checkpoint {
 fn damaged(directory: &Path, what: String) -> Error {
     let reason = format!("is damaged: {what}; take another checkpoint of the run");
     Error::Checkpoint { path: directory.to_path_buf(), reason }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn checkpoint_names_are_parsed_strictly() {
-        for name in [CheckpointName::Epoch(1), CheckpointName::Epoch(u64::MAX), CheckpointName::Step(120)] {
-            assert_eq!(CheckpointName::parse(&name.to_string()), Some(name));
-        }
-        for other in
-            ["checkpoint_", "checkpoint_01", "checkpoint_-1", "checkpoint_+1", "step_x", "run_1", "step_1~"]
-        {
-            assert_eq!(CheckpointName::parse(other), None, "{other}");
-        }
-    }
 }

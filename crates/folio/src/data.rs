@@ -25,7 +25,7 @@ pub enum SplitKind {
     #[default]
     Blocks,
     /// The first 90 % of the characters are for training, the last 10 % for evaluation, as in nanoGPT and most published
-    /// results. There is no test part.
+    /// results. There is no test part, unless [`Split::test_fraction`] asks for one.
     Contiguous,
 }
 
@@ -40,6 +40,23 @@ impl SplitKind {
         let reason = "`split blocks` cuts tokens, not text, so a tokenizer trained on the text would see evaluation \
                       text; use contiguous";
         Err(Error::setting("split", reason))
+    }
+}
+
+/// How a text is divided into its parts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Split {
+    /// What is for training, and what is not.
+    pub kind: SplitKind,
+    /// The share of the evaluation part that is held out as a test part, or is added to it: its last characters, or with a
+    /// split by blocks some of its blocks. In [0, 1).
+    pub test_fraction: f64,
+}
+
+impl From<SplitKind> for Split {
+    /// Nothing more is held out.
+    fn from(kind: SplitKind) -> Self {
+        Self { kind, test_fraction: 0.0 }
     }
 }
 
@@ -72,9 +89,12 @@ named_enum!(Part, "part", { Train => "train", Eval => "eval", Test => "test" });
 #[derive(Clone, Debug)]
 pub struct TokenStream {
     tokens: Tokens,
-    split: SplitKind,
+    split: Split,
     /// Where the evaluation tokens start; the end of the stream if the split is by blocks.
     eval_start: usize,
+    /// Where the test tokens start, behind the evaluation tokens; the end of the stream if there are none, or if the split is
+    /// by blocks.
+    test_start: usize,
 }
 
 /// Token ids. They take two bytes each where possible, because those of a long text take most of the memory before training.
@@ -124,6 +144,16 @@ fn border(text: &str, split: SplitKind) -> Option<usize> {
     }
 }
 
+/// Where the test part of an evaluation text starts, in bytes.
+fn test_border(eval: &str, test_fraction: f64) -> usize {
+    if test_fraction == 0.0 {
+        return eval.len();
+    }
+    let count = eval.chars().count();
+    let kept = count - (count as f64 * test_fraction).round() as usize;
+    eval.char_indices().nth(kept).map_or(eval.len(), |(index, _)| index)
+}
+
 /// The training part of a text, for a tokenizer that is trained on it.
 ///
 /// # Errors
@@ -134,21 +164,23 @@ pub fn training_text(text: &str, split: SplitKind) -> Result<&str> {
 }
 
 impl TokenStream {
-    /// Encodes a text. For a contiguous split the two parts are encoded separately, so that no token spans the boundary.
+    /// Encodes a text. For a contiguous split the parts are encoded separately, so that no token spans a boundary.
     ///
     /// # Errors
     /// If the tokenizer lacks a character of the text.
-    pub fn encode(text: &str, tokenizer: &Tokenizer, split: SplitKind) -> Result<Self> {
-        let (train, eval) = text.split_at(border(text, split).unwrap_or(text.len()));
+    pub fn encode(text: &str, tokenizer: &Tokenizer, split: impl Into<Split>) -> Result<Self> {
+        let split = split.into();
+        let (train, rest) = text.split_at(border(text, split.kind).unwrap_or(text.len()));
+        let (eval, test) = rest.split_at(test_border(rest, split.test_fraction));
         let mut tokens = Tokens::new(tokenizer.vocab_size());
-        let mut eval_start = 0;
-        for part in [train, eval] {
-            eval_start = tokens.len();
+        let mut ends = [0; 3];
+        for (part, end) in [train, eval, test].into_iter().zip(&mut ends) {
             tokenizer.encode_pieces(part, |_, ids| tokens.extend(ids))?;
+            *end = tokens.len();
         }
-        // With a split by blocks, any block may be for evaluation.
-        let eval_start = if split == SplitKind::Blocks { tokens.len() } else { eval_start };
-        Ok(Self { tokens, split, eval_start })
+        // With a split by blocks the whole text is in the first part: any block may be for evaluation.
+        let [eval_start, test_start, _] = ends;
+        Ok(Self { tokens, split, eval_start, test_start })
     }
 
     /// The number of tokens.
@@ -164,14 +196,15 @@ impl TokenStream {
     /// What [`TokenStream::bytes`] does not say.
     pub(crate) fn header(&self) -> StreamHeader {
         let (len, is_narrow) = (self.len(), matches!(self.tokens, Tokens::Narrow(_)));
-        StreamHeader { len, is_narrow, split: self.split, eval_start: self.eval_start }
+        let Self { split: Split { kind, test_fraction }, eval_start, test_start, .. } = *self;
+        StreamHeader { len, is_narrow, split: kind, test_fraction, eval_start, test_start }
     }
 
     /// A stream with this header, whose tokens are all 0.
     pub(crate) fn with_header(header: StreamHeader) -> Self {
-        let StreamHeader { len, is_narrow, split, eval_start } = header;
+        let StreamHeader { len, is_narrow, split: kind, test_fraction, eval_start, test_start } = header;
         let tokens = if is_narrow { Tokens::Narrow(vec![0; len]) } else { Tokens::Wide(vec![0; len]) };
-        Self { tokens, split, eval_start }
+        Self { tokens, split: Split { kind, test_fraction }, eval_start, test_start }
     }
 
     /// The ids as bytes, in the machine's order.
@@ -197,7 +230,9 @@ pub(crate) struct StreamHeader {
     len: usize,
     is_narrow: bool,
     split: SplitKind,
+    test_fraction: f64,
     eval_start: usize,
+    test_start: usize,
 }
 
 /// A token stream cut into blocks, each of which belongs to one part.
@@ -215,15 +250,18 @@ impl Dataset {
     /// Cuts a stream into blocks and splits them, by `seed` if the split is by blocks.
     ///
     /// # Errors
-    /// If the text is too short for a training and an evaluation block.
+    /// If the text is too short for a training and an evaluation block, or for a test block that is asked for.
     pub fn new(stream: Arc<TokenStream>, block_size: usize, seed: u64) -> Result<Self> {
         let cut = |start: usize, end: usize| -> Vec<usize> {
             let blocks = (end - start).saturating_sub(1) / block_size;
             (0..blocks).map(|block| start + block * block_size).collect()
         };
-        let (train, eval, test) = match stream.split {
+        let Split { kind, test_fraction } = stream.split;
+        let (train, eval, test) = match kind {
             SplitKind::Contiguous => {
-                (cut(0, stream.eval_start), cut(stream.eval_start, stream.len()), Vec::new())
+                let TokenStream { eval_start, test_start, .. } = *stream;
+                let test = if test_fraction > 0.0 { cut(test_start, stream.len()) } else { Vec::new() };
+                (cut(0, eval_start), cut(eval_start, test_start), test)
             }
             SplitKind::Blocks => {
                 let mut blocks = cut(0, stream.len());
@@ -231,12 +269,14 @@ impl Dataset {
                 let tenth = blocks.len() / 10;
                 // A short text has an evaluation block but no test block.
                 let eval = tenth.max(1).min(blocks.len());
-                let test = blocks.split_off(blocks.len() - tenth);
-                let eval = blocks.split_off(blocks.len() - eval);
+                let mut test = blocks.split_off(blocks.len() - tenth);
+                let mut eval = blocks.split_off(blocks.len() - eval);
+                let held_out = (eval.len() as f64 * test_fraction).round() as usize;
+                test.extend(eval.drain(eval.len() - held_out..));
                 (blocks, eval, test)
             }
         };
-        if train.is_empty() || eval.is_empty() {
+        if train.is_empty() || eval.is_empty() || (test.is_empty() && test_fraction > 0.0) {
             return Err(too_short(&stream, block_size));
         }
         Ok(Self { stream, block_size, train, eval, test })
@@ -264,7 +304,7 @@ impl Dataset {
             blocks.sort_unstable();
             for neighbors in blocks.chunk_by_mut(|block, next| block + size == *next) {
                 let first = neighbors[0];
-                let last = match self.stream.split {
+                let last = match self.stream.split.kind {
                     SplitKind::Blocks => neighbors[neighbors.len() - 1],
                     // All training blocks are neighbors; behind the last one there may be a tail.
                     SplitKind::Contiguous => self.stream.eval_start - 1 - size,
@@ -320,13 +360,17 @@ impl Dataset {
         Ok(Self { stream, block_size, train: Vec::new(), eval, test: Vec::new() })
     }
 
-    /// The evaluation tokens after the last whole block of a contiguous split: start and number of targets.
-    pub fn eval_tail(&self) -> Option<(usize, usize)> {
-        if self.stream.split == SplitKind::Blocks {
-            return None;
-        }
-        let start = self.eval.last().map_or(self.stream.eval_start, |block| block + self.block_size);
-        let targets = self.stream.len() - 1 - start;
+    /// The tokens of the evaluation or test part of a contiguous split after its last whole block: start and number of
+    /// targets.
+    pub fn tail(&self, part: Part) -> Option<(usize, usize)> {
+        let TokenStream { split, eval_start, test_start, .. } = *self.stream;
+        let (start, end) = match (split.kind, part) {
+            (SplitKind::Blocks, _) | (_, Part::Train) => return None,
+            (SplitKind::Contiguous, Part::Eval) => (eval_start, test_start),
+            (SplitKind::Contiguous, Part::Test) => (test_start, self.stream.len()),
+        };
+        let start = self.blocks(part).last().map_or(start, |block| block + self.block_size);
+        let targets = end.saturating_sub(1 + start);
         (targets > 0).then_some((start, targets))
     }
 }
@@ -354,17 +398,29 @@ impl BatchBuffer {
 
 /// The error for a text that is too short. Each part needs one block, and one more token for the last target.
 fn too_short(stream: &TokenStream, block_size: usize) -> Error {
-    let largest = match stream.split {
-        SplitKind::Blocks => stream.len().saturating_sub(1) / 2,
-        SplitKind::Contiguous => stream.eval_start.min(stream.len() - stream.eval_start).saturating_sub(1),
+    let TokenStream { split: Split { kind, test_fraction }, eval_start, test_start, .. } = *stream;
+    let has_test = test_fraction > 0.0;
+    let len = stream.len();
+    let largest = match kind {
+        // Depends on how the blocks are rounded.
+        SplitKind::Blocks if has_test => 0,
+        SplitKind::Blocks => len.saturating_sub(1) / 2,
+        SplitKind::Contiguous => {
+            let test = if has_test { len - test_start } else { usize::MAX };
+            eval_start.min(test_start - eval_start).min(test).saturating_sub(1)
+        }
     };
     let way_out = match largest {
+        0 if has_test => "use a longer text, a smaller `block_size` or a smaller `test_fraction`".to_owned(),
         0 => "use a longer text".to_owned(),
         largest => format!("the largest that fits is `block_size {largest}`"),
     };
-    let reason = format!(
-        "{block_size} is too large for a text of {} tokens, which needs a training and an evaluation block; {way_out}",
-        stream.len()
-    );
+    let needed = if has_test {
+        "a training, an evaluation and a test block"
+    } else {
+        "a training and an evaluation block"
+    };
+    let reason =
+        format!("{block_size} is too large for a text of {len} tokens, which needs {needed}; {way_out}");
     Error::setting("block_size", reason)
 }

@@ -4,8 +4,9 @@ use serde::Serialize;
 
 use crate::data::{BatchBuffer, Dataset, Part};
 use crate::distributed::{Communicator, Division, any};
+use crate::ensemble::Ensemble;
 use crate::error::{Error, Result};
-use crate::model::Backend;
+use crate::model::{Backend, Batch};
 use crate::text::{Bits, TextPerToken, TextSize};
 use crate::tokenizer::Tokenizer;
 
@@ -87,13 +88,37 @@ pub fn evaluate(
     tokenizer: &Tokenizer,
     part: Part,
 ) -> Result<Evaluation> {
+    let nats = |batch: Batch<'_>| model.losses(batch).iter().map(|&loss| f64::from(loss)).sum();
+    evaluate_with(nats, dataset, tokenizer, part)
+}
+
+/// [`evaluate`] of the mean of several models.
+///
+/// # Errors
+/// If the split has no such part.
+pub fn evaluate_ensemble(
+    ensemble: &mut Ensemble,
+    dataset: &Dataset,
+    tokenizer: &Tokenizer,
+    part: Part,
+) -> Result<Evaluation> {
+    evaluate_with(|batch| ensemble.losses(batch).iter().sum(), dataset, tokenizer, part)
+}
+
+/// Evaluates whatever computes the sum of a batch's losses in nats.
+fn evaluate_with(
+    mut nats_of: impl FnMut(Batch<'_>) -> f64,
+    dataset: &Dataset,
+    tokenizer: &Tokenizer,
+    part: Part,
+) -> Result<Evaluation> {
     /// Blocks per pass: enough to occupy all cores, few enough for a machine with little memory.
     const BATCH: usize = 16;
     let blocks = dataset.blocks(part);
-    let tail = dataset.eval_tail().filter(|_| part == Part::Eval);
+    let tail = dataset.tail(part);
     if blocks.is_empty() && tail.is_none() {
-        let reason = "the run's split has no such part: choose eval, or train with `--split blocks`";
-        return Err(Error::setting("split", reason));
+        let reason = "the run's split has no such part: choose eval, or train with `--test_fraction 0.5`";
+        return Err(Error::setting("part", reason));
     }
     let whole = blocks.chunks(BATCH).map(|starts| (starts, dataset.block_size()));
     let tail = tail.as_ref().map(|(start, time)| (std::slice::from_ref(start), *time));
@@ -101,7 +126,7 @@ pub fn evaluate(
     let (mut nats, mut tokens, mut size) = (0.0, 0, TextSize::default());
     for (starts, time) in whole.chain(tail) {
         let batch = buffer.fill(dataset, starts, time);
-        nats += model.losses(batch).iter().map(|&loss| f64::from(loss)).sum::<f64>();
+        nats += nats_of(batch);
         tokens += batch.targets.len() as u64;
         size += TextSize::of(&tokenizer.decode_bytes(batch.targets));
     }

@@ -29,6 +29,7 @@
 
 use std::sync::Arc;
 
+use crate::ensemble::{Mixture, check_members};
 use crate::error::{Error, Result};
 use crate::model::{Cache, InferenceModel, ModelConfig, PASS_TOKENS, Workspace};
 use crate::named_enum;
@@ -130,21 +131,24 @@ impl SequenceId {
     }
 }
 
-/// Generates sequences with one model. All active sequences advance together: a pass reads the weights once for all of
+/// Generates sequences with one model, or with the mean of the probabilities of several. All active sequences advance together: a pass reads the weights once for all of
 /// them. A sequence ends at the tokenizer's [end token](Tokenizer::end_token), which is not part of its text.
 ///
 /// The tokens of a sequence do not depend on the other sequences.
 pub struct Generator {
-    model: Arc<InferenceModel>,
+    /// At least one.
+    models: Vec<Arc<InferenceModel>>,
     tokenizer: Arc<Tokenizer>,
-    workspace: Workspace,
-    /// The number of sequences that the workspace has room for.
+    /// One per model.
+    workspaces: Vec<Workspace>,
+    mixture: Mixture,
+    /// The number of sequences that the workspaces have room for.
     capacity: usize,
     active: Vec<GeneratedSequence>,
     paused: Vec<GeneratedSequence>,
     next_id: u64,
-    /// Caches of sequences that have ended.
-    spare: Vec<Cache>,
+    /// The caches of sequences that have ended, one per model.
+    spare: Vec<Vec<Cache>>,
     sampler: Sampler,
     alternatives: Vec<(u32, f32)>,
 }
@@ -155,15 +159,28 @@ impl Generator {
     /// # Panics
     /// If the tokenizer has more tokens than the model.
     pub fn new(model: Arc<InferenceModel>, tokenizer: Arc<Tokenizer>) -> Self {
-        let (model_size, tokenizer_size) = (model.config().vocab_size, tokenizer.vocab_size());
+        Self::ensemble(vec![model], tokenizer).expect("one model agrees with itself")
+    }
+
+    /// A generator that samples from the mean of the probabilities of several models.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if there are no models, or they differ in their vocabulary or context length.
+    ///
+    /// # Panics
+    /// If the tokenizer has more tokens than the models.
+    pub fn ensemble(models: Vec<Arc<InferenceModel>>, tokenizer: Arc<Tokenizer>) -> Result<Self> {
+        check_members(models.iter().map(|model| model.config()))?;
+        let (model_size, tokenizer_size) = (models[0].config().vocab_size, tokenizer.vocab_size());
         assert!(
             model_size >= tokenizer_size,
             "a model of {model_size} tokens, a tokenizer of {tokenizer_size}"
         );
-        Self {
-            workspace: model.workspace(1),
-            model,
+        Ok(Self {
+            workspaces: models.iter().map(|model| model.workspace(1)).collect(),
+            models,
             tokenizer,
+            mixture: Mixture::default(),
             capacity: 1,
             active: Vec::new(),
             paused: Vec::new(),
@@ -171,7 +188,7 @@ impl Generator {
             spare: Vec::new(),
             sampler: Sampler::default(),
             alternatives: Vec::new(),
-        }
+        })
     }
 
     /// Adds a sequence.
@@ -180,7 +197,7 @@ impl Generator {
     /// [`Error::Setting`] if a number is out of range, a token is outside the vocabulary, or the prompt is longer than the
     /// context and `past_context` is [`PastContext::Stop`].
     pub fn begin(&mut self, request: Request) -> Result<SequenceId> {
-        let (config, vocab_size) = (self.model.config(), self.tokenizer.vocab_size());
+        let (config, vocab_size) = (self.config(), self.tokenizer.vocab_size());
         request.sampling.validate()?;
         let mut tokens = request.prompt.iter().chain(&request.given);
         if let Some(token) = tokens.find(|&&token| token as usize >= vocab_size) {
@@ -200,19 +217,26 @@ impl Generator {
             );
             return Err(Error::setting("prompt", reason));
         }
-        let mut cache = self.spare.pop().unwrap_or_else(|| self.model.cache());
-        cache.clear();
+        let caches = self.empty_caches();
         let id = SequenceId(self.next_id);
         self.next_id += 1;
-        self.active.push(GeneratedSequence::new(id, request, cache, self.model.config()));
+        self.active.push(GeneratedSequence::new(id, request, caches, self.models[0].config()));
         Ok(id)
+    }
+
+    /// The caches of a new sequence, one per model.
+    fn empty_caches(&mut self) -> Vec<Cache> {
+        let new = || self.models.iter().map(|model| model.cache()).collect();
+        let mut caches = self.spare.pop().unwrap_or_else(new);
+        caches.iter_mut().for_each(Cache::clear);
+        caches
     }
 
     /// Cancels a sequence, if it is active or paused.
     pub fn cancel(&mut self, id: SequenceId) {
         for sequences in [&mut self.active, &mut self.paused] {
             if let Some(sequence) = take_out(sequences, id) {
-                self.spare.push(sequence.into_cache());
+                self.spare.push(sequence.into_caches());
             }
         }
     }
@@ -232,14 +256,14 @@ impl Generator {
         self.active.len()
     }
 
-    /// The model's dimensions.
+    /// The dimensions of the model, of several the first.
     pub fn config(&self) -> &ModelConfig {
-        self.model.config()
+        self.models[0].config()
     }
 
-    /// Bytes of memory that a sequence occupies: its cache of keys and values.
+    /// Bytes of memory that a sequence occupies: its caches of keys and values.
     pub fn sequence_bytes(&self) -> usize {
-        self.model.cache_bytes()
+        self.models.iter().map(|model| model.cache_bytes()).sum()
     }
 
     /// Runs one pass and samples one token for each active sequence whose prompt has been processed. A long prompt is
@@ -250,17 +274,28 @@ impl Generator {
         }
         if self.active.len() > self.capacity {
             self.capacity = self.active.len().next_power_of_two();
-            self.workspace = self.model.workspace(self.capacity);
+            self.workspaces = self.models.iter().map(|model| model.workspace(self.capacity)).collect();
         }
         // Each sequence gets at least one token; the remaining capacity goes to the oldest ones.
         let mut left = PASS_TOKENS.saturating_sub(self.active.len());
         for sequence in &mut self.active {
             left -= sequence.plan(1 + left).saturating_sub(1);
         }
-        let logits = self.model.advance(&mut self.workspace, &self.active);
         // An imported model may have more rows in its embedding than there are tokens; those are never sampled.
         let vocab_size = self.tokenizer.vocab_size();
-        let logits = logits.chunks_exact(self.model.config().vocab_size).map(|logits| &logits[..vocab_size]);
+        let rows = self.models[0].config().vocab_size;
+        let (logits, stride) = match &self.models[..] {
+            [model] => (model.advance(&mut self.workspaces[0], &self.active), rows),
+            models => {
+                self.mixture.begin(self.active.len(), vocab_size);
+                for (index, (model, workspace)) in models.iter().zip(&mut self.workspaces).enumerate() {
+                    self.active.iter_mut().for_each(|sequence| sequence.select_model(index));
+                    self.mixture.add(model.advance(workspace, &self.active), rows);
+                }
+                (self.mixture.finish(models.len()), vocab_size)
+            }
+        };
+        let logits = logits.chunks_exact(stride).map(|logits| &logits[..vocab_size]);
         for (sequence, logits) in self.active.iter_mut().zip(logits) {
             if sequence.finish_pass() {
                 let (sampler, alternatives) = (&mut self.sampler, &mut self.alternatives);
@@ -269,7 +304,7 @@ impl Generator {
             }
         }
         while let Some(index) = self.active.iter().position(GeneratedSequence::has_ended) {
-            self.spare.push(self.active.remove(index).into_cache());
+            self.spare.push(self.active.remove(index).into_caches());
         }
     }
 
@@ -291,13 +326,13 @@ impl Generator {
         Ok(())
     }
 
-    /// The attention weights of a block, softmax(q k^T / sqrt(D)) for each head, query and key: (H, T, T), 0 for keys after
+    /// The attention weights of a block of the model, of several the first: softmax(q k^T / sqrt(D)) for each head, query and key: (H, T, T), 0 for keys after
     /// the query.
     ///
     /// # Panics
     /// If `tokens` is empty or longer than `block_size`, a token is outside the vocabulary, or the block does not exist.
     pub fn attention(&mut self, tokens: &[u32], block: usize) -> Vec<f32> {
-        let config = *self.model.config();
+        let config = *self.config();
         let time = tokens.len();
         assert!(
             (1..=config.block_size).contains(&time),
@@ -307,14 +342,13 @@ impl Generator {
         assert!(block < config.n_blocks, "block {block} of {}", config.n_blocks);
         let mut weights = vec![0.0; config.n_heads * time * time];
         let request = Request { prompt: tokens.to_vec(), ..Request::default() };
-        let mut cache = self.spare.pop().unwrap_or_else(|| self.model.cache());
-        cache.clear();
-        let mut sequence = GeneratedSequence::new(SequenceId(u64::MAX), request, cache, &config);
+        let caches = self.empty_caches();
+        let mut sequence = GeneratedSequence::new(SequenceId(u64::MAX), request, caches, &config);
         let mut is_processed = false;
         while !is_processed {
             sequence.plan(PASS_TOKENS);
-            self.model.advance_with_weights(
-                &mut self.workspace,
+            self.models[0].advance_with_weights(
+                &mut self.workspaces[0],
                 &sequence,
                 block,
                 &mut |head, query, row| {
@@ -323,7 +357,7 @@ impl Generator {
             );
             is_processed = sequence.finish_pass();
         }
-        self.spare.push(sequence.into_cache());
+        self.spare.push(sequence.into_caches());
         weights
     }
 }

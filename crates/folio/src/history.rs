@@ -14,7 +14,9 @@ use crate::text::Bits;
 pub struct History {
     /// One report per epoch, in order.
     pub epochs: Vec<EpochReport>,
-    /// The lowest evaluation loss and the step it was reached at, over the epochs trained on the current text.
+    /// The evaluations inside epochs, in order.
+    pub evaluations: Vec<StepEvaluation>,
+    /// The lowest evaluation loss and the step it was reached at, over the evaluations on the current text.
     pub best_eval_loss: Option<(f64, u64)>,
 }
 
@@ -45,6 +47,42 @@ pub struct EpochReport {
     pub skipped_steps: u64,
     /// Steps taken by the end of the epoch.
     pub step: u64,
+}
+
+/// An evaluation inside an epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepEvaluation {
+    /// Steps taken by then.
+    pub step: u64,
+    /// Mean over all evaluation batches, without dropout, nats per token.
+    pub eval_loss: f64,
+    /// The eval loss of the weights themselves, if `eval_loss` is that of their moving average.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub raw_eval_loss: Option<f64>,
+    /// The eval loss in bits per character.
+    pub eval_bits_per_character: f64,
+    /// The eval loss in bits per byte of UTF-8.
+    pub eval_bits_per_byte: f64,
+}
+
+impl StepEvaluation {
+    /// The evaluation at the end of an epoch, as one inside it: the epoch goes on after all.
+    pub(crate) fn of_epoch(report: &EpochReport) -> Self {
+        let EpochReport { step, eval_loss, raw_eval_loss, eval_bits, .. } = *report;
+        let Bits { per_character, per_byte } = eval_bits;
+        Self {
+            step,
+            eval_loss,
+            raw_eval_loss,
+            eval_bits_per_character: per_character,
+            eval_bits_per_byte: per_byte,
+        }
+    }
+
+    /// The eval loss in bits.
+    pub fn eval_bits(&self) -> Bits {
+        Bits { per_character: self.eval_bits_per_character, per_byte: self.eval_bits_per_byte }
+    }
 }
 
 fn train_names<S: Serializer>(bits: &Bits, serializer: S) -> Result<S::Ok, S::Error> {
@@ -111,25 +149,64 @@ impl History {
     /// Adds an epoch.
     pub fn push(&mut self, report: EpochReport) {
         self.epochs.push(report);
-        if self.best_eval_loss.is_none_or(|(best, _)| report.eval_loss < best) {
-            self.best_eval_loss = Some((report.eval_loss, report.step));
+        self.note_loss(report.eval_loss, report.step);
+    }
+
+    /// Adds an evaluation inside an epoch.
+    pub fn push_evaluation(&mut self, evaluation: StepEvaluation) {
+        self.evaluations.push(evaluation);
+        self.note_loss(evaluation.eval_loss, evaluation.step);
+    }
+
+    fn note_loss(&mut self, eval_loss: f64, step: u64) {
+        if self.best_eval_loss.is_none_or(|(best, _)| eval_loss < best) {
+            self.best_eval_loss = Some((eval_loss, step));
         }
     }
 
-    /// Removes the last epoch. The first `other_text_epochs` epochs were trained on another text, so their losses do not
-    /// count when the best loss has to be found again.
-    pub fn pop(&mut self, other_text_epochs: u64) {
-        let Some(last) = self.epochs.pop() else { return };
+    /// Removes and returns the last epoch. The first `other_text_epochs` epochs were trained on another text, so their losses
+    /// do not count when the best loss has to be found again.
+    pub fn pop(&mut self, other_text_epochs: u64) -> Option<EpochReport> {
+        let last = self.epochs.pop()?;
         if self.best_eval_loss.is_some_and(|(_, step)| step == last.step) {
-            let comparable = self.epochs.iter().skip(other_text_epochs as usize);
-            self.best_eval_loss = lowest_loss(comparable.map(|epoch| (epoch.eval_loss, epoch.step)));
+            let text_began = self.step_of_epoch(other_text_epochs);
+            let comparable = self.all_evaluations().into_iter().filter(|(step, _)| *step > text_began);
+            self.best_eval_loss = lowest_loss(comparable.map(|(step, loss)| (loss, step)));
         }
+        Some(last)
     }
 
-    /// The epoch with the best evaluation loss, counting from 1.
+    /// The epoch with the best evaluation loss, counting from 1; none if the best evaluation was inside an epoch.
     pub fn best_epoch(&self) -> Option<u64> {
         let (_, best_step) = self.best_eval_loss?;
         self.epochs.iter().position(|epoch| epoch.step == best_step).map(|index| index as u64 + 1)
+    }
+
+    /// Steps taken by the end of an epoch, counting from 1; 0 if it is not known.
+    pub fn step_of_epoch(&self, epoch: u64) -> u64 {
+        let index = usize::try_from(epoch).ok().and_then(|epoch| epoch.checked_sub(1));
+        index.and_then(|index| self.epochs.get(index)).map_or(0, |epoch| epoch.step)
+    }
+
+    /// The step and the evaluation loss of every evaluation, in order.
+    pub fn all_evaluations(&self) -> Vec<(u64, f64)> {
+        let of_epochs = self.epochs.iter().map(|epoch| (epoch.step, epoch.eval_loss));
+        let mut all: Vec<(u64, f64)> = of_epochs.chain(self.step_losses()).collect();
+        all.sort_by_key(|(step, _)| *step);
+        all
+    }
+
+    /// The number of evaluations after step `start` since the evaluation loss was last a new best.
+    pub fn evaluations_without_improvement(&self, start: u64) -> u64 {
+        let best = self.best_eval_loss.map_or(0, |(_, step)| step).max(start);
+        let steps = self.epochs.iter().map(|epoch| epoch.step);
+        let steps = steps.chain(self.evaluations.iter().map(|evaluation| evaluation.step));
+        steps.filter(|step| *step > best).count() as u64
+    }
+
+    /// The step and the evaluation loss of every evaluation inside an epoch.
+    pub fn step_losses(&self) -> Vec<(u64, f64)> {
+        self.evaluations.iter().map(|evaluation| (evaluation.step, evaluation.eval_loss)).collect()
     }
 
     /// The evaluation loss of every epoch, nats per token.
@@ -143,12 +220,7 @@ pub fn lowest_loss<T>(losses: impl IntoIterator<Item = (f64, T)>) -> Option<(f64
     losses.into_iter().min_by(|a, b| a.0.total_cmp(&b.0))
 }
 
-/// The lowest of these losses and its epoch, counting from 1.
-pub fn lowest_eval_loss(eval_losses: &[f64]) -> Option<(f64, u64)> {
-    lowest_loss(eval_losses.iter().copied().zip(1..))
-}
-
-/// The content of `losses.json`: one list per number, with one value per epoch.
+/// The content of `losses.json`: one list per number, with one value per epoch, and the evaluations inside epochs.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct LossLists {
     train_losses: Vec<f64>,
@@ -171,6 +243,8 @@ pub(crate) struct LossLists {
     #[serde(default)]
     skipped_steps: Vec<u64>,
     steps: Vec<u64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    step_evaluations: Vec<StepEvaluation>,
     best_eval_loss: Option<(f64, u64)>,
 }
 
@@ -200,6 +274,7 @@ impl LossLists {
             clipped_steps: counts(|epoch| epoch.clipped_steps),
             skipped_steps: counts(|epoch| epoch.skipped_steps),
             steps: counts(|epoch| epoch.step),
+            step_evaluations: history.evaluations.clone(),
             best_eval_loss: history.best_eval_loss,
         }
     }
@@ -228,7 +303,7 @@ impl LossLists {
             step,
         };
         let epochs = self.steps.iter().enumerate().map(|(index, &step)| report(index, step)).collect();
-        History { epochs, best_eval_loss: self.best_eval_loss }
+        History { epochs, evaluations: self.step_evaluations, best_eval_loss: self.best_eval_loss }
     }
 
     /// The length of every list.
@@ -306,9 +381,41 @@ mod tests {
             let before = history.clone();
             history.push(report(35, last));
             assert_eq!(history.epochs.len(), 4);
-            history.pop(0);
+            assert_eq!(history.pop(0), Some(report(35, last)));
             assert_eq!(history, before, "after {last}");
         }
+    }
+
+    fn evaluation(step: u64, eval_loss: f64) -> StepEvaluation {
+        StepEvaluation::of_epoch(&report(step, eval_loss))
+    }
+
+    #[test]
+    fn evaluations_inside_epochs_count_like_those_at_their_end() {
+        let mut history = History::default();
+        history.push_evaluation(evaluation(5, 3.0));
+        history.push(report(10, 4.0));
+        assert_eq!((history.best_eval_loss, history.best_epoch()), (Some((3.0, 5)), None));
+        assert_eq!(history.evaluations_without_improvement(0), 1);
+        history.push_evaluation(evaluation(15, 2.0));
+        assert_eq!(history.evaluations_without_improvement(0), 0);
+        // An equal loss is no improvement.
+        history.push_evaluation(evaluation(18, 2.0));
+        history.push(report(20, 1.0));
+        assert_eq!(history.pop(0).map(|epoch| epoch.step), Some(20));
+        assert_eq!(history.best_eval_loss, Some((2.0, 15)), "found again");
+        history.push(report(20, 2.5));
+        assert_eq!(history.all_evaluations(), [(5, 3.0), (10, 4.0), (15, 2.0), (18, 2.0), (20, 2.5)]);
+        assert_eq!([0, 15, 18, 20].map(|start| history.evaluations_without_improvement(start)), [2, 2, 1, 0]);
+        // Evaluations on another text do not count.
+        history.best_eval_loss = None;
+        history.push(report(30, 9.0));
+        history.push_evaluation(evaluation(35, 9.5));
+        assert_eq!(history.pop(2).map(|epoch| epoch.step), Some(30));
+        assert_eq!(history.best_eval_loss, Some((9.5, 35)));
+        let state = serde_json::to_value(&history).unwrap();
+        assert_eq!(state["losses"]["step_evaluations"][1]["step"], 15);
+        assert_eq!(serde_json::from_value::<History>(state).unwrap(), history);
     }
 
     #[test]
@@ -336,6 +443,7 @@ mod tests {
         assert_eq!(state["losses"]["eval_losses"], serde_json::json!([3.0, 2.0]));
         assert_eq!(state["losses"]["steps"], serde_json::json!([10, 20]));
         assert_eq!(state["losses"]["best_eval_loss"], serde_json::json!([2.0, 20]));
+        assert!(state["losses"].get("step_evaluations").is_none(), "there are none");
         assert_eq!(serde_json::from_value::<History>(state.clone()).unwrap(), history);
         // A checkpoint needs every list in full.
         for list in ["train_losses", "raw_eval_losses", "gradient_norms", "steps"] {

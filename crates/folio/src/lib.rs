@@ -62,6 +62,8 @@ pub mod run_dir;
 
 pub mod import;
 
+pub mod average;
+pub mod ensemble;
 pub mod evaluate;
 pub mod export;
 pub mod generate;

@@ -15,6 +15,7 @@ use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
@@ -86,8 +87,8 @@ impl Recorder {
 
     fn on_event(&mut self, event: &Event) {
         match event {
-            Event::Started { epoch, step, parameters, precision, .. } => {
-                let kept = self.metrics.go_back_to(*epoch, *step);
+            Event::Started { epoch, step, parameters, precision, evaluated, .. } => {
+                let kept = self.metrics.go_back_to(*epoch, *step, *evaluated);
                 if let Some(board) = &mut self.board {
                     let kept = kept.split(|&byte| byte == b'\n');
                     let kept = kept.filter_map(|line| serde_json::from_slice::<Value>(line).ok());
@@ -102,20 +103,24 @@ impl Recorder {
             }
             Event::EpochStarted { .. } => self.last_step = Instant::now(),
             Event::Step(report) => self.push_step(report),
+            Event::Evaluated { epoch, evaluation } => {
+                self.push(&with_numbers(json!({ "event": "evaluation", "epoch": epoch }), evaluation));
+                // The time of evaluation does not count in the next step's speed.
+                self.last_step = Instant::now();
+            }
             Event::EpochEnded { epoch, report, sample, .. } => {
-                let mut record = json!({ "event": "epoch", "epoch": epoch });
-                let numbers = serde_json::to_value(report).expect("numbers are JSON");
-                record
-                    .as_object_mut()
-                    .expect("an object")
-                    .extend(numbers.as_object().expect("a struct").clone());
+                let mut record = with_numbers(json!({ "event": "epoch", "epoch": epoch }), report);
                 record["sample"] = json!(sample);
                 self.push(&record);
             }
             Event::Ranks { epoch, step, ranks } => {
                 self.push(&json!({ "event": "ranks", "step": step, "epoch": epoch, "ranks": ranks }));
             }
-            Event::Saving | Event::Saved { .. } | Event::Evaluating | Event::Warning { .. } => {}
+            Event::Saving
+            | Event::Saved { .. }
+            | Event::Evaluating
+            | Event::StoppedEarly { .. }
+            | Event::Warning { .. } => {}
         }
         if !matches!(event, Event::Step(_)) || self.written_at.elapsed() >= FLUSH_INTERVAL {
             // After an error the records stay buffered, and the next flush retries.
@@ -149,6 +154,14 @@ impl Recorder {
         let board = self.board.as_mut().map_or(Ok(()), TensorBoard::flush);
         written.and(board)
     }
+}
+
+/// A record with the fields of a struct added to it.
+fn with_numbers(mut record: Value, numbers: &impl Serialize) -> Value {
+    let numbers = serde_json::to_value(numbers).expect("numbers are JSON");
+    let fields = numbers.as_object().expect("a struct").clone();
+    record.as_object_mut().expect("an object").extend(fields);
+    record
 }
 
 /// Appends to a file. A failed write is undone, so that it can be retried.
@@ -206,7 +219,8 @@ mod tests {
         let settings = Settings { tensorboard: true, ..Settings::default() };
         let mut recorder = Recorder::new(run_dir, &settings);
         let precision = Precision::F32;
-        recorder.on_event(&Event::Started { epoch, step, steps: 99, parameters: 5, trained: 5, precision });
+        let (steps, parameters, trained, evaluated) = (99, 5, 5, 0);
+        recorder.on_event(&Event::Started { epoch, step, steps, parameters, trained, precision, evaluated });
         let end = |recorder: &mut Recorder, step: u64| {
             let bits = Bits { per_character: 1.0, per_byte: 2.0 };
             let report = EpochReport {

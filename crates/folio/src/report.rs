@@ -125,7 +125,7 @@ fn ranking(ranked: &[&RunSummary], varying: &[String]) -> Markup {
                             td { (run.state) }
                             td { (number(run.best.map(|(loss, _)| loss))) }
                             td { (number(run.best_bits())) }
-                            td { (run.best.map_or("–".to_owned(), |(_, epoch)| epoch.to_string())) }
+                            td { (run.best.map_or("–".to_owned(), |(_, name)| name.moment().replace("epoch ", ""))) }
                             td { (run.eval_losses.len()) }
                             @for name in varying { td { (sweep::shown(&run.settings[name])) } }
                         }
@@ -138,7 +138,7 @@ fn ranking(ranked: &[&RunSummary], varying: &[String]) -> Markup {
 
 /// The most important numbers.
 fn facts(run: &RunSummary) -> Markup {
-    let best = run.best.map_or("–".to_owned(), |(loss, epoch)| format!("{loss:.4} after epoch {epoch}"));
+    let best = run.best.map_or("–".to_owned(), |(loss, name)| format!("{loss:.4} after {}", name.moment()));
     let facts = [
         ("state", run.state.to_owned()),
         ("best eval loss", best),

@@ -7,7 +7,7 @@
 //!         metrics.jsonl         the records of every step and epoch
 //!         events.out.tfevents.N.folio   the same for TensorBoard, one file per start
 //!         checkpoint_N/         after epoch N
-//!         step_N/               after step N, inside an epoch; removed when a later checkpoint is saved
+//!         step_N/               after step N, inside an epoch; removed when a later checkpoint is saved, unless it is the best
 //!         latest  best          links to the newest checkpoint and to the one with the lowest evaluation loss
 //!         .lock                 locked by the process that writes here
 //!         run_1/ run_2/ …       the runs of a sweep, each with this layout
@@ -34,6 +34,7 @@ mod lock;
 mod ownership;
 mod status;
 mod sweep_file;
+mod untrained;
 
 #[cfg(test)]
 pub(crate) use event_files::event_files;
@@ -45,6 +46,7 @@ use lock::LOCK_FILE;
 pub use lock::RunLock;
 pub use status::{RunState, Status};
 pub use sweep_file::{Plan, Rung, Sweep};
+pub(crate) use untrained::UntrainedRun;
 
 const SETTINGS_FILE: &str = "hyperparameters.json";
 const MODEL_FILE: &str = "model_hyperparameters.json";
@@ -117,10 +119,14 @@ impl RunDir {
         later.into_iter().try_for_each(|name| self.remove_checkpoint(name))
     }
 
-    /// The checkpoints after the end of epoch `number`. A checkpoint inside an epoch always counts as later.
+    /// The checkpoints after the end of epoch `number`, the newest last.
     pub fn later_than(&self, number: u64) -> Result<Vec<CheckpointName>> {
-        let mut names = self.checkpoints()?;
-        names.retain(|name| !matches!(name, CheckpointName::Epoch(epoch) if *epoch <= number));
+        let mut names = self.by_age()?;
+        names.retain(|&name| match name {
+            CheckpointName::Epoch(epoch) => epoch > number,
+            // One that cannot be read counts as later.
+            CheckpointName::Step(_) => self.epochs_before(name).is_none_or(|epochs| epochs >= number),
+        });
         Ok(names)
     }
 
@@ -226,15 +232,15 @@ impl RunDir {
     ) -> Result<PathBuf> {
         let path = self.checkpoint(name);
         checkpoint::save(&path, tensors, state, tokenizer)?;
-        self.apply_retention(name, keep, &state.history.eval_losses())?;
+        self.apply_retention(name, keep, &state.history)?;
         Ok(path)
     }
 
-    /// Writes the checkpoint of an imported model, which has no moments.
+    /// Writes the checkpoint of a model that was not trained, which has no moments.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub(crate) fn save_imported(
+    fn save_model(
         &self,
         name: CheckpointName,
         parameters: &Parameters,
@@ -247,13 +253,13 @@ impl RunDir {
     }
 
     /// Updates the links `latest` and `best`, and removes what `keep` does not keep of the checkpoints other than `newest`.
-    /// `eval_losses` has one value per epoch. Also completes an earlier call that was interrupted.
+    /// Also completes an earlier call that was interrupted.
     ///
     /// # Errors
     /// If something cannot be written or removed.
-    pub fn apply_retention(&self, newest: CheckpointName, keep: Keep, eval_losses: &[f64]) -> Result<()> {
+    pub fn apply_retention(&self, newest: CheckpointName, keep: Keep, history: &History) -> Result<()> {
         update_symlink(&self.path.join(LATEST), &newest.to_string())?;
-        let best = self.best_checkpoint(eval_losses)?.map(|(_, epoch)| epoch).map(CheckpointName::Epoch);
+        let best = self.best_checkpoint(history)?.map(|(_, name)| name);
         if let Some(best) = best {
             update_symlink(&self.path.join(BEST), &best.to_string())?;
         }
@@ -308,7 +314,7 @@ impl RunDir {
         self.path.join(name.to_string())
     }
 
-    /// The saved checkpoints: those after epochs in ascending order, then the one inside an epoch.
+    /// The saved checkpoints: those after epochs in ascending order, then those inside epochs.
     pub fn checkpoints(&self) -> Result<Vec<CheckpointName>> {
         let mut names: Vec<_> =
             self.directories()?.iter().filter_map(|name| CheckpointName::parse(name)).collect();
@@ -355,7 +361,7 @@ impl RunDir {
     pub fn newest(&self, skip_damaged: bool) -> Result<(Option<Checkpoint>, Vec<CheckpointName>)> {
         let mut damage: Vec<(CheckpointName, Error)> = Vec::new();
         let mut found = None;
-        for name in self.by_age()? {
+        for name in self.by_age()?.into_iter().rev() {
             let checkpoint = Checkpoint::open(&self.checkpoint(name)).and_then(|checkpoint| {
                 // Verify everything now, rather than fail on a damaged file later.
                 if checkpoint.is_resumable() {
@@ -382,19 +388,20 @@ impl RunDir {
         Err(Error::RunDirectory { path: self.path.clone(), reason })
     }
 
-    /// The checkpoints, newest first. One inside an epoch is newer than those of the epochs completed by then.
-    fn by_age(&self) -> Result<Vec<CheckpointName>> {
+    /// The checkpoints, newest last. One inside an epoch is newer than those of the epochs completed by then.
+    pub fn by_age(&self) -> Result<Vec<CheckpointName>> {
         let mut names = self.checkpoints()?;
-        names.sort_by_key(|&name| match name {
+        names.sort_by_cached_key(|&name| match name {
             CheckpointName::Epoch(epoch) => (epoch, 0),
-            CheckpointName::Step(_) => {
-                // An unreadable one comes first, so that its damage is reported.
-                let opened = Checkpoint::open(&self.checkpoint(name));
-                (opened.map_or(u64::MAX, |checkpoint| checkpoint.state().epoch), 1)
-            }
+            // An unreadable one counts as the newest, so that its damage is reported.
+            CheckpointName::Step(step) => (self.epochs_before(name).unwrap_or(u64::MAX), step),
         });
-        names.reverse();
         Ok(names)
+    }
+
+    /// The epochs that were completed when a checkpoint was saved; none if it cannot be read.
+    fn epochs_before(&self, name: CheckpointName) -> Option<u64> {
+        Checkpoint::open(&self.checkpoint(name)).ok().map(|checkpoint| checkpoint.state().epoch)
     }
 
     /// The runs of this sweep, in order; empty if this is not a sweep.
@@ -423,30 +430,28 @@ impl RunDir {
         Ok(sub_runs)
     }
 
-    /// The checkpoint with the lowest evaluation loss of this run or of all runs of this sweep: its run and its epoch.
-    /// Epochs without a checkpoint do not count.
+    /// The checkpoint with the lowest evaluation loss of this run or of all runs of this sweep: its run and its name.
+    /// Evaluations without a checkpoint do not count.
     ///
     /// # Errors
     /// If there is no checkpoint, or no run saved its losses.
-    pub fn best(&self) -> Result<(RunDir, u64)> {
+    pub fn best(&self) -> Result<(RunDir, CheckpointName)> {
         let mut best = Vec::new();
         let mut lacks = "has no losses.json, so the best model is unknown: give --checkpoint_step";
         for run in self.runs()? {
             let Some(history) = run.history()? else { continue };
             lacks = "holds no checkpoint: none was saved yet, or they were removed";
-            let Some((loss, epoch)) = run.best_checkpoint(&history.eval_losses())? else { continue };
-            best.push((loss, (run, epoch)));
+            let Some((loss, name)) = run.best_checkpoint(&history)? else { continue };
+            best.push((loss, (run, name)));
         }
         lowest_loss(best).map(|(_, checkpoint)| checkpoint).ok_or_else(|| self.error(lacks))
     }
 
-    /// The lowest evaluation loss of the epochs that have a checkpoint, and its epoch.
-    fn best_checkpoint(&self, eval_losses: &[f64]) -> Result<Option<(f64, u64)>> {
-        let with_loss = |epoch: u64| {
-            let index = usize::try_from(epoch).ok()?.checked_sub(1)?;
-            Some((*eval_losses.get(index)?, epoch))
-        };
-        Ok(lowest_loss(self.epochs()?.into_iter().filter_map(with_loss)))
+    /// The lowest evaluation loss of the checkpoints, and its checkpoint.
+    fn best_checkpoint(&self, history: &History) -> Result<Option<(f64, CheckpointName)>> {
+        let (epochs, steps) = (history.eval_losses(), history.step_losses());
+        let with_loss = |name: CheckpointName| Some((name.eval_loss(&epochs, &steps)?, name));
+        Ok(lowest_loss(self.checkpoints()?.into_iter().filter_map(with_loss)))
     }
 
     /// Checks that this is a run.

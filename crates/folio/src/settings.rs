@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::data::Texts;
+use crate::data::{Split, Texts};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::named_enum;
@@ -201,6 +201,11 @@ impl Settings {
         self.from_checkpoint_step.filter(|_| self.new_text).unwrap_or(0)
     }
 
+    /// How the text is divided.
+    pub fn text_split(&self) -> Split {
+        Split { kind: self.split, test_fraction: self.test_fraction }
+    }
+
     /// The optimizer's settings.
     pub fn adamw(&self) -> AdamWConfig {
         AdamWConfig {
@@ -379,7 +384,9 @@ mod tests {
         }
         let default = serde_json::to_value(Settings::default()).unwrap();
         let is_left_out = |setting: &&Setting| {
-            let optional = ["eval_data", "init_from"].iter().any(|start| setting.name.starts_with(start));
+            let optional = ["eval_data", "init_from", "averaged_from"]
+                .iter()
+                .any(|start| setting.name.starts_with(start));
             setting.of_model || optional || setting.name == "freeze"
         };
         let declared = SETTINGS.iter().filter(|setting| !is_left_out(setting)).map(|setting| setting.name);

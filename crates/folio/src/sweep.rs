@@ -11,10 +11,10 @@ use std::thread;
 use rayon::ThreadPoolBuilder;
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::lowest_eval_loss;
 use crate::data::TokenStream;
 use crate::distributed::Communicator;
 use crate::error::{Error, Result};
-use crate::history::lowest_eval_loss;
 use crate::records::run_recorded;
 use crate::run_dir::{RunDir, RunLock, RunState, Status};
 use crate::settings::Settings;
@@ -64,14 +64,22 @@ pub struct RunResult {
     pub epochs: u64,
     /// Its evaluation losses so far, in nats per token.
     pub eval_losses: Vec<f64>,
+    /// The step and the loss of its evaluations inside epochs.
+    pub step_losses: Vec<(u64, f64)>,
     /// Why it failed.
     pub error: Option<String>,
 }
 
 impl RunResult {
+    /// The result of a run before it starts.
+    pub fn before(run: usize) -> Self {
+        let (eval_losses, step_losses) = (Vec::new(), Vec::new());
+        Self { run, state: None, epochs: 0, eval_losses, step_losses, error: None }
+    }
+
     /// The lowest evaluation loss so far; infinite before the first.
     pub fn best(&self) -> f64 {
-        lowest_eval_loss(&self.eval_losses).map_or(f64::INFINITY, |(loss, _)| loss)
+        lowest_eval_loss(&self.eval_losses, &self.step_losses).map_or(f64::INFINITY, |(loss, _)| loss)
     }
 }
 
@@ -132,8 +140,7 @@ fn run_stages(
     context: &Context,
     listener: &Mutex<&mut SweepListener>,
 ) -> Result<(Outcome, Vec<RunResult>)> {
-    let fresh = |run| RunResult { run, state: None, epochs: 0, eval_losses: Vec::new(), error: None };
-    let results: Mutex<Vec<RunResult>> = Mutex::new((0..sweep.runs.len()).map(fresh).collect());
+    let results: Mutex<Vec<RunResult>> = Mutex::new((0..sweep.runs.len()).map(RunResult::before).collect());
     let mut survivors: Vec<usize> = (0..sweep.runs.len()).collect();
     let rungs = sweep.rungs();
     for (stage, rung) in rungs.iter().enumerate() {
@@ -234,7 +241,7 @@ fn run_one(
         return (result, false);
     }
     report(SweepEvent::RunStarted { run });
-    let mut result = RunResult { run, state: None, epochs: 0, eval_losses: Vec::new(), error: None };
+    let mut result = RunResult::before(run);
     match train(context, run, settings, &mut result, report) {
         Ok(Outcome::Finished) => result.state = Some(RunState::Finished),
         Ok(Outcome::Stopped) => result.state = Some(RunState::Stopped),
@@ -271,24 +278,29 @@ fn train(
     });
     result.epochs = trainer.state().epoch;
     result.eval_losses = trainer.history().eval_losses();
+    result.step_losses = trainer.history().step_losses();
     outcome
 }
 
 /// The result of a run that needs no training in this stage, because it has ended or diverged before.
 fn ended_before(directory: &RunDir, settings: &Settings, run: usize) -> Option<RunResult> {
-    let Status { state, epoch, error, eval_losses, .. } = directory.status()?;
+    let Status { state, epoch, error, eval_losses, mut step_losses, .. } = directory.status()?;
     let last_epoch = settings.last_epoch();
     let done = match state {
         RunState::Finished => epoch >= last_epoch || settings.max_steps.is_some(),
         RunState::Diverged => true,
         // It has trained beyond this stage. At exactly the end of the stage it still has to be marked as finished.
         RunState::Running | RunState::Stopped => epoch > last_epoch,
-        RunState::Failed | RunState::Imported => false,
+        RunState::Failed | RunState::Imported | RunState::Averaged => false,
     };
     let epochs = epoch.min(last_epoch);
     // Later epochs do not count in this stage.
     let eval_losses = eval_losses.into_iter().take(epochs as usize).collect();
-    done.then_some(RunResult { run, state: Some(state), epochs, eval_losses, error })
+    if epochs < epoch {
+        let last = directory.history().ok().flatten().map_or(0, |history| history.step_of_epoch(epochs));
+        step_losses.retain(|(step, _)| *step <= last);
+    }
+    done.then_some(RunResult { run, state: Some(state), epochs, eval_losses, step_losses, error })
 }
 
 impl Context {

@@ -8,10 +8,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{CutShort, TrainingState};
-use crate::data::{BatchBuffer, Dataset, Part, TokenStream};
+use crate::data::{BatchBuffer, Dataset, TokenStream};
 use crate::distributed::{Communicator, Division, Reduction, SingleProcess, Timed, any};
 use crate::error::{Error, Result};
-use crate::evaluate::{EvaluationBatches, mean_batch_loss};
 use crate::generate::{Generator, Request};
 use crate::history::{EpochReport, History};
 use crate::model::{
@@ -26,6 +25,7 @@ use crate::text::TextPerToken;
 use crate::tokenizer::Tokenizer;
 
 mod continuing;
+mod evaluating;
 mod event;
 mod length;
 mod load;
@@ -35,6 +35,7 @@ mod saver;
 mod sharing;
 
 pub use continuing::{check_same, check_start};
+use evaluating::EvalLosses;
 pub use event::{Event, Outcome, RankReport, Requests, StepReport};
 use load::RankLoad;
 use prepared::Prepared;
@@ -219,8 +220,8 @@ impl Trainer {
         self.has_optimizer
     }
 
-    /// Trains for the settings' epochs, to their step limit, or until a stop is requested. Saves losses and checkpoints in
-    /// `run_dir`, if there is one; of several ranks only rank 0 does.
+    /// Trains for the settings' epochs, to their step limit, until the evaluation loss stops improving, or until a stop is
+    /// requested. Saves losses and checkpoints in `run_dir`, if there is one; of several ranks only rank 0 does.
     ///
     /// # Errors
     /// If the losses or gradients of too many successive steps are not finite, if nothing can be written to `run_dir` before
@@ -252,7 +253,7 @@ impl Trainer {
     ) -> Result<Outcome> {
         let last_epoch = self.last_epoch();
         self.report_start(on_event);
-        while self.state.epoch < last_epoch {
+        while self.state.epoch < last_epoch && !self.is_out_of_patience() {
             let epoch = self.state.epoch + 1;
             let (steps, taken) = (self.steps_of_epoch(), self.state.epoch_progress.batches);
             on_event(&Event::EpochStarted { epoch, last_epoch, steps, taken });
@@ -260,19 +261,17 @@ impl Trainer {
             let mut order = self.state.order.clone();
             let blocks = self.dataset.epoch_blocks(self.settings.block_offset, &mut order);
             let batches = blocks.chunks(self.settings.batch_size).take(steps as usize);
+            // The run may have been stopped during an evaluation.
+            if self.is_evaluation_due()
+                && let Some(outcome) = self.end_step(saver, requests, on_event)?
+            {
+                return Ok(outcome);
+            }
             for starts in batches.skip(taken as usize) {
                 on_event(&Event::Step(self.step(starts)));
                 self.check_finite(saver)?;
-                let due = self
-                    .settings
-                    .save_every
-                    .is_some_and(|every| self.state.global_step.is_multiple_of(every));
-                let [save, stop] = any(&self.communicator, [requests.take_save(), requests.stop_requested()]);
-                if save || stop || due {
-                    saver.save_step(self, save || stop, on_event);
-                }
-                if stop {
-                    return Ok(Outcome::Stopped);
+                if let Some(outcome) = self.end_step(saver, requests, on_event)? {
+                    return Ok(outcome);
                 }
             }
 
@@ -287,16 +286,51 @@ impl Trainer {
             on_event(&Event::EpochEnded { epoch, last_epoch, report, sample });
             saver.save_epoch(self, on_event);
             let [stop] = any(&self.communicator, [requests.stop_requested()]);
-            if stop {
+            if stop || self.is_out_of_patience() {
                 // Retried here, because there is no next save.
                 let [has_failed] = any(&self.communicator, [saver.has_failed()]);
                 if has_failed {
                     saver.save_epoch(self, on_event);
                 }
+            }
+            if stop {
                 return Ok(Outcome::Stopped);
             }
         }
+        self.report_early_stop(on_event);
         Ok(Outcome::Finished)
+    }
+
+    /// What follows a step inside an epoch: evaluates and saves, if either is due. Returns how training ends, if it does.
+    fn end_step(
+        &mut self,
+        saver: &mut Saver,
+        requests: &Requests,
+        on_event: &mut dyn FnMut(&Event),
+    ) -> Result<Option<Outcome>> {
+        let (mut is_best, mut is_over) = (false, false);
+        if self.is_evaluation_due() {
+            on_event(&Event::Evaluating);
+            let Some(losses) = self.eval_losses(|| !requests.stop_requested()) else {
+                saver.save_step(self, true, on_event);
+                return Ok(Some(Outcome::Stopped));
+            };
+            let evaluation = self.note_evaluation(losses, saver)?;
+            on_event(&Event::Evaluated { epoch: self.state.epoch + 1, evaluation });
+            is_best = self.history().best_eval_loss.is_some_and(|(_, step)| step == evaluation.step);
+            is_over = self.is_out_of_patience();
+        }
+        let step = self.state.global_step;
+        let due = self.settings.save_every.is_some_and(|every| step.is_multiple_of(every));
+        let [save, stop] = any(&self.communicator, [requests.take_save(), requests.stop_requested()]);
+        if save || stop || due || is_best || is_over {
+            saver.save_step(self, save || stop, on_event);
+        }
+        if is_over {
+            self.report_early_stop(on_event);
+            return Ok(Some(Outcome::Finished));
+        }
+        Ok(stop.then_some(Outcome::Stopped))
     }
 
     fn report_start(&self, on_event: &mut dyn FnMut(&Event)) {
@@ -305,7 +339,8 @@ impl Trainer {
         let parameters = weights.values().len() as u64;
         let trained = self.settings.freeze.trained(&weights).map(|range| range.len() as u64).sum();
         let (steps, precision) = (self.steps_left(), self.settings.precision);
-        on_event(&Event::Started { epoch, step, steps, parameters, trained, precision });
+        let evaluated = self.history().evaluations.last().map_or(0, |last| last.step);
+        on_event(&Event::Started { epoch, step, steps, parameters, trained, precision, evaluated });
     }
 
     /// One optimizer step on the blocks at `starts`. If the loss or the gradients are not finite, the weights stay as they are.
@@ -373,29 +408,6 @@ impl Trainer {
         let TrainingState { global_step: step, ref epoch_progress, .. } = self.state;
         let last_checkpoint = saver.checkpoint.clone();
         Error::Diverged { what, step, learning_rate: epoch_progress.learning_rate, last_checkpoint }
-    }
-
-    /// The losses of an evaluation; `None` if `should_continue` returns false first.
-    fn eval_losses(&mut self, should_continue: impl Fn() -> bool) -> Option<EvalLosses> {
-        let weights = self.eval_loss(&should_continue)?;
-        if !self.state.averaged {
-            return Some(EvalLosses { model: weights, weights: None });
-        }
-        self.backend.swap_average();
-        let average = self.eval_loss(&should_continue);
-        self.backend.swap_average();
-        Some(EvalLosses { model: average?, weights: Some(weights) })
-    }
-
-    /// The evaluation loss of the backend's weights; `None` if `should_continue` returns false first.
-    fn eval_loss(&mut self, should_continue: impl Fn() -> bool) -> Option<f64> {
-        let batches = EvaluationBatches {
-            dataset: &self.dataset,
-            blocks: self.dataset.blocks(Part::Eval),
-            batch_size: self.settings.batch_size,
-            micro_batches: self.settings.gradient_accumulation_steps,
-        };
-        mean_batch_loss(&mut *self.backend, &self.communicator, batches, &mut self.buffer, should_continue)
     }
 
     /// Ends the current epoch. `order` is the random stream after it has shuffled the epoch's blocks.
@@ -471,13 +483,4 @@ impl Trainer {
         };
         self.settings.schedule().rate(now) * warmup_factor(step, self.settings.warmup_steps)
     }
-}
-
-/// The losses of an evaluation.
-#[derive(Clone, Copy)]
-struct EvalLosses {
-    /// The loss of the model that is saved: the average of the weights if there is one.
-    model: f64,
-    /// The loss of the weights themselves if there is an average.
-    weights: Option<f64>,
 }

@@ -96,9 +96,9 @@ impl State {
     /// Applies an update that was sent at a time.
     pub(super) fn apply(&mut self, update: Update, at: Instant) {
         match update {
-            Update::History { run, epochs } => {
+            Update::History { run, evaluations } => {
                 let run = self.run(run, at);
-                epochs.iter().zip(1..).for_each(|(&(step, loss), epoch)| run.note_eval(epoch, step, loss));
+                evaluations.into_iter().for_each(|(epoch, step, loss)| run.note_eval(epoch, step, loss));
             }
             Update::Event { run, event } => self.apply_event(run, &event, at),
             Update::Ended { run: ended } => {
@@ -196,8 +196,13 @@ impl Run {
                     self.sample.clone_from(sample);
                 }
             }
+            Event::Evaluated { epoch, evaluation } => {
+                self.note_eval(*epoch, evaluation.step, evaluation.eval_loss);
+            }
             Event::Saving => self.phase = Phase::Saving,
-            Event::Saved { .. } | Event::Warning { .. } => self.phase = Phase::Training,
+            Event::Saved { .. } | Event::Warning { .. } | Event::StoppedEarly { .. } => {
+                self.phase = Phase::Training;
+            }
             Event::Ranks { .. } => {}
         }
     }

@@ -28,11 +28,14 @@ const EPOCH_COLUMNS: [&str; 12] = [
     "skipped_steps",
 ];
 
-/// Writes one row per epoch or per step, to a file or to stdout.
+/// Writes one row per evaluation, at the end of an epoch or inside it, or one per step, to a file or to stdout.
 pub(super) fn export(directory: &RunDir, steps: bool, out: Option<&Path>) -> anyhow::Result<()> {
     let varying = Sweep::read(directory.path())?.map_or(Vec::new(), |sweep| sweep.varying);
     let runs = directory.runs()?;
-    let (event, columns) = if steps { ("step", &STEP_COLUMNS[..]) } else { ("epoch", &EPOCH_COLUMNS[..]) };
+    let (events, columns) = match steps {
+        true => (&["step"][..], &STEP_COLUMNS[..]),
+        false => (&["epoch", "evaluation"][..], &EPOCH_COLUMNS[..]),
+    };
     let mut table = csv::Writer::from_writer(Vec::new());
     let names = varying.iter().map(String::as_str);
     table.write_record(["run"].into_iter().chain(names).chain(columns.iter().copied()))?;
@@ -40,7 +43,8 @@ pub(super) fn export(directory: &RunDir, steps: bool, out: Option<&Path>) -> any
         let settings = serde_json::to_value(run.settings()?)?;
         let name = run.name();
         let values: Vec<String> = varying.iter().map(|key| cell(&settings[key])).collect();
-        for line in records::read(&run)?.iter().filter(|line| line["event"] == event) {
+        let is_row = |line: &&Value| line["event"].as_str().is_some_and(|event| events.contains(&event));
+        for line in records::read(&run)?.iter().filter(is_row) {
             let cells = columns.iter().map(|column| cell(&line[*column]));
             table.write_record([name.clone()].into_iter().chain(values.iter().cloned()).chain(cells))?;
         }

@@ -191,6 +191,11 @@ fn check_flags(saved: &Settings, explicit: &Options, settings: &Settings) -> any
             saved.special_tokens.to_string(),
         ),
         ("--split", has_own_eval || saved.split == settings.split, saved.split.to_string()),
+        (
+            "--test_fraction",
+            has_own_eval || saved.test_fraction == settings.test_fraction,
+            saved.test_fraction.to_string(),
+        ),
         ("--seed", has_own_eval || saved.seed == settings.seed, saved.seed.to_string()),
     ];
     if let Some((flag, _, value)) = same.iter().find(|(_, same, _)| !same && !settings.new_text) {

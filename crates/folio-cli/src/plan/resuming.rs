@@ -32,6 +32,14 @@ pub(super) fn plan(args: &TrainArgs, run: RunDir) -> anyhow::Result<Task> {
         );
         return Err(Error::RunDirectory { path: run.path().to_path_buf(), reason }.into());
     }
+    if old.averaged_from.is_some() {
+        let path = run.path().display();
+        let reason = format!(
+            "is an average of checkpoints and was never trained, so there is nothing to resume: continue it with \
+             --from_checkpoint --from_checkpoint_run_dir {path} --from_checkpoint_step 0 --weights_only"
+        );
+        return Err(Error::RunDirectory { path: run.path().to_path_buf(), reason }.into());
+    }
     let settings = changed(&run, &old, &given)?;
     settings.validate()?;
     let ended = run.status().is_some_and(|status| status.state == RunState::Finished);

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::place::{Place, words};
 
 /// Every command that has help.
-const COMMANDS: [&str; 25] = [
+const COMMANDS: [&str; 26] = [
     "",
     "train",
     "generate",
@@ -16,6 +16,7 @@ const COMMANDS: [&str; 25] = [
     "runs",
     "report",
     "import",
+    "average",
     "export",
     "tokenizer",
     "tokenizer train",

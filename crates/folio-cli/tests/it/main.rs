@@ -5,6 +5,7 @@ mod running;
 
 mod browser;
 mod choosing;
+mod combining;
 mod commands;
 mod continuing;
 mod dashboard;

@@ -424,7 +424,11 @@ fn models_that_cannot_be_used() {
             &["--best_eval_loss_model", "cannot"],
         ),
         ("eval none", FAILURE, &["none does not exist"]),
-        ("eval contiguous --split test", USAGE, &["--split", "no such part", "choose eval"]),
+        (
+            "eval contiguous --split test",
+            USAGE,
+            &["--part", "no such part", "choose eval", "--test_fraction 0.5"],
+        ),
         ("plot none", FAILURE, &["none does not exist"]),
         ("plot plays.txt", FAILURE, &["plays.txt", "Not a directory"]),
         ("plot run --out curves.gif", USAGE, &["--out", "curves.gif", ".svg or .png"]),

@@ -82,6 +82,36 @@ class Evaluating(Event):
 
 
 @dataclass(frozen=True)
+class Evaluated(Event):
+    """The model was evaluated inside an epoch, because of ``eval_every``."""
+
+    run: int
+    #: The epoch, counting from 1.
+    epoch: int
+    #: Steps taken by now.
+    step: int
+    #: Mean over all evaluation batches, in nats per token.
+    eval_loss: float
+    #: The evaluation loss of the weights themselves, if `eval_loss` is that of their moving average.
+    raw_eval_loss: Optional[float]
+    #: The loss in bits per character, which can be compared across tokenizers.
+    eval_bits_per_character: float
+
+
+@dataclass(frozen=True)
+class StoppedEarly(Event):
+    """Training ends before its last step, because the evaluation loss has not improved for ``patience`` evaluations."""
+
+    run: int
+    #: The evaluations in a row without improvement.
+    evaluations: int
+    #: The lowest evaluation loss so far, in nats per token.
+    best_loss: float
+    #: The step that it was reached at.
+    best_step: int
+
+
+@dataclass(frozen=True)
 class EpochEnded(Event):
     """An epoch has ended. It is saved next."""
 

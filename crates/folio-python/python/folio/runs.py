@@ -59,8 +59,13 @@ class Run:
 
     @property
     def best_eval_loss(self) -> Optional[float]:
-        """The lowest evaluation loss of an epoch, in nats per token."""
-        return min(self.history["eval_loss"], default=None)
+        """The lowest evaluation loss, at the end of an epoch or inside it, in nats per token."""
+        return min((loss for _, loss in self.evaluations), default=None)
+
+    @property
+    def evaluations(self) -> List[Tuple[int, float]]:
+        """The step and the loss of every evaluation, at the end of an epoch or inside it."""
+        return _folio.evaluations(self.path)
 
     @property
     def checkpoints(self) -> List[Path]:
@@ -87,7 +92,8 @@ class Run:
         history = self.history
         ax = ax or _new_axes()
         ax.plot(history["step"], history["train_loss"], label="train")
-        ax.plot(history["step"], history["eval_loss"], label="eval")
+        steps, losses = zip(*self.evaluations) if self.evaluations else ((), ())
+        ax.plot(steps, losses, label="eval")
         _label(ax, self.name)
         return ax
 

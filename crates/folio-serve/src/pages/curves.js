@@ -19,6 +19,7 @@ export class RunRecords {
   clear() {
     this.steps = [];
     this.epochs = [];
+    this.evaluations = [];
   }
 
   /** Adds the records of a response. Returns whether there were any. */
@@ -27,6 +28,8 @@ export class RunRecords {
       if (record.event === "start") this.truncateTo(record);
       else if (record.event === "step") this.steps.push(record);
       else if (record.event === "epoch") this.epochs.push(record);
+      // An epoch ends with an evaluation.
+      if (record.event === "epoch" || record.event === "evaluation") this.evaluations.push(record);
     }
     this.next = next;
     return records.length > 0;
@@ -36,6 +39,7 @@ export class RunRecords {
   truncateTo({ step }) {
     this.steps = this.steps.filter((record) => record.step <= step);
     this.epochs = this.epochs.filter((record) => record.step <= step);
+    this.evaluations = this.evaluations.filter((record) => record.step <= step);
   }
 }
 
@@ -63,7 +67,7 @@ function ofEpochs(epochs, field) {
 }
 
 /** The curves of a run for the three figures. */
-export function curves(name, color, { steps, epochs }) {
+export function curves(name, color, { steps, epochs, evaluations }) {
   const line = (points, more) => ({ ...points, type: "scatter", mode: "lines", line: { color: color, width: 1.5 }, name, ...more });
   const marked = { mode: "lines+markers", line: { color: color, width: 2 } };
   return {
@@ -75,7 +79,7 @@ export function curves(name, color, { steps, epochs }) {
         line: { ...marked.line, dash: "dot" },
         marker: { symbol: "circle-open", size: 7 },
       }),
-      line(ofEpochs(epochs, "eval_loss"), { ...marked, name: `${name}: eval`, marker: { symbol: "diamond", size: 7 } }),
+      line(ofEpochs(evaluations, "eval_loss"), { ...marked, name: `${name}: eval`, marker: { symbol: "diamond", size: 7 } }),
     ],
     rate: [line(downsampled(steps, "lr"))],
     speed: [line(downsampled(steps, "tokens_per_s"))],

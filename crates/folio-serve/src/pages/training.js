@@ -95,15 +95,15 @@ function fill({ summary, records, row }) {
   row.progress.max = steps || 1;
   row.progress.value = step ?? 0;
   const last = records.steps.at(-1);
-  const evaluated = records.epochs.at(-1);
+  const evaluated = records.evaluations.at(-1);
   const of = (value, all) => (all ? `${value ?? 0} of ${all}` : `${value ?? "–"}`);
   const texts = [
     of(epoch, epochs),
     of(step, steps),
-    digits(last?.loss ?? evaluated?.train_loss),
+    digits(last?.loss ?? records.epochs.at(-1)?.train_loss),
     digits(evaluated?.eval_loss),
     digits(best),
-    digits(last?.lr ?? evaluated?.learning_rate, 3),
+    digits(last?.lr ?? records.epochs.at(-1)?.learning_rate, 3),
     digits(last?.tokens_per_s, 3),
     digits(parameters, 3),
   ];

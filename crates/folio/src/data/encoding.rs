@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{SplitKind, TokenStream, Tokens, border};
+use super::{Split, SplitKind, TokenStream, Tokens, border, test_border};
 use crate::error::{Error, Result};
 use crate::text::Corpus;
 use crate::tokenizer::Tokenizer;
@@ -100,17 +100,18 @@ impl Encoding<'_> {
 
 impl TokenStream {
     /// Encodes what a run reads, telling `on_piece` of every piece of text that is done by its bytes. With an evaluation
-    /// text of its own the whole of the other trains; else `split` divides it, and for a contiguous split the two parts
-    /// are encoded apart, so that no token spans the border.
+    /// text of its own the whole of the other trains; else `split` divides it, and for a contiguous split the parts
+    /// are encoded apart, so that no token spans a border.
     ///
     /// # Errors
     /// If the tokenizer lacks a character of a text, or the evaluation text is training text.
     pub fn of_texts(
         texts: &Texts,
         encoding: Encoding,
-        split: SplitKind,
+        split: impl Into<Split>,
         mut on_piece: impl FnMut(u64),
     ) -> Result<Self> {
+        let split = split.into();
         encoding.check()?;
         let mut tokens = Tokens::new(encoding.tokenizer.vocab_size());
         let data = &texts.data;
@@ -121,13 +122,19 @@ impl TokenStream {
         if let Some(eval) = &texts.eval {
             eval.check_apart_from(data)?;
             let eval_start = push(data, 0..data.text.len(), &mut tokens)?;
-            push(eval, 0..eval.text.len(), &mut tokens)?;
-            return Ok(Self { tokens, split: SplitKind::Contiguous, eval_start });
+            let border = test_border(&eval.text, split.test_fraction);
+            let test_start = push(eval, 0..border, &mut tokens)?;
+            push(eval, border..eval.text.len(), &mut tokens)?;
+            let split = Split { kind: SplitKind::Contiguous, ..split };
+            return Ok(Self { tokens, split, eval_start, test_start });
         }
-        let border = border(&data.text, split).unwrap_or(data.text.len());
+        let end = data.text.len();
+        let border = border(&data.text, split.kind).unwrap_or(end);
+        let test_border = border + test_border(&data.text[border..], split.test_fraction);
         let eval_start = push(data, 0..border, &mut tokens)?;
-        push(data, border..data.text.len(), &mut tokens)?;
-        Ok(Self { tokens, split, eval_start })
+        let test_start = push(data, border..test_border, &mut tokens)?;
+        push(data, test_border..end, &mut tokens)?;
+        Ok(Self { tokens, split, eval_start, test_start })
     }
 
     /// Encodes a text all of which is to be evaluated on.
@@ -137,7 +144,8 @@ impl TokenStream {
     pub fn for_evaluation(corpus: &Corpus, encoding: Encoding) -> Result<Self> {
         let mut tokens = Tokens::new(encoding.tokenizer.vocab_size());
         encoding.push(corpus, 0..corpus.text.len(), &mut tokens, &mut |_| ())?;
-        Ok(Self { tokens, split: SplitKind::Contiguous, eval_start: 0 })
+        let test_start = tokens.len();
+        Ok(Self { tokens, split: SplitKind::Contiguous.into(), eval_start: 0, test_start })
     }
 }
 

@@ -16,7 +16,10 @@ pub(super) struct GeneratedSequence {
     tokens: Vec<u32>,
     /// The index in `tokens` where the context begins. The cache holds tokens from here on.
     start: usize,
-    cache: Cache,
+    /// One per model.
+    caches: Vec<Cache>,
+    /// The model that runs the next pass.
+    model: usize,
     /// Tokens of the context that completed passes have processed. (The cache's length changes during a pass.)
     processed: usize,
     /// Tokens that the next pass processes.
@@ -35,7 +38,7 @@ pub(super) struct GeneratedSequence {
 
 impl CachedSequence for GeneratedSequence {
     fn cache(&self) -> &Cache {
-        &self.cache
+        &self.caches[self.model]
     }
 
     fn next_tokens(&self) -> &[u32] {
@@ -44,7 +47,7 @@ impl CachedSequence for GeneratedSequence {
 }
 
 impl GeneratedSequence {
-    pub(super) fn new(id: SequenceId, request: Request, cache: Cache, config: &ModelConfig) -> Self {
+    pub(super) fn new(id: SequenceId, request: Request, caches: Vec<Cache>, config: &ModelConfig) -> Self {
         /// Upper limit of the memory reserved in advance, in tokens.
         const RESERVED_MAX: usize = 1 << 16;
         let first: &[u32] = if request.prompt.is_empty() { &[0] } else { &request.prompt };
@@ -60,7 +63,8 @@ impl GeneratedSequence {
             block_size: config.block_size,
             tokens,
             start: 0,
-            cache,
+            caches,
+            model: 0,
             processed: 0,
             planned: 0,
             generated: 0,
@@ -78,8 +82,13 @@ impl GeneratedSequence {
         self.id
     }
 
-    pub(super) fn into_cache(self) -> Cache {
-        self.cache
+    pub(super) fn into_caches(self) -> Vec<Cache> {
+        self.caches
+    }
+
+    /// Selects the model that runs the next pass.
+    pub(super) fn select_model(&mut self, index: usize) {
+        self.model = index;
     }
 
     /// Whether the last token has been generated.
@@ -97,7 +106,7 @@ impl GeneratedSequence {
                 PastContext::Exact | PastContext::Rolling | PastContext::Stop => self.block_size,
             };
             self.start = length - kept;
-            self.cache.clear();
+            self.caches.iter_mut().for_each(Cache::clear);
             self.processed = 0;
         }
         self.planned = (length - self.start - self.processed).min(most);

@@ -131,6 +131,19 @@ impl CpuBackend {
         self.last_logits(tokens, tokens.len())
     }
 
+    /// The logits of the token that follows each token of a batch, (B, T, V), without dropout: overwritten.
+    ///
+    /// # Panics
+    /// If `logits` has another length.
+    pub fn batch_logits(&mut self, batch: Batch<'_>, logits: &mut [f32]) {
+        let pass = self.evaluation_pass(batch);
+        assert_eq!(logits.len(), batch.inputs.len() * self.config.vocab_size, "one row per token");
+        match &mut self.engine {
+            Engine::F32(buffers) => buffers.batch_logits(pass, &self.parameters, logits, batch),
+            Engine::Bf16(buffers) => buffers.batch_logits(pass, &self.parameters, logits, batch),
+        }
+    }
+
     /// The logits of the token that follows each of the last `rows` tokens of a sequence: (rows, V).
     fn last_logits(&mut self, tokens: &[u32], rows: usize) -> &[f32] {
         let batch = Batch { inputs: tokens, targets: tokens, time: tokens.len() };
@@ -471,6 +484,13 @@ impl<E: Element> EngineBuffers<E> {
         on_worker(|| {
             let (weights, activations) = self.prepare(pass, parameters, Purpose::Inference);
             pass.last_logits(weights, activations, logits, tokens);
+        });
+    }
+
+    fn batch_logits(&mut self, pass: Pass, parameters: &Parameters, logits: &mut [f32], batch: Batch) {
+        on_worker(|| {
+            let (weights, activations) = self.prepare(pass, parameters, Purpose::Inference);
+            pass.batch_logits(weights, activations, logits, batch);
         });
     }
 

@@ -25,10 +25,10 @@ impl Metrics {
         Self { path: run_dir.join(METRICS_FILE), lines: Vec::new(), replace: false }
     }
 
-    /// Removes the records after an epoch and a step. Returns the remaining lines.
-    pub(super) fn go_back_to(&mut self, epoch: u64, step: u64) -> Vec<u8> {
+    /// Removes the records after an epoch, a step, and the last evaluation inside an epoch. Returns the remaining lines.
+    pub(super) fn go_back_to(&mut self, epoch: u64, step: u64, evaluated: u64) -> Vec<u8> {
         // If the file cannot be read, the first write will report it.
-        let Ok((kept, all_stay)) = kept_lines(&self.path, epoch, step) else { return Vec::new() };
+        let Ok((kept, all_stay)) = kept_lines(&self.path, epoch, step, evaluated) else { return Vec::new() };
         if !all_stay && write_atomic(&self.path, &kept).is_err() {
             self.lines.clone_from(&kept);
             self.replace = true;
@@ -53,8 +53,8 @@ impl Metrics {
     }
 }
 
-/// The lines of a file up to an epoch and a step, and whether these are all of its lines.
-fn kept_lines(path: &Path, epoch: u64, step: u64) -> Result<(Vec<u8>, bool)> {
+/// The lines of a file up to an epoch, a step and an evaluation, and whether these are all of its lines.
+fn kept_lines(path: &Path, epoch: u64, step: u64, evaluated: u64) -> Result<(Vec<u8>, bool)> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok((Vec::new(), true)),
@@ -65,6 +65,7 @@ fn kept_lines(path: &Path, epoch: u64, step: u64) -> Result<(Vec<u8>, bool)> {
         let at_most = |key: &str, most: u64| value[key].as_u64().is_some_and(|number| number <= most);
         let in_time = match value["event"].as_str() {
             Some("epoch") => at_most("epoch", epoch),
+            Some("evaluation") => at_most("step", evaluated),
             _ => at_most("step", step),
         };
         in_time && line.ends_with(b"\n") && (step, epoch) != (0, 0)
@@ -95,5 +96,25 @@ mod tests {
         }
         let written = fs::read_to_string(&metrics.path).expect("a file");
         assert_eq!(written, [line(1), line(2), line(3)].concat());
+    }
+
+    #[test]
+    fn an_evaluation_that_the_state_lacks_is_removed() {
+        let directory = tempfile::tempdir().expect("room");
+        let line =
+            |event: &str, step: u64| format!("{}\n", json!({ "event": event, "step": step, "epoch": 1 }));
+        let all = [line("step", 1), line("step", 2), line("evaluation", 2), line("step", 3)].concat();
+        for (evaluated, kept) in
+            [(0, [line("step", 1), line("step", 2)].concat()), (2, all.replace(&line("step", 3), ""))]
+        {
+            fs::write(directory.path().join(METRICS_FILE), &all).expect("room");
+            let mut metrics = Metrics::new(directory.path());
+            assert_eq!(String::from_utf8(metrics.go_back_to(0, 2, evaluated)).expect("UTF-8"), kept);
+            assert_eq!(
+                fs::read_to_string(&metrics.path).expect("a file"),
+                kept,
+                "evaluated up to {evaluated}"
+            );
+        }
     }
 }

@@ -64,7 +64,7 @@ impl TensorBoard {
 
     /// Adds one record of metrics.jsonl.
     pub(super) fn push(&mut self, record: &Value) {
-        let (Some(kind @ ("step" | "epoch")), Some(step)) =
+        let (Some(kind @ ("step" | "evaluation" | "epoch")), Some(step)) =
             (record["event"].as_str(), record["step"].as_u64())
         else {
             return;

@@ -25,11 +25,11 @@ pub(super) fn of_run(run: &RunSummary) -> Vec<PlotlyFigure> {
     let losses = vec![
         faint(curve(steps, "loss", "each step")),
         curve(epochs, "train_loss", "train"),
-        curve(epochs, "eval_loss", "eval"),
+        curve(&run.evaluations, "eval_loss", "eval"),
     ];
     let bits = vec![
         curve(epochs, "train_bits_per_character", "train"),
-        curve(epochs, "eval_bits_per_character", "eval"),
+        curve(&run.evaluations, "eval_bits_per_character", "eval"),
     ];
     [
         ("loss", "Loss per step, in nats per token", losses),

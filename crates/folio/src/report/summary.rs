@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
+use crate::checkpoint::{CheckpointName, lowest_eval_loss};
 use crate::error::Result;
-use crate::history::lowest_eval_loss;
 use crate::records;
 use crate::run_dir::RunDir;
 
@@ -20,28 +20,36 @@ pub(super) struct RunSummary {
     pub(super) starts: Vec<Value>,
     pub(super) steps: Vec<Value>,
     pub(super) epochs: Vec<Value>,
+    /// The records with an evaluation loss: of epochs and of evaluations inside them.
+    pub(super) evaluations: Vec<Value>,
     /// One per epoch, nats per token.
     pub(super) eval_losses: Vec<f64>,
-    /// The lowest evaluation loss and its epoch, counting from 1.
-    pub(super) best: Option<(f64, u64)>,
+    /// The lowest evaluation loss and when it was measured.
+    pub(super) best: Option<(f64, CheckpointName)>,
 }
 
 impl RunSummary {
     pub(super) fn read(run: &RunDir) -> Result<Self> {
         let (mut starts, mut steps, mut epochs) = (Vec::new(), Vec::new(), Vec::new());
+        let mut evaluations = Vec::new();
         for record in records::read(run)? {
             match record["event"].as_str() {
                 Some("start") => starts.push(record),
                 Some("step") => steps.push(record),
-                Some("epoch") => epochs.push(record),
+                Some("epoch") => {
+                    evaluations.push(record.clone());
+                    epochs.push(record);
+                }
+                Some("evaluation") => evaluations.push(record),
                 _ => {}
             }
         }
         let status = run.status();
         // losses.json comes first: the records of a run that continues another begin where that one ended.
-        let saved = run.history()?.map(|history| history.eval_losses());
-        let from_status = status.as_ref().map(|status| status.eval_losses.clone());
-        let eval_losses = saved.or(from_status).unwrap_or_default();
+        let saved = run.history()?.map(|history| (history.eval_losses(), history.step_losses()));
+        let from_status =
+            || status.as_ref().map(|status| (status.eval_losses.clone(), status.step_losses.clone()));
+        let (eval_losses, step_losses) = saved.or_else(from_status).unwrap_or_default();
         Ok(Self {
             label: run.name(),
             name: run.name(),
@@ -51,20 +59,23 @@ impl RunSummary {
             starts,
             steps,
             epochs,
-            best: lowest_eval_loss(&eval_losses),
+            evaluations,
+            best: lowest_eval_loss(&eval_losses, &step_losses),
             eval_losses,
         })
     }
 
-    /// The lowest evaluation loss; infinite before the first epoch ends.
+    /// The lowest evaluation loss; infinite before the first evaluation.
     pub(super) fn best_loss(&self) -> f64 {
         self.best.map_or(f64::INFINITY, |(loss, _)| loss)
     }
 
     /// The lowest evaluation loss in bits per character.
     pub(super) fn best_bits(&self) -> Option<f64> {
-        let (_, epoch) = self.best?;
-        let record = self.epochs.iter().find(|record| record["epoch"] == epoch)?;
+        let record = match self.best?.1 {
+            CheckpointName::Epoch(epoch) => self.epochs.iter().find(|record| record["epoch"] == epoch)?,
+            CheckpointName::Step(step) => self.evaluations.iter().find(|record| record["step"] == step)?,
+        };
         record["eval_bits_per_character"].as_f64()
     }
 

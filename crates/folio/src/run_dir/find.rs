@@ -55,7 +55,7 @@ pub struct Saved {
     pub path: PathBuf,
     /// When it was saved.
     pub modified: SystemTime,
-    /// The evaluation loss after its epoch, nats per token.
+    /// The evaluation loss of its moment, if there was an evaluation, nats per token.
     pub eval_loss: Option<f64>,
 }
 
@@ -208,7 +208,6 @@ fn best_index(saved: &[Saved]) -> Option<usize> {
 impl Pick {
     /// The index of the checkpoint in what [`RunDir::saved`] returns.
     pub fn index(self, saved: &[Saved]) -> Option<usize> {
-        // A checkpoint inside an epoch, the last in the list, is removed once a later one is saved.
         let newest = saved.len().checked_sub(1);
         match self {
             Self::Best => best_index(saved).or(newest),
@@ -232,25 +231,23 @@ impl Found {
 }
 
 impl RunDir {
-    /// The checkpoints with their evaluation losses: those after epochs in ascending order, then the one inside an epoch.
+    /// The checkpoints with their evaluation losses, the newest last.
     ///
     /// # Errors
     /// If the directory cannot be read.
     pub fn saved(&self) -> Result<Vec<Saved>> {
-        let losses = self.history().ok().flatten().map(|history| history.eval_losses());
-        let from_status = || Some(self.status()?.eval_losses);
-        let losses = losses.or_else(from_status).unwrap_or_default();
-        let eval_loss = |name| match name {
-            CheckpointName::Epoch(epoch) => losses.get(usize::try_from(epoch).ok()?.checked_sub(1)?).copied(),
-            CheckpointName::Step(_) => None,
-        };
+        let losses =
+            self.history().ok().flatten().map(|history| (history.eval_losses(), history.step_losses()));
+        let from_status = || self.status().map(|status| (status.eval_losses, status.step_losses));
+        let (epochs, steps) = losses.or_else(from_status).unwrap_or_default();
+        let eval_loss = |name: CheckpointName| name.eval_loss(&epochs, &steps);
         let saved = |name| {
             let path = self.checkpoint(name);
             // Leaves out a checkpoint that was removed in the meantime.
             let modified = path.metadata().and_then(|metadata| metadata.modified()).ok()?;
             Some(Saved { name, path, modified, eval_loss: eval_loss(name) })
         };
-        Ok(self.checkpoints()?.into_iter().filter_map(saved).collect())
+        Ok(self.by_age()?.into_iter().filter_map(saved).collect())
     }
 
     fn no_checkpoint(&self) -> Error {

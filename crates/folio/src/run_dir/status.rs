@@ -15,11 +15,22 @@ pub struct Status {
     pub step: u64,
     /// The evaluation loss of each epoch, nats per token.
     pub eval_losses: Vec<f64>,
+    /// The step and the evaluation loss of each evaluation inside an epoch.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub step_losses: Vec<(u64, f64)>,
     /// The error message, if the run failed.
     pub error: Option<String>,
     /// The output that could not be printed, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost_output: Option<String>,
+}
+
+impl Status {
+    /// The status of a run with a model but without training.
+    pub(crate) fn without_training(state: RunState) -> Self {
+        let (eval_losses, step_losses) = (Vec::new(), Vec::new());
+        Self { state, epoch: 0, step: 0, eval_losses, step_losses, error: None, lost_output: None }
+    }
 }
 
 /// The state of a run.
@@ -34,6 +45,8 @@ pub enum RunState {
     Finished,
     /// Imported from another program, and not trained since.
     Imported,
+    /// The average of other checkpoints, and not trained since.
+    Averaged,
     /// Failed because losses or gradients were not finite; resuming would fail again.
     Diverged,
     /// Failed for another reason.
@@ -53,6 +66,7 @@ impl RunState {
             Self::Stopped => "stopped",
             Self::Finished => "finished",
             Self::Imported => "imported",
+            Self::Averaged => "averaged",
             Self::Diverged => "diverged",
             Self::Failed => "failed",
         }

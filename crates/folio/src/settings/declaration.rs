@@ -87,6 +87,10 @@ declare_settings! {
         section: Some(Section::Text),
         default_text: Some("blocks; contiguous for corpus_bpe, which must not learn from evaluation text"),
     }
+    /// Share of the evaluation text to hold out for folio eval --part test: training does not choose the best model by it
+    test_fraction: f64 = 0.0 => {
+        section: Some(Section::Text), range: Range::FRACTION, default_text: Some("0; --split blocks also holds out 10 %"),
+    }
     /// Seed of the weights, the split, the order of the blocks and dropout
     seed: u64 = 1337 => { section: Some(Section::Training), order: 1, }
     /// Width of the model
@@ -184,6 +188,16 @@ declare_settings! {
     }
     /// What updates the blocks' matrices: adamw or muon; AdamW updates embeddings, head, biases and LayerNorms
     optimizer: OptimizerKind = OptimizerKind::AdamW => { section: Some(Section::Training), }
+    /// Also evaluate every N optimizer steps, and save the model if it is the best so far
+    eval_every: Option<u64> = None => {
+        section: Some(Section::Training), order: -1, range: COUNT, default_text: Some("once per epoch"),
+        may_change: true, inherited: false, label: NO_LABEL,
+    }
+    /// Stop after N evaluations in a row without a new lowest eval loss
+    patience: Option<u64> = None => {
+        section: Some(Section::Training), order: -1, range: COUNT, default_text: Some("all epochs are trained"),
+        may_change: true, inherited: false, label: NO_LABEL,
+    }
     /// AdamW's peak learning rate
     learning_rate: f64 = 1e-3 => {
         section: Some(Section::Training), range: POSITIVE, search_level: Some(3),
@@ -282,6 +296,9 @@ declare_settings! {
     tensorboard: bool = false => {
         section: Some(Section::Files), saves: true, may_change: true, inherited: false, label: NO_LABEL,
     }
+    /// The checkpoints whose weights were averaged, if the run was not trained
+    #[serde(skip_serializing_if = "Option::is_none")]
+    averaged_from: Option<String> = None => { may_change: true, inherited: false, label: NO_LABEL, }
     /// The run whose checkpoint this one continues from, if any
     from_checkpoint_run_dir: Option<String> = None => { may_change: true, label: NO_LABEL, }
     /// The epoch of that checkpoint

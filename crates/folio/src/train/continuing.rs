@@ -7,6 +7,7 @@ use serde::Deserialize;
 use super::Start;
 use crate::checkpoint::{Checkpoint, CheckpointName, CutShort, Identity, ScheduleStart, TrainingState};
 use crate::error::{Error, Result};
+use crate::history::{EpochReport, StepEvaluation};
 use crate::model::{AddedTokens, Frozen, ModelConfig, Moments, Parameters};
 use crate::optim::OptimizerKind;
 use crate::rng::{Rng, Stream};
@@ -99,7 +100,13 @@ pub(super) fn load(checkpoint: &Checkpoint, settings: &Settings, tokenizer: &Tok
         state.order = order;
         state.epoch_progress = sums;
         state.epoch -= 1;
-        state.history.pop(settings.first_epoch_of_text());
+        let reopened = state.history.pop(settings.first_epoch_of_text());
+        // Without `max_steps` it would have been evaluated here too.
+        let is_due =
+            |report: &EpochReport| settings.eval_every.is_some_and(|every| report.step.is_multiple_of(every));
+        if let Some(report) = reopened.filter(is_due) {
+            state.history.push_evaluation(StepEvaluation::of_epoch(&report));
+        }
     }
     if at_start && (settings.restart_schedule || settings.weights_only) {
         state.schedule_start = ScheduleStart { epoch: state.epoch, step: state.global_step };
@@ -233,6 +240,7 @@ fn check_text(checkpoint: &Path, saved: &Identity, wanted: &Identity) -> Result<
         ("evaluation text", saved.eval_data_sha256 == wanted.eval_data_sha256),
         ("reading of special tokens", saved.special_tokens == wanted.special_tokens),
         ("split", saved.split == wanted.split),
+        ("test part", saved.test_fraction == wanted.test_fraction),
         ("seed", saved.seed == wanted.seed),
     ];
     match facts.iter().find(|(_, same)| !same) {

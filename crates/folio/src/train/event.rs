@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use crate::history::EpochReport;
+use crate::history::{EpochReport, StepEvaluation};
 use crate::model::Precision;
 
 /// An event of a run.
@@ -26,6 +26,8 @@ pub enum Event {
         trained: u64,
         /// The number format of its matmuls.
         precision: Precision,
+        /// The step of the last evaluation inside an epoch; 0 if there was none.
+        evaluated: u64,
     },
     /// An epoch starts or resumes.
     EpochStarted {
@@ -51,6 +53,13 @@ pub enum Event {
     },
     /// Evaluation has begun.
     Evaluating,
+    /// The model was evaluated inside an epoch.
+    Evaluated {
+        /// The epoch, counting from 1.
+        epoch: u64,
+        /// The result.
+        evaluation: StepEvaluation,
+    },
     /// An epoch has ended. It is saved next.
     EpochEnded {
         /// Counting from 1.
@@ -70,6 +79,15 @@ pub enum Event {
         step: u64,
         /// One per rank.
         ranks: Vec<RankReport>,
+    },
+    /// Training ends before its last step, because the evaluation loss has not improved for `patience` evaluations.
+    StoppedEarly {
+        /// The evaluations in a row without improvement.
+        evaluations: u64,
+        /// The lowest evaluation loss so far, nats per token.
+        best_loss: f64,
+        /// The step that it was reached at.
+        best_step: u64,
     },
     /// Something failed, but training continues.
     Warning {
@@ -139,7 +157,7 @@ impl Requests {
 /// How training ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// All epochs or steps are done.
+    /// All epochs or steps are done, or the evaluation loss has stopped improving.
     Finished,
     /// A stop was requested. If the run has a directory, it can be resumed.
     Stopped,

@@ -49,8 +49,13 @@ impl Trainer {
         self.dataset.steps_per_epoch(self.settings.batch_size).min(limit.saturating_sub(epoch_began))
     }
 
-    /// Steps left.
+    /// Steps left. Early stopping may make them fewer.
     pub fn steps_left(&self) -> u64 {
+        if self.is_out_of_patience() { 0 } else { self.steps_to_end() }
+    }
+
+    /// Steps up to the end of the last epoch, or to `max_steps`.
+    pub(super) fn steps_to_end(&self) -> u64 {
         let epochs = self.last_epoch().saturating_sub(self.state.epoch);
         let all = epochs.saturating_mul(self.dataset.steps_per_epoch(self.settings.batch_size));
         let limit = self.settings.max_steps.unwrap_or(u64::MAX);

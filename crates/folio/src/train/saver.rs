@@ -15,12 +15,19 @@ pub(super) struct Saver<'a> {
     run_dir: Option<&'a RunDir>,
     /// Whether rank 0 has a run directory: all ranks then give it their part of AdamW's moments.
     saves: bool,
-    /// Epoch and step of the last successful save.
-    saved: Option<(u64, u64)>,
+    /// The last successful save.
+    saved: Option<Moment>,
     /// The last checkpoint written.
     pub(super) checkpoint: Option<PathBuf>,
     /// The error of the last save, if it failed.
     failure: Option<Error>,
+}
+
+/// What distinguishes the states of a run: epoch, step, and the number of evaluations inside epochs.
+type Moment = (u64, u64, usize);
+
+fn moment(state: &TrainingState) -> Moment {
+    (state.epoch, state.global_step, state.history.evaluations.len())
 }
 
 impl<'a> Saver<'a> {
@@ -37,8 +44,8 @@ impl<'a> Saver<'a> {
             && let Some(name) = path.file_name().and_then(|name| CheckpointName::parse(name.to_str()?))
         {
             run_dir.write_history(&state.history)?;
-            run_dir.apply_retention(name, settings.kept(), &state.history.eval_losses())?;
-            saver.saved = Some((state.epoch, state.global_step));
+            run_dir.apply_retention(name, settings.kept(), &state.history)?;
+            saver.saved = Some(moment(state));
             saver.checkpoint = Some(path.clone());
         }
         Ok(saver)
@@ -48,7 +55,7 @@ impl<'a> Saver<'a> {
     pub(super) fn save_step(&mut self, trainer: &Trainer, requested: bool, on_event: &mut dyn FnMut(&Event)) {
         let name = CheckpointName::Step(trainer.state.global_step);
         let moments = self.moments(trainer);
-        if self.saved != Some((trainer.state.epoch, trainer.state.global_step)) {
+        if self.saved != Some(moment(&trainer.state)) {
             self.save(trainer, name, moments, requested, on_event);
         }
     }
@@ -82,7 +89,7 @@ impl<'a> Saver<'a> {
         match write(run_dir, trainer, name, moments.as_deref()) {
             Ok(checkpoint) => {
                 self.failure = None;
-                self.saved = Some((trainer.state.epoch, trainer.state.global_step));
+                self.saved = Some(moment(&trainer.state));
                 self.checkpoint = Some(checkpoint.clone());
                 on_event(&Event::Saved { checkpoint, requested });
             }
@@ -149,5 +156,6 @@ fn describe(run_dir: &RunDir, trainer: &Trainer) -> Result<()> {
 
 fn status(trainer: &Trainer, state: RunState, error: Option<String>) -> Status {
     let TrainingState { epoch, global_step: step, ref history, .. } = trainer.state;
-    Status { state, epoch, step, eval_losses: history.eval_losses(), error, lost_output: None }
+    let (eval_losses, step_losses) = (history.eval_losses(), history.step_losses());
+    Status { state, epoch, step, eval_losses, step_losses, error, lost_output: None }
 }

@@ -202,8 +202,8 @@ fn an_old_checkpoint_that_is_damaged_does_not_keep_a_run_from_saving() {
     let run = run(place.path());
     let manifest = run.checkpoint(CheckpointName::Epoch(1)).join("manifest.json");
     fs::write(manifest, "{").expect("room");
-    let losses = run.history().expect("readable").expect("saved").eval_losses();
-    run.apply_retention(CheckpointName::Epoch(2), folio::settings::Keep::Weights, &losses)
+    let history = run.history().expect("readable").expect("saved");
+    run.apply_retention(CheckpointName::Epoch(2), folio::settings::Keep::Weights, &history)
         .expect("the others are well");
     assert_eq!(run.epochs().expect("readable"), [1, 2]);
 }

@@ -3,6 +3,8 @@
 mod adamw;
 mod averaging;
 mod damage;
+mod early_stopping;
+mod ensemble;
 mod export;
 mod faults;
 mod foreign;

@@ -257,6 +257,8 @@ fn a_run_that_stops_inside_epochs_resumes_bit_for_bit() {
             block_offset: if n_emb == 8 { BlockOffset::Fixed } else { BlockOffset::Random },
             optimizer: if precision == Precision::Bf16 { OptimizerKind::Muon } else { OptimizerKind::AdamW },
             dropout_final: Some(0.1),
+            // Steps 12 and 24 end epochs.
+            eval_every: Some(3),
             ..settings()
         };
         let whole = train_on(new, &settings, &Start::Fresh, &place(&format!("whole_{index}")), 2);
@@ -298,6 +300,7 @@ fn an_epoch_cut_short_by_a_limit_is_taken_up_again() {
         lr_schedule: ScheduleKind::CosineWarmRestarts,
         cosine_t_max: 2,
         save_every: Some(3),
+        eval_every: Some(3),
         ..settings()
     };
     let whole = train(&settings, &Start::Fresh, &place("whole"), 1);

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use folio::data::{BatchBuffer, BlockOffset, Dataset, Part, SplitKind, TokenStream};
+use folio::data::{BatchBuffer, BlockOffset, Dataset, Part, Split, SplitKind, TokenStream};
 use folio::model::{Backend, CpuBackend};
 use folio::rng::{Rng, Stream};
 use folio::settings::Settings;
@@ -97,6 +97,67 @@ fn blocks_are_split_eighty_ten_ten_in_random_order() {
 }
 
 #[test]
+fn a_test_part_is_held_out_of_the_evaluation_part_and_shares_nothing_with_the_others() {
+    for kind in [SplitKind::Blocks, SplitKind::Contiguous] {
+        for test_fraction in [0.25, 0.5, 0.75] {
+            let context = format!("{kind:?} {test_fraction}");
+            let (len, block_size) = (2_005, 16);
+            let text: String = (0..len).map(|i| char::from_u32(0x4E00 + i).expect("an ideograph")).collect();
+            let tokenizer = Tokenizer::chars(&text);
+            let of = |split: Split| {
+                let stream = TokenStream::encode(&text, &tokenizer, split).expect("its own characters");
+                Dataset::new(Arc::new(stream), block_size, 1337).expect("long enough")
+            };
+            let (without, with) = (of(kind.into()), of(Split { kind, test_fraction }));
+            assert_eq!(
+                with.blocks(Part::Train),
+                without.blocks(Part::Train),
+                "{context}: training stays the same"
+            );
+            // With their tails, the parts predict other characters each, and together what they did before.
+            let predicted = |dataset: &Dataset, part: Part| -> BTreeSet<u32> {
+                let (_, mut targets) = positions_of(dataset, part);
+                if let Some((start, time)) = dataset.tail(part) {
+                    targets.extend_from_slice(BatchBuffer::default().fill(dataset, &[start], time).targets);
+                }
+                targets.into_iter().collect()
+            };
+            let [eval, test] = [Part::Eval, Part::Test].map(|part| predicted(&with, part));
+            let [eval_before, test_before] = [Part::Eval, Part::Test].map(|part| predicted(&without, part));
+            assert!(eval.is_disjoint(&test) && eval.is_subset(&eval_before), "{context}");
+            assert!(test.is_superset(&test_before), "{context}");
+            let mut all: BTreeSet<u32> = eval.union(&test).copied().collect();
+            if kind == SplitKind::Contiguous {
+                // The first character of the test part is not predicted, like that of the evaluation part.
+                assert!(all.insert(*test.first().expect("some") - 1), "{context}");
+                assert!(eval.last() < test.first(), "{context}: the test part is the last one");
+            }
+            assert_eq!(all, eval_before.union(&test_before).copied().collect(), "{context}");
+            let held_out = (eval_before.len() - eval.len()) as f64 / eval_before.len() as f64;
+            // Rounded to whole blocks of 12, or to characters.
+            let rounding = if kind == SplitKind::Blocks { 0.5 / 12.0 } else { 1.5 / 200.0 };
+            assert!((held_out - test_fraction).abs() <= rounding, "{context}: {held_out}");
+        }
+    }
+}
+
+#[test]
+fn a_text_too_short_for_the_test_part_is_refused() {
+    for (kind, len, way_out) in [
+        (SplitKind::Blocks, 200, "a smaller `test_fraction`"),
+        (SplitKind::Contiguous, 400, "`block_size 9`"),
+    ] {
+        let text: String = (0..len).map(|i| char::from_u32(0x4E00 + i).expect("an ideograph")).collect();
+        let tokenizer = Tokenizer::chars(&text);
+        let split = Split { kind, test_fraction: 0.75 };
+        let stream = Arc::new(TokenStream::encode(&text, &tokenizer, split).expect("its own characters"));
+        let error = Dataset::new(stream, 16, 1).expect_err("one block evaluates").to_string();
+        assert!(error.contains("a training, an evaluation and a test block"), "{error}");
+        assert!(error.contains(way_out), "{error}");
+    }
+}
+
+#[test]
 fn a_split_depends_only_on_the_seed() {
     let parts = |len: u32, seed: u64| {
         let dataset = dataset(len, SplitKind::Blocks, 16, seed);
@@ -120,7 +181,7 @@ fn a_contiguous_split_shares_no_character() {
 
         let (inputs, mut targets) = positions_of(&dataset, Part::Eval);
         assert!(inputs.iter().chain(&targets).all(|&position| position >= border), "{len} {block_size}");
-        if let Some((start, time)) = dataset.eval_tail() {
+        if let Some((start, time)) = dataset.tail(Part::Eval) {
             assert!(time < block_size);
             targets.extend_from_slice(BatchBuffer::default().fill(&dataset, &[start], time).targets);
         }
@@ -190,7 +251,7 @@ fn no_token_spans_the_border() {
         let (inputs, targets) = positions_of(&dataset, part);
         let mut tokens = inputs[..1].to_vec();
         tokens.extend(targets);
-        if let (Part::Eval, Some((start, time))) = (part, dataset.eval_tail()) {
+        if let (Part::Eval, Some((start, time))) = (part, dataset.tail(Part::Eval)) {
             tokens.extend_from_slice(BatchBuffer::default().fill(&dataset, &[start], time).targets);
         }
         tokenizer.decode(&tokens)

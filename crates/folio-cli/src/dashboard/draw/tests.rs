@@ -79,6 +79,7 @@ fn half_trained(run: usize, table: Option<&str>) -> (State, Instant) {
             parameters: 1_234_567,
             trained: 1_234_567,
             precision,
+            evaluated: 0,
         },
         now,
     );
@@ -154,7 +155,8 @@ fn a_sweep_shows_its_table_and_the_run_that_trains() {
     }
     // The run that started last is shown until it ends.
     let precision = Precision::F32;
-    let event = Event::Started { epoch: 0, step: 0, steps: 9, parameters: 5, trained: 5, precision };
+    let event =
+        Event::Started { epoch: 0, step: 0, steps: 9, parameters: 5, trained: 5, precision, evaluated: 0 };
     state.apply(Update::Event { run: 2, event }, now);
     check_shows(&frame(&state, size(80, 24), view(now)), &["run_3 · 5 parameters in f32"]);
     state.apply(Update::Ended { run: 2 }, now);
@@ -192,9 +194,13 @@ fn a_resumed_run_shows_its_best_epoch_so_far() {
     let now = Instant::now();
     let mut state = State::new("runs/mine".to_owned(), true, now);
     check_shows(&frame(&state, size(80, 24), view(now)), &["starting", "no epoch finished yet"]);
-    state.apply(Update::History { run: 0, epochs: vec![(50, 2.0), (100, 1.5), (150, 1.75)] }, now);
+    state.apply(
+        Update::History { run: 0, evaluations: vec![(1, 50, 2.0), (2, 100, 1.5), (3, 150, 1.75)] },
+        now,
+    );
     let precision = Precision::F32;
-    let event = Event::Started { epoch: 3, step: 150, steps: 50, parameters: 5, trained: 5, precision };
+    let event =
+        Event::Started { epoch: 3, step: 150, steps: 50, parameters: 5, trained: 5, precision, evaluated: 0 };
     state.apply(Update::Event { run: 0, event }, now);
     let event = Event::EpochStarted { epoch: 4, last_epoch: 4, steps: 50, taken: 0 };
     state.apply(Update::Event { run: 0, event }, now);

@@ -31,6 +31,25 @@ impl Pass {
         });
     }
 
+    /// The logits of the token that follows each token of a batch: (B, T, V), overwritten.
+    pub(super) fn batch_logits<E: Element>(
+        self,
+        weights: PassWeights<E>,
+        a: &mut Activations<E>,
+        logits: &mut [f32],
+        batch: Batch,
+    ) {
+        let vocab = self.config.vocab_size;
+        let (jobs, scratch) = a.evaluation_jobs(batch);
+        jobs.zip(logits.par_chunks_exact_mut(self.time * vocab)).for_each(|(job, logits)| {
+            let EvaluationJob { b, inputs, sequence, .. } = job;
+            let scratch = &mut *scratch.of_this_thread();
+            self.forward(b, weights, sequence, scratch, inputs);
+            let normed = &scratch.normed[..self.time * self.config.n_emb];
+            head_logits(self.head_dims(), ColumnsMut::new(logits, vocab), normed, weights.packed.head());
+        });
+    }
+
     /// The logits of the token that follows each of the last tokens of a single sequence: (rows, V), overwritten.
     pub(super) fn last_logits<E: Element>(
         self,
