@@ -3,23 +3,20 @@
 mod generate;
 mod kernels;
 mod peak;
+mod step;
 mod tokenizer;
-
-use std::time::Instant;
 
 use clap::{Args, Subcommand, ValueEnum};
 use folio::error::Error;
-use folio::model::{Backend, Batch, CpuBackend, ModelConfig, PrecisionChoice, resolve_precision};
-use folio::optim::{AdamW, AdamWConfig, MuonConfig, OptimizerKind};
-use folio::rng::{Rng, Stream};
+use folio::model::{ModelConfig, PrecisionChoice, resolve_precision};
 use folio_kernels::isa::{Isa, Missing};
 
-use crate::options::{real, whole};
+use crate::options::whole;
 use crate::screen;
 use crate::threads::set_threads;
-use crate::usage::Usage;
 use kernels::Sizes;
 use peak::Peak;
+use step::StepArgs;
 
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
@@ -103,35 +100,6 @@ impl ModelSize {
     }
 }
 
-#[derive(Args)]
-#[command(rename_all = "snake_case")]
-#[command(after_help = "\
-Example:
-  folio bench step --batch 64 --block 256 --vocab 65 --emb 384 --blocks 6 \\
-      --heads 6 --dropout 0.2")]
-struct StepArgs {
-    /// Sequences per step
-    #[arg(long, default_value_t = 64, value_parser = whole::<usize>)]
-    batch: usize,
-    #[command(flatten)]
-    sizes: ModelArgs,
-    /// Dropout rate
-    #[arg(long, default_value_t = 0.2, value_parser = real::<f32>)]
-    dropout: f32,
-    /// Number format: f32, bf16, or auto for the faster
-    #[arg(long, default_value = "auto")]
-    precision: PrecisionChoice,
-    /// What updates the blocks' matrices: adamw or muon
-    #[arg(long, default_value = "adamw")]
-    optimizer: OptimizerKind,
-    /// Steps to time, after two warm-up steps
-    #[arg(long, default_value_t = 5, value_parser = whole::<usize>)]
-    steps: usize,
-    /// Number of threads [default: all cores]
-    #[arg(long, value_parser = whole::<usize>)]
-    threads: Option<usize>,
-}
-
 /// The sizes of a model.
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
@@ -189,7 +157,7 @@ fn in_own_flags(error: Error) -> Error {
 
 pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     match &args.what {
-        What::Step(args) => step(args),
+        What::Step(args) => step::run(args),
         What::Generate(args) => generate::run(args),
         What::Kernels(args) => kernels(args),
         What::Peak(args) => peak(args),
@@ -266,54 +234,6 @@ fn kernels(args: &KernelsArgs) -> anyhow::Result<()> {
         }
         screen::out(table)?;
     }
-    Ok(())
-}
-
-fn step(args: &StepArgs) -> anyhow::Result<()> {
-    let sizes = &args.sizes;
-    let config = sizes.config(args.dropout)?;
-    let precision = resolve_precision(args.precision, &config);
-    precision.check(&config).map_err(in_own_flags)?;
-    if args.batch == 0 || args.steps == 0 {
-        return Err(Usage("--batch and --steps must be at least 1".into()).into());
-    }
-    set_threads(args.threads)?;
-    let mut rng = Rng::new(0, Stream::Init);
-    let mut model = CpuBackend::new(config, precision, &mut rng);
-    let adamw = AdamWConfig {
-        beta1: 0.9,
-        beta2: 0.999,
-        eps: 1e-8,
-        weight_decay: 0.01,
-        decay_all_parameters: true,
-        grad_clip: 1.0,
-    };
-    let muon = MuonConfig { momentum: 0.95, relative_rate: 1.0 };
-    let muon = (args.optimizer == OptimizerKind::Muon).then_some(muon);
-    let mut optimizer = AdamW::new(adamw).with_muon(muon);
-    let tokens = args.batch * sizes.block;
-    let mut times = Vec::new();
-    for step in 0..args.steps + 2 {
-        let mut random_tokens =
-            || -> Vec<u32> { (0..tokens).map(|_| rng.below(sizes.vocab as u64) as u32).collect() };
-        let (inputs, targets) = (random_tokens(), random_tokens());
-        let start = Instant::now();
-        model
-            .loss_and_gradients(Batch { inputs: &inputs, targets: &targets, time: sizes.block }, step as u64);
-        optimizer.step(&mut model, 1e-3);
-        if step >= 2 {
-            times.push(start.elapsed().as_secs_f64());
-        }
-    }
-    let fastest = times.iter().copied().fold(f64::INFINITY, f64::min);
-    let median = median(times);
-    screen::out(serde_json::json!({
-        "what": "step", "batch": args.batch, "block": sizes.block, "vocab": sizes.vocab, "emb": sizes.emb,
-        "blocks": sizes.blocks, "heads": sizes.heads, "dropout": args.dropout, "steps": args.steps,
-        "precision": precision.name(), "optimizer": args.optimizer.name(), "threads": rayon::current_num_threads(), "isa": Isa::detected().name(),
-        "step_s": median, "step_s_min": fastest, "tokens_per_s": tokens as f64 / median,
-        "gflop_per_s": flop(&config, tokens) / median / 1e9, "peak_mib": peak_mib(),
-    }))?;
     Ok(())
 }
 

@@ -6,19 +6,20 @@ use std::time::{Duration, Instant};
 use super::{Communicator, Exchange, Exchanges};
 
 /// A communicator that measures the time its calls take: waiting for other ranks, moving data and adding.
-pub(crate) struct Timed {
+pub struct Timed {
     inner: Box<dyn Communicator>,
     /// Nanoseconds.
     spent: AtomicU64,
 }
 
 impl Timed {
-    pub(crate) fn new(inner: Box<dyn Communicator>) -> Self {
+    /// Measures the calls of `inner`.
+    pub fn new(inner: Box<dyn Communicator>) -> Self {
         Self { inner, spent: AtomicU64::new(0) }
     }
 
     /// The time spent so far.
-    pub(crate) fn spent(&self) -> Duration {
+    pub fn spent(&self) -> Duration {
         Duration::from_nanos(self.spent.load(Ordering::Relaxed))
     }
 

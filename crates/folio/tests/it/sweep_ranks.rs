@@ -75,8 +75,7 @@ fn train(
         let threads: Vec<_> = ThreadRank::world(ranks).into_iter().map(start).collect();
         threads.into_iter().map(|thread| thread.join().expect("no rank panics")).collect()
     });
-    let (results, epochs) =
-        (results.into_inner().expect("no panic"), epochs.into_inner().expect("no panic"));
+    let (results, epochs) = (results.into_inner().expect("no panic"), epochs.into_inner().expect("no panic"));
     Trained { outcomes, results, epochs }
 }
 
