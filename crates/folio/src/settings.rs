@@ -388,7 +388,7 @@ mod tests {
             let optional = ["eval_data", "init_from", "averaged_from"]
                 .iter()
                 .any(|start| setting.name.starts_with(start));
-            setting.of_model || optional || setting.name == "freeze"
+            setting.of_model || optional || ["freeze", "zero", "reduce_precision"].contains(&setting.name)
         };
         let declared = SETTINGS.iter().filter(|setting| !is_left_out(setting)).map(|setting| setting.name);
         assert!(default.as_object().unwrap().keys().map(String::as_str).eq(declared));

@@ -218,7 +218,7 @@ pub trait Backend: Send {
 
     /// The places of the parameters whose moments this rank keeps, in order.
     fn own(&self) -> Vec<Range<usize>> {
-        vec![0..self.parameters().values().len()]
+        std::iter::once(0..self.parameters().values().len()).collect()
     }
 
     /// The moments of all parameters, on rank 0. All ranks call this at once.

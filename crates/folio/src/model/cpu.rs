@@ -321,8 +321,8 @@ impl Backend for CpuBackend {
 
     fn update(&mut self, update: &Update) {
         let gradients = self.gradients.as_ref().expect("a training step comes first");
-        let all = [0..gradients.values().len()];
-        let own = self.shard.as_ref().map_or(&all[..], Shard::own);
+        let all = 0..gradients.values().len();
+        let own = self.shard.as_ref().map_or(std::slice::from_ref(&all), Shard::own);
         let count = own.iter().map(Range::len).sum();
         let Moments { exp_avg, exp_avg_sq } = self.moments.get_or_insert_with(|| Moments::zeros(count));
         let mut first = 0;
@@ -363,7 +363,7 @@ impl Backend for CpuBackend {
     }
 
     fn own(&self) -> Vec<Range<usize>> {
-        let all = || vec![0..self.parameters.values().len()];
+        let all = || std::iter::once(0..self.parameters.values().len()).collect();
         self.shard.as_ref().map_or_else(all, |shard| shard.own().to_vec())
     }
 

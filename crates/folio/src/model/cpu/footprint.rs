@@ -8,7 +8,6 @@ impl CpuBackend {
     /// Approximate memory of training in bytes, with batches of `batch_size` sequences of `block_size` tokens in
     /// `micro_batches` micro-batches per rank: weights, gradients, moments, packed weights, and the activations that the backward
     /// pass reads. What is frozen has no gradients and no moments. With `zero` 1 the moments are divided over the `ranks`.
-    #[expect(clippy::too_many_arguments, reason = "what the memory of a run depends on")]
     pub fn training_bytes(
         config: &ModelConfig,
         precision: Precision,
