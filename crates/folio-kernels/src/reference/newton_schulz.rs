@@ -20,7 +20,7 @@ pub fn newton_schulz<F: Float + NumAssign>(rows: usize, cols: usize, x: &mut [F]
     expect_len("x", x, &[rows, cols]);
     let norm = dot(x, x).sqrt();
     if norm > F::zero() {
-        x.iter_mut().for_each(|x| *x = *x / norm);
+        x.iter_mut().for_each(|x| *x /= norm);
     }
     let [a, b, c] = COEFFICIENTS.map(real::<F>);
     for _ in 0..iterations {

@@ -152,12 +152,15 @@ fn the_scale_of_a_matrix_does_not_matter_and_zeros_stay_zeros() {
         matrix.values.iter_mut().for_each(|value| *value *= scale);
         matrix
     };
-    let want = matrix(1.0).run(&mut buffers, ITERATIONS);
-    // Powers of 2 are exact.
-    for exponent in [-60, -20, 20, 60] {
-        assert_eq!(matrix(2f32.powi(exponent)).run(&mut buffers, ITERATIONS), want, "2^{exponent}");
-    }
-    assert!(matrix(0.0).run(&mut buffers, ITERATIONS).iter().all(|&x| x == 0.0));
+    on_every_isa(|isa| {
+        let want = matrix(1.0).run(&mut buffers, ITERATIONS);
+        // Powers of 2 are exact.
+        for exponent in [-60, -20, 20, 60] {
+            let got = matrix(2f32.powi(exponent)).run(&mut buffers, ITERATIONS);
+            assert_eq!(got, want, "2^{exponent} on {}", isa.name());
+        }
+        assert!(matrix(0.0).run(&mut buffers, ITERATIONS).iter().all(|&x| x == 0.0), "{}", isa.name());
+    });
 }
 
 #[test]
@@ -165,16 +168,19 @@ fn an_update_decays_and_steps() {
     for shape in [(17, 33), (33, 17), (5, 5)] {
         let matrix = Matrix::random(shape);
         let mut buffers = NewtonSchulz::<f32>::new(17, 33);
-        let x = matrix.run(&mut buffers, ITERATIONS);
-        let before = Random(7).as_f32(matrix.values.len(), 1.0);
-        let mut after = before.clone();
-        let (decay, rate) = (0.25, 0.5);
-        buffers.update(matrix.columns, &mut after, decay, rate);
-        let columns = matrix.columns;
-        for (index, (&before, &after)) in before.iter().zip(&after).enumerate() {
-            let is_own = (columns.first..columns.first + columns.cols).contains(&(index % columns.stride));
-            let want = if is_own { before - (decay * before + rate * x[index]) } else { before };
-            assert_eq!(after, want, "{shape:?}, {index}");
-        }
+        on_every_isa(|isa| {
+            let x = matrix.run(&mut buffers, ITERATIONS);
+            let before = Random(7).as_f32(matrix.values.len(), 1.0);
+            let mut after = before.clone();
+            let (decay, rate) = (0.25, 0.5);
+            buffers.update(matrix.columns, &mut after, decay, rate);
+            let columns = matrix.columns;
+            for (index, (&before, &after)) in before.iter().zip(&after).enumerate() {
+                let is_own =
+                    (columns.first..columns.first + columns.cols).contains(&(index % columns.stride));
+                let want = if is_own { before - (decay * before + rate * x[index]) } else { before };
+                assert_eq!(after, want, "{shape:?} on {}, {index}", isa.name());
+            }
+        });
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use folio::model::{Batch, CpuBackend, ModelConfig, MuonUpdate, Parameters, Precision};
+use folio::model::{Backend, Batch, CpuBackend, ModelConfig, MuonUpdate, Parameters, Precision};
 use folio::optim::{AdamW, AdamWConfig, MuonConfig, OptimizerKind};
 use folio::rng::{Rng, Stream};
 use folio::run_dir::RunDir;
@@ -141,7 +141,6 @@ fn loss_after(steps: u64, precision: Precision) -> f32 {
         model.loss_and_gradients(batch, key);
         optimizer.step(&mut model, 1e-2);
     }
-    use folio::model::Backend;
     model.loss_and_gradients(batch, steps)
 }
 
