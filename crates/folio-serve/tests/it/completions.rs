@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use folio::checkpoint::CheckpointName;
 use folio::generate::{Generator, PastContext, Request, Sampling};
 use folio::model::{InferenceModel, WeightFormat};
 use folio::run_dir::RunDir;
@@ -17,8 +16,8 @@ use crate::site::{Site, limits, text_of};
 fn written(name: &str, prompt: &str, request: Request) -> (String, Vec<f32>) {
     let run = RunDir::new(RUNS.path().join(name));
     let tokenizer = Arc::new(run.tokenizer().expect("a tokenizer"));
-    let (_, epoch) = run.best().expect("losses and checkpoints");
-    let checkpoint = run.open_checkpoint(CheckpointName::Epoch(epoch)).expect("a checkpoint");
+    let (_, name) = run.best().expect("losses and checkpoints");
+    let checkpoint = run.open_checkpoint(name).expect("a checkpoint");
     let format = WeightFormat::of(run.settings().expect("settings").precision);
     let config = checkpoint.state().identity.model;
     let model = InferenceModel::new(config, format, &checkpoint.parameters().expect("weights"));
