@@ -124,8 +124,9 @@ impl TrainingState {
             }),
             ("a random stream that is stuck", streams.into_iter().flatten().all(Rng::is_sound)),
             ("evaluations out of order or later than now", {
-                let steps = history.evaluations.iter().map(|evaluation| evaluation.step);
-                steps.clone().is_sorted() && steps.last().is_none_or(|last| last <= self.global_step)
+                let evaluations = &history.evaluations;
+                evaluations.is_sorted_by_key(|evaluation| evaluation.step)
+                    && evaluations.last().is_none_or(|last| last.step <= self.global_step)
             }),
             ("a history whose length is not the number of epochs", history.epochs.len() as u64 == self.epoch),
         ];

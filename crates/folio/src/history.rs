@@ -66,19 +66,6 @@ pub struct StepEvaluation {
 }
 
 impl StepEvaluation {
-    /// The evaluation at the end of an epoch, as one inside it: the epoch goes on after all.
-    pub(crate) fn of_epoch(report: &EpochReport) -> Self {
-        let EpochReport { step, eval_loss, raw_eval_loss, eval_bits, .. } = *report;
-        let Bits { per_character, per_byte } = eval_bits;
-        Self {
-            step,
-            eval_loss,
-            raw_eval_loss,
-            eval_bits_per_character: per_character,
-            eval_bits_per_byte: per_byte,
-        }
-    }
-
     /// The eval loss in bits.
     pub fn eval_bits(&self) -> Bits {
         Bits { per_character: self.eval_bits_per_character, per_byte: self.eval_bits_per_byte }
@@ -164,16 +151,15 @@ impl History {
         }
     }
 
-    /// Removes and returns the last epoch. The first `other_text_epochs` epochs were trained on another text, so their losses
+    /// Removes the last epoch. The first `other_text_epochs` epochs were trained on another text, so their losses
     /// do not count when the best loss has to be found again.
-    pub fn pop(&mut self, other_text_epochs: u64) -> Option<EpochReport> {
-        let last = self.epochs.pop()?;
+    pub fn pop(&mut self, other_text_epochs: u64) {
+        let Some(last) = self.epochs.pop() else { return };
         if self.best_eval_loss.is_some_and(|(_, step)| step == last.step) {
             let text_began = self.step_of_epoch(other_text_epochs);
             let comparable = self.all_evaluations().into_iter().filter(|(step, _)| *step > text_began);
             self.best_eval_loss = lowest_loss(comparable.map(|(step, loss)| (loss, step)));
         }
-        Some(last)
     }
 
     /// The epoch with the best evaluation loss, counting from 1; none if the best evaluation was inside an epoch.
@@ -381,13 +367,20 @@ mod tests {
             let before = history.clone();
             history.push(report(35, last));
             assert_eq!(history.epochs.len(), 4);
-            assert_eq!(history.pop(0), Some(report(35, last)));
+            history.pop(0);
             assert_eq!(history, before, "after {last}");
         }
     }
 
     fn evaluation(step: u64, eval_loss: f64) -> StepEvaluation {
-        StepEvaluation::of_epoch(&report(step, eval_loss))
+        let Bits { per_character, per_byte } = report(step, eval_loss).eval_bits;
+        StepEvaluation {
+            step,
+            eval_loss,
+            raw_eval_loss: None,
+            eval_bits_per_character: per_character,
+            eval_bits_per_byte: per_byte,
+        }
     }
 
     #[test]
@@ -402,7 +395,7 @@ mod tests {
         // An equal loss is no improvement.
         history.push_evaluation(evaluation(18, 2.0));
         history.push(report(20, 1.0));
-        assert_eq!(history.pop(0).map(|epoch| epoch.step), Some(20));
+        history.pop(0);
         assert_eq!(history.best_eval_loss, Some((2.0, 15)), "found again");
         history.push(report(20, 2.5));
         assert_eq!(history.all_evaluations(), [(5, 3.0), (10, 4.0), (15, 2.0), (18, 2.0), (20, 2.5)]);
@@ -411,7 +404,7 @@ mod tests {
         history.best_eval_loss = None;
         history.push(report(30, 9.0));
         history.push_evaluation(evaluation(35, 9.5));
-        assert_eq!(history.pop(2).map(|epoch| epoch.step), Some(30));
+        history.pop(2);
         assert_eq!(history.best_eval_loss, Some((9.5, 35)));
         let state = serde_json::to_value(&history).unwrap();
         assert_eq!(state["losses"]["step_evaluations"][1]["step"], 15);

@@ -261,7 +261,7 @@ impl Trainer {
             let mut order = self.state.order.clone();
             let blocks = self.dataset.epoch_blocks(self.settings.block_offset, &mut order);
             let batches = blocks.chunks(self.settings.batch_size).take(steps as usize);
-            // The run may have been stopped during an evaluation.
+            // The run may have been stopped during an evaluation, or `max_steps` may have ended the epoch here.
             if self.is_evaluation_due()
                 && let Some(outcome) = self.end_step(saver, requests, on_event)?
             {

@@ -7,7 +7,6 @@ use serde::Deserialize;
 use super::Start;
 use crate::checkpoint::{Checkpoint, CheckpointName, CutShort, Identity, ScheduleStart, TrainingState};
 use crate::error::{Error, Result};
-use crate::history::{EpochReport, StepEvaluation};
 use crate::model::{AddedTokens, Frozen, ModelConfig, Moments, Parameters};
 use crate::optim::OptimizerKind;
 use crate::rng::{Rng, Stream};
@@ -100,13 +99,7 @@ pub(super) fn load(checkpoint: &Checkpoint, settings: &Settings, tokenizer: &Tok
         state.order = order;
         state.epoch_progress = sums;
         state.epoch -= 1;
-        let reopened = state.history.pop(settings.first_epoch_of_text());
-        // Without `max_steps` it would have been evaluated here too.
-        let is_due =
-            |report: &EpochReport| settings.eval_every.is_some_and(|every| report.step.is_multiple_of(every));
-        if let Some(report) = reopened.filter(is_due) {
-            state.history.push_evaluation(StepEvaluation::of_epoch(&report));
-        }
+        state.history.pop(settings.first_epoch_of_text());
     }
     if at_start && (settings.restart_schedule || settings.weights_only) {
         state.schedule_start = ScheduleStart { epoch: state.epoch, step: state.global_step };

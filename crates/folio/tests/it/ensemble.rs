@@ -292,7 +292,7 @@ fn only_checkpoints_of_one_model_are_averaged() {
     let place = |name: &str| directory.path().join(name);
     let one = train(&settings(1), &Start::Fresh, &place("one"));
     let wide = train(&Settings { n_emb: 24, ..settings(1) }, &Start::Fresh, &place("wide"));
-    let error = average(&[checkpoint(&one, 1), checkpoint(&wide, 1)]).err().expect("they differ").to_string();
+    let error = average(&[checkpoint(&one, 1), checkpoint(&wide, 1)]).expect_err("they differ").to_string();
     assert!(
         error.contains("has n_emb 24 and") && error.contains("has 16: only checkpoints of the same"),
         "{error}"
