@@ -5,6 +5,11 @@
     python3 -m venv /tmp/rival && /tmp/rival/bin/pip install torch numpy jax
     python3 bench/compare.py --rival-python /tmp/rival/bin/python --rivals pytorch compiled jax -- char nanogpt-cpu
 
+    python3 bench/compare.py --rival-python /tmp/rival/bin/python --ranks 2 -- char bpe gpt2-124m-8x256
+
+With --ranks, folio under mpirun is compared with itself on one rank with all threads, and with PyTorch's
+DistributedDataParallel (gloo); each rank has its share of the threads.
+
 The rivals are PyTorch in eager mode, PyTorch with torch.compile (which needs a C++ compiler), and JAX. For each setting and
 precision the programs alternate, so that drift of the machine affects all of them. Prints the rows of a table of medians,
 with the ratio to the fastest rival, and writes them to bench/record/<cpu>/<date>.csv, with a bar chart next to it.
@@ -18,6 +23,7 @@ SETTINGS = {
     "bpe": dict(batch=32, block=128, vocab=50257, emb=384, blocks=6, heads=6, dropout=0.2, steps=3),
     "nanogpt-cpu": dict(batch=12, block=64, vocab=65, emb=128, blocks=4, heads=4, dropout=0.0, steps=40),
     "gpt2-124m": dict(batch=4, block=64, vocab=50257, emb=768, blocks=12, heads=12, dropout=0.0, steps=4),
+    "gpt2-124m-8x256": dict(batch=8, block=256, vocab=50257, emb=768, blocks=12, heads=12, dropout=0.0, steps=3),
 }
 RIVALS = {
     "pytorch": [str(HERE / "torch_gpt2.py"), "train"],
@@ -48,6 +54,31 @@ def step(command, setting, threads):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def compare_ranks(a):
+    """Prints a row for each setting and precision: one rank with all threads, several, and PyTorch's ranks."""
+    threads = a.threads // a.ranks
+    mpirun = [a.mpirun, "-n", str(a.ranks), *a.mpirun_flags]
+    torchrun = [a.rival_python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(a.ranks)]
+    for name in a.settings:
+        for precision in a.precisions:
+            folio = [a.folio, "bench", "step", f"--precision={precision}"]
+            bf16 = ["--bf16"] if precision == "bf16" else []
+            programs = {
+                "one rank": (folio, a.threads),
+                "ranks": ([*mpirun, *folio, *a.folio_flags], threads),
+                "ddp": ([*torchrun, *RIVALS["pytorch"], "--ddp", *bf16], threads),
+            }
+            results = {program: [] for program in programs}
+            for _ in range(a.rounds):
+                for program, (command, count) in programs.items():
+                    results[program].append(step(command, SETTINGS[name], count))
+            speed = {k: statistics.median(r["tokens_per_s"] for r in v) for k, v in results.items()}
+            share = statistics.median(r["communication_s"] / r["step_s"] for r in results["ranks"])
+            print(f"| {name} | {precision} | {speed['one rank']:,.0f} | {speed['ranks']:,.0f} | "
+                  f"{speed['ranks'] / speed['one rank']:.2f} | {share:.1%} | {speed['ddp']:,.0f} | "
+                  f"{speed['ranks'] / speed['ddp']:.2f} |", flush=True)
+
+
 def chart(rows):
     """A bar chart of the ratios, as SVG."""
     height = 24 * len(rows) + 40
@@ -75,7 +106,13 @@ def main():
     p.add_argument("--precisions", nargs="+", choices=["f32", "bf16"], default=["f32", "bf16"])
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--ranks", type=int, default=1)
+    p.add_argument("--mpirun", default="mpirun")
+    p.add_argument("--mpirun-flags", nargs="*", default=["--bind-to", "core"])
+    p.add_argument("--folio-flags", nargs="*", default=[], help="such as --folio-flags=--zero=1, for several ranks")
     a = p.parse_args()
+    if a.ranks > 1:
+        return compare_ranks(a)
     rows = []
     for name in a.settings:
         for precision in a.precisions:

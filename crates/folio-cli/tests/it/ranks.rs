@@ -14,21 +14,32 @@ const RUN: &str = "train --data plays.txt --n_emb 16 --n_heads 2 --n_blocks 1 --
 /// The files of a checkpoint that must be equal.
 const FILES: [&str; 3] = ["model.safetensors", "optimizer.safetensors", "state.json"];
 
-/// Open MPI's launcher with some ranks of `folio`; `None`, with a notice, on a machine without it. With FOLIO_MPIRUN set that is a
-/// failure.
+/// A launcher with some ranks of `folio`: Open MPI's, or MPICH's if FOLIO_MPIRUN is `mpich`. `None`, with a notice, on a machine
+/// without it. With FOLIO_MPIRUN set that is a failure.
 fn mpirun(place: &Place, ranks: usize, line: &str) -> Option<Command> {
-    const LAUNCHER: &str = "mpirun.openmpi";
-    if let Err(error) = Command::new(LAUNCHER).arg("--version").output() {
-        assert!(std::env::var_os("FOLIO_MPIRUN").is_none(), "{LAUNCHER}: {error}: see .ci/mpi");
+    let mut command = launcher()?;
+    command.args(["-n", &ranks.to_string(), env!("CARGO_BIN_EXE_folio")]).args(words(line));
+    command.current_dir(place.path(""));
+    Some(command)
+}
+
+/// The launcher and its flags.
+fn launcher() -> Option<Command> {
+    let wanted = std::env::var("FOLIO_MPIRUN").ok();
+    let is_mpich = wanted.as_deref() == Some("mpich");
+    let launcher = if is_mpich { "mpirun.mpich" } else { "mpirun.openmpi" };
+    if let Err(error) = Command::new(launcher).arg("--version").output() {
+        assert!(wanted.is_none(), "{launcher}: {error}: see .ci/mpi");
         // Not eprintln!, whose output is hidden for tests that pass.
-        let _ = writeln!(stderr(), "\nRANKS ARE NOT TESTED: {LAUNCHER}: {error}. `.ci/mpi` installs it.\n");
+        let _ = writeln!(stderr(), "\nRANKS ARE NOT TESTED: {launcher}: {error}. `.ci/mpi` installs it.\n");
         return None;
     }
-    let mut command = Command::new(LAUNCHER);
-    // More ranks than processors, which yield while they wait.
-    command.args(["--oversubscribe", "--mca", "mpi_yield_when_idle", "1", "-n", &ranks.to_string()]);
-    command.arg(env!("CARGO_BIN_EXE_folio")).args(words(line)).current_dir(place.path(""));
-    command.envs([("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")]);
+    let mut command = Command::new(launcher);
+    if !is_mpich {
+        // More ranks than processors, which yield while they wait.
+        command.args(["--oversubscribe", "--mca", "mpi_yield_when_idle", "1"]);
+        command.envs([("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")]);
+    }
     Some(command)
 }
 
@@ -147,17 +158,65 @@ fn a_signal_to_one_rank_saves_and_stops_all_and_another_number_resumes() {
     check_same(&place, "alone/latest", "run/latest");
 }
 
-/// The process of rank 1, a child of the launcher.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_rank_that_is_killed_ends_the_job_and_the_newest_checkpoint_resumes() {
+    let place = Place::new();
+    let run = format!("{RUN} --num_epochs 100000 --run_dir run").replace("--keep all", "--keep best");
+    let Some(mut mpirun) = mpirun(&place, 2, &run) else { return };
+    let mut ranks = mpirun.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts");
+    let mut lines =
+        BufReader::new(ranks.stdout.take().expect("piped")).lines().map(|line| line.expect("UTF-8"));
+    assert!(lines.any(|line| line.starts_with("Epoch: 3/")), "three epochs are saved");
+    kill_process(pid_of_rank_1(ranks.id()), Signal::KILL).expect("it runs");
+    lines.for_each(drop);
+    assert!(!ranks.wait().expect("it ends").success());
+    let epochs = place.json("run/latest/state.json")["epoch"].as_u64().expect("a number");
+    assert!(epochs >= 2, "{epochs}");
+    place.ok(&format!("train --resume run --num_epochs {}", epochs + 1));
+}
+
+/// A file size limit of 4 KiB, less than a checkpoint needs, stands for a full disk.
+#[test]
+fn a_full_disk_on_rank_0_ends_all_ranks_and_costs_only_what_could_not_be_saved() {
+    let place = Place::new();
+    place.ok(&format!("{RUN} --num_epochs 1 --run_dir run"));
+    let before = place.files("run/checkpoint_1");
+    let Some(mut mpirun) = launcher() else { return };
+    // The ranks of a job talk over files of memory, unless they are told not to.
+    let folio = [env!("CARGO_BIN_EXE_folio"), "train", "--resume", "run", "--num_epochs", "2"];
+    mpirun.envs([("OMPI_MCA_btl", "tcp,self"), ("UCX_TLS", "tcp,self")]);
+    mpirun.args(["-n", "1", "sh", "-c", "ulimit -f 8; exec \"$0\" \"$@\""]).args(folio);
+    mpirun.args([":", "-n", "1"]).args(folio).current_dir(place.path(""));
+    let output = mpirun.output().expect("it starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{said}");
+    assert!(said.contains("could not be saved"), "{said}");
+    assert_eq!(place.files("run/checkpoint_1"), before);
+    place.ok("train --resume run --num_epochs 2");
+}
+
+/// The process of rank 1, a descendant of the launcher.
 #[cfg(target_os = "linux")]
 fn pid_of_rank_1(launcher: u32) -> Pid {
-    let children =
-        std::fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children")).expect("it runs");
-    let is_rank_1 = |pid: &&str| {
-        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        environment.split(|&byte| byte == 0).any(|variable| variable == b"OMPI_COMM_WORLD_RANK=1")
+    let children = |pid: &str| {
+        let path = format!("/proc/{pid}/task/{pid}/children");
+        let list = std::fs::read_to_string(path).unwrap_or_default();
+        list.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
     };
-    let pid = children.split_whitespace().find(is_rank_1).expect("rank 1");
-    Pid::from_raw(pid.parse().expect("a number")).expect("not 0")
+    let is_rank_1 = |pid: &String| {
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let mut variables = environment.split(|&byte| byte == 0);
+        variables.any(|variable| variable == b"OMPI_COMM_WORLD_RANK=1" || variable == b"PMI_RANK=1")
+    };
+    let mut processes = children(&launcher.to_string());
+    while let Some(pid) = processes.pop() {
+        if is_rank_1(&pid) {
+            return Pid::from_raw(pid.parse().expect("a number")).expect("not 0");
+        }
+        processes.extend(children(&pid));
+    }
+    panic!("rank 1 is not there");
 }
 
 #[test]
