@@ -11,6 +11,8 @@ use crate::place::{Place, words};
 /// A model whose batches of 4 sequences are divided over up to 4 ranks. An epoch has 13 steps.
 const RUN: &str = "train --data plays.txt --n_emb 16 --n_heads 2 --n_blocks 1 --block_sizes 16 --batch_sizes 4 \
                    --dropouts 0.1 --precision f32 --save_checkpoint --keep all";
+/// MPICH's launcher.
+const MPICH: &str = "mpirun.mpich";
 /// The files of a checkpoint that must be equal.
 const FILES: [&str; 3] = ["model.safetensors", "optimizer.safetensors", "state.json"];
 
@@ -27,7 +29,7 @@ fn mpirun(place: &Place, ranks: usize, line: &str) -> Option<Command> {
 fn launcher() -> Option<Command> {
     let wanted = std::env::var("FOLIO_MPIRUN").ok();
     let is_mpich = wanted.as_deref() == Some("mpich");
-    let launcher = if is_mpich { "mpirun.mpich" } else { "mpirun.openmpi" };
+    let launcher = if is_mpich { MPICH } else { "mpirun.openmpi" };
     if let Err(error) = Command::new(launcher).arg("--version").output() {
         assert!(wanted.is_none(), "{launcher}: {error}: see .ci/mpi");
         // Not eprintln!, whose output is hidden for tests that pass.
@@ -182,10 +184,11 @@ fn a_full_disk_on_rank_0_ends_all_ranks_and_costs_only_what_could_not_be_saved()
     let place = Place::new();
     place.ok(&format!("{RUN} --num_epochs 1 --run_dir run"));
     let before = place.files("run/checkpoint_1");
-    let Some(mut mpirun) = launcher() else { return };
-    // The ranks of a job talk over files of memory, unless they are told not to.
+    let Some(mut mpirun) = launcher().filter(|command| command.get_program() != MPICH) else {
+        return; // MPICH's ranks talk over files of memory, which the limit forbids. So do Open MPI's, unless they are told not to.
+    };
     let folio = [env!("CARGO_BIN_EXE_folio"), "train", "--resume", "run", "--num_epochs", "2"];
-    mpirun.envs([("OMPI_MCA_btl", "tcp,self"), ("UCX_TLS", "tcp,self")]);
+    mpirun.env("OMPI_MCA_btl", "tcp,self");
     mpirun.args(["-n", "1", "sh", "-c", "ulimit -f 8; exec \"$0\" \"$@\""]).args(folio);
     mpirun.args([":", "-n", "1"]).args(folio).current_dir(place.path(""));
     let output = mpirun.output().expect("it starts");
