@@ -131,7 +131,7 @@ fn a_run_stops_when_the_loss_no_longer_improves_and_its_best_moment_is_kept() {
 fn evaluations_inside_epochs_do_not_change_what_is_learned() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let place = |name: &str| directory.path().join(name);
-    let short = Settings { num_epochs: 2, patience: None, ..settings() };
+    let short = Settings { num_epochs: 2, patience: None, dropout: 0.2, ..settings() };
     let (often, ..) = train(&short, &Start::Fresh, &place("often"), |_| false);
     let rarely = Settings { eval_every: None, ..short };
     let (rarely, ..) = train(&rarely, &Start::Fresh, &place("rarely"), |_| false);
