@@ -10,6 +10,7 @@ use folio::run_dir::{Plan, RunDir, RunState};
 use folio::settings::Settings;
 use folio::sweep::{Context, Parallel, RunResult, Sweep, SweepEvent, follow_sweep, run_sweep};
 use folio::train::{Event, Outcome, Requests, Start};
+use rayon::ThreadPoolBuilder;
 
 use crate::ranks::{data, settings};
 use crate::support::ThreadRank;
@@ -44,7 +45,9 @@ fn train(
     let rank = |communicator: ThreadRank| {
         let own = requests[communicator.rank()].clone();
         if communicator.rank() > 0 {
-            return follow_sweep(Arc::new(communicator), &own);
+            // Exchanges block a thread of the pool.
+            let pool = ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
+            return pool.install(|| follow_sweep(Arc::new(communicator), &own));
         }
         let (stream, tokenizer) = data();
         let context = Context {
