@@ -8,7 +8,7 @@
     python3 bench/compare.py --rival-python /tmp/rival/bin/python --ranks 2 -- char bpe gpt2-124m-8x256
 
 With --ranks, folio under mpirun is compared with itself on one rank with all threads, and with PyTorch's
-DistributedDataParallel (gloo); each rank has its share of the threads.
+DistributedDataParallel (gloo); each rank has its share of the threads. This prints a table and writes no record.
 
 The rivals are PyTorch in eager mode, PyTorch with torch.compile (which needs a C++ compiler), and JAX. For each setting and
 precision the programs alternate, so that drift of the machine affects all of them. Prints the rows of a table of medians,
@@ -55,8 +55,11 @@ def step(command, setting, threads):
 
 
 def compare_ranks(a):
-    """Prints a row for each setting and precision: one rank with all threads, several, and PyTorch's ranks."""
+    """Prints a row for each setting and precision: one rank with all threads, several that share them, and PyTorch's ranks."""
+    print(f"| setting | precision | 1 rank, {a.threads} threads | {a.ranks} ranks | efficiency | communication | DDP | ratio |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|")
     threads = a.threads // a.ranks
+    # Neither program binds its processes to cores.
     mpirun = [a.mpirun, "-n", str(a.ranks), *a.mpirun_flags]
     torchrun = [a.rival_python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(a.ranks)]
     for name in a.settings:
@@ -108,7 +111,7 @@ def main():
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--ranks", type=int, default=1)
     p.add_argument("--mpirun", default="mpirun")
-    p.add_argument("--mpirun-flags", nargs="*", default=["--bind-to", "core"])
+    p.add_argument("--mpirun-flags", nargs="*", default=["--bind-to", "none"])
     p.add_argument("--folio-flags", nargs="*", default=[], help="such as --folio-flags=--zero=1, for several ranks")
     a = p.parse_args()
     if a.ranks > 1:
