@@ -31,6 +31,7 @@ mod weight_format;
 
 pub use backend::{AdamWUpdate, Backend, Batch, MicroBatch, Moments, StepBatch, Update, tree_split};
 pub use config::{Activation, ModelConfig};
+pub use folio_kernels::head::SoftTargets;
 pub use cpu::{CpuBackend, precision_reason, resolve_precision};
 pub use frozen::Frozen;
 pub(crate) use growing::AddedTokens;

@@ -419,8 +419,12 @@ impl<E: Element> Head<E> {
                 let p_off = p * (off(v) + total_off + U * roundings);
                 let gradient = dlogits[m * vocab + v];
                 let soft = scale * soft(m * vocab + v);
-                let difference = U * (2.0 * gradient.abs() + per_token + 4.0 * soft);
-                let at_target = 2.0 * U * scale;
+                let mut difference = U * (gradient.abs() + per_token);
+                let mut at_target = U * scale;
+                if weight > 0.0 {
+                    difference += U * (gradient.abs() + 4.0 * soft);
+                    at_target *= 2.0;
+                }
                 let error = if v == target {
                     p_off + difference + at_target
                 } else {
