@@ -9,7 +9,7 @@ use folio::error::{Error, Result};
 use folio::run_dir::{Plan, RunDir, RunState};
 use folio::settings::Settings;
 use folio::sweep::{Context, Parallel, RunResult, Sweep, SweepEvent, follow_sweep, run_sweep};
-use folio::train::{Event, Outcome, Requests, Start};
+use folio::train::{SharedTable, Event, Outcome, Requests, Start};
 
 use crate::ranks::{data, settings};
 use crate::support::ThreadRank;
@@ -58,6 +58,7 @@ fn train(
             requests: own,
             ranks: Arc::new(communicator),
             parallel,
+            table: SharedTable::default(),
         };
         let mut listener = |event: SweepEvent| {
             on_event(&requests, &event);
