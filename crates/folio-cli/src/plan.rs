@@ -291,7 +291,9 @@ fn check_run_dir(task: &Task, overwrite: bool) -> anyhow::Result<()> {
         };
     if task.work.runs()[0].teachers.iter().flatten().any(is_inside) {
         let path = run_dir.path().display();
-        return Err(Usage(format!("--run_dir {path} contains one of the --teachers; use another directory")).into());
+        return Err(
+            Usage(format!("--run_dir {path} contains one of the --teachers; use another directory")).into()
+        );
     }
     Ok(run_dir.check_free(overwrite)?)
 }

@@ -109,7 +109,9 @@ impl Progress {
                 if *done == 0 {
                     let unit = if *count == 1 { "teacher" } else { "teachers" };
                     let tokens = HumanCount(*tokens);
-                    self.print_note(&format!("computing the probabilities of {count} {unit} for {tokens} tokens"));
+                    self.print_note(&format!(
+                        "computing the probabilities of {count} {unit} for {tokens} tokens"
+                    ));
                 }
                 self.bar.set_message(format!("teachers {:.0} %", *done as f64 / *tokens as f64 * 100.0));
             }

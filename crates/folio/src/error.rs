@@ -113,7 +113,9 @@ pub enum Error {
         reason: String,
     },
     /// The teachers' probabilities could not be read.
-    #[error("the teachers' probabilities in the temporary file of this run cannot be read: {reason}; resume the run")]
+    #[error(
+        "the teachers' probabilities in the temporary file of this run cannot be read: {reason}; resume the run"
+    )]
     Teachers {
         /// The system's error.
         reason: String,

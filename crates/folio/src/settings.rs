@@ -85,7 +85,8 @@ impl Settings {
             return Err(Error::setting("gradient_accumulation_steps", reason));
         }
         if self.zero > 0 && self.optimizer == OptimizerKind::Muon {
-            let reason = "`zero 1` divides AdamW's moments over ranks, and Muon needs whole matrices; use `zero 0`";
+            let reason =
+                "`zero 1` divides AdamW's moments over ranks, and Muon needs whole matrices; use `zero 0`";
             return Err(Error::setting("zero", reason.to_owned()));
         }
         // The size of the vocabulary is known once the text is read; any size serves here.

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::{Checkpoint, Identity};
+use crate::data::Part;
 use crate::data::{Dataset, SplitKind};
 use crate::distributed::RankCount;
 use crate::ensemble::{Ensemble, check_checkpoints};
@@ -15,7 +16,6 @@ use crate::memory::{gibibytes, training_bytes};
 use crate::model::{CpuBackend, Precision};
 use crate::run_dir::find;
 use crate::settings::Settings;
-use crate::data::Part;
 
 mod table;
 
@@ -58,7 +58,8 @@ impl Teachers {
         let Some(paths) = &settings.teachers else { return Ok(None) };
         let recorded = settings.teachers_sha256.as_deref().unwrap_or_default();
         if paths.is_empty() || paths.len() != recorded.len() {
-            let reason = format!("{} paths with {} SHA-256: record_teachers writes both", paths.len(), recorded.len());
+            let reason =
+                format!("{} paths with {} SHA-256: record_teachers writes both", paths.len(), recorded.len());
             return Err(Error::setting("teachers", reason));
         }
         let (mut checkpoints, mut precisions) = (Vec::new(), Vec::new());
@@ -115,7 +116,8 @@ impl Teachers {
         let config = &self.checkpoints[0].state().identity.model;
         let blocks = dataset.blocks(Part::Train).len();
         let tokens: usize = dataset.training_ranges().iter().map(ExactSizeIterator::len).sum();
-        let weights = self.checkpoints.iter().map(|checkpoint| checkpoint.state().identity.model.parameters());
+        let weights =
+            self.checkpoints.iter().map(|checkpoint| checkpoint.state().identity.model.parameters());
         // f32 and packed for matmuls.
         let weights = weights.sum::<u64>().saturating_mul(8);
         let need = Need {
@@ -157,9 +159,10 @@ impl Need {
             return Ok(false);
         }
         let [needed, memory] = [table, memory.saturating_sub(others)].map(gibibytes);
-        let disk = disk.map_or_else(|| ", and it cannot be on disk".to_owned(), |free| {
-            format!(" and {} of disk", gibibytes(free))
-        });
+        let disk = disk.map_or_else(
+            || ", and it cannot be on disk".to_owned(),
+            |free| format!(" and {} of disk", gibibytes(free)),
+        );
         let reason = format!(
             "their probabilities of {tokens} tokens times a vocabulary of {vocab} take {needed}, but {memory} of memory{disk} are \
              free: use a shorter text, or teachers with a smaller vocabulary"
@@ -175,7 +178,8 @@ fn check(teacher: &Checkpoint, identity: &Identity) -> Result<()> {
     let (vocab, own_vocab) = (other.model.vocab_size, identity.model.vocab_size);
     let (block_size, own_block_size) = (other.model.block_size, identity.model.block_size);
     let reason = if other.tokenizer_sha256 != identity.tokenizer_sha256 {
-        "was trained with another tokenizer than this run: a teacher needs the same one; name another teacher".to_owned()
+        "was trained with another tokenizer than this run: a teacher needs the same one; name another teacher"
+            .to_owned()
     } else if vocab != own_vocab {
         format!("has {vocab} rows of token embeddings, but this run has {own_vocab}; name another teacher")
     } else if is_shuffled && block_size != own_block_size {
@@ -200,7 +204,10 @@ fn wrong(teacher: &Checkpoint, reason: String) -> Error {
 
 /// The error for a teacher that cannot be opened.
 fn lost(error: &Error) -> Error {
-    Error::setting("teachers", format!("{error}; if the teacher has moved, give its new path with `teachers`"))
+    Error::setting(
+        "teachers",
+        format!("{error}; if the teacher has moved, give its new path with `teachers`"),
+    )
 }
 
 #[cfg(test)]

@@ -107,7 +107,13 @@ pub(crate) struct TrainArgs {
     pub(crate) jobs: Option<usize>,
     /// How the ranks of mpirun or srun share a sweep: runs (each rank trains runs of its own) or batches (all ranks
     /// train the same run)
-    #[arg(long, value_name = "HOW", help_heading = "Machine", default_value = "runs", hide_possible_values = true)]
+    #[arg(
+        long,
+        value_name = "HOW",
+        help_heading = "Machine",
+        default_value = "runs",
+        hide_possible_values = true
+    )]
     pub(crate) parallel: Parallel,
     /// Print one JSON object per epoch
     #[arg(long, help_heading = "Machine", conflicts_with = "tui")]

@@ -177,11 +177,15 @@ fn the_runs_of_a_sweep_are_shared_by_ranks() {
             assert!(shown.contains(&format!("Experiment {run}/4")), "{shown}");
             let [alone, ranks] = ["alone", run_dir].map(|sweep| format!("{sweep}/run_{run}/losses.json"));
             // Three ranks add gradients in another order.
-            assert!(place.path(&ranks).exists() && (!same || place.read(&ranks) == place.read(&alone)), "{ranks}");
+            assert!(
+                place.path(&ranks).exists() && (!same || place.read(&ranks) == place.read(&alone)),
+                "{ranks}"
+            );
         }
     }
     // With nothing saved, the ranks need no directory.
-    let Some(mut mpirun) = mpirun(&place, 2, &sweep.replace("--save_checkpoint --keep all", "--no_save")) else {
+    let Some(mut mpirun) = mpirun(&place, 2, &sweep.replace("--save_checkpoint --keep all", "--no_save"))
+    else {
         return;
     };
     let output = mpirun.output().expect("it starts");

@@ -80,10 +80,8 @@ fn the_head_with_soft_targets_equals_its_twin() {
 #[test]
 fn soft_targets_without_weight_change_no_bit() {
     for (rows, channels, vocab) in SIZES {
-        let head = Head::<f32> {
-            label_smoothing: 0.1,
-            ..Head::random(HeadDims { rows, channels, vocab }, 1.0)
-        };
+        let head =
+            Head::<f32> { label_smoothing: 0.1, ..Head::random(HeadDims { rows, channels, vocab }, 1.0) };
         let [_, plain, _] = head.run();
         let [_, soft, _] = head.with_soft_targets(0.0).run();
         assert_same_bits("soft targets without weight", &plain, &soft);

@@ -257,7 +257,8 @@ mod tests {
                 assert_eq!(next, range.end, "{time}, {len}");
             }
         }
-        let kept: Vec<_> = windows(&(0..11), 4).into_iter().map(|window| (window.tokens, window.kept)).collect();
+        let kept: Vec<_> =
+            windows(&(0..11), 4).into_iter().map(|window| (window.tokens, window.kept)).collect();
         assert_eq!(kept, [(0..4, 0..4), (2..6, 4..6), (4..8, 6..8), (6..10, 8..10), (7..11, 10..11)]);
     }
 }

@@ -1,6 +1,5 @@
 //! The optimizer against an AdamW in float64, over many steps.
 
-
 use folio::model::{Backend, Batch, CpuBackend, ModelConfig, Precision};
 use folio::optim::{AdamW, AdamWConfig};
 use folio::rng::{Rng, Stream};

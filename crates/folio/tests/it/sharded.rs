@@ -147,7 +147,14 @@ impl Small {
     fn step(&self, rank: usize, world_size: usize) -> StepBatch<'_> {
         let division = Division { sequences: 7, micro_batches: 3, rank, world_size };
         let batch = Batch { inputs: &self.inputs, targets: &self.targets, time: 5 };
-        StepBatch { batch: batch.select(division.own()), division, dropout_key: 11, dropout: None, label_smoothing: 0.1, soft_targets: None }
+        StepBatch {
+            batch: batch.select(division.own()),
+            division,
+            dropout_key: 11,
+            dropout: None,
+            label_smoothing: 0.1,
+            soft_targets: None,
+        }
     }
 }
 

@@ -1,6 +1,5 @@
 //! What several tests share: the backends that the suite runs on, and ranks.
 
-
 use folio::distributed::{Communicator, Exchanges};
 use folio::model::{Backend, CpuBackend, ModelConfig, Parameters, Precision};
 

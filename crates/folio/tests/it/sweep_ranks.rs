@@ -9,7 +9,7 @@ use folio::error::{Error, Result};
 use folio::run_dir::{Plan, RunDir, RunState};
 use folio::settings::Settings;
 use folio::sweep::{Context, Parallel, RunResult, Sweep, SweepEvent, follow_sweep, run_sweep};
-use folio::train::{SharedTable, Event, Outcome, Requests, Start};
+use folio::train::{Event, Outcome, Requests, SharedTable, Start};
 
 use crate::ranks::{data, settings};
 use crate::support::ThreadRank;
@@ -76,8 +76,7 @@ fn train(
         let threads: Vec<_> = ThreadRank::world(ranks).into_iter().map(start).collect();
         threads.into_iter().map(|thread| thread.join().expect("no rank panics")).collect()
     });
-    let (results, epochs) =
-        (results.into_inner().expect("no panic"), epochs.into_inner().expect("no panic"));
+    let (results, epochs) = (results.into_inner().expect("no panic"), epochs.into_inner().expect("no panic"));
     Trained { outcomes, results, epochs }
 }
 

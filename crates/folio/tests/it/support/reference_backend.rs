@@ -100,7 +100,8 @@ impl ReferenceBackend {
             return (0.0, vec![0.0; self.parameters.values().len()]);
         }
         let pass = self.pass(batch, first_sequence, Some(dropout_key), dropout);
-        let (losses, gradients) = pass.forward_backward(1.0 / total_tokens as f64, &self.targets(micro_batch));
+        let (losses, gradients) =
+            pass.forward_backward(1.0 / total_tokens as f64, &self.targets(micro_batch));
         let mut gradients: Vec<f32> = gradients.iter().map(|&value| value as f32).collect();
         for spec in self.parameters.specs().iter().filter(|spec| self.frozen.contains(spec)) {
             gradients[spec.range.clone()].fill(0.0);
