@@ -19,7 +19,6 @@ use crate::model::{
 use crate::optim::AdamW;
 use crate::rng::Rng;
 use crate::run_dir::RunDir;
-use crate::schedule::{Unit, warmup_factor};
 use crate::settings::Settings;
 use crate::teachers::Teachers;
 use crate::text::TextPerToken;
@@ -32,6 +31,7 @@ mod length;
 mod load;
 mod prepared;
 pub(crate) mod ranks;
+mod rates;
 mod saver;
 mod sharing;
 mod teaching;
@@ -476,29 +476,5 @@ impl Trainer {
         let written = generator.generate(request, |token| text += token.text);
         written.expect("a request without a prompt can be met");
         text
-    }
-
-    /// How far the next step is on the way to the schedule's T_max: 0 at its start, 1 and more from T_max on.
-    fn schedule_progress(&self) -> f64 {
-        let TrainingState { epoch, global_step, schedule_start, epoch_progress, .. } = &self.state;
-        let now = match self.settings.lr_schedule_unit {
-            Unit::Epoch => {
-                let steps = self.dataset.steps_per_epoch(self.settings.batch_size);
-                (epoch - schedule_start.epoch) as f64 + epoch_progress.batches as f64 / steps as f64
-            }
-            Unit::Step => (global_step - schedule_start.step) as f64,
-        };
-        now / self.settings.cosine_t_max as f64
-    }
-
-    /// The learning rate of the next step.
-    fn learning_rate(&self) -> f64 {
-        let TrainingState { epoch, global_step, schedule_start, .. } = &self.state;
-        let step = global_step - schedule_start.step;
-        let now = match self.settings.lr_schedule_unit {
-            Unit::Epoch => epoch - schedule_start.epoch,
-            Unit::Step => step,
-        };
-        self.settings.schedule().rate(now) * warmup_factor(step, self.settings.warmup_steps)
     }
 }

@@ -95,7 +95,7 @@ fn unsuitable_teachers_are_refused() {
     let with = |teachers: &str| format!("{train} --run_dir student --teachers {teachers}");
     let ran = place.ok(&format!("{train} --max_steps 1 --distill_weight 0.5 --run_dir alone"));
     assert!(
-        ran.stderr.contains("warning: --distill_weight: has no effect without teachers; add --teachers"),
+        ran.stderr.contains("warning: --distill_weight: has no effect without teachers; add `--teachers`"),
         "{}",
         ran.stderr
     );
