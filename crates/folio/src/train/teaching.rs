@@ -20,7 +20,10 @@ pub(super) struct Teaching {
 
 /// The last table of teachers that was computed, for runs that share their teachers.
 #[derive(Clone, Debug, Default)]
-pub struct SharedTable(Arc<Mutex<Option<(TableKey, Arc<TeacherTable>)>>>);
+pub struct SharedTable(Arc<Mutex<Option<KnownTable>>>);
+
+/// A table, and what it depends on.
+type KnownTable = (TableKey, Arc<TeacherTable>);
 
 /// What a table depends on, for one text: the teachers' weights, and the training text.
 type TableKey = (Vec<String>, Vec<Range<usize>>);
