@@ -221,6 +221,11 @@ impl Options {
         GivenTexts { data: self.paths("data"), eval_data: self.paths("eval_data") }
     }
 
+    /// The teachers.
+    pub(crate) fn teachers(&self) -> Option<Vec<PathBuf>> {
+        self.paths("teachers")
+    }
+
     fn paths(&self, name: &str) -> Option<Vec<PathBuf>> {
         let paths = self.0.values(name).iter().map(|path| PathBuf::from(path.to_string()));
         self.0.has(name).then(|| paths.collect())

@@ -3,13 +3,15 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use folio::checkpoint::Identity;
 use folio::data::{Dataset, Encoding, Part, Texts, TokenStream};
 use folio::error::Error;
 use folio::memory::check_training;
 use folio::model::precision_reason;
-use folio::run_dir::RunDir;
+use folio::run_dir::{RUNS, RunDir};
 use folio::settings::Settings;
 use folio::sweep::{Plan, Sweep};
+use folio::teachers::Teachers;
 use folio::tokenizer::{Tokenizer, TokenizerKind};
 use folio::train::Start;
 
@@ -93,6 +95,9 @@ pub(crate) fn plan(args: &TrainArgs) -> anyhow::Result<Task> {
     if let Some(model) = &initial {
         initial::record(&mut base, model);
     }
+    if let Some(paths) = options.teachers() {
+        base.record_teachers(&paths)?;
+    }
     if let TokenizerKind::File(path) = &mut base.tokenizer_type {
         *path = std::path::absolute(&path).unwrap_or_else(|_| path.clone());
     }
@@ -134,6 +139,7 @@ pub(crate) fn plan(args: &TrainArgs) -> anyhow::Result<Task> {
         tokenizer,
         chosen_precision: precision_reason(options.0.precision(), &base.model_config(1)),
     };
+    check_teachers(&task)?;
     check_run_dir(&task, args.overwrite)?;
     if let Some(saved) = &saved {
         continuing::announce(saved, &base, &task.start);
@@ -221,6 +227,20 @@ fn encode(texts: &Texts, tokenizer: &Tokenizer, work: &Work) -> anyhow::Result<A
     Ok(stream)
 }
 
+/// Checks that every run can learn from its teachers, and that there is room for their probabilities.
+fn check_teachers(task: &Task) -> anyhow::Result<()> {
+    let new = task.new_name.as_ref().map(|_| Path::new(RUNS));
+    let directory = task.run_dir.as_ref().map(RunDir::path).or(new);
+    for settings in task.work.runs() {
+        let identity = Identity::of(settings, &task.tokenizer);
+        if let Some(teachers) = Teachers::open(settings, &identity)? {
+            let dataset = Dataset::new(Arc::clone(&task.stream), settings.block_size, settings.seed)?;
+            teachers.place(settings, &dataset, ranks::count(), directory)?;
+        }
+    }
+    Ok(())
+}
+
 /// Checks that no existing files would be lost.
 fn check_run_dir(task: &Task, overwrite: bool) -> anyhow::Result<()> {
     let Some(run_dir) = &task.run_dir else { return Ok(()) };
@@ -263,6 +283,17 @@ fn check_run_dir(task: &Task, overwrite: bool) -> anyhow::Result<()> {
             "--run_dir {path} is where the model of --init_from is; use another directory"
         ))
         .into());
+    }
+    let is_inside =
+        |teacher: &String| match (Path::new(teacher).canonicalize(), run_dir.path().canonicalize()) {
+            (Ok(source), Ok(target)) => source.starts_with(target),
+            _ => false,
+        };
+    if task.work.runs()[0].teachers.iter().flatten().any(is_inside) {
+        let path = run_dir.path().display();
+        return Err(
+            Usage(format!("--run_dir {path} contains one of the --teachers; use another directory")).into()
+        );
     }
     Ok(run_dir.check_free(overwrite)?)
 }

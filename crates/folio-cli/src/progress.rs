@@ -105,6 +105,16 @@ impl Progress {
                     (HumanCount(*parameters), HumanCount(*steps), precision.name());
                 self.print_note(&format!("{parameters} parameters,{part} {steps} {unit} in {precision}"));
             }
+            Event::Teachers { count, done, tokens } => {
+                if *done == 0 {
+                    let unit = if *count == 1 { "teacher" } else { "teachers" };
+                    let tokens = HumanCount(*tokens);
+                    self.print_note(&format!(
+                        "computing the probabilities of {count} {unit} for {tokens} tokens"
+                    ));
+                }
+                self.bar.set_message(format!("teachers {:.0} %", *done as f64 / *tokens as f64 * 100.0));
+            }
             Event::EpochStarted { epoch, last_epoch, .. } => {
                 self.epoch = format!("epoch {epoch}/{last_epoch}");
             }

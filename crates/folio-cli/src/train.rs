@@ -11,7 +11,7 @@ use folio::records::run_recorded;
 use folio::run_dir::{RunDir, RunLock};
 use folio::settings::Settings;
 use folio::sweep::{Context, Parallel, Sweep, SweepEvent, follow_sweep, run_sweep};
-use folio::train::{Event, Outcome, Requests, Start, Trainer, on_cpu};
+use folio::train::{Event, Outcome, Requests, SharedTable, Start, Trainer, on_cpu};
 
 use crate::dashboard::{Dashboard, Update};
 use crate::destination::{print_destination, print_next_steps, quoted, reserve};
@@ -247,6 +247,7 @@ pub(crate) fn sweep_context(
         requests: requests.clone(),
         ranks,
         parallel: args.parallel,
+        table: SharedTable::default(),
     }
 }
 

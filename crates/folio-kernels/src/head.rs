@@ -143,17 +143,49 @@ impl<E: Element> HeadScratch<E> {
     }
 }
 
-/// What the backward pass differentiates: `scale` times the sum over tokens of the cross-entropy with the smoothed targets q.
-/// Source: Szegedy et al. 2016, "Rethinking the Inception Architecture for Computer Vision", section 7; PyTorch,
-/// `torch.nn.CrossEntropyLoss`.
+/// Distributions over the vocabulary for a model to learn, such as those of other models: Hinton et al. 2015, "Distilling the
+/// Knowledge in a Neural Network", at temperature 1.
+#[derive(Clone, Copy, Debug)]
+pub struct SoftTargets<'a> {
+    /// (M, V): the bits of f16 numbers from 0 to 1. Each row sums to 1, up to their rounding.
+    pub probabilities: &'a [u16],
+    /// The share of these probabilities in q, in [0, 1]. The rest is that of the tokens that follow.
+    pub weight: f32,
+}
+
+impl<'a> SoftTargets<'a> {
+    /// Those of some of `rows` tokens.
+    #[must_use]
+    pub fn select(self, part: Range<usize>, rows: usize) -> Self {
+        let vocab = self.probabilities.len().checked_div(rows).unwrap_or(0);
+        Self { probabilities: &self.probabilities[part.start * vocab..part.end * vocab], ..self }
+    }
+}
+
+/// The value of an f16 number that is neither negative nor infinite, from its bits: exact, and without a branch.
+#[inline(always)]
+fn from_f16(bits: u16) -> f32 {
+    /// The least normal number, 2^-14. Smaller ones are multiples of 2^-24.
+    const NORMAL: u16 = 1 << 10;
+    let subnormal = f32::from(bits) * (1.0 / (1 << 24) as f32);
+    // The fraction has 13 bits more, and the exponent's bias is 127 instead of 15.
+    let normal = f32::from_bits((u32::from(bits) << 13) + (112 << 23));
+    if bits < NORMAL { subnormal } else { normal }
+}
+
+/// What the backward pass differentiates: `scale` times the sum over tokens of the cross-entropy with the targets q.
+/// Sources: Szegedy et al. 2016, "Rethinking the Inception Architecture for Computer Vision", section 7; PyTorch,
+/// `torch.nn.CrossEntropyLoss`, also with class probabilities as targets.
 #[derive(Clone, Copy, Debug)]
 pub struct Objective<'a> {
     /// (M)
     pub targets: &'a [u32],
     /// 1 / (B T) for the mean over tokens.
     pub scale: f32,
-    /// The share of the probability that q spreads over all tokens, in [0, 1).
+    /// The share of the targets' probability that is spread over all tokens, in [0, 1).
     pub label_smoothing: f32,
+    /// What is mixed with the targets, if anything.
+    pub soft_targets: Option<SoftTargets<'a>>,
 }
 
 /// The backward pass from the mean loss: math.md (31) and (33). `scratch` must come from [`head_forward`].
@@ -162,7 +194,7 @@ pub struct Objective<'a> {
 /// - `wte` (V, C): one matrix in panels for every [`VOCAB_SEGMENT`] rows.
 ///
 /// ```text
-/// q = (1 - smoothing) onehot(target) + smoothing / V
+/// q = (1 - weight) ((1 - smoothing) onehot(target) + smoothing / V) + weight probabilities
 /// dlogits = scale (softmax(logits) - q);  dx = dlogits wte
 /// ```
 pub fn head_backward<'a, E: Element>(
@@ -176,6 +208,9 @@ pub fn head_backward<'a, E: Element>(
     let HeadDims { rows, channels, vocab } = dims;
     let lengths = (dx.len(), objective.targets.len());
     assert_eq!(lengths, (rows * channels, rows), "argument lengths for {dims:?}");
+    if let Some(soft) = objective.soft_targets {
+        assert_eq!(soft.probabilities.len(), rows * vocab, "soft targets for {dims:?}");
+    }
     let panel_dims = PanelDims { depth: rows, cols: vocab };
     let isa = Isa::detected();
     isa.run(
@@ -201,12 +236,16 @@ impl<E: Element> HeadScratch<E> {
     /// Turns the exponentials of a range of the vocabulary into gradients. The range must start with a panel.
     #[inline(always)]
     fn convert_to_gradients(&mut self, isa: Isa, dims: HeadDims, part: Range<usize>, objective: Objective) {
-        let Objective { targets, scale, label_smoothing } = objective;
+        let Objective { targets, scale, label_smoothing, soft_targets } = objective;
+        let weight = soft_targets.map_or(0.0, |soft| f64::from(soft.weight));
         let per_token = f64::from(label_smoothing) / dims.vocab as f64;
-        // scale q, at the target and elsewhere.
-        let at_target = (f64::from(scale) * (1.0 - f64::from(label_smoothing) + per_token)) as f32;
-        let elsewhere = (f64::from(scale) * per_token) as f32;
+        let hard_scale = f64::from(scale) * (1.0 - weight);
+        // scale q without the soft targets, at the target and elsewhere.
+        let at_target = (hard_scale * (1.0 - f64::from(label_smoothing) + per_token)) as f32;
+        let elsewhere = (hard_scale * per_token) as f32;
+        let soft_scale = (f64::from(scale) * weight) as f32;
         for (row, &target) in targets.iter().enumerate() {
+            let soft = soft_targets.map(|soft| &soft.probabilities[row * dims.vocab..][..dims.vocab]);
             let exps = &mut self.exps[row * stride(dims.vocab)..][part.start..stride(part.end)];
             let row_max = self.row_max[row];
             let normalizer = scale / self.row_sum[row];
@@ -217,6 +256,10 @@ impl<E: Element> HeadScratch<E> {
                     .iter_mut()
                     .zip(&*exps)
                     .for_each(|(value, exp)| *value = exp.to_f32() * factor - elsewhere);
+                if let Some(soft) = soft {
+                    let soft = values.iter_mut().zip(&soft[panel * PANEL_COLS..]);
+                    soft.for_each(|(value, &bits)| *value -= soft_scale * from_f16(bits));
+                }
                 // Columns beyond the vocabulary have no gradient.
                 values[(dims.vocab - panel * PANEL_COLS).min(PANEL_COLS)..].fill(0.0);
                 round(isa, exps, &values);
@@ -226,7 +269,8 @@ impl<E: Element> HeadScratch<E> {
                 // Recomputed in f32: for a probability near 1, the rounding of the stored value would be larger than
                 // the difference.
                 let kept = normalizer * exp(self.target_logit[row] - row_max);
-                exps[target - part.start] = E::from_f32(kept - at_target);
+                let soft = soft.map_or(0.0, |soft| soft_scale * from_f16(soft[target]));
+                exps[target - part.start] = E::from_f32(kept - (at_target + soft));
             }
         }
     }

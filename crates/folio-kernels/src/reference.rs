@@ -40,7 +40,7 @@ mod attention;
 pub use attention::{attention_backward, attention_forward};
 
 mod cross_entropy;
-pub use cross_entropy::{cross_entropy, cross_entropy_loss};
+pub use cross_entropy::{cross_entropy, cross_entropy_loss, soft_cross_entropy};
 
 mod adamw;
 pub use adamw::adamw;

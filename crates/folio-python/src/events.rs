@@ -123,7 +123,7 @@ fn set_event(fields: &Bound<'_, PyDict>, event: Event) -> PyResult<Option<&'stat
             "Problem"
         }
         // Python trains in one process.
-        Event::Saving | Event::Ranks { .. } => return Ok(None),
+        Event::Saving | Event::Ranks { .. } | Event::Teachers { .. } => return Ok(None),
     }))
 }
 

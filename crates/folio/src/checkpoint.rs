@@ -329,6 +329,15 @@ impl Checkpoint {
         self.manifest.holds(OPTIMIZER_FILE)
     }
 
+    /// The SHA-256 of the file with the weights, which is verified when they are read.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if it has none.
+    pub fn weights_sha256(&self) -> Result<&str> {
+        let missing = || damaged(&self.directory, format!("{MODEL_FILE} is not listed"));
+        self.manifest.sha256_of(MODEL_FILE).ok_or_else(missing)
+    }
+
     /// Verifies every file, including those that folio does not read.
     ///
     /// # Errors

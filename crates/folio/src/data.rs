@@ -319,6 +319,18 @@ impl Dataset {
         blocks
     }
 
+    /// The tokens that training blocks may contain in any epoch, in order: one range of tokens, or one for each group of
+    /// neighboring blocks. Not even their targets are evaluation text, unless the split is by blocks.
+    pub fn training_ranges(&self) -> Vec<Range<usize>> {
+        if self.stream.split.kind == SplitKind::Contiguous {
+            return std::iter::once(0..self.stream.eval_start - 1).collect();
+        }
+        let mut blocks = self.train.clone();
+        blocks.sort_unstable();
+        let groups = blocks.chunk_by(|block, next| block + self.block_size == *next);
+        groups.map(|group| group[0]..group[group.len() - 1] + self.block_size).collect()
+    }
+
     /// The mean length of a token of a part, over all targets of its blocks.
     pub fn text_per_token(&self, part: Part, tokenizer: &Tokenizer) -> TextPerToken {
         let mut sizes = TextSize::default();

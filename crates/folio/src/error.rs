@@ -112,6 +112,14 @@ pub enum Error {
         /// What is wrong and what to do.
         reason: String,
     },
+    /// The teachers' probabilities could not be read.
+    #[error(
+        "the teachers' probabilities in the temporary file of this run cannot be read: {reason}; resume the run"
+    )]
+    Teachers {
+        /// The system's error.
+        reason: String,
+    },
     /// A model that cannot be exported, or an exported file that cannot be read.
     #[error("{reason}")]
     Export {

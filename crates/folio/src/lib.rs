@@ -67,6 +67,7 @@ pub mod ensemble;
 pub mod evaluate;
 pub mod export;
 pub mod generate;
+pub mod teachers;
 pub mod train;
 
 pub mod records;

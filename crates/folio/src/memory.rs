@@ -27,27 +27,7 @@ fn check_training_in(
     blocks: usize,
     ranks: RankCount,
 ) -> Result<()> {
-    let bytes = |settings: &Settings| {
-        let batch = settings.batch_size.min(blocks);
-        let config = settings.model_config(vocab_size);
-        // Generating samples needs another copy of the weights.
-        let sampling =
-            config.parameters().saturating_mul(WeightFormat::of(settings.precision).bytes_per_weight());
-        let micro_batches = settings.gradient_accumulation_steps;
-        let average = if settings.ema_decay > 0.0 { config.parameters().saturating_mul(4) } else { 0 };
-        let Settings { precision, freeze, zero, .. } = *settings;
-        // With `zero` 1 one rank gathers the moments to save them.
-        let gathered = if zero > 0 && ranks.all > 1 { config.parameters().saturating_mul(8) } else { 0 };
-        let muon = match settings.optimizer {
-            OptimizerKind::AdamW => 0,
-            OptimizerKind::Muon => CpuBackend::muon_bytes(&config, precision),
-        };
-        CpuBackend::training_bytes(&config, precision, batch, micro_batches, freeze, ranks, zero)
-            .saturating_add(sampling)
-            .saturating_add(average)
-            .saturating_add(muon)
-            .saturating_add(gathered / ranks.per_machine as u64)
-    };
+    let bytes = |settings: &Settings| training_bytes(settings, vocab_size, blocks, ranks);
     let needed = bytes(settings);
     if needed <= free {
         return Ok(());
@@ -99,6 +79,35 @@ fn check_training_in(
     Err(Error::setting("n_emb", reason))
 }
 
+/// Approximate bytes of memory that training takes, without a table of teachers' probabilities.
+pub(crate) fn training_bytes(settings: &Settings, vocab_size: usize, blocks: usize, ranks: RankCount) -> u64 {
+    let batch = settings.batch_size.min(blocks);
+    let config = settings.model_config(vocab_size);
+    // Generating samples needs another copy of the weights.
+    let sampling =
+        config.parameters().saturating_mul(WeightFormat::of(settings.precision).bytes_per_weight());
+    let micro_batches = settings.gradient_accumulation_steps;
+    let average = if settings.ema_decay > 0.0 { config.parameters().saturating_mul(4) } else { 0 };
+    let Settings { precision, freeze, zero, .. } = *settings;
+    // With `zero` 1 one rank gathers the moments to save them.
+    let gathered = if zero > 0 && ranks.all > 1 { config.parameters().saturating_mul(8) } else { 0 };
+    let muon = match settings.optimizer {
+        OptimizerKind::AdamW => 0,
+        OptimizerKind::Muon => CpuBackend::muon_bytes(&config, precision),
+    };
+    // The teachers' probabilities for this rank's sequences, in 16 bits.
+    let soft_targets = match settings.teachers {
+        Some(_) => (batch.div_ceil(ranks.all) * config.block_size) as u64 * 2 * config.vocab_size as u64,
+        None => 0,
+    };
+    CpuBackend::training_bytes(&config, precision, batch, micro_batches, freeze, ranks, zero)
+        .saturating_add(sampling)
+        .saturating_add(average)
+        .saturating_add(muon)
+        .saturating_add(gathered / ranks.per_machine as u64)
+        .saturating_add(soft_targets)
+}
+
 /// Checks that a model fits in the free memory while it is loaded for generation.
 ///
 /// # Errors
@@ -140,7 +149,7 @@ fn largest_where(most: usize, fits: impl Fn(usize) -> bool) -> usize {
     fitting
 }
 
-fn gibibytes(bytes: u64) -> String {
+pub(crate) fn gibibytes(bytes: u64) -> String {
     format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
 }
 

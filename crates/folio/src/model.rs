@@ -32,6 +32,7 @@ mod weight_format;
 pub use backend::{AdamWUpdate, Backend, Batch, MicroBatch, Moments, StepBatch, Update, tree_split};
 pub use config::{Activation, ModelConfig};
 pub use cpu::{CpuBackend, precision_reason, resolve_precision};
+pub use folio_kernels::head::SoftTargets;
 pub use frozen::Frozen;
 pub(crate) use growing::AddedTokens;
 pub use inference::{Cache, CachedSequence, InferenceModel, PASS_TOKENS, Workspace};

@@ -119,6 +119,7 @@ impl Recorder {
             Event::Saving
             | Event::Saved { .. }
             | Event::Evaluating
+            | Event::Teachers { .. }
             | Event::StoppedEarly { .. }
             | Event::Warning { .. } => {}
         }

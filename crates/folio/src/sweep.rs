@@ -19,7 +19,7 @@ use crate::records::run_recorded;
 use crate::run_dir::{RunDir, RunLock, RunState, Status};
 use crate::settings::Settings;
 use crate::tokenizer::Tokenizer;
-use crate::train::{Event, Outcome, Requests, Start, Trainer, on_cpu};
+use crate::train::{Event, Outcome, Requests, SharedTable, Start, Trainer, on_cpu};
 
 mod label;
 mod ranks;
@@ -51,6 +51,8 @@ pub struct Context {
     pub ranks: Arc<dyn Communicator>,
     /// What they share.
     pub parallel: Parallel,
+    /// The probabilities of the runs' teachers, which are computed once.
+    pub table: SharedTable,
 }
 
 /// The progress of a run.
@@ -273,6 +275,7 @@ fn train(
     let (stream, tokenizer) = (Arc::clone(&context.stream), Arc::clone(&context.tokenizer));
     let communicator = ranks::for_run(context);
     let mut trainer = Trainer::on(&on_cpu, communicator, settings, stream, tokenizer, &start)?;
+    trainer.share_table(&context.table);
     let outcome = run_recorded(&mut trainer, directory.as_ref(), &context.requests, &mut |event| {
         report(SweepEvent::Run { run, event });
     });

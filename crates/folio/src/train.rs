@@ -19,8 +19,8 @@ use crate::model::{
 use crate::optim::AdamW;
 use crate::rng::Rng;
 use crate::run_dir::RunDir;
-use crate::schedule::{Unit, warmup_factor};
 use crate::settings::Settings;
+use crate::teachers::Teachers;
 use crate::text::TextPerToken;
 use crate::tokenizer::Tokenizer;
 
@@ -31,8 +31,10 @@ mod length;
 mod load;
 mod prepared;
 pub(crate) mod ranks;
+mod rates;
 mod saver;
 mod sharing;
+mod teaching;
 
 pub use continuing::{check_same, check_start};
 use evaluating::EvalLosses;
@@ -40,6 +42,8 @@ pub use event::{Event, Outcome, RankReport, Requests, StepReport};
 use load::RankLoad;
 use prepared::Prepared;
 use saver::Saver;
+pub use teaching::SharedTable;
+use teaching::Teaching;
 
 /// Tokens of an epoch's sample unless set.
 const SAMPLE_TOKENS: usize = 100;
@@ -81,6 +85,11 @@ pub struct Trainer {
     dataset: Dataset,
     /// `None` on ranks other than 0, which neither save nor generate.
     tokenizer: Option<Arc<Tokenizer>>,
+    /// `None` without teachers, and on ranks other than 0.
+    teachers: Option<Teachers>,
+    shared_table: SharedTable,
+    /// `None` without teachers, and before training starts.
+    teaching: Option<Teaching>,
     backend: Box<dyn Backend>,
     communicator: Timed,
     load: RankLoad,
@@ -146,7 +155,7 @@ impl Trainer {
     }
 
     fn begin(communicator: Box<dyn Communicator>, prepared: Prepared) -> Self {
-        let Prepared { settings, dataset, tokenizer, backend, state, .. } = prepared;
+        let Prepared { settings, dataset, tokenizer, teachers, backend, state, .. } = prepared;
         let Prepared { resumed_from, has_optimizer, train_text, eval_text, .. } = prepared;
         let optimizer = AdamW::resume(settings.adamw(), state.optimizer_steps).with_muon(settings.muon());
         let buffer = BatchBuffer::default();
@@ -154,6 +163,9 @@ impl Trainer {
             settings,
             dataset,
             tokenizer,
+            teachers,
+            shared_table: SharedTable::default(),
+            teaching: None,
             backend,
             communicator: Timed::new(communicator),
             load: RankLoad::default(),
@@ -235,7 +247,7 @@ impl Trainer {
         let run_dir = run_dir.filter(|_| self.is_primary());
         let saver = Saver::begin(run_dir, self);
         let mut saver = ranks::all_succeed(&self.communicator, saver, "start the run")?;
-        let outcome = self.train(&mut saver, run_dir.is_some(), requests, on_event);
+        let outcome = self.train(&mut saver, run_dir, requests, on_event);
         if outcome.is_ok() {
             self.report_ranks(on_event);
         }
@@ -247,12 +259,15 @@ impl Trainer {
     fn train(
         &mut self,
         saver: &mut Saver,
-        keeps_records: bool,
+        run_dir: Option<&RunDir>,
         requests: &Requests,
         on_event: &mut dyn FnMut(&Event),
     ) -> Result<Outcome> {
         let last_epoch = self.last_epoch();
         self.report_start(on_event);
+        if !self.meet_teachers(run_dir, requests, on_event)? {
+            return Ok(Outcome::Stopped);
+        }
         while self.state.epoch < last_epoch && !self.is_out_of_patience() {
             let epoch = self.state.epoch + 1;
             let (steps, taken) = (self.steps_of_epoch(), self.state.epoch_progress.batches);
@@ -268,7 +283,7 @@ impl Trainer {
                 return Ok(outcome);
             }
             for starts in batches.skip(taken as usize) {
-                on_event(&Event::Step(self.step(starts)));
+                on_event(&Event::Step(self.step(starts)?));
                 self.check_finite(saver)?;
                 if let Some(outcome) = self.end_step(saver, requests, on_event)? {
                     return Ok(outcome);
@@ -282,7 +297,7 @@ impl Trainer {
             };
             let report = self.end_epoch(losses, order, saver)?;
             let tokens = self.settings.sample_tokens.unwrap_or(SAMPLE_TOKENS);
-            let sample = keeps_records.then(|| self.sample(tokens));
+            let sample = run_dir.is_some().then(|| self.sample(tokens));
             on_event(&Event::EpochEnded { epoch, last_epoch, report, sample });
             saver.save_epoch(self, on_event);
             let [stop] = any(&self.communicator, [requests.stop_requested()]);
@@ -344,16 +359,19 @@ impl Trainer {
     }
 
     /// One optimizer step on the blocks at `starts`. If the loss or the gradients are not finite, the weights stay as they are.
-    fn step(&mut self, starts: &[usize]) -> StepReport {
+    fn step(&mut self, starts: &[usize]) -> Result<StepReport> {
         let (learning_rate, progress) = (self.learning_rate(), self.schedule_progress());
         let communicator = &self.communicator;
         let started = self.load.begin_step(communicator);
         let division = Division::of(communicator, starts.len(), self.settings.gradient_accumulation_steps);
-        let batch = self.buffer.fill(&self.dataset, &starts[division.own()], self.settings.block_size);
+        let (own, time) = (&starts[division.own()], self.settings.block_size);
+        let batch = self.buffer.fill(&self.dataset, own, time);
+        let teaching = self.teaching.as_mut();
+        let soft_targets = teaching.map(|teaching| teaching.soft_targets(own, time)).transpose()?;
         let dropout_key = self.state.dropout.next_u64();
         let label_smoothing = self.settings.label_smoothing as f32;
         let dropout = Some(self.settings.dropout_at(progress) as f32);
-        let step = StepBatch { batch, division, dropout_key, dropout, label_smoothing };
+        let step = StepBatch { batch, division, dropout_key, dropout, label_smoothing, soft_targets };
         let reduction = Reduction { communicator, precision: self.settings.reduce_precision };
         let mut losses = [self.backend.reduced_forward_backward(step, reduction)];
         communicator.all_reduce_f64(&mut losses);
@@ -390,7 +408,7 @@ impl Trainer {
                 u64::from(self.settings.grad_clip > 0.0 && gradient_norm > self.settings.grad_clip);
         }
         let (epoch, step) = (state.epoch + 1, state.global_step);
-        StepReport { epoch, step, tokens, loss, gradient_norm, learning_rate, skipped }
+        Ok(StepReport { epoch, step, tokens, loss, gradient_norm, learning_rate, skipped })
     }
 
     /// Fails if too many successive steps were skipped.
@@ -458,29 +476,5 @@ impl Trainer {
         let written = generator.generate(request, |token| text += token.text);
         written.expect("a request without a prompt can be met");
         text
-    }
-
-    /// How far the next step is on the way to the schedule's T_max: 0 at its start, 1 and more from T_max on.
-    fn schedule_progress(&self) -> f64 {
-        let TrainingState { epoch, global_step, schedule_start, epoch_progress, .. } = &self.state;
-        let now = match self.settings.lr_schedule_unit {
-            Unit::Epoch => {
-                let steps = self.dataset.steps_per_epoch(self.settings.batch_size);
-                (epoch - schedule_start.epoch) as f64 + epoch_progress.batches as f64 / steps as f64
-            }
-            Unit::Step => (global_step - schedule_start.step) as f64,
-        };
-        now / self.settings.cosine_t_max as f64
-    }
-
-    /// The learning rate of the next step.
-    fn learning_rate(&self) -> f64 {
-        let TrainingState { epoch, global_step, schedule_start, .. } = &self.state;
-        let step = global_step - schedule_start.step;
-        let now = match self.settings.lr_schedule_unit {
-            Unit::Epoch => epoch - schedule_start.epoch,
-            Unit::Step => step,
-        };
-        self.settings.schedule().rate(now) * warmup_factor(step, self.settings.warmup_steps)
     }
 }

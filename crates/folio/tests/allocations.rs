@@ -5,7 +5,8 @@ use std::sync::Arc;
 use folio::distributed::RankCount;
 use folio::generate::{Generator, PastContext, Request, Sampling};
 use folio::model::{
-    Backend, Batch, CpuBackend, Frozen, InferenceModel, ModelConfig, Parameters, Precision, WeightFormat,
+    Backend, Batch, CpuBackend, Frozen, InferenceModel, ModelConfig, Parameters, Precision, SoftTargets,
+    StepBatch, WeightFormat,
 };
 use folio::optim::{AdamW, AdamWConfig, MuonConfig};
 use folio::rng::{Rng, Stream};
@@ -31,6 +32,7 @@ fn a_training_step_and_a_token_allocate_nothing() {
     let adamw = AdamWConfig::default();
     let tokens: Vec<u32> = (0..5 * 32).map(|i| i % 65).collect();
     let batch = Batch { inputs: &tokens, targets: &tokens, time: 32 };
+    let probabilities = vec![0; tokens.len() * config.vocab_size];
     // One pool throughout: the threads of a pool that is dropped allocate when they end, which may be later.
     let pool = ThreadPoolBuilder::new().num_threads(2).build().expect("threads");
     // Each thread allocates scratch of its own for its first matmul, which may be late on a busy machine.
@@ -49,9 +51,10 @@ fn a_training_step_and_a_token_allocate_nothing() {
         pool.install(|| {
             let mut model = CpuBackend::new(config, precision, &mut Rng::new(1, Stream::Init));
             let mut optimizer = AdamW::new(adamw).with_muon(muon);
+            let soft_targets = Some(SoftTargets { probabilities: &probabilities, weight: 0.5 });
             let mut step = |number| {
                 let before = dhat::HeapStats::get().total_blocks;
-                model.loss_and_gradients(batch, number);
+                model.forward_backward(StepBatch { soft_targets, ..StepBatch::whole(batch, number) });
                 optimizer.step(&mut model, 1e-3);
                 dhat::HeapStats::get().total_blocks - before
             };

@@ -344,7 +344,8 @@ impl<E: Element> Bench<E> {
                 let dims = PanelDims { depth: (vocab - first).min(VOCAB_SEGMENT), cols: channels };
                 Panels::new(dims, &wte)
             });
-            let objective = Objective { targets: &targets, scale: 1e-4, label_smoothing: 0.0 };
+            let objective =
+                Objective { targets: &targets, scale: 1e-4, label_smoothing: 0.0, soft_targets: None };
             head_backward(dims, dx, dlogits, segments, objective, scratch);
         });
     }

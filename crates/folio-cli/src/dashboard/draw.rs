@@ -103,6 +103,7 @@ fn place_parts(run: &Run, now: Instant) -> Vec<String> {
     let phase = match run.phase {
         Phase::Starting => return vec!["starting".to_owned()],
         Phase::Training => None,
+        Phase::Teaching => Some("computing the teachers' probabilities"),
         Phase::Evaluating => Some("evaluating"),
         Phase::Saving => Some("saving"),
         Phase::Ended => Some("ended"),

@@ -66,6 +66,8 @@ pub(super) struct Run {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
     Starting,
+    /// The teachers' probabilities are being computed.
+    Teaching,
     Training,
     Evaluating,
     Saving,
@@ -189,6 +191,7 @@ impl Run {
                 self.train_losses.push(report.step, self.loss);
                 self.learning_rates.push(report.step, report.learning_rate);
             }
+            Event::Teachers { .. } => self.phase = Phase::Teaching,
             Event::Evaluating => self.phase = Phase::Evaluating,
             Event::EpochEnded { epoch, report, sample, .. } => {
                 self.note_eval(*epoch, report.step, report.eval_loss);

@@ -12,7 +12,7 @@ use folio::sweep::Sweep;
 use folio::tokenizer::Tokenizer;
 use folio::train::Start;
 
-use super::{Task, Work, encode, first_words, given_options, initial, same_directory};
+use super::{Task, Work, check_teachers, encode, first_words, given_options, initial, same_directory};
 use crate::options::{Options, flag};
 use crate::texts;
 use crate::train::args::TrainArgs;
@@ -89,7 +89,7 @@ fn task(texts: &Texts, tokenizer: Tokenizer, work: Work, start: Start, run: RunD
         Work::Run(settings) => settings.sample_tokens.unwrap_or(0),
         Work::Sweep(_) => 0,
     };
-    Ok(Task {
+    let task = Task {
         stream: encode(texts, &tokenizer, &work)?,
         run_dir: Some(run),
         new_name: None,
@@ -99,7 +99,9 @@ fn task(texts: &Texts, tokenizer: Tokenizer, work: Work, start: Start, run: RunD
         tokenizer,
         sample_tokens,
         chosen_precision: None,
-    })
+    };
+    check_teachers(&task)?;
+    Ok(task)
 }
 
 /// A run's settings with the changes that resuming allows.
@@ -137,6 +139,19 @@ fn changed(run: &RunDir, old: &Settings, given: &Options) -> anyhow::Result<Sett
         }
         // Its content is compared by its hash, since its path may change.
         settings.init_from = Some(initial::absolute(&path));
+    }
+    if let Some(paths) = given.teachers() {
+        let count = settings.teachers.as_ref().map_or(0, Vec::len);
+        if count != paths.len() {
+            let reason = format!(
+                "--teachers: the run in {path} has {count} teachers, and keeps them; leave the flag out, or give the new paths of all"
+            );
+            return Err(Usage(reason).into());
+        }
+        // Their weights are compared by their hashes, since their paths may change.
+        let recorded = settings.teachers_sha256.take();
+        settings.record_teachers(&paths)?;
+        settings.teachers_sha256 = recorded;
     }
     if let Some(other) = given.run_dir().filter(|other| !same_directory(other, run.path())) {
         let other = other.display();

@@ -8,7 +8,7 @@ use crate::importing::golden;
 use crate::place::{MODEL, Place, TINY, plays, words};
 
 /// Every flag with an underscore that a fresh run takes, none at its default.
-const ALL_FLAGS: &str = "--eval_data eval.txt --special_tokens --tokenizer_type corpus_bpe --vocab_size 260 --n_emb 16 --n_heads 4 --n_blocks 2 --block_sizes 8 --batch_sizes 3 --block_offset random --gradient_accumulation_steps 2 --freeze embeddings,blocks:1 --label_smoothing 0.1 --ema_decay 0.9 --eval_every 1 --patience 9 --test_fraction 0.5 --muon_learning_rate 1e-3 --muon_momentum 0.9 --dropout_final 0.1 --weight_decay_final 0.1 --wsd_decay 0.5 \
+const ALL_FLAGS: &str = "--eval_data eval.txt --special_tokens --tokenizer_type corpus_bpe --vocab_size 260 --n_emb 16 --n_heads 4 --n_blocks 2 --block_sizes 8 --batch_sizes 3 --block_offset random --gradient_accumulation_steps 2 --freeze embeddings,blocks:1 --label_smoothing 0.1 --distill_weight 0.5 --ema_decay 0.9 --eval_every 1 --patience 9 --test_fraction 0.5 --muon_learning_rate 1e-3 --muon_momentum 0.9 --dropout_final 0.1 --weight_decay_final 0.1 --wsd_decay 0.5 \
     --num_epochs 3 --max_steps 2 --learning_rates 2e-3 --weight_decays 0.5 --decay_all_parameters --grad_clip 0.5 \
     --lr_schedule cosine_warm_restarts --lr_schedule_unit step --warmup_steps 1 --cosine_final_lr 1e-5 \
     --cosine_T_max 4 --cosine_T_mult 2 --cosine_lr_restart_decay 0.5 --run_dir run --save_losses --save_checkpoint \

@@ -9,6 +9,7 @@ mod combining;
 mod commands;
 mod continuing;
 mod dashboard;
+mod distilling;
 mod export;
 mod files;
 mod flags;

@@ -35,6 +35,36 @@ pub fn cross_entropy<F: Float + NumAssign>(
     }
 }
 
+/// `loss_m = -sum_v q_mv log softmax(z_m)_v`, the cross-entropy with any distributions q. Overwrites the logits `z` with their
+/// gradient, `dz_mv = scale (softmax(z_m)_v - q_mv)`, which assumes that each row of q sums to 1.
+///
+/// Source: PyTorch, `torch.nn.CrossEntropyLoss` with class probabilities as targets and `reduction="none"`; Hinton et al. 2015,
+/// "Distilling the Knowledge in a Neural Network".
+/// - `logits` (M, V): read, then overwritten with `dz`.
+/// - `losses` (M): overwritten.
+/// - `distributions` (M, V): q.
+pub fn soft_cross_entropy<F: Float + NumAssign>(
+    dims: RowDims,
+    logits: &mut [F],
+    losses: &mut [F],
+    distributions: &[F],
+    scale: F,
+) {
+    let RowDims { rows, cols } = dims;
+    expect_len("losses", losses, &[rows]);
+    expect_len("logits", logits, &[rows, cols]);
+    expect_len("distributions", distributions, &[rows, cols]);
+    for m in 0..rows {
+        let row = &mut logits[m * cols..][..cols];
+        let (max, sum) = max_and_sum(row);
+        losses[m] = F::zero();
+        for (z, &q) in row.iter_mut().zip(&distributions[m * cols..]) {
+            losses[m] += q * (sum.ln() - (*z - max));
+            *z = scale * ((*z - max).exp() / sum - q);
+        }
+    }
+}
+
 /// `loss_m = log(sum_v exp(z_mv)) - z_mu` with `u = targets_m`: [`cross_entropy`] without the gradient.
 ///
 /// - `losses` (M): overwritten.

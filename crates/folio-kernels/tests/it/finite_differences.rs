@@ -83,6 +83,8 @@ fn cross_entropy_backward() {
     cross_entropy(RowDims { rows: 5, cols: 21 });
     smoothed_cross_entropy(RowDims { rows: 1, cols: 1 });
     smoothed_cross_entropy(RowDims { rows: 5, cols: 21 });
+    soft_cross_entropy(RowDims { rows: 1, cols: 1 });
+    soft_cross_entropy(RowDims { rows: 5, cols: 21 });
 }
 
 #[test]
@@ -275,6 +277,36 @@ fn smoothed_cross_entropy(dims: RowDims) {
     };
     let case = Case { op: "smoothed cross_entropy", shape: &dims, dy: &vec![scale; rows] };
     case.check("logits", &logits, &dlogits, forward);
+}
+
+/// Distributions as targets. With all of the probability on one token, the loss and the gradient are those of a target.
+fn soft_cross_entropy(dims: RowDims) {
+    let RowDims { rows, cols } = dims;
+    let mut random = Random(10);
+    let logits: Vec<f64> = random.values(rows * cols).iter().map(|z| 3.0 * z).collect();
+    let mut distributions: Vec<f64> = random.values(rows * cols).iter().map(|x| x + 1.01).collect();
+    for row in distributions.chunks_exact_mut(cols) {
+        let sum: f64 = row.iter().sum();
+        row.iter_mut().for_each(|q| *q /= sum);
+    }
+    let scale = 1.0 / rows as f64;
+    let run = |logits: &[f64], distributions: &[f64]| {
+        let (mut dlogits, mut losses) = (logits.to_vec(), vec![f64::NAN; rows]);
+        reference::soft_cross_entropy(dims, &mut dlogits, &mut losses, distributions, scale);
+        (dlogits, losses)
+    };
+    let case = Case { op: "soft cross_entropy", shape: &dims, dy: &vec![scale; rows] };
+    let dlogits = run(&logits, &distributions).0;
+    case.check("logits", &logits, &dlogits, |logits| run(logits, &distributions).1);
+
+    let targets = random.tokens(rows, cols);
+    let (mut one_hot, mut want) = (vec![0.0; rows * cols], (logits.clone(), vec![f64::NAN; rows]));
+    targets.iter().enumerate().for_each(|(row, &target)| one_hot[row * cols + target as usize] = 1.0);
+    reference::cross_entropy(dims, &mut want.0, &mut want.1, &targets, scale, 0.0);
+    let (dlogits, losses) = run(&logits, &one_hot);
+    // Numbers of at most 10, computed by one operation more or less.
+    let is_near = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 20.0 * f64::EPSILON);
+    assert!(is_near(&dlogits, &want.0) && is_near(&losses, &want.1), "{dims:?}: one target");
 }
 
 /// The smallest model with tied weights: the embedding, and its transpose as the head. The gradient of `wte` is the sum

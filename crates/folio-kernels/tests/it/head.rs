@@ -3,7 +3,7 @@
 use folio_kernels::columns::ColumnsMut;
 use folio_kernels::dims::{HeadDims, LinearDims, RowDims};
 use folio_kernels::element::{Bf16, Element};
-use folio_kernels::head::{self, HeadScratch, Objective, VOCAB_SEGMENT};
+use folio_kernels::head::{self, HeadScratch, Objective, SoftTargets, VOCAB_SEGMENT};
 use folio_kernels::panels::{PanelDims, Panels};
 use folio_kernels::reference;
 
@@ -59,6 +59,59 @@ fn compare_smoothed<E: Element>() {
 fn the_head_with_label_smoothing_equals_its_twin() {
     compare_smoothed::<f32>();
     compare_smoothed::<Bf16>();
+}
+
+fn compare_soft<E: Element>() {
+    for (rows, channels, vocab) in SIZES {
+        for (weight, label_smoothing) in [(0.9, 0.0), (1.0, 0.0), (0.3, 0.1)] {
+            let dims = HeadDims { rows, channels: channels.next_multiple_of(E::PER_UNIT), vocab };
+            let head = Head::<E> { label_smoothing, ..Head::random(dims, 1.0) }.with_soft_targets(weight);
+            head.compare();
+        }
+    }
+}
+
+#[test]
+fn the_head_with_soft_targets_equals_its_twin() {
+    compare_soft::<f32>();
+    compare_soft::<Bf16>();
+}
+
+#[test]
+fn soft_targets_without_weight_change_no_bit() {
+    for (rows, channels, vocab) in SIZES {
+        let head =
+            Head::<f32> { label_smoothing: 0.1, ..Head::random(HeadDims { rows, channels, vocab }, 1.0) };
+        let [_, plain, _] = head.run();
+        let [_, soft, _] = head.with_soft_targets(0.0).run();
+        assert_same_bits("soft targets without weight", &plain, &soft);
+    }
+}
+
+#[test]
+fn every_f16_probability_is_read_exactly() {
+    // One row whose vocabulary is all f16 numbers from 0 to 1. Without channels' difference, the softmax is even.
+    let vocab = usize::from(F16_ONE) + 1;
+    let dims = HeadDims { rows: 1, channels: 1, vocab };
+    let mut head = Head::<f32>::random(dims, 1.0);
+    (head.x, head.scale) = (vec![0.0], 1.0);
+    head.soft_targets = Some(((0..=F16_ONE).collect(), 1.0));
+    let [_, dlogits, _] = head.run();
+    let even = dlogits[0];
+    for (bits, &got) in (0..=F16_ONE).zip(&dlogits) {
+        if usize::from(bits) != head.targets[0] as usize {
+            assert_eq!(got, even - f16(bits) as f32, "{bits:#x}");
+        }
+    }
+}
+
+/// The bits of 1.
+const F16_ONE: u16 = 15 << 10;
+
+/// An f16 number that is neither negative nor infinite, from its bits: 5 of the exponent, 10 of the fraction.
+fn f16(bits: u16) -> f64 {
+    let (exponent, fraction) = (i32::from(bits >> 10), f64::from(bits & 0x3ff) / 1024.0);
+    if exponent == 0 { fraction * 2f64.powi(-14) } else { (1.0 + fraction) * 2f64.powi(exponent - 15) }
 }
 
 fn compare_large<E: Element>() {
@@ -194,6 +247,8 @@ struct Head<E> {
     targets: Vec<u32>,
     scale: f32,
     label_smoothing: f32,
+    /// (M, V) in f16, and their weight.
+    soft_targets: Option<(Vec<u16>, f32)>,
 }
 
 impl<E: Element> Head<E> {
@@ -208,7 +263,16 @@ impl<E: Element> Head<E> {
             targets: random.tokens(rows, vocab),
             scale: 1.0 / (3 * rows) as f32,
             label_smoothing: 0.0,
+            soft_targets: None,
         }
+    }
+
+    /// With soft targets of all sizes from 0 to 1, some of them subnormal. Their rows need not sum to 1 here.
+    fn with_soft_targets(mut self, weight: f32) -> Self {
+        let HeadDims { rows, vocab, .. } = self.dims;
+        let bits = Random(67).tokens(rows * vocab, usize::from(F16_ONE) + 1);
+        self.soft_targets = Some((bits.into_iter().map(|bits| bits as u16).collect(), weight));
+        self
     }
 
     /// wteᵀ in panels.
@@ -230,8 +294,12 @@ impl<E: Element> Head<E> {
 
     /// `losses`, `dlogits` and `dx`.
     fn run(&self) -> [Vec<f32>; 3] {
-        let Self { dims, x, targets, scale, label_smoothing, .. } = self;
-        let objective = Objective { targets, scale: *scale, label_smoothing: *label_smoothing };
+        let Self { dims, x, targets, scale, label_smoothing, soft_targets, .. } = self;
+        let soft_targets = soft_targets.as_ref();
+        let soft_targets =
+            soft_targets.map(|(probabilities, weight)| SoftTargets { probabilities, weight: *weight });
+        let (scale, label_smoothing) = (*scale, *label_smoothing);
+        let objective = Objective { targets, scale, label_smoothing, soft_targets };
         let HeadDims { rows, channels, vocab } = *dims;
         let mut scratch = Self::used_scratch(*dims);
         let (wte_t_dims, wte_t) = self.wte_t();
@@ -298,6 +366,8 @@ impl<E: Element> Head<E> {
     ///   products. The intermediate value and the gradient are stored.
     /// - The gradient at the target does not use the stored intermediate value.
     /// - The targets' smoothed probability is rounded, and so is the difference to it.
+    /// - So is each product of a soft target with its scale, which is rounded itself, and its difference; at the target, the sum of
+    ///   both.
     ///
     /// `exp` is constant below e^-87 = 1.6e-38: if the gap is greater, a gradient may be off by two of the smallest
     /// normal numbers.
@@ -308,8 +378,16 @@ impl<E: Element> Head<E> {
         let (mut dlogits, mut losses) = (logits.clone(), vec![f64::NAN; rows]);
         let dims = RowDims { rows, cols: vocab };
         let label_smoothing = f64::from(self.label_smoothing);
-        reference::cross_entropy(dims, &mut dlogits, &mut losses, &self.targets, scale, label_smoothing);
-        let per_token = scale * label_smoothing / vocab as f64;
+        let weight = self.soft_targets.as_ref().map_or(0.0, |(_, weight)| f64::from(*weight));
+        let soft = |i: usize| self.soft_targets.as_ref().map_or(0.0, |(bits, _)| weight * f16(bits[i]));
+        reference::cross_entropy_loss(dims, &mut losses, &logits, &self.targets);
+        let per_token = (1.0 - weight) * label_smoothing / vocab as f64;
+        let mut q: Vec<f64> = (0..rows * vocab).map(|i| per_token + soft(i)).collect();
+        for (row, &target) in self.targets.iter().enumerate() {
+            q[row * vocab + target as usize] += (1.0 - weight) * (1.0 - label_smoothing);
+        }
+        reference::soft_cross_entropy(dims, &mut dlogits, &mut vec![f64::NAN; rows], &q, scale);
+        let per_token = scale * per_token;
         let (mut dlogits_off, mut losses_off) = (vec![], vec![]);
         let rows = logits.chunks_exact(vocab).zip(logit_sizes.chunks_exact(vocab));
         for (m, (logits, logit_sizes)) in rows.enumerate() {
@@ -338,8 +416,13 @@ impl<E: Element> Head<E> {
                 let roundings = gap(v) + 2.0 * EXP_ROUNDINGS + 4.0;
                 let p_off = p * (off(v) + total_off + U * roundings);
                 let gradient = dlogits[m * vocab + v];
-                let difference = U * (gradient.abs() + per_token);
-                let at_target = U * scale;
+                let soft = scale * soft(m * vocab + v);
+                let mut difference = U * (gradient.abs() + per_token);
+                let mut at_target = U * scale;
+                if weight > 0.0 {
+                    difference += U * (gradient.abs() + 4.0 * soft);
+                    at_target *= 2.0;
+                }
                 let error = if v == target {
                     p_off + difference + at_target
                 } else {

@@ -72,6 +72,11 @@ impl Manifest {
         self.files.keys().map(String::as_str)
     }
 
+    /// The SHA-256 of a file.
+    pub(super) fn sha256_of(&self, name: &str) -> Option<&str> {
+        self.files.get(name).map(|entry| entry.sha256.as_str())
+    }
+
     pub(super) fn holds(&self, name: &str) -> bool {
         self.files.contains_key(name)
     }

@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use folio_kernels::adamw::AdamwStep;
+use folio_kernels::head::SoftTargets;
 
 use super::{Frozen, ModelConfig, MuonUpdate, ParameterSpec, Parameters};
 use crate::distributed::{Communicator, Division, Reduction};
@@ -51,6 +52,8 @@ pub struct StepBatch<'a> {
     pub dropout: Option<f32>,
     /// The share of the probability that smoothed targets spread over all tokens, in [0, 1).
     pub label_smoothing: f32,
+    /// (B, T, V): distributions to learn besides the targets, if there are any.
+    pub soft_targets: Option<SoftTargets<'a>>,
 }
 
 /// The sequences that are computed in one forward and backward pass.
@@ -68,13 +71,15 @@ pub struct MicroBatch<'a> {
     pub dropout: Option<f32>,
     /// See [`StepBatch::label_smoothing`].
     pub label_smoothing: f32,
+    /// See [`StepBatch::soft_targets`].
+    pub soft_targets: Option<SoftTargets<'a>>,
 }
 
 impl<'a> StepBatch<'a> {
-    /// A whole batch in a single micro-batch, without label smoothing.
+    /// A whole batch in a single micro-batch, without label smoothing and soft targets.
     pub fn whole(batch: Batch<'a>, dropout_key: u64) -> Self {
         let division = Division::whole(batch.sequences());
-        Self { batch, division, dropout_key, dropout: None, label_smoothing: 0.0 }
+        Self { batch, division, dropout_key, dropout: None, label_smoothing: 0.0, soft_targets: None }
     }
 
     /// Tokens of the global batch.
@@ -86,8 +91,11 @@ impl<'a> StepBatch<'a> {
     pub fn micro_batch(&self, index: usize) -> MicroBatch<'a> {
         let own = self.division.own();
         let sequences = self.division.micro_batch(index);
+        let part = sequences.start - own.start..sequences.end - own.start;
+        let tokens = part.start * self.batch.time..part.end * self.batch.time;
         MicroBatch {
-            batch: self.batch.select(sequences.start - own.start..sequences.end - own.start),
+            soft_targets: self.soft_targets.map(|soft| soft.select(tokens, self.batch.inputs.len())),
+            batch: self.batch.select(part),
             first_sequence: sequences.start,
             total_tokens: self.total_tokens(),
             dropout_key: self.dropout_key,
@@ -187,7 +195,7 @@ pub trait Backend: Send {
     fn config(&self) -> &ModelConfig;
 
     /// Computes this rank's contribution to the gradients of the mean loss over the global batch, with dropout, and returns the
-    /// sum of its sequences' token losses in nats. Label smoothing affects the gradients only,
+    /// sum of its sequences' token losses in nats. Label smoothing and soft targets affect the gradients only,
     /// so that losses remain comparable.
     ///
     /// The gradients of micro-batches are summed in the binary tree of [`tree_split`], and so are their losses.

@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use folio_kernels::adamw::{adamw, sum_of_squares};
 use folio_kernels::element::{Bf16, Element};
+use folio_kernels::head::SoftTargets;
 use folio_kernels::moving_average::update_average;
 use rayon::prelude::*;
 
@@ -253,8 +254,8 @@ impl Engine {
         mut gradients: Gradients,
         micro_batch: &MicroBatch,
     ) -> f64 {
-        let MicroBatch { batch, first_sequence, total_tokens, dropout_key, dropout, label_smoothing } =
-            *micro_batch;
+        let MicroBatch { batch, first_sequence, total_tokens, dropout_key, dropout, .. } = *micro_batch;
+        let MicroBatch { label_smoothing, soft_targets, .. } = *micro_batch;
         if batch.inputs.is_empty() {
             on_worker(|| gradients.complete(0));
             return 0.0;
@@ -271,8 +272,8 @@ impl Engine {
             dropout_key: Some(dropout_key),
         };
         let losses = match self {
-            Self::F32(buffers) => buffers.train(pass, parameters, gradients, batch),
-            Self::Bf16(buffers) => buffers.train(pass, parameters, gradients, batch),
+            Self::F32(buffers) => buffers.train(pass, parameters, gradients, batch, soft_targets),
+            Self::Bf16(buffers) => buffers.train(pass, parameters, gradients, batch, soft_targets),
         };
         losses.iter().map(|&loss| f64::from(loss)).sum()
     }
@@ -452,10 +453,11 @@ impl<E: Element> EngineBuffers<E> {
         parameters: &'a Parameters,
         mut gradients: Gradients,
         batch: Batch,
+        soft_targets: Option<SoftTargets>,
     ) -> &'a [f32] {
         on_worker(move || {
             let (weights, activations) = self.prepare(pass, parameters, Purpose::Training);
-            pass.forward_backward(weights, &mut gradients, activations, batch);
+            pass.forward_backward(weights, &mut gradients, activations, batch, soft_targets);
             &activations.losses[..pass.tokens()]
         })
     }

@@ -167,6 +167,20 @@ declare_settings! {
     label_smoothing: f64 = 0.0 => {
         section: Some(Section::Training), range: Range::FRACTION, search_level: Some(10),
     }
+    /// Learn from trained models too: runs, sweeps or checkpoints with the tokenizer, the text and the split of this run. Their
+    /// mean probabilities of the training text are computed once, at the start
+    #[serde(skip_serializing_if = "Option::is_none")]
+    teachers: Option<Vec<String>> = None => {
+        section: Some(Section::Training), value_name: Some("RUN_DIR"), may_change: true, inherited: false, label: NO_LABEL,
+    }
+    /// SHA-256 of the teachers' weights
+    #[serde(skip_serializing_if = "Option::is_none")]
+    teachers_sha256: Option<Vec<String>> = None => { inherited: false, label: NO_LABEL, }
+    /// Share of the teachers' probabilities in what the model learns; the rest is the text. Reported losses are those of the text
+    distill_weight: f64 = 0.9 => {
+        section: Some(Section::Training), range: Range::between(0.0, 1.0), search_level: Some(17), inherited: false,
+        label: "distillation",
+    }
     /// Parts of the model to leave as they are: embeddings, blocks:N (the lowest N blocks), both with a comma, or none
     #[serde(skip_serializing_if = "Frozen::is_nothing")]
     freeze: Frozen = Frozen::NOTHING => { section: Some(Section::Training), value_name: Some("WHAT"), }

@@ -94,12 +94,13 @@ impl Given {
     /// The settings that all runs share, and the values to search. Settings that are not given have their defaults, some
     /// of which depend on other settings.
     ///
-    /// The text keeps its default: it is recorded once it has been read.
+    /// The text and the teachers keep their defaults: they are recorded once they have been read.
     pub fn resolve(&self) -> (Settings, Space) {
         let mut base = Settings::default();
         let mut space = Space::of(&base);
         for setting in SETTINGS.iter().filter(|setting| self.has(setting.name)) {
             let choices = self.values(setting.name);
+            // Texts and teachers are recorded once they have been read.
             let is_text = matches!(setting.kind, Kind::Files);
             match choices {
                 _ if setting.search_level.is_some() => {

@@ -134,6 +134,11 @@ impl SettingType for String {
     const KIND: Kind = Kind::Path;
 }
 
+/// Paths of models.
+impl SettingType for Vec<String> {
+    const KIND: Kind = Kind::Files;
+}
+
 impl SettingType for TextFiles {
     const KIND: Kind = Kind::Files;
 }

@@ -34,6 +34,8 @@ const OF_OTHERS: [&str; 3] = ["cosine_T_mult", "cosine_lr_restart_decay", WSD_DE
 const OF_RESTARTS: [&str; 2] = ["cosine_T_mult", "cosine_lr_restart_decay"];
 /// The one that only wsd uses.
 const WSD_DECAY: &str = "wsd_decay";
+/// The setting that has no effect without teachers.
+const OF_TEACHERS: &str = "distill_weight";
 /// The settings that AdamW ignores.
 const OF_MUON: [&str; 2] = ["muon_learning_rate", "muon_momentum"];
 
@@ -74,8 +76,13 @@ impl Settings {
         traps
     }
 
-    /// The settings among those `given`, by name, that this run's schedule ignores or, if there are none, its optimizer.
+    /// The settings among those `given`, by name, that this run ignores: without teachers, or else by its schedule, or else by its
+    /// optimizer.
     pub fn ignored(&self, given: &[&str]) -> Option<Trap> {
+        if self.teachers.is_none() && given.contains(&OF_TEACHERS) {
+            let reason = "has no effect without teachers; add `teachers`";
+            return Some(Trap::new(OF_TEACHERS, reason.to_owned()));
+        }
         let (ignored, way_out): (&[&'static str], _) = match self.lr_schedule {
             ScheduleKind::Const if self.has_lines() => (&OF_A_SCHEDULE[..4], "cosine"),
             ScheduleKind::Const => (&OF_A_SCHEDULE, "cosine"),

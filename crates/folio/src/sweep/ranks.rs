@@ -23,7 +23,7 @@ use crate::files::check_writable;
 use crate::run_dir::{RunDir, RunState};
 use crate::tokenizer::{Tokenizer, TokenizerParts};
 use crate::train::ranks::check_version;
-use crate::train::{Event, Outcome, Requests, Start, Trainer, on_cpu};
+use crate::train::{Event, Outcome, Requests, SharedTable, Start, Trainer, on_cpu};
 
 /// How often a rank looks for messages while it has nothing else to do.
 const POLL: Duration = Duration::from_millis(5);
@@ -209,6 +209,7 @@ fn follow_runs(ranks: &dyn Communicator, shared: Shared, requests: &Requests) ->
         requests: requests.clone(),
         ranks: Arc::new(SingleProcess),
         parallel: Parallel::Runs,
+        table: SharedTable::default(),
     };
     loop {
         match receive(ranks, 0) {

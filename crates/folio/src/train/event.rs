@@ -29,6 +29,15 @@ pub enum Event {
         /// The step of the last evaluation inside an epoch; 0 if there was none.
         evaluated: u64,
     },
+    /// The teachers' probabilities of the training text are being computed.
+    Teachers {
+        /// The number of teachers.
+        count: usize,
+        /// Tokens that are done.
+        done: u64,
+        /// All tokens.
+        tokens: u64,
+    },
     /// An epoch starts or resumes.
     EpochStarted {
         /// Counting from 1.

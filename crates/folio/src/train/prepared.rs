@@ -12,6 +12,7 @@ use crate::import;
 use crate::model::{Backend, Parameters};
 use crate::rng::{Rng, Stream};
 use crate::settings::Settings;
+use crate::teachers::Teachers;
 use crate::text::TextPerToken;
 use crate::tokenizer::Tokenizer;
 
@@ -21,6 +22,8 @@ pub(super) struct Prepared {
     pub(super) dataset: Dataset,
     /// `None` on ranks other than 0.
     pub(super) tokenizer: Option<Arc<Tokenizer>>,
+    /// `None` without teachers, and on ranks other than 0.
+    pub(super) teachers: Option<Teachers>,
     pub(super) backend: Box<dyn Backend>,
     pub(super) state: TrainingState,
     pub(super) resumed_from: Option<PathBuf>,
@@ -43,6 +46,7 @@ impl Prepared {
         }
         let dataset = Dataset::new(stream, settings.block_size, settings.seed)?;
         let identity = Identity::of(&settings, &tokenizer);
+        let teachers = Teachers::open(&settings, &identity)?;
         let checkpoint = continuing::find(start, &settings)?;
         let has_optimizer =
             checkpoint.as_ref().is_none_or(|found| continuing::takes_optimizer(found, &settings));
@@ -74,6 +78,7 @@ impl Prepared {
             settings,
             dataset,
             tokenizer,
+            teachers,
             backend,
             state,
             resumed_from,

@@ -97,6 +97,7 @@ pub(super) fn receive(communicator: &dyn Communicator, new_backend: &NewBackend)
         settings,
         dataset,
         tokenizer,
+        teachers: None,
         backend,
         state,
         resumed_from: None,

@@ -54,7 +54,14 @@ impl Small {
     fn step(&self) -> StepBatch<'_> {
         let batch = Batch { inputs: &self.inputs, targets: &self.targets, time: 6 };
         let division = Division { micro_batches: 3, ..Division::whole(Self::SEQUENCES) };
-        StepBatch { batch, division, dropout_key: 7, dropout: Some(0.3), label_smoothing: 0.1 }
+        StepBatch {
+            batch,
+            division,
+            dropout_key: 7,
+            dropout: Some(0.3),
+            label_smoothing: 0.1,
+            soft_targets: None,
+        }
     }
 }
 

@@ -100,7 +100,7 @@ pub(crate) fn assert_close(what: &str, got: &[f32], want: &[f32], tolerance: f32
 const SMALL: [&str; 4] = ["tiny", "inner", "erf", "all"];
 
 /// A small model: its golden file, its configuration and its initial weights.
-fn small(name: &str) -> (Golden, ModelConfig, Parameters) {
+pub(crate) fn small(name: &str) -> (Golden, ModelConfig, Parameters) {
     let golden = Golden::read(&format!("gpt2_{name}.safetensors"));
     let varied = |key: &str| golden.metadata.get(key).map(String::as_str);
     let config = ModelConfig {
@@ -171,7 +171,11 @@ fn check_gradients(case: &str, name: &str, new: New) {
     let loss = model.loss_and_gradients(Batch { inputs, targets, time: 7 }, 0);
     let want = golden.floats["loss"][0];
     assert!((loss - want).abs() <= ROUNDINGS * EPS * want, "{case}: loss {loss}, want {want}");
-    let gradients = model.gradients();
+    compare_gradients(case, &golden, &model.gradients());
+}
+
+/// Compares gradients with those of a golden file.
+pub(crate) fn compare_gradients(case: &str, golden: &Golden, gradients: &Parameters) {
     for spec in gradients.specs() {
         let (got, want) = (gradients.tensor(spec), &golden.floats[&format!("grad.{}", spec.name)]);
         // Queries, keys and values differ in size by a thousand: each third is held to its own norm. The bias

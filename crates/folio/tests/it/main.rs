@@ -3,6 +3,7 @@
 mod adamw;
 mod averaging;
 mod damage;
+mod distilling;
 mod early_stopping;
 mod ensemble;
 mod export;

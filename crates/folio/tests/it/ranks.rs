@@ -261,7 +261,14 @@ fn the_gradients_of_a_divided_batch_are_those_of_the_whole_but_for_rounding() {
     for (name, new) in BACKENDS {
         let step = |model: &mut dyn Backend, division: Division| {
             let batch = batch.select(division.own());
-            let step = StepBatch { batch, division, dropout_key: 11, dropout: None, label_smoothing: 0.1 };
+            let step = StepBatch {
+                batch,
+                division,
+                dropout_key: 11,
+                dropout: None,
+                label_smoothing: 0.1,
+                soft_targets: None,
+            };
             let loss = model.forward_backward(step);
             (loss, model.gradients().values().to_vec())
         };

@@ -153,6 +153,7 @@ impl Small {
             dropout_key: 11,
             dropout: None,
             label_smoothing: 0.1,
+            soft_targets: None,
         }
     }
 }

@@ -9,7 +9,7 @@ use folio::error::{Error, Result};
 use folio::run_dir::{Plan, RunDir, RunState};
 use folio::settings::Settings;
 use folio::sweep::{Context, Parallel, RunResult, Sweep, SweepEvent, follow_sweep, run_sweep};
-use folio::train::{Event, Outcome, Requests, Start};
+use folio::train::{Event, Outcome, Requests, SharedTable, Start};
 use rayon::ThreadPoolBuilder;
 
 use crate::ranks::{data, settings};
@@ -61,6 +61,7 @@ fn train(
             requests: own,
             ranks: Arc::new(communicator),
             parallel,
+            table: SharedTable::default(),
         };
         let mut listener = |event: SweepEvent| {
             on_event(&requests, &event);

@@ -8,7 +8,7 @@ use folio_kernels::dims::{EmbeddingDims, RowDims};
 use folio_kernels::dropout::{dropout_backward, dropout_in_place};
 use folio_kernels::element::Element;
 use folio_kernels::embedding::embedding_backward;
-use folio_kernels::head::{Objective, head_backward, head_forward};
+use folio_kernels::head::{Objective, SoftTargets, head_backward, head_forward};
 use folio_kernels::layernorm::{LayerNormGradients, Statistics, layernorm_backward, layernorm_recompute};
 use folio_kernels::linear::{
     GeluGradients, column_sums, linear_backward_input, linear_backward_weight, linear_gelu_backward,
@@ -37,8 +37,9 @@ impl Pass {
         gradients: &mut Gradients,
         a: &mut Activations<E>,
         batch: Batch,
+        soft_targets: Option<SoftTargets>,
     ) {
-        self.forward_and_head(weights, &mut gradients.rest, a, batch);
+        self.forward_and_head(weights, &mut gradients.rest, a, batch, soft_targets);
         gradients.complete(gradients.rest.ln_f_start());
         let t = self.time;
         for idx in (self.frozen.lowest_block()..self.config.n_blocks).rev() {
@@ -91,6 +92,7 @@ impl Pass {
         gradients: &mut ParametersMut,
         a: &mut Activations<E>,
         batch: Batch,
+        soft_targets: Option<SoftTargets>,
     ) {
         let (t, c, v) = (self.time, self.config.n_emb, self.config.vocab_size);
         let group = a.capacity.head_group(v);
@@ -99,7 +101,11 @@ impl Pass {
             let sequences = first..(first + group).min(self.batch);
             let (jobs, scratch) =
                 a.forward_jobs(sequences.clone(), batch, &self.config, logits_dims.len::<E>());
-            jobs.for_each(|job| self.sequence_and_head(weights, job, &mut scratch.of_this_thread()));
+            jobs.for_each(|job| {
+                let tokens = job.b * t..(job.b + 1) * t;
+                let soft_targets = soft_targets.map(|soft| soft.select(tokens, self.tokens()));
+                self.sequence_and_head(weights, job, soft_targets, &mut scratch.of_this_thread());
+            });
             if self.frozen.embeddings && !gradients.has_separate_head() {
                 continue; // The head's weights are the token embedding.
             }
@@ -119,6 +125,7 @@ impl Pass {
         self,
         weights: PassWeights<E>,
         job: ForwardJob<E>,
+        soft_targets: Option<SoftTargets>,
         scratch: &mut ThreadScratch<E>,
     ) {
         let ForwardJob { b, inputs, targets, sequence, losses, dresidual, operands, dlogits } = job;
@@ -129,7 +136,7 @@ impl Pass {
         head_forward(self.head_dims(), losses, normed, weights.packed.head(), targets, head);
         let w = weights.packed.head_backward();
         let (scale, label_smoothing) = (1.0 / self.total_tokens as f32, self.label_smoothing);
-        let objective = Objective { targets, scale, label_smoothing };
+        let objective = Objective { targets, scale, label_smoothing, soft_targets };
         head_backward(self.head_dims(), dnormed, dlogits, w, objective, head);
         pack((t, c), Some(operands), None, normed, Reuse::Temporal);
         dresidual.fill(0.0);

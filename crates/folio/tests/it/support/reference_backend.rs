@@ -6,12 +6,13 @@ use std::borrow::Cow;
 use folio::distributed::Communicator;
 use folio::model::{
     Backend, Batch, Frozen, MicroBatch, ModelConfig, Moments, MuonUpdate, ParameterSpec, Parameters,
-    StepBatch, Update, tree_split,
+    SoftTargets, StepBatch, Update, tree_split,
 };
 use folio_kernels::dims::{AttentionDims, EmbeddingDims, LinearDims, RowDims};
 use folio_kernels::dropout::Dropout;
 use folio_kernels::newton_schulz::{Columns, ITERATIONS};
 use folio_kernels::reference as naive;
+use half::f16;
 
 pub(crate) struct ReferenceBackend {
     config: ModelConfig,
@@ -94,19 +95,35 @@ impl ReferenceBackend {
     }
 
     fn micro_batch(&self, micro_batch: &MicroBatch) -> (f64, Vec<f32>) {
-        let MicroBatch { batch, first_sequence, total_tokens, dropout_key, dropout, label_smoothing } =
-            *micro_batch;
+        let MicroBatch { batch, first_sequence, total_tokens, dropout_key, dropout, .. } = *micro_batch;
         if batch.inputs.is_empty() {
             return (0.0, vec![0.0; self.parameters.values().len()]);
         }
         let pass = self.pass(batch, first_sequence, Some(dropout_key), dropout);
         let (losses, gradients) =
-            pass.forward_backward(1.0 / total_tokens as f64, f64::from(label_smoothing));
+            pass.forward_backward(1.0 / total_tokens as f64, &self.targets(micro_batch));
         let mut gradients: Vec<f32> = gradients.iter().map(|&value| value as f32).collect();
         for spec in self.parameters.specs().iter().filter(|spec| self.frozen.contains(spec)) {
             gradients[spec.range.clone()].fill(0.0);
         }
         (losses.iter().sum(), gradients)
+    }
+
+    /// (M, V): what the gradients pull the probabilities towards.
+    fn targets(&self, micro_batch: &MicroBatch) -> Vec<f64> {
+        let MicroBatch { batch, label_smoothing, soft_targets, .. } = *micro_batch;
+        let (vocab, smoothing) = (self.config.vocab_size, f64::from(label_smoothing));
+        let mut q = vec![smoothing / vocab as f64; batch.targets.len() * vocab];
+        for (row, &target) in batch.targets.iter().enumerate() {
+            q[row * vocab + target as usize] += 1.0 - smoothing;
+        }
+        if let Some(SoftTargets { probabilities, weight }) = soft_targets {
+            let weight = f64::from(weight);
+            for (q, &bits) in q.iter_mut().zip(probabilities) {
+                *q = (1.0 - weight) * *q + weight * f16::from_bits(bits).to_f64();
+            }
+        }
+        q
     }
 
     /// Muon's update of one parameter.
@@ -349,18 +366,13 @@ impl NaivePass<'_> {
     }
 
     /// The losses, and the gradients of `scale` times the sum of the smoothed losses.
-    fn forward_backward(&self, scale: f64, smoothing: f64) -> (Vec<f64>, Vec<f64>) {
+    fn forward_backward(&self, scale: f64, distributions: &[f64]) -> (Vec<f64>, Vec<f64>) {
         let (blocks, (last, normed), mut logits) = self.forward();
         let mut losses = vec![0.0; self.rows()];
+        let dims = self.head_dims();
         // Afterwards `logits` holds their gradients.
-        naive::cross_entropy(
-            self.head_dims(),
-            &mut logits,
-            &mut losses,
-            self.batch.targets,
-            scale,
-            smoothing,
-        );
+        naive::cross_entropy_loss(dims, &mut losses, &logits, self.batch.targets);
+        naive::soft_cross_entropy(dims, &mut logits, &mut vec![0.0; losses.len()], distributions, scale);
         let mut gradients = vec![0.0; self.w.len()];
         let (c, v) = (self.config.n_emb, self.config.vocab_size);
         let mut dnormed = vec![0.0; last.len()];
