@@ -385,10 +385,11 @@ mod tests {
         }
         let default = serde_json::to_value(Settings::default()).unwrap();
         let is_left_out = |setting: &&Setting| {
-            let optional = ["eval_data", "init_from", "averaged_from"]
+            let optional = ["eval_data", "init_from", "averaged_from", "teachers"]
                 .iter()
                 .any(|start| setting.name.starts_with(start));
-            setting.of_model || optional || ["freeze", "zero", "reduce_precision"].contains(&setting.name)
+            let as_before = ["freeze", "zero", "reduce_precision"];
+            setting.of_model || optional || as_before.contains(&setting.name)
         };
         let declared = SETTINGS.iter().filter(|setting| !is_left_out(setting)).map(|setting| setting.name);
         assert!(default.as_object().unwrap().keys().map(String::as_str).eq(declared));
