@@ -11,7 +11,7 @@ use crate::model::Precision;
 mod broadcast;
 mod timed;
 
-pub(crate) use broadcast::{CHUNK, receive_from_first, receive_value, send_to_all, send_value};
+pub(crate) use broadcast::{CHUNK, encode, receive_from_first, receive_value, send_to_all, send_value};
 pub use timed::Timed;
 
 /// What ranks do with an array that has the same length on all of them. It is divided into one part per rank by [`part`].
