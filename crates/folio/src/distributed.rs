@@ -25,6 +25,11 @@ pub enum Exchange {
     AllGather,
 }
 
+/// The most elements of an array that is summed at one time, 16 MiB: more take more memory, and are no faster.
+pub const LARGEST_SUM: usize = 4 << 20;
+/// The most sums that are on their way at one time. Each has buffers of its own.
+pub const SUMS_AT_ONCE: usize = 4;
+
 /// Exchanges that run while their caller computes. All ranks start the same ones in the same order.
 ///
 /// A sum adds the ranks' values in the binary tree of [`tree_split`](crate::model::tree_split), so that every rank gets the same

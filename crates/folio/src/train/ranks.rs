@@ -10,7 +10,7 @@ use crate::settings::Settings;
 /// This rank's result, if all ranks have succeeded. Without it, a rank that fails alone would leave the others waiting.
 ///
 /// # Errors
-/// This rank's own error; [`Error::Ranks`] if another rank failed to do what `action` names.
+/// This rank's own error; [`Error::Ranks`] with the rank if another one failed to do what `action` names.
 pub(crate) fn all_succeed<T>(
     communicator: &dyn Communicator,
     result: Result<T>,
