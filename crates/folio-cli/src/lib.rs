@@ -102,11 +102,27 @@ pub fn main(args: impl Iterator<Item = OsString>) -> u8 {
     code
 }
 
+/// The name of a command that writes files, and that ranks do not share.
+fn written_by(command: &Command) -> Option<&'static str> {
+    match command {
+        Command::Average(_) => Some("average"),
+        Command::Import(_) => Some("import"),
+        Command::Export(_) => Some("export"),
+        Command::Plot(_) => Some("plot"),
+        Command::Report(_) => Some("report"),
+        Command::Tokenizer(args) => args.writes().then_some("tokenizer train"),
+        _ => None,
+    }
+}
+
 fn run(args: impl Iterator<Item = OsString>) -> anyhow::Result<u8> {
     let cli = match command().try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => return Ok(usage::report_usage(&error)),
     };
+    if let Some(name) = written_by(&cli.command) {
+        ranks::refuse(name)?;
+    }
     match cli.command {
         Command::Train(args) => return train::run(&args),
         Command::Generate(args) => generate::run(&args)?,

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use folio::checkpoint::Identity;
 use folio::data::{Dataset, Encoding, Part, Texts, TokenStream};
+use folio::distributed::RankCount;
 use folio::error::Error;
 use folio::memory::check_training;
 use folio::model::precision_reason;
 use folio::run_dir::{RUNS, RunDir};
 use folio::settings::Settings;
-use folio::sweep::{Plan, Sweep};
+use folio::sweep::{Parallel, Plan, Sweep};
 use folio::teachers::Teachers;
 use folio::tokenizer::{Tokenizer, TokenizerKind};
 use folio::train::Start;
@@ -129,7 +130,7 @@ pub(crate) fn plan(args: &TrainArgs) -> anyhow::Result<Task> {
     let needs_name = run_dir.is_none() && !args.no_save;
     let new_name = needs_name.then(|| run_name::new_run_name(&options, work.single_run(), &start));
     let task = Task {
-        stream: encode(&texts, &tokenizer, &work)?,
+        stream: encode(&texts, &tokenizer, &work, args.parallel())?,
         run_dir: run_dir.map(RunDir::new),
         new_name,
         prompt: first_words(&texts.data.text),
@@ -211,7 +212,12 @@ fn first_words(text: &str) -> Option<String> {
 }
 
 /// Encodes the text, and checks that it is long enough for every run and that every run fits in memory.
-fn encode(texts: &Texts, tokenizer: &Tokenizer, work: &Work) -> anyhow::Result<Arc<TokenStream>> {
+fn encode(
+    texts: &Texts,
+    tokenizer: &Tokenizer,
+    work: &Work,
+    parallel: Parallel,
+) -> anyhow::Result<Arc<TokenStream>> {
     let bar = encoding_bar(texts.len());
     let first = &work.runs()[0];
     let (split, encoding) =
@@ -219,10 +225,11 @@ fn encode(texts: &Texts, tokenizer: &Tokenizer, work: &Work) -> anyhow::Result<A
     let stream = TokenStream::of_texts(texts, encoding, split, |bytes| bar.inc(bytes))?;
     bar.finish_and_clear();
     let stream = Arc::new(stream);
+    let ranks = ranks_of_a_run(work, parallel, ranks::count());
     for settings in work.runs() {
         let dataset = Dataset::new(Arc::clone(&stream), settings.block_size, settings.seed)?;
         let blocks = dataset.blocks(Part::Train).len();
-        check_training(settings, tokenizer.vocab_size(), blocks, ranks::count())?;
+        check_training(settings, tokenizer.vocab_size(), blocks, ranks)?;
     }
     Ok(stream)
 }
@@ -239,6 +246,14 @@ fn check_teachers(task: &Task) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The ranks that share a run, and those that share a machine's memory.
+fn ranks_of_a_run(work: &Work, parallel: Parallel, ranks: RankCount) -> RankCount {
+    match (work, parallel) {
+        (Work::Sweep(_), Parallel::Runs) => RankCount { all: 1, ..ranks },
+        _ => ranks,
+    }
 }
 
 /// Checks that no existing files would be lost.
@@ -323,4 +338,19 @@ impl Task {
 /// Whether two paths are the same directory.
 fn same_directory(one: &Path, other: &Path) -> bool {
     matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_runs_of_a_sweep_have_the_memory_of_a_rank_each_but_no_others_to_share_their_batches() {
+        let ranks = RankCount { all: 8, per_machine: 4 };
+        let runs = |count| Work::new(Plan::Full, vec![Settings::default(); count]);
+        let own = RankCount { all: 1, per_machine: 4 };
+        assert_eq!(ranks_of_a_run(&runs(2), Parallel::Runs, ranks), own);
+        assert_eq!(ranks_of_a_run(&runs(2), Parallel::Batches, ranks), ranks);
+        assert_eq!(ranks_of_a_run(&runs(1), Parallel::Runs, ranks), ranks);
+    }
 }

@@ -15,6 +15,8 @@ mod mpi {
     use folio::distributed::{Communicator, RankCount};
     use folio_mpi::{Launched, MpiRanks};
 
+    use crate::usage::Usage;
+
     static JOINED: OnceLock<MpiRanks> = OnceLock::new();
 
     /// Joins the other ranks, if a launcher started any.
@@ -23,13 +25,38 @@ mod mpi {
         Ok(Box::new(JOINED.get_or_init(|| ranks).clone()))
     }
 
-    /// The threads of each rank: all that the launcher bound it to, or else its share of the machine's. `None` if there is
-    /// nothing to share.
+    /// The threads of each rank. `None` if there is nothing to share.
     pub(crate) fn threads() -> Option<usize> {
         let Launched { local_ranks, .. } = Launched::find()?;
         let processors = available_parallelism().map_or(1, usize::from);
-        let is_bound = processors < folio::machine::processors();
-        Some(if is_bound { processors } else { (processors / local_ranks?).max(1) })
+        share(processors, folio::machine::processors(), local_ranks)
+    }
+
+    /// A rank's share of the processors that the launcher bound it to, of those of the machine. The ranks of the machine are
+    /// taken to be bound evenly, so that as many share these processors as their part of the machine has.
+    fn share(bound: usize, machine: usize, local_ranks: Option<usize>) -> Option<usize> {
+        let Some(local_ranks) = local_ranks else { return (bound < machine).then_some(bound) };
+        let sharing = (local_ranks * bound).div_ceil(machine.max(bound)).max(1);
+        Some((bound / sharing).max(1))
+    }
+
+    /// Fails, on rank 0, if a launcher started several ranks; the others wait for their end. For commands that ranks do not
+    /// share: each would write the same files.
+    pub(crate) fn refuse(command: &str) -> anyhow::Result<()> {
+        let communicator = join()?;
+        match communicator.rank() {
+            _ if communicator.world_size() == 1 => Ok(()),
+            0 => {
+                let ranks = communicator.world_size();
+                let reason =
+                    format!("{ranks} ranks would each write the files of `folio {command}`; start it once");
+                Err(Usage(reason).into())
+            }
+            _ => {
+                communicator.broadcast(&mut [0]);
+                Err(anyhow::anyhow!("rank 0 has ended"))
+            }
+        }
     }
 
     /// The ranks that this process has joined.
@@ -49,6 +76,30 @@ mod mpi {
             None => {}
         }
     }
+
+    #[cfg(test)]
+    mod tests {
+        use super::share;
+
+        #[test]
+        fn ranks_share_the_processors_that_they_are_bound_to() {
+            for (bound, machine, local_ranks, want) in [
+                // Not bound.
+                (16, 16, Some(4), Some(4)),
+                (16, 16, Some(32), Some(1)),
+                (16, 16, None, None),
+                // Each to processors of its own.
+                (4, 16, Some(4), Some(4)),
+                (1, 16, Some(3), Some(1)),
+                (8, 16, None, Some(8)),
+                // Four to each of two sockets; three to two sockets.
+                (8, 16, Some(8), Some(2)),
+                (8, 16, Some(3), Some(4)),
+            ] {
+                assert_eq!(share(bound, machine, local_ranks), want, "{bound} of {machine}, {local_ranks:?}");
+            }
+        }
+    }
 }
 
 #[cfg(not(unix))]
@@ -63,6 +114,10 @@ mod mpi {
         None
     }
 
+    pub(crate) fn refuse(_: &str) -> anyhow::Result<()> {
+        Ok(())
+    }
+
     pub(crate) fn count() -> RankCount {
         RankCount::ONE
     }
@@ -70,4 +125,4 @@ mod mpi {
     pub(crate) fn leave(_: u8, _: bool) {}
 }
 
-pub(crate) use mpi::{count, join, leave, threads};
+pub(crate) use mpi::{count, join, leave, refuse, threads};

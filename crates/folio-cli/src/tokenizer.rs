@@ -26,6 +26,13 @@ pub(crate) struct TokenizerArgs {
     command: TokenizerCommand,
 }
 
+impl TokenizerArgs {
+    /// Whether the command writes files.
+    pub(crate) fn writes(&self) -> bool {
+        matches!(self.command, TokenizerCommand::Train(_))
+    }
+}
+
 #[derive(Subcommand)]
 enum TokenizerCommand {
     /// Train a byte-level BPE tokenizer on a text and write it as tokenizer.json

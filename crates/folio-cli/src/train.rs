@@ -54,8 +54,8 @@ fn follow(communicator: Arc<dyn Communicator>) -> anyhow::Result<u8> {
     match trained {
         Ok(Outcome::Finished) => Ok(SUCCESS),
         Ok(Outcome::Stopped) => Ok(signals.exit_code()),
-        // Rank 0 reports it, and ends this rank.
-        Err(Error::Ranks { .. }) => Ok(FAILURE),
+        // Rank 0 has the same error or the cause of this one: it reports, and ends this rank.
+        Err(Error::Ranks { .. } | Error::Diverged { .. }) => Ok(FAILURE),
         Err(error) => Err(error.into()),
     }
 }
@@ -187,7 +187,7 @@ fn train_sweep(
     let parameters = sweep.runs.iter().map(|run| run.model_config(task.tokenizer.vocab_size()).parameters());
     print_destination(task, parameters.max().unwrap_or(0), 0);
     let jobs = affordable_jobs(args.jobs.unwrap_or(1), sweep, task.tokenizer.vocab_size());
-    let trains_runs = if args.parallel == Parallel::Runs { communicator.world_size() } else { 1 };
+    let trains_runs = if args.parallel() == Parallel::Runs { communicator.world_size() } else { 1 };
     let context = sweep_context(args, task, jobs, communicator, &signals.requests);
     let dashboard = open_dashboard(args, task, signals)?;
     let mut standings = Standings::new(sweep, args.display(), jobs.max(trains_runs));
@@ -246,7 +246,7 @@ pub(crate) fn sweep_context(
         threads: rayon::current_num_threads(),
         requests: requests.clone(),
         ranks,
-        parallel: args.parallel,
+        parallel: args.parallel(),
         table: SharedTable::default(),
     }
 }

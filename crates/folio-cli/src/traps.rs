@@ -8,6 +8,7 @@ use folio::settings::Trap;
 use crate::options::flag;
 use crate::plan::Task;
 use crate::presets;
+use crate::ranks;
 use crate::screen;
 use crate::train::args::TrainArgs;
 use crate::usage::with_flags;
@@ -16,6 +17,10 @@ use crate::usage::with_flags;
 pub(crate) fn warn(args: &TrainArgs, task: &Task) -> anyhow::Result<()> {
     for line in lines(args, task)? {
         screen::err(&line);
+    }
+    let is_sweep = task.work.runs().len() > 1;
+    if let Some(reason) = args.parallel_is_ignored(ranks::count().all, is_sweep) {
+        screen::err(format_args!("warning: --parallel has no effect: {reason}"));
     }
     Ok(())
 }

@@ -41,14 +41,14 @@ pub enum Error {
         found: usize,
     },
     /// A call failed.
-    #[error("{call} of {library} failed with code {code}")]
+    #[error("{call} of {library} failed: {reason}")]
     Call {
         /// The function.
         call: &'static str,
         /// The library.
         library: String,
-        /// What it returned.
-        code: i32,
+        /// The library's text.
+        reason: String,
     },
 }
 

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::ops::{AddAssign, Range};
 
-use folio::distributed::{Exchange, Exchanges, part};
+use folio::distributed::{Exchange, Exchanges, LARGEST_SUM, SUMS_AT_ONCE, part};
 use folio::model::{Precision, tree_split};
 use folio_kernels::element::{Bf16, Element};
 use rayon::prelude::*;
@@ -15,10 +15,6 @@ use rayon::prelude::*;
 use crate::error::Result;
 use crate::interface::{Address, Message, Mpi};
 
-/// Exchanges that are on their way at one time. Each has buffers of its own.
-const AT_ONCE: usize = 4;
-/// The most elements of an exchange, 16 MiB: more take more memory, and are no faster.
-const LARGEST: usize = 4 << 20;
 /// Elements per thread when arrays are added or converted.
 const PIECE: usize = 16 * 1024;
 /// Exchanges that have different tags. Each has two, below those of messages.
@@ -129,7 +125,7 @@ impl<'a, 'env> MpiExchanges<'a, 'env> {
                 self.buffers.push(self.running.remove(index).buffers);
             }
         }
-        while self.running.len() < AT_ONCE
+        while self.running.len() < SUMS_AT_ONCE
             && let Some(Waiting { exchange, values, unit }) = self.waiting.pop_front()
         {
             let running = Running {
@@ -156,7 +152,7 @@ impl<'a, 'env> MpiExchanges<'a, 'env> {
 impl<'env> Exchanges<'env> for MpiExchanges<'_, 'env> {
     fn start(&mut self, exchange: Exchange, values: &'env mut [f32], unit: usize) {
         // A sum does not depend on the parts.
-        let largest = if matches!(exchange, Exchange::AllReduce(_)) { LARGEST } else { usize::MAX };
+        let largest = if matches!(exchange, Exchange::AllReduce(_)) { LARGEST_SUM } else { usize::MAX };
         let arrays = values.chunks_mut(largest).filter(|values| !values.is_empty());
         self.waiting.extend(arrays.map(|values| Waiting { exchange, values, unit }));
         self.advance();
@@ -367,7 +363,9 @@ fn others(rank: usize, world_size: usize) -> impl Iterator<Item = usize> {
 
 /// Ends all ranks after a call failed. That happens if the network or another rank does: training cannot continue.
 pub(crate) fn end_all(mpi: &Mpi, rank: usize, error: &crate::Error) -> ! {
-    eprintln!("rank {rank}: {error}; the newest checkpoint is complete: resume from it");
+    eprintln!(
+        "rank {rank}: {error}; if the run was saved, resume from its newest checkpoint, which is complete"
+    );
     mpi.abort(1);
     std::process::exit(1)
 }

@@ -9,17 +9,31 @@ use libloading::os::unix::Library;
 
 use crate::error::{Error, Result};
 
-/// The longest text of `MPI_Get_library_version` in any interface.
-const LONGEST_VERSION: usize = 8192;
+/// The longest text of `MPI_Get_library_version` in any interface; those of `MPI_Error_string` are shorter.
+const LONGEST_TEXT: usize = 8192;
 /// `MPI_THREAD_SERIALIZED` of Open MPI and MPICH: several threads may call MPI, one at a time.
 const SERIALIZED: c_int = 2;
 /// The same in MPI 5.
 const SERIALIZED_MPI_5: c_int = 2048;
 
-/// The functions that are used, for handles of type `H`: MPI 5.0, chapters 3, 6 and 11.
+/// The handles that are used, each of type `H`.
+#[derive(Clone, Copy)]
+struct Handles<H> {
+    /// `MPI_BYTE`
+    byte: H,
+    /// `MPI_COMM_WORLD`
+    world: H,
+    /// `MPI_ERRORS_RETURN`
+    errors_return: H,
+}
+
+/// The functions that are used, for handles of type `H`: MPI 5.0, chapters 3, 6, 9 and 11.
 struct Functions<H> {
     byte: H,
     world: H,
+    errors_return: H,
+    comm_set_errhandler: unsafe extern "C" fn(H, H) -> c_int,
+    error_string: unsafe extern "C" fn(c_int, *mut c_char, *mut c_int) -> c_int,
     comm_rank: unsafe extern "C" fn(H, *mut c_int) -> c_int,
     comm_size: unsafe extern "C" fn(H, *mut c_int) -> c_int,
     isend: unsafe extern "C" fn(*const c_void, c_int, H, c_int, c_int, H, *mut H) -> c_int,
@@ -107,32 +121,40 @@ impl Mpi {
     pub(crate) fn start(library: Library, name: &str) -> Result<Self> {
         let file_name = name.rsplit('/').next().unwrap_or(name);
         let object = |symbol| address(&library, symbol);
-        let functions =
-            if let (Some(world), Some(byte)) = (object("ompi_mpi_comm_world"), object("ompi_mpi_byte")) {
-                // Open MPI's handles are the addresses of these objects (its mpi.h).
-                init(&library, name, SERIALIZED)?;
-                Interface::Pointers(Functions::load(&library, name, world, byte)?)
-            } else if file_name.starts_with("libmpi_abi.") {
-                // MPI 5.0, section 20.3.
-                init(&library, name, SERIALIZED_MPI_5)?;
-                let [world, byte] = [0x101_usize, 0x247].map(|value| value as *mut c_void);
-                Interface::Pointers(Functions::load(&library, name, world, byte)?)
-            } else {
-                let version = version(&library, name)?;
-                if !["MPICH", "Intel(R) MPI", "MVAPICH"].iter().any(|known| version.contains(known)) {
-                    let reason = format!(
-                        "its version is '{}', and folio knows Open MPI, MPICH, Intel MPI and MPI 5",
-                        version.trim()
-                    );
-                    return Err(Error::Unknown { library: name.to_owned(), reason });
-                }
-                // The interface that MPICH, Intel MPI and MVAPICH have agreed on (MPICH's mpi.h).
-                init(&library, name, SERIALIZED)?;
-                Interface::Integers(Functions::load(&library, name, 0x4400_0000, 0x4c00_010d)?)
-            };
+        let functions = if let (Some(world), Some(byte), Some(errors_return)) =
+            (object("ompi_mpi_comm_world"), object("ompi_mpi_byte"), object("ompi_mpi_errors_return"))
+        {
+            // Open MPI's handles are the addresses of these objects (its mpi.h).
+            init(&library, name, SERIALIZED)?;
+            Interface::Pointers(Functions::load(&library, name, Handles { byte, world, errors_return })?)
+        } else if file_name.starts_with("libmpi_abi.") {
+            // MPI 5.0, section 20.3, and the MPI Forum's header (github.com/mpi-forum/mpi-abi-stubs, mpi.h).
+            init(&library, name, SERIALIZED_MPI_5)?;
+            let [world, byte, errors_return] = [0x101_usize, 0x247, 0x143].map(|value| value as *mut c_void);
+            Interface::Pointers(Functions::load(&library, name, Handles { byte, world, errors_return })?)
+        } else {
+            let version = version(&library, name)?;
+            if !["MPICH", "Intel(R) MPI", "MVAPICH"].iter().any(|known| version.contains(known)) {
+                let reason = format!(
+                    "its version is '{}', and folio knows Open MPI, MPICH, Intel MPI and MPI 5",
+                    version.trim()
+                );
+                return Err(Error::Unknown { library: name.to_owned(), reason });
+            }
+            // The interface that MPICH, Intel MPI and MVAPICH have agreed on (MPICH's mpi.h).
+            init(&library, name, SERIALIZED)?;
+            let (world, byte, errors_return) = (0x4400_0000, 0x4c00_010d, 0x5400_0001);
+            Interface::Integers(Functions::load(&library, name, Handles { byte, world, errors_return })?)
+        };
         // The library stays in memory: some keep threads, or handlers that run when the process exits.
         std::mem::forget(library);
-        Ok(Self { functions, name: name.to_owned() })
+        let mpi = Self { functions, name: name.to_owned() };
+        // SAFETY: MPI has been initialized, and both handles are predefined.
+        let code = call!(mpi, |functions| unsafe {
+            (functions.comm_set_errhandler)(functions.world, functions.errors_return)
+        });
+        mpi.check("MPI_Comm_set_errhandler", code)?;
+        Ok(mpi)
     }
 
     /// Its name, for messages.
@@ -259,17 +281,37 @@ impl Mpi {
     }
 
     fn check(&self, call: &'static str, code: c_int) -> Result<()> {
-        check(call, code, &self.name)
+        // `MPI_SUCCESS` is 0 in every interface.
+        if code == 0 {
+            return Ok(());
+        }
+        let mut text = vec![0_u8; LONGEST_TEXT];
+        let mut len = 0;
+        // SAFETY: the buffer has the largest length of any interface.
+        let described = call!(self, |functions| unsafe {
+            (functions.error_string)(code, text.as_mut_ptr().cast(), &mut len)
+        });
+        text.truncate(usize::try_from(len).unwrap_or(0));
+        let text = String::from_utf8_lossy(&text);
+        // MPICH's have several lines.
+        let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        let reason =
+            if described == 0 && !lines.is_empty() { lines.join("; ") } else { format!("code {code}") };
+        Err(Error::Call { call, library: self.name.clone(), reason })
     }
 }
 
 impl<H> Functions<H> {
-    fn load(library: &Library, name: &str, world: H, byte: H) -> Result<Self> {
+    fn load(library: &Library, name: &str, handles: Handles<H>) -> Result<Self> {
+        let Handles { byte, world, errors_return } = handles;
         // SAFETY: the types are those of MPI 5.0, appendix A.3, with the library's type of handles.
         unsafe {
             Ok(Self {
                 byte,
                 world,
+                errors_return,
+                comm_set_errhandler: function(library, name, "MPI_Comm_set_errhandler")?,
+                error_string: function(library, name, "MPI_Error_string")?,
                 comm_rank: function(library, name, "MPI_Comm_rank")?,
                 comm_size: function(library, name, "MPI_Comm_size")?,
                 isend: function(library, name, "MPI_Isend")?,
@@ -304,7 +346,7 @@ fn init(library: &Library, name: &str, level: c_int) -> Result<()> {
 /// `MPI_Get_library_version`, which may be called before `MPI_Init_thread`.
 fn version(library: &Library, name: &str) -> Result<String> {
     type GetLibraryVersion = unsafe extern "C" fn(*mut c_char, *mut c_int) -> c_int;
-    let mut text = vec![0_u8; LONGEST_VERSION];
+    let mut text = vec![0_u8; LONGEST_TEXT];
     // SAFETY: the type is that of the standard, and the buffer has the largest length that it allows.
     let (code, len) = unsafe {
         let get: GetLibraryVersion = function(library, name, "MPI_Get_library_version")?;
@@ -336,8 +378,9 @@ fn address(library: &Library, symbol: &str) -> Option<*mut c_void> {
 }
 
 fn check(call: &'static str, code: c_int, name: &str) -> Result<()> {
-    // `MPI_SUCCESS` is 0 in every interface.
-    if code == 0 { Ok(()) } else { Err(Error::Call { call, library: name.to_owned(), code }) }
+    // Before MPI is initialized, `MPI_Error_string` may be missing.
+    let reason = format!("code {code}");
+    if code == 0 { Ok(()) } else { Err(Error::Call { call, library: name.to_owned(), reason }) }
 }
 
 fn count(bytes: usize) -> c_int {

@@ -11,7 +11,7 @@ use crate::model::Precision;
 mod broadcast;
 mod timed;
 
-pub(crate) use broadcast::{CHUNK, receive_from_first, receive_value, send_to_all, send_value};
+pub(crate) use broadcast::{CHUNK, encode, receive_from_first, receive_value, send_to_all, send_value};
 pub use timed::Timed;
 
 /// What ranks do with an array that has the same length on all of them. It is divided into one part per rank by [`part`].
@@ -24,6 +24,11 @@ pub enum Exchange {
     /// Replaces every part by that of the rank that owns it.
     AllGather,
 }
+
+/// The most elements of an array that is summed at one time, 16 MiB: more take more memory, and are no faster.
+pub const LARGEST_SUM: usize = 4 << 20;
+/// The most sums that are on their way at one time. Each has buffers of its own.
+pub const SUMS_AT_ONCE: usize = 4;
 
 /// Exchanges that run while their caller computes. All ranks start the same ones in the same order.
 ///

@@ -1,9 +1,9 @@
 //! Checks whether training or generation fits in memory before it starts.
 
-use crate::distributed::RankCount;
+use crate::distributed::{LARGEST_SUM, RankCount, SUMS_AT_ONCE};
 use crate::error::{Error, Result};
 use crate::machine::available_memory;
-use crate::model::{CpuBackend, ModelConfig, WeightFormat};
+use crate::model::{CpuBackend, ModelConfig, Precision, WeightFormat};
 use crate::optim::OptimizerKind;
 use crate::settings::Settings;
 
@@ -32,65 +32,42 @@ fn check_training_in(
     if needed <= free {
         return Ok(());
     }
-    /// A setting, its value, and a function that changes it.
-    type Way<'a> = (&'static str, usize, Box<dyn Fn(usize) -> Settings + 'a>);
-    let ways: [Way; 4] = [
-        (
-            "batch_size",
-            settings.batch_size.min(blocks),
-            Box::new(|batch_size| Settings { batch_size, ..settings.clone() }),
-        ),
-        ("n_blocks", settings.n_blocks, Box::new(|n_blocks| Settings { n_blocks, ..settings.clone() })),
-        (
-            "block_size",
-            settings.block_size,
-            Box::new(|block_size| Settings { block_size, ..settings.clone() }),
-        ),
-        (
-            "n_emb",
-            settings.n_emb / settings.n_heads,
-            Box::new(|head| Settings { n_emb: head * settings.n_heads, ..settings.clone() }),
-        ),
-    ];
-    for (field, value, with) in ways {
+    let batch_size = settings.batch_size.min(blocks);
+    for (field, value, per_unit, with) in ways_out(settings, batch_size) {
         let largest = largest_where(value, |value| bytes(&with(value)) <= free);
-        if largest > 0 {
-            let per_unit = if field == "n_emb" { settings.n_heads } else { 1 };
-            let (value, largest) = (value * per_unit, largest * per_unit);
-            // A batch larger than the text is reported as given.
-            let value = if field == "batch_size" { settings.batch_size } else { value };
-            let in_parts = |steps| Settings { gradient_accumulation_steps: steps, ..settings.clone() };
-            let mut steps = settings.gradient_accumulation_steps + 1..=settings.batch_size.min(blocks);
-            let way_out = match steps.find(|&steps| field == "batch_size" && bytes(&in_parts(steps)) <= free)
-            {
-                Some(steps) => format!("use `gradient_accumulation_steps {steps}`, or less; "),
-                None => String::new(),
-            };
-            let (needed, free) = (gibibytes(needed), gibibytes(free));
-            let reason = format!(
-                "training with {value} needs {needed} of memory, but {free} are free: {way_out}the largest value that fits \
-                 is {largest}"
-            );
-            return Err(Error::setting(field, reason));
+        if largest == 0 {
+            continue;
         }
+        let (value, largest) = (value * per_unit, largest * per_unit);
+        // A batch larger than the text is reported as given.
+        let value = if field == "batch_size" { settings.batch_size } else { value };
+        let in_parts = |steps| Settings { gradient_accumulation_steps: steps, ..settings.clone() };
+        let mut steps = settings.gradient_accumulation_steps + 1..=batch_size;
+        let way_out = match steps.find(|&steps| field == "batch_size" && bytes(&in_parts(steps)) <= free) {
+            Some(steps) => format!("use `gradient_accumulation_steps {steps}`, or less; "),
+            None => String::new(),
+        };
+        let (needed, free) = (gibibytes(needed), gibibytes(free));
+        let reason = format!(
+            "training with {value} needs {needed} of memory, but {free} are free: {way_out}the largest value that fits \
+             is {largest}"
+        );
+        return Err(Error::setting(field, reason));
     }
     let (needed, free) = (gibibytes(needed), gibibytes(free));
     let reason = format!("training the model needs {needed} of memory, but {free} are free: make it smaller");
     Err(Error::setting("n_emb", reason))
 }
 
-/// Approximate bytes of memory that training takes, without a table of teachers' probabilities.
+/// Approximate memory in bytes that a rank takes for training, without a table of teachers' probabilities.
 pub(crate) fn training_bytes(settings: &Settings, vocab_size: usize, blocks: usize, ranks: RankCount) -> u64 {
+    let Settings { precision, freeze, zero, gradient_accumulation_steps: micro_batches, .. } = *settings;
     let batch = settings.batch_size.min(blocks);
     let config = settings.model_config(vocab_size);
+    let parameters = config.parameters();
     // Generating samples needs another copy of the weights.
-    let sampling =
-        config.parameters().saturating_mul(WeightFormat::of(settings.precision).bytes_per_weight());
-    let micro_batches = settings.gradient_accumulation_steps;
-    let average = if settings.ema_decay > 0.0 { config.parameters().saturating_mul(4) } else { 0 };
-    let Settings { precision, freeze, zero, .. } = *settings;
-    // With `zero` 1 one rank gathers the moments to save them.
-    let gathered = if zero > 0 && ranks.all > 1 { config.parameters().saturating_mul(8) } else { 0 };
+    let sampling = parameters.saturating_mul(WeightFormat::of(precision).bytes_per_weight());
+    let average = if settings.ema_decay > 0.0 { parameters.saturating_mul(4) } else { 0 };
     let muon = match settings.optimizer {
         OptimizerKind::AdamW => 0,
         OptimizerKind::Muon => CpuBackend::muon_bytes(&config, precision),
@@ -100,12 +77,40 @@ pub(crate) fn training_bytes(settings: &Settings, vocab_size: usize, blocks: usi
         Some(_) => (batch.div_ceil(ranks.all) * config.block_size) as u64 * 2 * config.vocab_size as u64,
         None => 0,
     };
+    let (mut gathered, mut exchanged) = (0, 0);
+    if ranks.all > 1 {
+        // With `zero` 1 one rank gathers the moments to save them.
+        gathered = if zero > 0 { parameters.saturating_mul(8) } else { 0 };
+        // A rank receives its part of a sum from every rank in f32; in bfloat16, it has what it sends and receives as well.
+        let element = if settings.reduce_precision == Precision::F32 { 4 } else { 8 };
+        let arrays = SUMS_AT_ONCE as u64 * LARGEST_SUM as u64;
+        exchanged = arrays.min(parameters).saturating_mul(element);
+    }
     CpuBackend::training_bytes(&config, precision, batch, micro_batches, freeze, ranks, zero)
         .saturating_add(sampling)
         .saturating_add(average)
         .saturating_add(muon)
         .saturating_add(gathered / ranks.per_machine as u64)
+        .saturating_add(exchanged)
         .saturating_add(soft_targets)
+}
+
+/// A setting, its value, what one unit of the value counts, and the settings with another value.
+type WayOut<'a> = (&'static str, usize, usize, Box<dyn Fn(usize) -> Settings + 'a>);
+
+/// The settings that can be lowered to need less memory.
+fn ways_out(settings: &Settings, batch_size: usize) -> [WayOut<'_>; 4] {
+    let Settings { n_blocks, block_size, n_emb, n_heads, .. } = *settings;
+    let batch = |batch_size| Settings { batch_size, ..settings.clone() };
+    let blocks = |n_blocks| Settings { n_blocks, ..settings.clone() };
+    let block = |block_size| Settings { block_size, ..settings.clone() };
+    let heads = move |head| Settings { n_emb: head * n_heads, ..settings.clone() };
+    [
+        ("batch_size", batch_size, 1, Box::new(batch)),
+        ("n_blocks", n_blocks, 1, Box::new(blocks)),
+        ("block_size", block_size, 1, Box::new(block)),
+        ("n_emb", n_emb / n_heads, n_heads, Box::new(heads)),
+    ]
 }
 
 /// Checks that a model fits in the free memory while it is loaded for generation.
@@ -201,9 +206,13 @@ mod tests {
         );
         // Two ranks of a machine take half a batch each, and with `zero` 1 half of the moments.
         let two = RankCount { all: 2, per_machine: 1 };
-        let fits = |batch_size, ranks| check_training_in(free, &wide(batch_size), 65, 1 << 30, ranks).is_ok();
-        let most = largest_where(4096, |batch_size| fits(batch_size, RankCount::ONE));
-        assert!(fits(2 * most, two) && !fits(2 * most + 1, two), "{most}");
+        let fits =
+            |free, batch_size, ranks| check_training_in(free, &wide(batch_size), 65, 1 << 30, ranks).is_ok();
+        let most = largest_where(4096, |batch_size| fits(free, batch_size, RankCount::ONE));
+        // The sums of gradients are on their way in buffers, here as large as all gradients.
+        let buffers = 4 * wide(1).model_config(65).parameters();
+        assert!(buffers < 4 * (SUMS_AT_ONCE * LARGEST_SUM) as u64, "{buffers}");
+        assert!(fits(free + buffers, 2 * most, two) && !fits(free + buffers, 2 * most + 1, two), "{most}");
         let heavy = |zero| Settings {
             n_emb: 3072,
             n_blocks: 4,

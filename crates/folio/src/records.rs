@@ -40,8 +40,7 @@ const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 /// Runs [`Trainer::run`], and writes the records of the run to its directory.
 ///
 /// # Errors
-/// As [`Trainer::run`]; [`Error::Unsaved`] if the records could not be written; [`Error::Setting`] if TensorBoard files
-/// are requested in a build without the cargo feature `tensorboard`.
+/// As [`Trainer::run`]; [`Error::Unsaved`] if the records could not be written.
 pub fn run_recorded(
     trainer: &mut Trainer,
     run_dir: Option<&RunDir>,
@@ -51,10 +50,6 @@ pub fn run_recorded(
     let Some(run_dir) = run_dir else { return trainer.run(None, requests, on_event) };
     if !trainer.is_primary() {
         return trainer.run(Some(run_dir), requests, on_event);
-    }
-    if trainer.settings().tensorboard && cfg!(not(feature = "tensorboard")) {
-        let reason = "TensorBoard is not part of this build: enable folio's cargo feature tensorboard";
-        return Err(Error::setting("tensorboard", reason));
     }
     let mut recorder = Recorder::new(run_dir.path(), trainer.settings());
     let outcome = trainer.run(Some(run_dir), requests, &mut |event| {
@@ -67,6 +62,15 @@ pub fn run_recorded(
         let unsaved = |error| Error::Unsaved { path: run_dir.path().to_path_buf(), source: Box::new(error) };
         written.map(|()| outcome).map_err(unsaved)
     })
+}
+
+/// Fails if TensorBoard files are requested in a build without the cargo feature `tensorboard`.
+pub(crate) fn check(settings: &Settings) -> Result<()> {
+    if settings.tensorboard && cfg!(not(feature = "tensorboard")) {
+        let reason = "TensorBoard is not part of this build: enable folio's cargo feature tensorboard";
+        return Err(Error::setting("tensorboard", reason));
+    }
+    Ok(())
 }
 
 /// Turns events into records.

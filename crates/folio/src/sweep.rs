@@ -27,6 +27,7 @@ mod ranks;
 pub use crate::run_dir::{Plan, Rung, Sweep};
 pub use crate::settings::{Choice, Space};
 pub use label::{differing, labels, short_name, short_number, shown};
+use ranks::Saves;
 pub use ranks::{Parallel, follow_sweep};
 
 /// Everything that the runs of a sweep share.
@@ -41,7 +42,7 @@ pub struct Context {
     pub directory: Option<RunDir>,
     /// Whether to skip damaged checkpoints.
     pub skip_damaged: bool,
-    /// Runs to train at the same time.
+    /// Runs that this process trains at the same time; one if several ranks share batches.
     pub jobs: usize,
     /// Threads, divided among these runs.
     pub threads: usize,
@@ -133,7 +134,7 @@ pub fn run_sweep(
 ) -> Result<(Outcome, Vec<RunResult>)> {
     ranks::invite(sweep, context)?;
     let ended = run_stages(sweep, context, listener);
-    ranks::dismiss(context);
+    ranks::dismiss(context, ended.as_ref().ok().map(|(outcome, _)| *outcome));
     ended
 }
 
@@ -200,7 +201,8 @@ fn run_stage(
             report(SweepEvent::RunEnded { result: &result, ranked: &ranked(&results), trained });
         }
     };
-    let jobs = context.jobs.clamp(1, stage.runs.len().max(1));
+    let jobs = if ranks::share_batches(context) { 1 } else { context.jobs };
+    let jobs = jobs.clamp(1, stage.runs.len().max(1));
     let pools = (0..jobs).map(|job| {
         // The first jobs get the remaining threads.
         let threads = context.threads / jobs + usize::from(job < context.threads % jobs);
@@ -209,18 +211,26 @@ fn run_stage(
     let pools = pools.collect::<std::result::Result<Vec<_>, _>>().map_err(|error| {
         Error::setting("threads", format!("the system cannot start that many ({error}); use fewer"))
     })?;
+    let saves = Saves::of(context);
+    // Every worker has a clone until its last run has ended.
+    let working = Arc::new(());
     thread::scope(|scope| {
         for pool in &pools {
-            let here = || work(&|run| run_one(sweep, context, run, stage.epochs, &report));
-            scope.spawn(move || pool.install(here));
+            let here = || work(&|run| run_one(sweep, context, saves.own(), run, stage.epochs, &report));
+            let works = Arc::clone(&working);
+            scope.spawn(move || {
+                pool.install(here);
+                drop(works);
+            });
         }
-        if context.parallel == Parallel::Runs {
-            for rank in 1..context.ranks.world_size() {
-                let (work, report) = (&work, &report);
-                scope.spawn(move || {
-                    work(&|run| ranks::train_on(rank, context, run, stage.epochs, report));
-                });
-            }
+        for rank in ranks::others(context) {
+            let (work, report, saves, working) = (&work, &report, &saves, &working);
+            let works = Arc::clone(working);
+            scope.spawn(move || {
+                work(&|run| ranks::train_on(rank, context, saves, run, stage.epochs, report));
+                drop(works);
+                ranks::watch(rank, context, saves, &|| Arc::strong_count(working) > 1);
+            });
         }
     });
     Ok(())
@@ -230,6 +240,7 @@ fn run_stage(
 fn run_one(
     sweep: &Sweep,
     context: &Context,
+    requests: &Requests,
     run: usize,
     epochs: u64,
     report: &dyn Fn(SweepEvent),
@@ -244,9 +255,13 @@ fn run_one(
     }
     report(SweepEvent::RunStarted { run });
     let mut result = RunResult::before(run);
-    match train(context, run, settings, &mut result, report) {
+    match train(context, requests, run, settings, &mut result, report) {
         Ok(Outcome::Finished) => result.state = Some(RunState::Finished),
-        Ok(Outcome::Stopped) => result.state = Some(RunState::Stopped),
+        Ok(Outcome::Stopped) => {
+            result.state = Some(RunState::Stopped);
+            // The signal may have been to another rank.
+            requests.request_stop();
+        }
         Err(error) => {
             result.state = Some(RunState::of(&error));
             result.error = Some(error.to_string());
@@ -257,6 +272,7 @@ fn run_one(
 
 fn train(
     context: &Context,
+    requests: &Requests,
     run: usize,
     settings: Settings,
     result: &mut RunResult,
@@ -276,7 +292,7 @@ fn train(
     let communicator = ranks::for_run(context);
     let mut trainer = Trainer::on(&on_cpu, communicator, settings, stream, tokenizer, &start)?;
     trainer.share_table(&context.table);
-    let outcome = run_recorded(&mut trainer, directory.as_ref(), &context.requests, &mut |event| {
+    let outcome = run_recorded(&mut trainer, directory.as_ref(), requests, &mut |event| {
         report(SweepEvent::Run { run, event });
     });
     result.epochs = trainer.state().epoch;
@@ -285,15 +301,18 @@ fn train(
     outcome
 }
 
-/// The result of a run that needs no training in this stage, because it has ended or diverged before.
+/// The result of a run that needs no training in this stage, because it has ended, diverged or trained beyond it before.
 fn ended_before(directory: &RunDir, settings: &Settings, run: usize) -> Option<RunResult> {
     let Status { state, epoch, error, eval_losses, mut step_losses, .. } = directory.status()?;
     let last_epoch = settings.last_epoch();
+    // A later stage may have been stopped; this one is finished.
+    let is_beyond = matches!(state, RunState::Running | RunState::Stopped) && epoch > last_epoch;
+    let state = if is_beyond { RunState::Finished } else { state };
     let done = match state {
         RunState::Finished => epoch >= last_epoch || settings.max_steps.is_some(),
         RunState::Diverged => true,
-        // It has trained beyond this stage. At exactly the end of the stage it still has to be marked as finished.
-        RunState::Running | RunState::Stopped => epoch > last_epoch,
+        // At exactly the end of the stage it still has to be marked as finished.
+        RunState::Running | RunState::Stopped => false,
         RunState::Failed | RunState::Imported | RunState::Averaged => false,
     };
     let epochs = epoch.min(last_epoch);

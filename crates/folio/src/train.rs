@@ -135,9 +135,13 @@ impl Trainer {
         assert_eq!(communicator.rank(), 0, "the other ranks follow");
         let prepared = ranks::check_enough_sequences(&*communicator, &settings)
             .and_then(|()| Prepared::new(new_backend, settings, stream, tokenizer, start));
-        let mut prepared = ranks::all_succeed(&*communicator, prepared, "prepare the run")?;
+        if communicator.world_size() == 1 {
+            return prepared.map(|prepared| Self::begin(communicator, prepared));
+        }
+        let prepared = prepared.and_then(|prepared| Ok((sharing::header(&prepared)?, prepared)));
+        let (header, mut prepared) = ranks::all_succeed(&*communicator, prepared, "prepare the run")?;
         ranks::check_agreement(&*communicator)?;
-        sharing::send(&*communicator, &prepared);
+        sharing::send(&*communicator, &header, &prepared);
         sharing::shard(&*communicator, &prepared.settings, &mut *prepared.backend);
         Ok(Self::begin(communicator, prepared))
     }

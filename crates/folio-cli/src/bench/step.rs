@@ -41,7 +41,7 @@ pub(super) struct StepArgs {
     /// Steps to time, after two warm-up steps
     #[arg(long, default_value_t = 5, value_parser = whole::<usize>)]
     steps: usize,
-    /// What ranks divide: 0 (the batch) or 1 (AdamW, too)
+    /// What is divided over ranks: 0 (the batch) or 1 (the batch, and AdamW's moments and update)
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=1))]
     zero: u8,
     /// Number format in which ranks send gradients
@@ -71,26 +71,16 @@ struct Times {
 }
 
 pub(super) fn run(args: &StepArgs) -> anyhow::Result<()> {
-    let config = args.sizes.config(args.dropout)?;
-    let precision = resolve_precision(args.precision, &config);
-    precision.check(&config).map_err(in_own_flags)?;
-    if args.batch == 0 || args.steps == 0 {
-        return Err(Usage("--batch and --steps must be at least 1".into()).into());
-    }
-    if args.zero > 0 && args.optimizer == OptimizerKind::Muon {
-        return Err(
-            Usage("--zero 1 divides AdamW, and Muon needs whole matrices; use --zero 0".into()).into()
-        );
-    }
     let communicator = Timed::new(ranks::join()?);
     let world_size = communicator.world_size();
-    if world_size > args.batch {
-        return Err(Usage(format!(
-            "{world_size} ranks share a batch of {}; use a larger --batch",
-            args.batch
-        ))
-        .into());
+    // What `auto` chooses depends on the processor. If rank 0 fails, the others wait here for their end.
+    let mut is_bf16 = [0];
+    if communicator.rank() == 0 {
+        is_bf16 = [u8::from(check(args, world_size)? == Precision::Bf16)];
     }
+    communicator.broadcast(&mut is_bf16);
+    let precision = if is_bf16 == [0] { Precision::F32 } else { Precision::Bf16 };
+    let config = args.sizes.config(args.dropout)?;
     set_threads(args.threads.or_else(ranks::threads))?;
     let mut model = CpuBackend::new(config, precision, &mut Rng::new(0, Stream::Init));
     if args.zero > 0 && world_size > 1 {
@@ -113,6 +103,29 @@ pub(super) fn run(args: &StepArgs) -> anyhow::Result<()> {
         "gflop_per_s": flop(&config, tokens) / median_step / 1e9, "peak_mib": peak_mib(),
     }))?;
     Ok(())
+}
+
+/// Checks the arguments. Returns the precision.
+fn check(args: &StepArgs, world_size: usize) -> anyhow::Result<Precision> {
+    let config = args.sizes.config(args.dropout)?;
+    let precision = resolve_precision(args.precision, &config);
+    precision.check(&config).map_err(in_own_flags)?;
+    if args.batch == 0 || args.steps == 0 {
+        return Err(Usage("--batch and --steps must be at least 1".into()).into());
+    }
+    if args.zero > 0 && args.optimizer == OptimizerKind::Muon {
+        return Err(
+            Usage("--zero 1 divides AdamW, and Muon needs whole matrices; use --zero 0".into()).into()
+        );
+    }
+    if world_size > args.batch {
+        return Err(Usage(format!(
+            "{world_size} ranks share a batch of {}; use a larger --batch",
+            args.batch
+        ))
+        .into());
+    }
+    Ok(precision)
 }
 
 /// Takes the steps on this rank's part of random batches, the first two untimed.

@@ -22,7 +22,7 @@ use crate::usage::Usage;
 pub(super) fn plan(args: &TrainArgs, run: RunDir) -> anyhow::Result<Task> {
     let given = given_options(args)?;
     if let Some(sweep) = Sweep::read(run.path())? {
-        return plan_sweep(sweep, &given, run);
+        return plan_sweep(args, sweep, &given, run);
     }
     let old = run.settings()?;
     if !old.has_text() {
@@ -56,11 +56,11 @@ pub(super) fn plan(args: &TrainArgs, run: RunDir) -> anyhow::Result<Task> {
         tokenizer => tokenizer?,
     };
     let start = Start::Resume { run: run.clone(), skip_damaged: args.skip_damaged };
-    task(&texts, tokenizer, Work::Run(Box::new(settings)), start, run)
+    task(args, &texts, tokenizer, Work::Run(Box::new(settings)), start, run)
 }
 
 /// Plans to resume a sweep, whose settings are fixed.
-fn plan_sweep(sweep: Sweep, given: &Options, directory: RunDir) -> anyhow::Result<Task> {
+fn plan_sweep(args: &TrainArgs, sweep: Sweep, given: &Options, directory: RunDir) -> anyhow::Result<Task> {
     if let Some(setting) = given.settings().next() {
         let (flag, path) = (flag(setting.name), directory.path().display());
         return Err(
@@ -80,17 +80,24 @@ fn plan_sweep(sweep: Sweep, given: &Options, directory: RunDir) -> anyhow::Resul
         }
         _ => Start::Fresh,
     };
-    task(&texts, tokenizer, Work::Sweep(sweep), start, directory)
+    task(args, &texts, tokenizer, Work::Sweep(sweep), start, directory)
 }
 
-fn task(texts: &Texts, tokenizer: Tokenizer, work: Work, start: Start, run: RunDir) -> anyhow::Result<Task> {
+fn task(
+    args: &TrainArgs,
+    texts: &Texts,
+    tokenizer: Tokenizer,
+    work: Work,
+    start: Start,
+    run: RunDir,
+) -> anyhow::Result<Task> {
     let tokenizer = Arc::new(tokenizer);
     let sample_tokens = match &work {
         Work::Run(settings) => settings.sample_tokens.unwrap_or(0),
         Work::Sweep(_) => 0,
     };
     let task = Task {
-        stream: encode(texts, &tokenizer, &work)?,
+        stream: encode(texts, &tokenizer, &work, args.parallel())?,
         run_dir: Some(run),
         new_name: None,
         prompt: first_words(&texts.data.text),

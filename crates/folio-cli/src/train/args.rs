@@ -99,22 +99,16 @@ pub(crate) struct TrainArgs {
     #[arg(long, help_heading = "Continuing", requires = "from_checkpoint")]
     pub(crate) extend_vocab: bool,
 
-    /// Number of threads [default: all cores]
+    /// Number of threads, of each rank [default: all cores, divided over the ranks of a machine]
     #[arg(long, value_name = "N", help_heading = "Machine", value_parser = whole::<usize>)]
     pub(crate) threads: Option<usize>,
     /// Runs of a sweep to train at the same time; they share threads and memory [default: 1]
     #[arg(long, value_name = "N", help_heading = "Machine", value_parser = whole::<usize>)]
     pub(crate) jobs: Option<usize>,
     /// How the ranks of mpirun or srun share a sweep: runs (each rank trains runs of its own) or batches (all ranks
-    /// train the same run)
-    #[arg(
-        long,
-        value_name = "HOW",
-        help_heading = "Machine",
-        default_value = "runs",
-        hide_possible_values = true
-    )]
-    pub(crate) parallel: Parallel,
+    /// train the same run) [default: runs]
+    #[arg(long, value_name = "HOW", help_heading = "Machine")]
+    parallel: Option<Parallel>,
     /// Print one JSON object per epoch
     #[arg(long, help_heading = "Machine", conflicts_with = "tui")]
     pub(super) json: bool,
@@ -133,13 +127,31 @@ impl TrainArgs {
         }
     }
 
+    /// How ranks share a sweep.
+    pub(crate) fn parallel(&self) -> Parallel {
+        self.parallel.unwrap_or_default()
+    }
+
     /// Checks what depends on the number of ranks.
     pub(super) fn check_ranks(&self, ranks: usize, is_sweep: bool) -> anyhow::Result<()> {
-        match self.jobs {
-            Some(2..) if ranks > 1 && is_sweep => {
-                Err(Usage("--jobs: each rank trains one run at a time; leave it out".into()).into())
-            }
-            _ => Ok(()),
+        let reason = match (self.jobs, self.parallel()) {
+            (Some(2..), Parallel::Runs) => "each rank trains one run at a time",
+            (Some(2..), Parallel::Batches) => "all ranks train the same run",
+            (None | Some(..2), _) => return Ok(()),
+        };
+        if ranks == 1 || !is_sweep {
+            return Ok(());
+        }
+        Err(Usage(format!("--jobs: {reason}; leave it out")).into())
+    }
+
+    /// Why `--parallel`, if it is given, has no effect.
+    pub(crate) fn parallel_is_ignored(&self, ranks: usize, is_sweep: bool) -> Option<&'static str> {
+        match (self.parallel, is_sweep) {
+            (None, _) => None,
+            (Some(_), false) => Some("there is a single run, which all ranks train"),
+            (Some(_), true) if ranks == 1 => Some("there is a single rank"),
+            (Some(_), true) => None,
         }
     }
 

@@ -265,6 +265,11 @@ fn mistakes_end_all_ranks_with_one_line() {
             "3 ranks share a batch of 2 sequences; use a larger batch, or at most 2 ranks",
         ),
         (2, "--lr 1e-3 2e-3 --jobs 2", "--jobs: each rank trains one run at a time; leave it out"),
+        (
+            2,
+            "--lr 1e-3 2e-3 --jobs 2 --parallel batches",
+            "--jobs: all ranks train the same run; leave it out",
+        ),
     ] {
         let run = RUN.replace("--batch_sizes 4", "").replace("--n_emb 16", "");
         let Some(mut mpirun) = mpirun(&place, ranks, &format!("{run} {flags} --run_dir run")) else { return };
@@ -275,6 +280,30 @@ fn mistakes_end_all_ranks_with_one_line() {
         assert!(said.contains(part), "{flags}: {said}");
         assert!(!place.path("run").exists(), "{flags}: nothing was written");
     }
+}
+
+#[test]
+fn an_error_on_all_ranks_is_printed_once() {
+    let place = Place::new();
+    for (line, part) in [
+        (
+            format!("{RUN} --learning_rates 1e30 --max_skipped_steps 1 --run_dir run"),
+            "error: training diverged: ",
+        ),
+        ("bench step --batch 1".to_owned(), "error: 2 ranks share a batch of 1; use a larger --batch"),
+        (
+            "tokenizer train --data plays.txt --vocab_size 300 --out tokenizer.json".to_owned(),
+            "error: 2 ranks would each write the files of `folio tokenizer train`; start it once",
+        ),
+    ] {
+        let Some(mut mpirun) = mpirun(&place, 2, &line) else { return };
+        let output = mpirun.output().expect("it starts");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{line}");
+        assert_eq!(said.matches("error: ").count(), 1, "{said}");
+        assert!(said.contains(part), "{line}: {said}");
+    }
+    assert!(!place.path("tokenizer.json").exists());
 }
 
 #[test]

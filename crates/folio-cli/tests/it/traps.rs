@@ -60,6 +60,13 @@ fn a_sweep_warns_once_about_each_trap() {
 }
 
 #[test]
+fn parallel_without_several_ranks_or_runs() {
+    check("--parallel batches", &[&["--parallel has no effect: there is a single run"]]);
+    let sweep = "--parallel runs --learning_rates 1e-3 2e-3";
+    check(sweep, &[&["--parallel has no effect: there is a single rank"]]);
+}
+
+#[test]
 fn an_empty_list_in_a_config_file_is_refused() {
     for key in ["learning_rates", "block_sizes", "cosine_T_max"] {
         let place = Place::new();

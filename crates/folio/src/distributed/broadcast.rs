@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::Communicator;
+use crate::error::{Error, Result};
 
 /// Bytes that are broadcast at a time.
 pub(crate) const CHUNK: usize = 16 << 20;
@@ -23,11 +24,20 @@ pub(crate) fn receive_from_first(communicator: &dyn Communicator, bytes: &mut [u
     bytes.chunks_mut(CHUNK).for_each(|chunk| communicator.broadcast(chunk));
 }
 
-/// Broadcasts a value as JSON, from rank 0.
-pub(crate) fn send_value(communicator: &dyn Communicator, value: &impl Serialize) {
-    let json = serde_json::to_vec(value).expect("it is JSON");
+/// A value as JSON, for [`send_value`].
+///
+/// # Errors
+/// If a path in it is not UTF-8.
+pub(crate) fn encode(value: &impl Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec(value).map_err(|error| Error::Ranks {
+        reason: format!("the other ranks cannot be told what to train: {error}; use paths in UTF-8"),
+    })
+}
+
+/// Broadcasts a value that [`encode`] has made JSON, from rank 0.
+pub(crate) fn send_value(communicator: &dyn Communicator, json: &[u8]) {
     communicator.broadcast(&mut (json.len() as u64).to_le_bytes());
-    send_to_all(communicator, &json);
+    send_to_all(communicator, json);
 }
 
 /// Receives what rank 0 sends by [`send_value`].

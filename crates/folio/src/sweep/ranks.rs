@@ -5,9 +5,13 @@
 //!
 //! [`Parallel::Batches`]: the runs train one after another, each with its batches divided over all ranks.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::ops::Range;
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,18 +20,18 @@ use serde::{Deserialize, Serialize};
 use super::{Context, RunResult, Sweep, SweepEvent, run_one};
 use crate::data::{StreamHeader, TokenStream};
 use crate::distributed::{
-    Communicator, SingleProcess, any, receive_from_first, receive_value, send_to_all, send_value,
+    Communicator, SingleProcess, any, encode, receive_from_first, receive_value, send_to_all, send_value,
 };
 use crate::error::{Error, Result};
 use crate::files::check_writable;
 use crate::run_dir::{RunDir, RunState};
 use crate::tokenizer::{Tokenizer, TokenizerParts};
-use crate::train::ranks::check_version;
-use crate::train::{Event, Outcome, Requests, SharedTable, Start, Trainer, on_cpu};
+use crate::train::ranks::{all_succeed, check_version};
+use crate::train::{Event, Outcome, Requests, SharedTable, Start, StepReport, Trainer, on_cpu};
 
 /// How often a rank looks for messages while it has nothing else to do.
 const POLL: Duration = Duration::from_millis(5);
-/// The least time between two steps of a run that rank 0 hears of.
+/// The least time between two messages to rank 0 about the steps of a run.
 const STEP_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What the ranks of a sweep share.
@@ -85,18 +89,30 @@ type Answer = std::result::Result<(), String>;
 enum Order {
     /// Train this run up to a number of epochs.
     Train { run: usize, epochs: u64 },
+    /// Save the run.
+    Save,
     /// Save and stop the run.
     Stop,
-    /// The sweep is over.
-    End,
+    /// The sweep is over. Without an outcome it has failed.
+    End { outcome: Option<Outcome> },
 }
 
 /// From another rank to rank 0.
 #[derive(Serialize, Deserialize)]
 enum Report {
     Started,
+    /// Steps of the run, in order.
+    Steps(Vec<StepReport>),
+    /// Another event of the run.
     Event(Box<Event>),
-    Ended { result: RunResult, trained: bool },
+    Ended {
+        result: RunResult,
+        trained: bool,
+    },
+    /// A stop was requested of this rank while it had no run.
+    StopRequested,
+    /// The last message, after [`Order::End`].
+    Left,
 }
 
 /// Invites the other ranks to a sweep.
@@ -108,44 +124,100 @@ pub(super) fn invite(sweep: &Sweep, context: &Context) -> Result<()> {
     if ranks.world_size() == 1 {
         return Ok(());
     }
-    let absolute = |run: &RunDir| {
-        std::path::absolute(run.path()).map(RunDir::new).map_err(Error::file("find", run.path()))
-    };
-    let directory = context.directory.as_ref().map(absolute).transpose()?;
     check_version(ranks)?;
+    let invitation = invitation(sweep, context).and_then(|invitation| encode(&invitation));
+    let invitation = all_succeed(ranks, invitation, "prepare the sweep")?;
+    send_value(ranks, &invitation);
     if context.parallel == Parallel::Batches {
-        send_value(ranks, &Invitation::Batches);
         return Ok(());
     }
-    let shared = Shared {
-        sweep: sweep.clone(),
-        stream: context.stream.header(),
-        tokenizer: context.tokenizer.parts(),
-        start: context.start.clone(),
-        directory,
-        skip_damaged: context.skip_damaged,
-    };
-    send_value(ranks, &Invitation::Runs(Box::new(shared)));
     send_to_all(ranks, context.stream.bytes());
     let answers: Vec<Answer> = (1..ranks.world_size()).map(|rank| receive(ranks, rank)).collect();
     match answers.into_iter().find_map(std::result::Result::err) {
         Some(reason) => {
-            dismiss(context);
+            dismiss(context, None);
             Err(Error::Ranks { reason })
         }
         None => Ok(()),
     }
 }
 
-/// Ends the sweep of the other ranks.
-pub(super) fn dismiss(context: &Context) {
-    let ranks = &*context.ranks;
-    match context.parallel {
-        _ if ranks.world_size() == 1 => {}
-        Parallel::Runs => (1..ranks.world_size()).for_each(|rank| send(ranks, rank, &Order::End)),
-        Parallel::Batches => {
-            any(ranks, [false]);
+fn invitation(sweep: &Sweep, context: &Context) -> Result<Invitation> {
+    if context.parallel == Parallel::Batches {
+        return Ok(Invitation::Batches);
+    }
+    let absolute = |run: &RunDir| {
+        std::path::absolute(run.path()).map(RunDir::new).map_err(Error::file("find", run.path()))
+    };
+    let mut start = context.start.clone();
+    if let Start::Checkpoint { run, .. } | Start::Resume { run, .. } = &mut start {
+        *run = absolute(run)?;
+    }
+    Ok(Invitation::Runs(Box::new(Shared {
+        sweep: sweep.clone(),
+        stream: context.stream.header(),
+        tokenizer: context.tokenizer.parts(),
+        start,
+        directory: context.directory.as_ref().map(absolute).transpose()?,
+        skip_damaged: context.skip_damaged,
+    })))
+}
+
+/// Whether several ranks train the same run.
+pub(super) fn share_batches(context: &Context) -> bool {
+    context.parallel == Parallel::Batches && context.ranks.world_size() > 1
+}
+
+/// The other ranks, if they train runs of their own.
+pub(super) fn others(context: &Context) -> Range<usize> {
+    1..if context.parallel == Parallel::Runs { context.ranks.world_size() } else { 1 }
+}
+
+/// Hands requests to save on to every rank.
+pub(super) struct Saves<'a> {
+    requests: &'a Requests,
+    /// The requests of rank 0's own runs.
+    own: Requests,
+    /// Requests so far.
+    count: AtomicUsize,
+}
+
+impl<'a> Saves<'a> {
+    pub(super) fn of(context: &'a Context) -> Self {
+        let requests = &context.requests;
+        let own = if others(context).is_empty() {
+            requests.clone()
+        } else {
+            Requests { stop: Arc::clone(&requests.stop), ..Requests::default() }
+        };
+        Self { requests, own, count: AtomicUsize::new(0) }
+    }
+
+    /// The requests of rank 0's own runs.
+    pub(super) fn own(&self) -> &Requests {
+        &self.own
+    }
+
+    /// Looks for a request. Returns how many there have been.
+    fn count(&self) -> usize {
+        if self.requests.take_save() {
+            self.own.save.store(true, Ordering::Relaxed);
+            self.count.fetch_add(1, Ordering::Relaxed);
         }
+        self.count.load(Ordering::Relaxed)
+    }
+}
+
+/// Ends the sweep of the other ranks, with its outcome; without one it has failed.
+pub(super) fn dismiss(context: &Context, outcome: Option<Outcome>) {
+    let ranks = &*context.ranks;
+    if share_batches(context) {
+        any(ranks, [false, outcome == Some(Outcome::Stopped), outcome.is_none()]);
+    }
+    others(context).for_each(|rank| send(ranks, rank, &Order::End { outcome }));
+    for rank in others(context) {
+        // MPI must not end before all messages are received.
+        while !matches!(receive(ranks, rank), Report::Left) {}
     }
 }
 
@@ -153,25 +225,38 @@ pub(super) fn dismiss(context: &Context) {
 pub(super) fn train_on(
     rank: usize,
     context: &Context,
+    saves: &Saves,
     run: usize,
     epochs: u64,
     report: &(dyn Fn(SweepEvent) + Sync),
 ) -> (RunResult, bool) {
     let ranks = &*context.ranks;
     send(ranks, rank, &Order::Train { run, epochs });
-    let mut is_stopping = false;
+    let (mut saved, mut is_stopping) = (saves.count(), false);
     loop {
         match try_receive(ranks, rank) {
             Some(Report::Started) => report(SweepEvent::RunStarted { run }),
+            Some(Report::Steps(steps)) => {
+                for step in steps {
+                    report(SweepEvent::Run { run, event: &Event::Step(step) });
+                }
+            }
             Some(Report::Event(event)) => report(SweepEvent::Run { run, event: &event }),
             Some(Report::Ended { result, trained }) => {
-                if result.state == Some(RunState::Stopped) {
+                if trained && result.state == Some(RunState::Stopped) {
                     // By a signal to that rank, unless it was rank 0 that stopped it.
                     context.requests.request_stop();
                 }
                 return (result, trained);
             }
+            Some(Report::StopRequested) => context.requests.request_stop(),
+            Some(Report::Left) => unreachable!("the sweep has not ended"),
             None => thread::sleep(POLL),
+        }
+        let count = saves.count();
+        if count > saved {
+            saved = count;
+            send(ranks, rank, &Order::Save);
         }
         if context.requests.stop_requested() && !is_stopping {
             is_stopping = true;
@@ -180,12 +265,24 @@ pub(super) fn train_on(
     }
 }
 
-/// Trains the runs of a sweep that rank 0 hands out, as one of the other ranks. Returns when the sweep ends.
+/// Looks for requests to another rank that has no run, for as long as others train.
+pub(super) fn watch(rank: usize, context: &Context, saves: &Saves, others_train: &dyn Fn() -> bool) {
+    while others_train() {
+        if let Some(Report::StopRequested) = try_receive(&*context.ranks, rank) {
+            context.requests.request_stop();
+        }
+        saves.count();
+        thread::sleep(POLL);
+    }
+}
+
+/// Trains the runs of a sweep that rank 0 hands out, as one of the other ranks. Returns when the sweep ends, and how.
 ///
 /// # Errors
-/// If the ranks differ in their version, or this one does not see the sweep's directory.
+/// [`Error::Ranks`] if the ranks differ in their version, or rank 0 could not train the sweep.
 pub fn follow_sweep(ranks: Arc<dyn Communicator>, requests: &Requests) -> Result<Outcome> {
     check_version(&*ranks)?;
+    all_succeed(&*ranks, Ok(()), "prepare the sweep")?;
     match receive_value(&*ranks) {
         Invitation::Runs(shared) => follow_runs(&*ranks, *shared, requests),
         Invitation::Batches => follow_batches(ranks, requests),
@@ -193,10 +290,10 @@ pub fn follow_sweep(ranks: Arc<dyn Communicator>, requests: &Requests) -> Result
 }
 
 fn follow_runs(ranks: &dyn Communicator, shared: Shared, requests: &Requests) -> Result<Outcome> {
+    let answer = check_seen(&shared, ranks.rank());
     let Shared { sweep, stream, tokenizer, start, directory, skip_damaged } = shared;
     let mut stream = TokenStream::with_header(stream);
     receive_from_first(ranks, stream.bytes_mut());
-    let answer = directory.as_ref().map_or(Ok(()), |directory| check_seen(directory, &sweep, ranks.rank()));
     send(ranks, 0, &answer);
     let context = Context {
         stream: Arc::new(stream),
@@ -211,88 +308,140 @@ fn follow_runs(ranks: &dyn Communicator, shared: Shared, requests: &Requests) ->
         parallel: Parallel::Runs,
         table: SharedTable::default(),
     };
+    let mut has_told = false;
     loop {
-        match receive(ranks, 0) {
-            Order::Train { run, epochs } => train_for_first(ranks, &sweep, &context, run, epochs),
+        match try_receive(ranks, 0) {
+            Some(Order::Train { run, epochs }) => train_for_first(ranks, &sweep, &context, run, epochs),
             // The run that it was meant for has just ended.
-            Order::Stop => requests.request_stop(),
-            Order::End => break,
+            Some(Order::Stop) => requests.request_stop(),
+            Some(Order::Save) => {}
+            Some(Order::End { outcome }) => {
+                send(ranks, 0, &Report::Left);
+                return outcome.ok_or_else(sweep_failed);
+            }
+            None => {
+                if requests.stop_requested() && !has_told {
+                    has_told = true;
+                    send(ranks, 0, &Report::StopRequested);
+                }
+                thread::sleep(POLL);
+            }
         }
     }
-    Ok(if requests.stop_requested() { Outcome::Stopped } else { Outcome::Finished })
+}
+
+fn sweep_failed() -> Error {
+    Error::Ranks { reason: "rank 0 failed to train the sweep; see its error".to_owned() }
 }
 
 /// Trains one run, and sends its events and its result to rank 0.
 fn train_for_first(ranks: &dyn Communicator, sweep: &Sweep, context: &Context, run: usize, epochs: u64) {
-    let is_shown = StepFilter::default();
-    let (result, trained) = run_one(sweep, context, run, epochs, &|event| {
-        match event {
-            SweepEvent::RunStarted { .. } => send(ranks, 0, &Report::Started),
-            SweepEvent::Run { event, .. } if is_shown.passes(event) => {
-                send(ranks, 0, &Report::Event(Box::new(event.clone())));
+    let requests = &context.requests;
+    let reporter = Reporter { ranks, steps: RefCell::default(), sent: Cell::new(Instant::now()) };
+    let (result, trained) = thread::scope(|scope| {
+        let (trains, has_ended) = channel::<()>();
+        scope.spawn(move || {
+            // Dropping `trains` ends the wait.
+            while has_ended.recv_timeout(POLL) == Err(RecvTimeoutError::Timeout) {
+                match try_receive(ranks, 0) {
+                    Some(Order::Save) => requests.save.store(true, Ordering::Relaxed),
+                    Some(Order::Stop) => requests.request_stop(),
+                    Some(Order::Train { .. } | Order::End { .. }) => unreachable!("the run has not ended"),
+                    None => {}
+                }
             }
-            _ => {}
-        }
-        if let Some(Order::Stop) = try_receive(ranks, 0) {
-            context.requests.request_stop();
-        }
+        });
+        let trained = run_one(sweep, context, requests, run, epochs, &|event| match event {
+            SweepEvent::RunStarted { .. } => send(ranks, 0, &Report::Started),
+            SweepEvent::Run { event, .. } => reporter.report(event),
+            SweepEvent::RunEnded { .. } | SweepEvent::RungEnded { .. } => {}
+        });
+        drop(trains);
+        trained
     });
+    reporter.send_steps();
     send(ranks, 0, &Report::Ended { result, trained });
 }
 
-/// Chooses the events that rank 0 hears of: of steps only some.
-#[derive(Default)]
-struct StepFilter {
-    last: Cell<Option<Instant>>,
+/// Sends the events of a run to rank 0. Steps wait until there are some to send together.
+struct Reporter<'a> {
+    ranks: &'a dyn Communicator,
+    /// Steps that were not sent.
+    steps: RefCell<Vec<StepReport>>,
+    /// When steps were sent.
+    sent: Cell<Instant>,
 }
 
-impl StepFilter {
-    fn passes(&self, event: &Event) -> bool {
-        let Event::Step(step) = event else { return true };
-        // JSON has no number for the norm of a skipped step.
-        if step.skipped {
-            return false;
+impl Reporter<'_> {
+    fn report(&self, event: &Event) {
+        if let Event::Step(step) = event {
+            self.steps.borrow_mut().push(*step);
+            if self.sent.get().elapsed() >= STEP_INTERVAL {
+                self.send_steps();
+            }
+            return;
         }
-        let is_due = self.last.get().is_none_or(|time| time.elapsed() >= STEP_INTERVAL);
-        if is_due {
-            self.last.set(Some(Instant::now()));
+        self.send_steps();
+        send(self.ranks, 0, &Report::Event(Box::new(event.clone())));
+    }
+
+    fn send_steps(&self) {
+        let steps = self.steps.take();
+        if !steps.is_empty() {
+            send(self.ranks, 0, &Report::Steps(steps));
         }
-        is_due
+        self.sent.set(Instant::now());
     }
 }
 
-/// Fails unless the sweep's directory is the one that rank 0 has written to, and this rank can write there.
-fn check_seen(directory: &RunDir, sweep: &Sweep, rank: usize) -> Answer {
+/// Fails unless this rank sees the files where the runs start, and the directory that rank 0 has written to, and can write
+/// there.
+fn check_seen(shared: &Shared, rank: usize) -> Answer {
+    let unseen = |what: &str, path: &Path, otherwise: &str| {
+        let path = path.display();
+        Err(format!(
+            "rank {rank} does not see {what} {path}: put it on a file system that all ranks share{otherwise}"
+        ))
+    };
+    if let Start::Checkpoint { run, .. } | Start::Resume { run, .. } = &shared.start
+        && !run.is_run()
+    {
+        return unseen("the run to continue from,", run.path(), "");
+    }
+    let mut models = shared.sweep.runs.iter().filter_map(|run| run.init_from.as_ref().map(Path::new));
+    if let Some(model) = models.find(|model| !model.exists()) {
+        return unseen("the model to begin with,", model, "");
+    }
+    let Some(directory) = &shared.directory else { return Ok(()) };
     let path = directory.path();
-    if !Sweep::read(path).is_ok_and(|found| found.as_ref() == Some(sweep)) {
-        return Err(format!(
-            "rank {rank} does not see the sweep's directory {}: put it on a file system that all ranks share, or use --no_save",
-            path.display()
-        ));
+    if !Sweep::read(path).is_ok_and(|found| found.as_ref() == Some(&shared.sweep)) {
+        return unseen("the sweep's directory", path, ", or use --no_save");
     }
     check_writable(path).map_err(|error| format!("rank {rank}: {error}"))
 }
 
 /// Joins run after run.
 fn follow_batches(ranks: Arc<dyn Communicator>, requests: &Requests) -> Result<Outcome> {
-    while let [true] = any(&*ranks, [false]) {
-        let trained = Trainer::follow(&on_cpu, Box::new(Arc::clone(&ranks)))
-            .and_then(|mut trainer| trainer.run(None, requests, &mut |_| {}));
-        match trained {
-            Ok(Outcome::Stopped) => requests.request_stop(),
+    loop {
+        match any(&*ranks, [false; 3]) {
             // Rank 0 records the error of a run, and goes on with the next.
-            Ok(Outcome::Finished) | Err(_) => {}
+            [true, ..] => drop(
+                Trainer::follow(&on_cpu, Box::new(Arc::clone(&ranks)))
+                    .and_then(|mut trainer| trainer.run(None, requests, &mut |_| {})),
+            ),
+            [_, _, true] => return Err(sweep_failed()),
+            [_, true, _] => return Ok(Outcome::Stopped),
+            [false, false, false] => return Ok(Outcome::Finished),
         }
     }
-    Ok(if requests.stop_requested() { Outcome::Stopped } else { Outcome::Finished })
 }
 
 /// The communicator of one of rank 0's runs, and the announcement of the run to the other ranks.
 pub(super) fn for_run(context: &Context) -> Box<dyn Communicator> {
-    if context.parallel == Parallel::Runs || context.ranks.world_size() == 1 {
+    if !share_batches(context) {
         return Box::new(SingleProcess);
     }
-    any(&*context.ranks, [true]);
+    any(&*context.ranks, [true, false, false]);
     Box::new(Arc::clone(&context.ranks))
 }
 

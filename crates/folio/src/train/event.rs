@@ -115,13 +115,34 @@ pub struct StepReport {
     /// Tokens of its batch.
     pub tokens: u64,
     /// The batch's loss in nats per token.
+    #[serde(with = "as_text")]
     pub loss: f32,
     /// The norm of its gradients before clipping.
+    #[serde(with = "as_text")]
     pub gradient_norm: f64,
     /// The learning rate.
     pub learning_rate: f64,
     /// Whether it was skipped because its loss or gradients are not finite. The weights are unchanged.
     pub skipped: bool,
+}
+
+/// Numbers as text: JSON has no number that is infinite, and no NaN.
+mod as_text {
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<T: Display, S: Serializer>(number: &T, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(number)
+    }
+
+    pub(super) fn deserialize<'de, T: FromStr<Err: Display>, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<T, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
 }
 
 /// What a rank did since the run was started or resumed.
@@ -158,13 +179,13 @@ impl Requests {
     }
 
     /// Whether a save is requested. Clears the request.
-    pub(super) fn take_save(&self) -> bool {
+    pub(crate) fn take_save(&self) -> bool {
         self.save.swap(false, Ordering::Relaxed)
     }
 }
 
 /// How training ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     /// All epochs or steps are done, or the evaluation loss has stopped improving.
     Finished,

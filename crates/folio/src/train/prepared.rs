@@ -10,6 +10,7 @@ use crate::data::{Dataset, Part, TokenStream};
 use crate::error::Result;
 use crate::import;
 use crate::model::{Backend, Parameters};
+use crate::records;
 use crate::rng::{Rng, Stream};
 use crate::settings::Settings;
 use crate::teachers::Teachers;
@@ -41,6 +42,7 @@ impl Prepared {
         start: &Start,
     ) -> Result<Self> {
         settings.validate()?;
+        records::check(&settings)?;
         if let Start::Checkpoint { run, number, restart_schedule } = start {
             settings.continue_from(run.path(), *number, *restart_schedule);
         }

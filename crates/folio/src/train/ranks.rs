@@ -3,26 +3,33 @@
 use folio_kernels::isa::Isa;
 use sha2::{Digest, Sha256};
 
-use crate::distributed::{Communicator, any};
+use crate::distributed::Communicator;
 use crate::error::{Error, Result};
 use crate::settings::Settings;
 
 /// This rank's result, if all ranks have succeeded. Without it, a rank that fails alone would leave the others waiting.
 ///
 /// # Errors
-/// This rank's own error; [`Error::Ranks`] if another rank failed to do what `action` names.
-pub(super) fn all_succeed<T>(
+/// This rank's own error; [`Error::Ranks`] with the rank if another one failed to do what `action` names.
+pub(crate) fn all_succeed<T>(
     communicator: &dyn Communicator,
     result: Result<T>,
     action: &'static str,
 ) -> Result<T> {
-    let [failed] = any(communicator, [result.is_err()]);
-    match result {
-        Ok(_) if failed => {
-            Err(Error::Ranks { reason: format!("another rank failed to {action}; see its error") })
+    match (first_with(communicator, result.is_err()), result) {
+        (Some(rank), Ok(_)) => {
+            Err(Error::Ranks { reason: format!("rank {rank} failed to {action}; see its error") })
         }
-        result => result,
+        (_, result) => result,
     }
+}
+
+/// The first rank whose flag is set.
+fn first_with(communicator: &dyn Communicator, flag: bool) -> Option<usize> {
+    let mut flags = vec![0.0; communicator.world_size()];
+    flags[communicator.rank()] = f64::from(u8::from(flag));
+    communicator.all_reduce_f64(&mut flags);
+    flags.iter().position(|&flag| flag > 0.0)
 }
 
 /// Fails if a batch has fewer sequences than there are ranks: some would have nothing to do in any step.
@@ -59,10 +66,7 @@ fn check_same(communicator: &dyn Communicator, facts: &[(&str, &str)]) -> Result
         let own: [u8; 32] = Sha256::digest(name).into();
         let mut first = own;
         communicator.broadcast(&mut first);
-        let mut differs = vec![0.0; communicator.world_size()];
-        differs[communicator.rank()] = f64::from(u8::from(own != first));
-        communicator.all_reduce_f64(&mut differs);
-        if let Some(rank) = differs.iter().position(|&flag| flag > 0.0) {
+        if let Some(rank) = first_with(communicator, own != first) {
             let reason = format!(
                 "rank {rank} and rank 0 have different {what}: start all ranks with the same program on the same processors"
             );

@@ -13,10 +13,10 @@ use crate::run_dir::{RunDir, RunState, Status};
 
 pub(super) struct Saver<'a> {
     run_dir: Option<&'a RunDir>,
-    /// Whether rank 0 has a run directory: all ranks then give it their part of AdamW's moments.
-    saves: bool,
+    /// Whether the run is saved, by rank 0: all ranks then give it their part of AdamW's moments.
+    is_saved: bool,
     /// The last successful save.
-    saved: Option<Moment>,
+    last_saved: Option<Position>,
     /// The last checkpoint written.
     pub(super) checkpoint: Option<PathBuf>,
     /// The error of the last save, if it failed.
@@ -24,17 +24,17 @@ pub(super) struct Saver<'a> {
 }
 
 /// What distinguishes the states of a run: epoch, step, and the number of evaluations inside epochs.
-type Moment = (u64, u64, usize);
+type Position = (u64, u64, usize);
 
-fn moment(state: &TrainingState) -> Moment {
+fn position(state: &TrainingState) -> Position {
     (state.epoch, state.global_step, state.history.evaluations.len())
 }
 
 impl<'a> Saver<'a> {
     /// Writes the run's description, and completes a save that was interrupted.
     pub(super) fn begin(run_dir: Option<&'a RunDir>, trainer: &Trainer) -> Result<Self> {
-        let [saves] = any(&trainer.communicator, [run_dir.is_some()]);
-        let mut saver = Self { run_dir, saves, saved: None, checkpoint: None, failure: None };
+        let [is_saved] = any(&trainer.communicator, [run_dir.is_some()]);
+        let mut saver = Self { run_dir, is_saved, last_saved: None, checkpoint: None, failure: None };
         let Some(run_dir) = run_dir else { return Ok(saver) };
         run_dir.create()?;
         describe(run_dir, trainer)?;
@@ -45,7 +45,7 @@ impl<'a> Saver<'a> {
         {
             run_dir.write_history(&state.history)?;
             run_dir.apply_retention(name, settings.kept(), &state.history)?;
-            saver.saved = Some(moment(state));
+            saver.last_saved = Some(position(state));
             saver.checkpoint = Some(path.clone());
         }
         Ok(saver)
@@ -55,7 +55,7 @@ impl<'a> Saver<'a> {
     pub(super) fn save_step(&mut self, trainer: &Trainer, requested: bool, on_event: &mut dyn FnMut(&Event)) {
         let name = CheckpointName::Step(trainer.state.global_step);
         let moments = self.moments(trainer);
-        if self.saved != Some(moment(&trainer.state)) {
+        if self.last_saved != Some(position(&trainer.state)) {
             self.save(trainer, name, moments, requested, on_event);
         }
     }
@@ -73,7 +73,7 @@ impl<'a> Saver<'a> {
 
     /// AdamW's moments, on rank 0.
     fn moments<'t>(&self, trainer: &'t Trainer) -> Option<Cow<'t, Moments>> {
-        self.saves.then(|| trainer.backend.whole_moments(&trainer.communicator)).flatten()
+        self.is_saved.then(|| trainer.backend.whole_moments(&trainer.communicator)).flatten()
     }
 
     fn save(
@@ -89,7 +89,7 @@ impl<'a> Saver<'a> {
         match write(run_dir, trainer, name, moments.as_deref()) {
             Ok(checkpoint) => {
                 self.failure = None;
-                self.saved = Some(moment(&trainer.state));
+                self.last_saved = Some(position(&trainer.state));
                 self.checkpoint = Some(checkpoint.clone());
                 on_event(&Event::Saved { checkpoint, requested });
             }

@@ -9,7 +9,9 @@ use super::NewBackend;
 use super::prepared::Prepared;
 use crate::checkpoint::TrainingState;
 use crate::data::{Dataset, StreamHeader, TokenStream};
-use crate::distributed::{CHUNK, Communicator, receive_from_first, receive_value, send_to_all, send_value};
+use crate::distributed::{
+    CHUNK, Communicator, encode, receive_from_first, receive_value, send_to_all, send_value,
+};
 use crate::error::Result;
 use crate::model::{Backend, Moments, Parameters};
 use crate::settings::Settings;
@@ -27,23 +29,28 @@ struct Header {
     eval_text: TextPerToken,
 }
 
-/// Sends what rank 0 has prepared to all other ranks.
-pub(super) fn send(communicator: &dyn Communicator, prepared: &Prepared) {
-    if communicator.world_size() == 1 {
-        return;
-    }
+/// What [`send`] sends first.
+///
+/// # Errors
+/// If a path in the settings is not UTF-8.
+pub(super) fn header(prepared: &Prepared) -> Result<Vec<u8>> {
     let Prepared { settings, dataset, backend, state, has_optimizer, train_text, eval_text, .. } = prepared;
-    let average = backend.average();
-    let header = Header {
+    encode(&Header {
         settings: settings.clone(),
         state: state.clone(),
         has_optimizer: *has_optimizer,
-        has_average: average.is_some(),
+        has_average: backend.average().is_some(),
         stream: dataset.stream().header(),
         train_text: *train_text,
         eval_text: *eval_text,
-    };
-    send_value(communicator, &header);
+    })
+}
+
+/// Sends what rank 0 has prepared to all other ranks.
+pub(super) fn send(communicator: &dyn Communicator, header: &[u8], prepared: &Prepared) {
+    let Prepared { dataset, backend, state, .. } = prepared;
+    let average = backend.average();
+    send_value(communicator, header);
     send_to_all(communicator, dataset.stream().bytes());
     send_to_all(communicator, bytemuck::cast_slice(backend.parameters().values()));
     if state.optimizer_steps > 0 {

@@ -219,7 +219,7 @@ fn ranks_that_differ_are_refused_by_name() {
     let errors: Vec<String> =
         outcomes.into_iter().map(|outcome| outcome.expect_err("2 sequences").to_string()).collect();
     assert!(errors[0].contains("3 ranks share a batch of 2 sequences"), "{errors:?}");
-    assert!(errors[1].contains("another rank failed to prepare the run"), "{errors:?}");
+    assert!(errors[1].contains("rank 0 failed to prepare the run"), "{errors:?}");
     assert!(fs::read_dir(directory.path()).expect("a directory").next().is_none(), "nothing was written");
 }
 
@@ -233,7 +233,7 @@ fn a_failure_of_one_rank_ends_all() {
     let errors: Vec<_> = outcomes.into_iter().map(|outcome| outcome.expect_err("nowhere to save")).collect();
     assert!(!matches!(errors[0], Error::Ranks { .. }), "{}", errors[0]);
     for error in &errors[1..] {
-        assert!(error.to_string().contains("another rank failed to start the run"), "{error}");
+        assert!(error.to_string().contains("rank 0 failed to start the run"), "{error}");
     }
 }
 

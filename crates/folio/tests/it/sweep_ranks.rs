@@ -1,7 +1,8 @@
 //! Sweeps over ranks: every run is trained once, and as on one rank.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use folio::distributed::Communicator;
@@ -24,11 +25,14 @@ fn sweep(plan: Plan) -> Sweep {
     Sweep::new(plan, runs.to_vec())
 }
 
-/// What a sweep did: how it ended on each rank, its results by run, and how many epochs were reported of each run.
+/// What a sweep did: how it ended on each rank, its results by run, and what was reported of each run.
 struct Trained {
     outcomes: Vec<Result<Outcome>>,
     results: BTreeMap<usize, RunResult>,
+    /// How many epochs.
     epochs: BTreeMap<usize, usize>,
+    /// The number of each step, and whether it was skipped.
+    steps: BTreeMap<usize, Vec<(u64, bool)>>,
 }
 
 /// Trains a sweep. `on_event` is called on rank 0, with the requests of all ranks.
@@ -41,6 +45,7 @@ fn train(
 ) -> Trained {
     let requests: Vec<Requests> = (0..ranks).map(|_| Requests::default()).collect();
     let epochs = Mutex::new(BTreeMap::new());
+    let steps = Mutex::new(BTreeMap::<_, Vec<_>>::new());
     let results = Mutex::new(BTreeMap::new());
     let rank = |communicator: ThreadRank| {
         let own = requests[communicator.rank()].clone();
@@ -68,6 +73,9 @@ fn train(
             if let SweepEvent::Run { run, event: Event::EpochEnded { .. } } = event {
                 *epochs.lock().expect("no panic").entry(run).or_default() += 1;
             }
+            if let SweepEvent::Run { run, event: Event::Step(step) } = event {
+                steps.lock().expect("no panic").entry(run).or_default().push((step.step, step.skipped));
+            }
         };
         let (outcome, ranked) = run_sweep(sweep, &context, &Mutex::new(&mut listener))?;
         *results.lock().expect("no panic") = ranked.into_iter().map(|result| (result.run, result)).collect();
@@ -80,7 +88,7 @@ fn train(
         threads.into_iter().map(|thread| thread.join().expect("no rank panics")).collect()
     });
     let (results, epochs) = (results.into_inner().expect("no panic"), epochs.into_inner().expect("no panic"));
-    Trained { outcomes, results, epochs }
+    Trained { outcomes, results, epochs, steps: steps.into_inner().expect("no panic") }
 }
 
 fn place(sweep: &Sweep) -> tempfile::TempDir {
@@ -104,6 +112,8 @@ fn ranks_train_every_run_once_and_as_one_rank_does() {
                 assert_eq!(outcome.expect("it trains"), Outcome::Finished);
             }
             assert_eq!(got.epochs, want.epochs, "{plan:?}, {ranks} ranks, {parallel:?}");
+            assert_eq!(got.steps, want.steps, "{plan:?}, {ranks} ranks, {parallel:?}");
+            assert!(got.steps[&1].iter().any(|&(_, skipped)| skipped), "{:?}", got.steps[&1]);
             if parallel == Parallel::Batches {
                 // Three ranks add gradients in another order.
                 continue;
@@ -149,6 +159,11 @@ fn a_stop_on_any_rank_stops_all_and_the_sweep_resumes() {
             assert_eq!(outcome.expect("it stops"), Outcome::Stopped, "rank {stopped}, {parallel:?}");
         }
         assert!(first.results.values().any(|result| result.state == Some(RunState::Stopped)));
+        let last = format!("run_{RUNS}");
+        assert!(
+            !directory.path().join(last).exists(),
+            "rank {stopped}, {parallel:?}: no run begins after a stop"
+        );
         if parallel == Parallel::Runs {
             let second = train(3, parallel, &sweep, Some(directory.path()), |_, _| {});
             // A recorded error has the path of its run.
@@ -169,4 +184,97 @@ fn a_directory_that_a_rank_does_not_see_is_refused() {
     let Err(Error::Ranks { reason }) = &trained.outcomes[0] else { panic!("{:?}", trained.outcomes) };
     assert!(reason.starts_with("rank 1 does not see the sweep's directory"), "{reason}");
     assert!(trained.epochs.is_empty());
+}
+
+#[test]
+fn a_stop_on_a_rank_without_a_run_stops_the_sweep() {
+    let run = Settings { num_epochs: 100_000, ..settings() };
+    let sweep = Sweep::new(Plan::Full, vec![run]);
+    // The only run is hardly ever that of the last rank.
+    let stop = |requests: &[Requests], event: &SweepEvent| {
+        if matches!(event, SweepEvent::Run { event: Event::EpochEnded { epoch: 1, .. }, .. }) {
+            requests[3].request_stop();
+        }
+    };
+    let trained = train(4, Parallel::Runs, &sweep, None, stop);
+    for outcome in trained.outcomes {
+        assert_eq!(outcome.expect("it stops"), Outcome::Stopped);
+    }
+}
+
+#[test]
+fn a_halving_sweep_that_was_stopped_in_a_later_stage_resumes() {
+    let mut sweep = sweep(Plan::Halving { factor: 2 });
+    sweep.runs.iter_mut().for_each(|run| run.num_epochs = 8);
+    let epochs: Vec<u64> = sweep.rungs().iter().map(|rung| rung.epochs).collect();
+    assert!(epochs.len() > 2 && epochs[1] + 1 < epochs[2], "{epochs:?}");
+    let alone = place(&sweep);
+    let want = train(1, Parallel::Runs, &sweep, Some(alone.path()), |_, _| {});
+    for ranks in [1, 2] {
+        let directory = place(&sweep);
+        let stop = |requests: &[Requests], event: &SweepEvent| {
+            if matches!(event, SweepEvent::Run { event: Event::EpochEnded { epoch, .. }, .. } if *epoch == epochs[1] + 1)
+            {
+                requests[0].request_stop();
+            }
+        };
+        let first = train(ranks, Parallel::Runs, &sweep, Some(directory.path()), stop);
+        assert_eq!(first.outcomes[0].as_ref().ok(), Some(&Outcome::Stopped));
+        let second = train(ranks, Parallel::Runs, &sweep, Some(directory.path()), |_, _| {});
+        assert_eq!(second.outcomes[0].as_ref().ok(), Some(&Outcome::Finished), "{ranks} ranks");
+        let losses = |trained: &Trained| -> Vec<_> {
+            trained.results.values().map(|result| (result.state, result.eval_losses.clone())).collect()
+        };
+        assert_eq!(losses(&second), losses(&want), "{ranks} ranks");
+    }
+}
+
+#[test]
+fn a_request_to_save_reaches_the_runs_of_all_ranks() {
+    let run = Settings { num_epochs: 100_000, ..settings() };
+    let sweep = Sweep::new(Plan::Full, vec![run; 2]);
+    let directory = place(&sweep);
+    let saved = Mutex::new(BTreeSet::new());
+    let ask = |requests: &[Requests], event: &SweepEvent| match event {
+        // Asked for again and again, as the runs do not start at one time.
+        SweepEvent::Run { event: Event::EpochEnded { .. }, .. } => {
+            requests[0].save.store(true, Ordering::Relaxed);
+        }
+        SweepEvent::Run { run, event: Event::Saved { requested: true, .. } } => {
+            let mut saved = saved.lock().expect("no panic");
+            saved.insert(*run);
+            if saved.len() == 2 {
+                requests[0].request_stop();
+            }
+        }
+        _ => {}
+    };
+    let trained = train(2, Parallel::Runs, &sweep, Some(directory.path()), ask);
+    assert_eq!(trained.outcomes[0].as_ref().ok(), Some(&Outcome::Stopped));
+}
+
+#[test]
+fn a_model_that_a_rank_does_not_see_is_refused() {
+    let mut sweep = sweep(Plan::Full);
+    sweep.runs[0].init_from = Some("no/such/model".to_owned());
+    let trained = train(3, Parallel::Runs, &sweep, None, |_, _| {});
+    let Err(Error::Ranks { reason }) = &trained.outcomes[0] else { panic!("{:?}", trained.outcomes) };
+    let want = "rank 1 does not see the model to begin with, no/such/model: put it on a file system that all ranks share";
+    assert_eq!(reason, want);
+    assert!(matches!(trained.outcomes[1], Err(Error::Ranks { .. })), "{:?}", trained.outcomes);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_directory_whose_name_is_not_utf_8_is_refused_on_all_ranks() {
+    use std::os::unix::ffi::OsStrExt;
+
+    let sweep = sweep(Plan::Full);
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join(std::ffi::OsStr::from_bytes(b"\xff"));
+    let trained = train(2, Parallel::Runs, &sweep, Some(&path), |_, _| {});
+    let reasons: Vec<String> =
+        trained.outcomes.into_iter().map(|outcome| outcome.expect_err("a mistake").to_string()).collect();
+    assert!(reasons[0].ends_with("use paths in UTF-8"), "{reasons:?}");
+    assert_eq!(reasons[1], "rank 0 failed to prepare the sweep; see its error");
 }

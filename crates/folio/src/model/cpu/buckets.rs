@@ -4,11 +4,9 @@ use std::ops::Range;
 
 use folio_kernels::adamw::SQUARES;
 
-use crate::distributed::part;
+use crate::distributed::{LARGEST_SUM, part};
 use crate::model::{Frozen, Parameters};
 
-/// The most elements of a bucket: 16 MiB. Several are exchanged at one time, and each takes as much again for the sums.
-const LARGEST: usize = 4 << 20;
 /// What ranks own starts at a multiple of this in the trained parameters, so that the sums of [`SQUARES`] elements each, from
 /// which the gradient norm is computed, are the same for any number of ranks.
 pub(super) const UNIT: usize = SQUARES;
@@ -47,7 +45,7 @@ pub(super) fn buckets(parameters: &Parameters, frozen: Frozen) -> Vec<Bucket> {
         let rounded = inside.map(|cut| region.start + (cut - region.start).next_multiple_of(UNIT));
         for end in rounded.map(|cut| cut.min(region.end)).chain([region.end]) {
             while start < end {
-                let range = start..end.min(start + LARGEST);
+                let range = start..end.min(start + LARGEST_SUM);
                 start = range.end;
                 buckets.push(Bucket { range, trained });
             }
@@ -100,7 +98,7 @@ mod tests {
                 let mut end = 0;
                 for bucket in &list {
                     assert_eq!(bucket.range.start, end, "{frozen}");
-                    assert!((1..=LARGEST).contains(&bucket.range.len()), "{frozen}: {bucket:?}");
+                    assert!((1..=LARGEST_SUM).contains(&bucket.range.len()), "{frozen}: {bucket:?}");
                     end = bucket.range.end;
                 }
                 assert_eq!(end, all, "{frozen}");

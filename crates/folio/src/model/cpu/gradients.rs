@@ -2,8 +2,8 @@
 
 use std::sync::Mutex;
 
-use super::add;
 use super::buckets::{Bucket, UNIT};
+use super::micro_batches::add;
 use crate::distributed::{Exchange, Exchanges};
 use crate::model::Parameters;
 use crate::model::parameters::ParametersMut;
