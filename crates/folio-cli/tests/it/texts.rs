@@ -243,7 +243,7 @@ fn any_text_can_be_evaluated() {
     // Shorter than a block.
     assert_eq!(json("eval run --data short.txt --json")["tokens"], json!(4));
     let ran = place.ok("eval run --data plays.txt");
-    assert!(ran.stderr.contains("the model was trained on this text"), "{}", ran.stderr);
+    assert!(ran.stderr.contains(" was trained on this text"), "{}", ran.stderr);
     let own = json("eval run --json");
     assert_eq!(json("eval run --data plays.txt --split eval --json"), own);
     check_refused(
