@@ -1,5 +1,6 @@
 //! `folio average`: a run with the average of the weights of several checkpoints.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -107,8 +108,23 @@ fn members(args: &AverageArgs) -> anyhow::Result<(RunDir, Vec<Checkpoint>)> {
         return Err(Usage(reason.to_owned()).into());
     }
     let open = |(run, name): &(RunDir, CheckpointName)| run.open_checkpoint(*name);
-    let checkpoints = members.iter().map(open).collect::<folio::error::Result<_>>()?;
+    let checkpoints: Vec<Checkpoint> = members.iter().map(open).collect::<folio::error::Result<_>>()?;
+    check_distinct(&checkpoints)?;
     Ok((members.swap_remove(0).0, checkpoints))
+}
+
+/// Checks that no checkpoint is named twice, which would give it twice the weight.
+fn check_distinct(checkpoints: &[Checkpoint]) -> anyhow::Result<()> {
+    let mut seen = HashSet::new();
+    for path in checkpoints.iter().map(Checkpoint::directory) {
+        if !seen.insert(path.canonicalize().unwrap_or_else(|_| path.to_path_buf())) {
+            let path = path.display();
+            return Err(
+                Usage(format!("{path} is named twice; name each checkpoint of an average once")).into()
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Checks that the average would not replace one of its members.
@@ -143,7 +159,11 @@ fn print_losses(
     let of_average = loss(&mut model)?;
     for checkpoint in checkpoints {
         folio::model::Backend::load_parameters(&mut model, checkpoint.parameters()?);
-        screen::out(format_args!("{}: loss {:.4}", checkpoint.directory().display(), loss(&mut model)?))?;
+        screen::out(format_args!(
+            "{}: loss {:.4} nats per token",
+            checkpoint.directory().display(),
+            loss(&mut model)?
+        ))?;
     }
     screen::out(format_args!("{}: loss {of_average:.4} nats per token", run_dir.path().display()))?;
     Ok(())

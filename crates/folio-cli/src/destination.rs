@@ -60,11 +60,8 @@ pub(crate) fn print_destination(task: &Task, parameters: u64, trained: u64) {
     let Some(run_dir) = &task.run_dir else {
         return screen::err("--no_save: the model is discarded when training ends");
     };
-    let bytes = task
-        .work
-        .runs()
-        .iter()
-        .map(|run| run.kept().disk_bytes(parameters, run.num_epochs.saturating_sub(trained)));
+    let bytes =
+        task.work.runs().iter().map(|run| run.disk_bytes(parameters, run.num_epochs.saturating_sub(trained)));
     let bytes: u64 = bytes.fold(0, u64::saturating_add);
     let (path, needed) = (run_dir.path().display(), gibibytes(bytes));
     screen::err(format_args!("saving to {path}; checkpoints need up to {needed} of disk"));

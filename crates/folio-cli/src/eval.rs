@@ -7,6 +7,7 @@ use clap::Args;
 use folio::data::{Dataset, Encoding, Part, TokenStream};
 use folio::ensemble::Ensemble;
 use folio::evaluate::{Evaluation, evaluate, evaluate_ensemble};
+use folio::run_dir::RunDir;
 use folio::settings::Settings;
 use folio::tokenizer::Tokenizer;
 
@@ -15,6 +16,7 @@ use crate::options::{GivenTexts, whole};
 use crate::screen;
 use crate::texts;
 use crate::threads::set_threads;
+use crate::usage::Usage;
 
 #[derive(Args)]
 #[command(rename_all = "snake_case")]
@@ -62,7 +64,10 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let settings = run.settings()?;
     let tokenizer = run.tokenizer()?;
     let dataset = match &args.data {
-        Some(given) if !is_of_run => dataset_of(given, &settings, &tokenizer)?,
+        Some(given) if !is_of_run => {
+            let members = chosen.members(chosen.names[0]);
+            dataset_of(given, members.iter().map(|(run, _)| run), &tokenizer)?
+        }
         given => {
             let given = GivenTexts { data: given.clone(), eval_data: args.eval_data.clone() };
             dataset_of_run(&settings, &given, &tokenizer)?
@@ -103,14 +108,28 @@ pub(crate) fn dataset_of_run(
     Ok(Dataset::new(Arc::new(stream), settings.block_size, settings.seed)?)
 }
 
-/// A dataset of the whole text of `--data`.
-fn dataset_of(given: &[PathBuf], settings: &Settings, tokenizer: &Tokenizer) -> anyhow::Result<Dataset> {
-    let corpus = texts::read_files(given, Some(&settings.data_sha256))?;
-    if corpus.sha256 == settings.data_sha256 {
-        screen::err(
-            "warning: the model was trained on this text; use --part eval to evaluate only on the part it was not \
-             trained on",
+/// A dataset of the whole text of `--data`, for a model or the models of an ensemble.
+fn dataset_of<'a>(
+    given: &[PathBuf],
+    runs: impl Iterator<Item = &'a RunDir>,
+    tokenizer: &Tokenizer,
+) -> anyhow::Result<Dataset> {
+    let runs = runs.map(|run| Ok((run.path(), run.settings()?))).collect::<anyhow::Result<Vec<_>>>()?;
+    let settings = &runs[0].1;
+    if let Some((path, _)) = runs.iter().find(|(_, other)| other.special_tokens != settings.special_tokens) {
+        let (path, first) = (path.display(), runs[0].0.display());
+        let reason = format!(
+            "--ensemble: {path} and {first} read special tokens in a text differently (--special_tokens); evaluate them \
+             one by one"
         );
+        return Err(Usage(reason).into());
+    }
+    let corpus = texts::read_files(given, Some(&settings.data_sha256))?;
+    if let Some((path, _)) = runs.iter().find(|(_, run)| run.data_sha256 == corpus.sha256) {
+        screen::err(format_args!(
+            "warning: {} was trained on this text; use --part eval to evaluate only on the part it was not trained on",
+            path.display()
+        ));
     }
     let advice = "remove them from the text";
     tokenizer.check_covers(&corpus.name, &corpus.text, advice)?;

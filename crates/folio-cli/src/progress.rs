@@ -152,7 +152,7 @@ impl Progress {
                 self.pending_line = Some(line);
                 return;
             }
-            Event::StoppedEarly { evaluations, best_loss, best_step } => {
+            Event::StoppedEarly { evaluations, best_loss, best_step, .. } => {
                 self.print_pending_line();
                 let unit = if *evaluations == 1 { "evaluation" } else { "evaluations in a row" };
                 self.print_note(&format!(

@@ -249,12 +249,7 @@ fn columns(rows: &[RunRow]) -> Vec<Column> {
             row.best.map_or_else(none, |(loss, _)| format!("{loss:.4}"))
         }),
         column("bits/char", true, &|_, row| row.bits.map_or_else(none, |(bits, _)| format!("{bits:.4}"))),
-        column("at epoch", true, &|_, row| {
-            row.best.map_or_else(none, |(_, name)| match name {
-                CheckpointName::Epoch(epoch) => format!("{epoch}/{}", row.epochs),
-                CheckpointName::Step(_) => name.moment(),
-            })
-        }),
+        column("best at", true, &|_, row| row.best.map_or_else(none, |(_, name)| name.moment())),
     ];
     let settings: Vec<&Value> = rows.iter().map(|row| &row.settings).collect();
     for key in differing(&settings) {

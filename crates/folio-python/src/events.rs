@@ -99,7 +99,7 @@ fn set_event(fields: &Bound<'_, PyDict>, event: Event) -> PyResult<Option<&'stat
             fields.set_item("eval_bits_per_character", evaluation.eval_bits_per_character)?;
             "Evaluated"
         }
-        Event::StoppedEarly { evaluations, best_loss, best_step } => {
+        Event::StoppedEarly { evaluations, best_loss, best_step, .. } => {
             fields.set_item("evaluations", evaluations)?;
             fields.set_item("best_loss", best_loss)?;
             fields.set_item("best_step", best_step)?;

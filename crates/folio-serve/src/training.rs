@@ -31,7 +31,7 @@ struct RunSummary {
     epoch: u64,
     num_epochs: u64,
     step: u64,
-    /// Total number of steps, known once an epoch has been completed.
+    /// Total number of steps, known once an epoch has been completed; of a finished run those it took.
     steps: Option<u64>,
     best_eval_loss: Option<f64>,
     parameters: Option<u64>,
@@ -68,6 +68,9 @@ fn summarize(run: &Run) -> Option<RunSummary> {
     // With `max_steps` a run may end before its last epoch. An imported model has none.
     let ended = [RunState::Finished, RunState::Imported, RunState::Averaged];
     let finished = status.as_ref().is_some_and(|status| ended.contains(&status.state));
+    // A run that stopped early has no more steps to take.
+    let is_finished = status.as_ref().is_some_and(|status| status.state == RunState::Finished);
+    let steps = if is_finished { Some(step) } else { steps };
     let num_epochs = match steps.zip(per_epoch) {
         _ if finished => epoch,
         Some((steps, per_epoch)) => steps.div_ceil(per_epoch),

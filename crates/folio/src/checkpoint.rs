@@ -81,6 +81,12 @@ pub struct TrainingState {
     /// Whether the checkpoint's model is the moving average of the weights.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub averaged: bool,
+    /// The step at which the run began: 0 unless it continues another.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub start_step: u64,
+    /// The step from which on all evaluations are on the present text: 0 unless a run continued on another.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub text_start_step: u64,
 }
 
 impl TrainingState {
@@ -101,6 +107,8 @@ impl TrainingState {
             cut_short: None,
             history: History::default(),
             averaged: settings.ema_decay > 0.0,
+            start_step: 0,
+            text_start_step: 0,
         }
     }
 
@@ -121,6 +129,9 @@ impl TrainingState {
             ("an impossible shortened epoch", cut),
             ("a schedule that begins later than now", {
                 schedule_start.epoch <= self.epoch && schedule_start.step <= self.global_step
+            }),
+            ("a beginning that is later than now", {
+                self.start_step <= self.global_step && self.text_start_step <= self.global_step
             }),
             ("a random stream that is stuck", streams.into_iter().flatten().all(Rng::is_sound)),
             ("evaluations out of order or later than now", {
@@ -157,6 +168,10 @@ pub struct Identity {
     pub test_fraction: f64,
     /// The seed, which also determines the split.
     pub seed: u64,
+}
+
+fn is_first(step: &u64) -> bool {
+    *step == 0
 }
 
 fn is_zero(number: &f64) -> bool {

@@ -131,8 +131,8 @@ impl SequenceId {
     }
 }
 
-/// Generates sequences with one model, or with the mean of the probabilities of several. All active sequences advance together: a pass reads the weights once for all of
-/// them. A sequence ends at the tokenizer's [end token](Tokenizer::end_token), which is not part of its text.
+/// Generates sequences with one model, or with the mean of the probabilities of several. All active sequences advance together: a
+/// pass reads the weights once for all of them. A sequence ends at the tokenizer's [end token](Tokenizer::end_token), which is not part of its text.
 ///
 /// The tokens of a sequence do not depend on the other sequences.
 pub struct Generator {
@@ -326,8 +326,8 @@ impl Generator {
         Ok(())
     }
 
-    /// The attention weights of a block of the model, of several the first: softmax(q k^T / sqrt(D)) for each head, query and key: (H, T, T), 0 for keys after
-    /// the query.
+    /// The attention weights of a block of the model, of several the first: softmax(q k^T / sqrt(D)) for each head, query and
+    /// key: (H, T, T), 0 for keys after the query.
     ///
     /// # Panics
     /// If `tokens` is empty or longer than `block_size`, a token is outside the vocabulary, or the block does not exist.

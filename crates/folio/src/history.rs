@@ -151,15 +151,19 @@ impl History {
         }
     }
 
-    /// Removes the last epoch. The first `other_text_epochs` epochs were trained on another text, so their losses
-    /// do not count when the best loss has to be found again.
-    pub fn pop(&mut self, other_text_epochs: u64) {
+    /// Removes the last epoch. Losses up to `text_start_step` were measured on another text, and do not count when the best loss
+    /// has to be found again.
+    pub fn pop(&mut self, text_start_step: u64) {
         let Some(last) = self.epochs.pop() else { return };
         if self.best_eval_loss.is_some_and(|(_, step)| step == last.step) {
-            let text_began = self.step_of_epoch(other_text_epochs);
-            let comparable = self.all_evaluations().into_iter().filter(|(step, _)| *step > text_began);
-            self.best_eval_loss = lowest_loss(comparable.map(|(step, loss)| (loss, step)));
+            self.best_eval_loss = self.best_after(text_start_step);
         }
+    }
+
+    /// The lowest evaluation loss after a step, and its step.
+    pub fn best_after(&self, start: u64) -> Option<(f64, u64)> {
+        let later = self.all_evaluations().into_iter().filter(|(step, _)| *step > start);
+        lowest_loss(later.map(|(step, loss)| (loss, step)))
     }
 
     /// The epoch with the best evaluation loss, counting from 1; none if the best evaluation was inside an epoch.
@@ -182,9 +186,9 @@ impl History {
         all
     }
 
-    /// The number of evaluations after step `start` since the evaluation loss was last a new best.
+    /// The number of evaluations since the one with the lowest loss, of those after step `start`.
     pub fn evaluations_without_improvement(&self, start: u64) -> u64 {
-        let best = self.best_eval_loss.map_or(0, |(_, step)| step).max(start);
+        let Some((_, best)) = self.best_after(start) else { return 0 };
         let steps = self.epochs.iter().map(|epoch| epoch.step);
         let steps = steps.chain(self.evaluations.iter().map(|evaluation| evaluation.step));
         steps.filter(|step| *step > best).count() as u64
@@ -399,12 +403,13 @@ mod tests {
         assert_eq!(history.best_eval_loss, Some((2.0, 15)), "found again");
         history.push(report(20, 2.5));
         assert_eq!(history.all_evaluations(), [(5, 3.0), (10, 4.0), (15, 2.0), (18, 2.0), (20, 2.5)]);
-        assert_eq!([0, 15, 18, 20].map(|start| history.evaluations_without_improvement(start)), [2, 2, 1, 0]);
+        // From step 15 on, the loss of step 18 is the lowest.
+        assert_eq!([0, 15, 18, 20].map(|start| history.evaluations_without_improvement(start)), [2, 1, 0, 0]);
         // Evaluations on another text do not count.
         history.best_eval_loss = None;
         history.push(report(30, 9.0));
         history.push_evaluation(evaluation(35, 9.5));
-        history.pop(2);
+        history.pop(20);
         assert_eq!(history.best_eval_loss, Some((9.5, 35)));
         let state = serde_json::to_value(&history).unwrap();
         assert_eq!(state["losses"]["step_evaluations"][1]["step"], 15);
@@ -417,11 +422,11 @@ mod tests {
         [(10, 1.0), (20, 3.0), (30, 2.0)]
             .into_iter()
             .for_each(|(step, loss)| history.push(report(step, loss)));
-        history.pop(1);
+        history.pop(10);
         assert_eq!(history.best_eval_loss, Some((1.0, 10)), "the removed epoch was not the best");
         history.best_eval_loss = None;
         history.push(report(30, 2.0));
-        history.pop(1);
+        history.pop(10);
         assert_eq!(history.best_eval_loss, Some((3.0, 20)));
     }
 

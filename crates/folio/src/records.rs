@@ -3,7 +3,9 @@
 //! ```text
 //! {"event":"start","step":0,"epoch":0,"parameters":…,"precision":"bf16","threads":2,"unix_time":…,"machine":{…},"folio":"0.1.0"}
 //! {"event":"step","step":1,"epoch":1,"loss":4.17,"lr":0.001,"gradient_norm":1.9,"tokens_per_s":70000,"skipped":false}
+//! {"event":"evaluation","epoch":1,"step":100,"eval_loss":…,"raw_eval_loss":…,"eval_bits_per_character":…,"eval_bits_per_byte":…}
 //! {"event":"epoch","epoch":1,"step":490,"train_loss":…,"eval_loss":…,"train_bits_per_character":…,…,"sample":"…"}
+//! {"event":"early_stop","step":900,"epoch":1,"evaluations":5,"best_loss":1.54,"best_step":400}
 //! {"event":"ranks","step":4900,"epoch":10,"ranks":[{"peak_memory":…,"tokens_per_s":…,"seconds":…,"communication_seconds":…},…]}
 //! ```
 //!
@@ -120,11 +122,16 @@ impl Recorder {
             Event::Ranks { epoch, step, ranks } => {
                 self.push(&json!({ "event": "ranks", "step": step, "epoch": epoch, "ranks": ranks }));
             }
+            Event::StoppedEarly { epoch, step, evaluations, best_loss, best_step } => {
+                self.metrics.push(&json!({
+                    "event": "early_stop", "step": step, "epoch": epoch, "evaluations": evaluations, "best_loss": best_loss,
+                    "best_step": best_step,
+                }));
+            }
             Event::Saving
             | Event::Saved { .. }
             | Event::Evaluating
             | Event::Teachers { .. }
-            | Event::StoppedEarly { .. }
             | Event::Warning { .. } => {}
         }
         if !matches!(event, Event::Step(_)) || self.written_at.elapsed() >= FLUSH_INTERVAL {

@@ -111,7 +111,7 @@ fn ranking(ranked: &[&RunSummary], varying: &[String]) -> Markup {
             table.sortable {
                 thead {
                     tr {
-                        @for name in ["rank", "run", "state", "best eval loss", "bits/char", "at epoch", "epochs"] {
+                        @for name in ["rank", "run", "state", "best eval loss", "bits/char", "best at", "epochs"] {
                             th { button type="button" { (name) } }
                         }
                         @for name in varying { th { button type="button" { (name) } } }
@@ -125,7 +125,7 @@ fn ranking(ranked: &[&RunSummary], varying: &[String]) -> Markup {
                             td { (run.state) }
                             td { (number(run.best.map(|(loss, _)| loss))) }
                             td { (number(run.best_bits())) }
-                            td { (run.best.map_or("–".to_owned(), |(_, name)| name.moment().replace("epoch ", ""))) }
+                            td { (run.best.map_or("–".to_owned(), |(_, name)| name.moment())) }
                             td { (run.eval_losses.len()) }
                             @for name in varying { td { (sweep::shown(&run.settings[name])) } }
                         }

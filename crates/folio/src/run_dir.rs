@@ -20,9 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{self, Checkpoint, CheckpointName, Tensors, TrainingState};
 use crate::error::{Error, Result};
-use crate::files::{
-    create_directory, read_json, remove_directory, remove_rubbish, update_symlink, write_json,
-};
+use crate::files::{create_directory, read_json, remove_rubbish, update_symlink, write_json};
 use crate::history::{History, LossLists, lowest_loss};
 use crate::model::{ModelConfig, Parameters};
 use crate::settings::{Keep, Settings};
@@ -32,6 +30,7 @@ mod event_files;
 mod find;
 mod lock;
 mod ownership;
+mod retention;
 mod status;
 mod sweep_file;
 mod untrained;
@@ -252,63 +251,6 @@ impl RunDir {
         update_symlink(&self.path.join(LATEST), &name.to_string())
     }
 
-    /// Updates the links `latest` and `best`, and removes what `keep` does not keep of the checkpoints other than `newest`.
-    /// Also completes an earlier call that was interrupted.
-    ///
-    /// # Errors
-    /// If something cannot be written or removed.
-    pub fn apply_retention(&self, newest: CheckpointName, keep: Keep, history: &History) -> Result<()> {
-        update_symlink(&self.path.join(LATEST), &newest.to_string())?;
-        let best = self.best_checkpoint(history)?.map(|(_, name)| name);
-        if let Some(best) = best {
-            update_symlink(&self.path.join(BEST), &best.to_string())?;
-        }
-        let names = self.checkpoints()?;
-        let whole = self.kept_whole(&names, newest, best);
-        for other in names {
-            let path = self.checkpoint(other);
-            // Keeps checkpoints that are later (training resumed from before them), damaged, or contain other files.
-            let is_later = matches!((other, newest), (CheckpointName::Epoch(other), CheckpointName::Epoch(newest)) if other > newest);
-            if whole.contains(&other) || is_later || ownership::check_checkpoint(&path).is_err() {
-                continue;
-            }
-            match (other, keep) {
-                (CheckpointName::Step(_), _) | (CheckpointName::Epoch(_), Keep::Best) => {
-                    self.remove_checkpoint(other)?;
-                }
-                (CheckpointName::Epoch(_), Keep::Weights) => checkpoint::strip(&path)?,
-                (CheckpointName::Epoch(_), Keep::All) => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// The checkpoints that keep their optimizer state in any case: the newest, the best, and the newest resumable one before
-    /// that, in case the newest gets damaged.
-    fn kept_whole(
-        &self,
-        names: &[CheckpointName],
-        newest: CheckpointName,
-        best: Option<CheckpointName>,
-    ) -> Vec<CheckpointName> {
-        let can_resume = |name: &CheckpointName| {
-            *name != newest
-                && Checkpoint::open(&self.checkpoint(*name)).is_ok_and(|checkpoint| checkpoint.is_resumable())
-        };
-        let is_epoch = |name: &&CheckpointName| matches!(name, CheckpointName::Epoch(_)) && **name < newest;
-        let mut earlier = names.iter().rev().filter(is_epoch).copied();
-        let mut whole = vec![newest];
-        whole.extend(best.into_iter().chain(earlier.find(can_resume)));
-        whole
-    }
-
-    /// Removes a checkpoint, unless it contains files that folio did not write.
-    fn remove_checkpoint(&self, name: CheckpointName) -> Result<()> {
-        let path = self.checkpoint(name);
-        ownership::check_checkpoint(&path)?;
-        remove_directory(&path).map_err(Error::file("remove", &path))
-    }
-
     /// The path of a checkpoint, which may not exist yet.
     pub fn checkpoint(&self, name: CheckpointName) -> PathBuf {
         self.path.join(name.to_string())
@@ -386,17 +328,6 @@ impl RunDir {
             .map_or("the beginning of the run".to_owned(), |found| found.directory().display().to_string());
         let reason = format!("{error}; --skip_damaged resumes from {offer}");
         Err(Error::RunDirectory { path: self.path.clone(), reason })
-    }
-
-    /// The checkpoints, newest last. One inside an epoch is newer than those of the epochs completed by then.
-    pub fn by_age(&self) -> Result<Vec<CheckpointName>> {
-        let mut names = self.checkpoints()?;
-        names.sort_by_cached_key(|&name| match name {
-            CheckpointName::Epoch(epoch) => (epoch, 0),
-            // An unreadable one counts as the newest, so that its damage is reported.
-            CheckpointName::Step(step) => (self.epochs_before(name).unwrap_or(u64::MAX), step),
-        });
-        Ok(names)
     }
 
     /// The epochs that were completed when a checkpoint was saved; none if it cannot be read.

@@ -53,21 +53,29 @@ pub enum Keep {
 named_enum!(Keep, "retention mode", { All => "all", Weights => "weights", Best => "best" });
 
 impl Keep {
-    /// The most bytes that the checkpoints of `epochs` epochs take for a model with this many `parameters`: four bytes
-    /// per weight and eight for AdamW's moments, besides a few thousand for the histories. A checkpoint is written before
-    /// an older one is deleted.
-    pub fn disk_bytes(self, parameters: u64, epochs: u64) -> u64 {
+    /// The most checkpoints with the optimizer's state, and the most without it, that there are at once after `epochs` epochs. A
+    /// checkpoint is written before an older one is deleted. `inside`: whether the run also saves inside epochs.
+    fn most_checkpoints(self, epochs: u64, inside: bool) -> (u64, u64) {
+        // Inside epochs: the newest, the best, and the one being written.
         let whole = match self {
-            Self::All => epochs,
+            Self::All => epochs.saturating_add(if inside { 3 } else { 0 }),
             // The newest, the best, the one before the newest, one within an epoch, and the one being written.
-            Self::Weights | Self::Best => epochs.min(4) + 1,
+            Self::Weights | Self::Best => epochs.saturating_add(if inside { 2 } else { 0 }).min(4) + 1,
         };
-        let weights_alone = if self == Self::Weights { epochs.saturating_sub(whole) } else { 0 };
-        parameters.saturating_mul(whole.saturating_mul(12).saturating_add(weights_alone.saturating_mul(4)))
+        (whole, if self == Self::Weights { epochs.saturating_sub(whole) } else { 0 })
     }
 }
 
 impl Settings {
+    /// The most bytes that the checkpoints of `epochs` epochs take for a model with this many `parameters`: four bytes per weight,
+    /// eight for AdamW's moments and four for a moving average, besides a few thousand for the histories.
+    pub fn disk_bytes(&self, parameters: u64, epochs: u64) -> u64 {
+        let inside = self.eval_every.is_some() || self.save_every.is_some();
+        let (whole, weights_alone) = self.kept().most_checkpoints(epochs, inside);
+        let bytes = if self.ema_decay > 0.0 { 16 } else { 12 };
+        parameters.saturating_mul(whole.saturating_mul(bytes).saturating_add(weights_alone.saturating_mul(4)))
+    }
+
     /// Checks every setting's range, and the settings against each other.
     ///
     /// # Errors
@@ -197,11 +205,6 @@ impl Settings {
         self.from_checkpoint_step.unwrap_or(0).saturating_add(self.num_epochs)
     }
 
-    /// The number of epochs before this text.
-    pub(crate) fn first_epoch_of_text(&self) -> u64 {
-        self.from_checkpoint_step.filter(|_| self.new_text).unwrap_or(0)
-    }
-
     /// How the text is divided.
     pub fn text_split(&self) -> Split {
         Split { kind: self.split, test_fraction: self.test_fraction }
@@ -300,6 +303,24 @@ mod tests {
             ..default()
         };
         small.validate().unwrap();
+    }
+
+    #[test]
+    fn checkpoints_inside_epochs_take_disk_too() {
+        let of = |save_checkpoint, keep, eval_every| Settings {
+            save_checkpoint,
+            keep,
+            eval_every,
+            ..Settings::default()
+        };
+        let bytes = |settings: Settings| [1, 10].map(|epochs| settings.disk_bytes(1, epochs));
+        assert_eq!(bytes(of(false, Keep::All, None)), [2 * 12, 5 * 12]);
+        assert_eq!(bytes(of(false, Keep::All, Some(5))), [4 * 12, 5 * 12]);
+        assert_eq!(bytes(of(true, Keep::Weights, Some(5))), [4 * 12, 5 * 12 + 5 * 4]);
+        assert_eq!(bytes(of(true, Keep::All, None)), [12, 10 * 12]);
+        assert_eq!(bytes(of(true, Keep::All, Some(5))), [4 * 12, 13 * 12]);
+        let averaged = Settings { ema_decay: 0.9, save_every: Some(5), ..of(true, Keep::All, None) };
+        assert_eq!(bytes(averaged), [4 * 16, 13 * 16]);
     }
 
     #[test]

@@ -296,7 +296,7 @@ impl Trainer {
 
             on_event(&Event::Evaluating);
             let Some(losses) = self.eval_losses(|| !requests.stop_requested()) else {
-                saver.save_step(self, true, on_event);
+                saver.save_last_step(self, true, on_event);
                 return Ok(Outcome::Stopped);
             };
             let report = self.end_epoch(losses, order, saver)?;
@@ -331,19 +331,21 @@ impl Trainer {
         if self.is_evaluation_due() {
             on_event(&Event::Evaluating);
             let Some(losses) = self.eval_losses(|| !requests.stop_requested()) else {
-                saver.save_step(self, true, on_event);
+                saver.save_last_step(self, true, on_event);
                 return Ok(Some(Outcome::Stopped));
             };
             let evaluation = self.note_evaluation(losses, saver)?;
             on_event(&Event::Evaluated { epoch: self.state.epoch + 1, evaluation });
-            is_best = self.history().best_eval_loss.is_some_and(|(_, step)| step == evaluation.step);
+            is_best = self.own_best().is_some_and(|(_, step)| step == evaluation.step);
             is_over = self.is_out_of_patience();
         }
         let step = self.state.global_step;
         let due = self.settings.save_every.is_some_and(|every| step.is_multiple_of(every));
         let [save, stop] = any(&self.communicator, [requests.take_save(), requests.stop_requested()]);
-        if save || stop || due || is_best || is_over {
-            saver.save_step(self, save || stop, on_event);
+        if stop || is_over {
+            saver.save_last_step(self, save || stop, on_event);
+        } else if save || due || is_best {
+            saver.save_step(self, save, on_event);
         }
         if is_over {
             self.report_early_stop(on_event);

@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::screen;
 
 const STEP_COLUMNS: [&str; 7] = ["step", "epoch", "loss", "lr", "gradient_norm", "tokens_per_s", "skipped"];
-const EPOCH_COLUMNS: [&str; 12] = [
+const EPOCH_COLUMNS: [&str; 13] = [
     "epoch",
     "step",
     "train_loss",
@@ -26,9 +26,11 @@ const EPOCH_COLUMNS: [&str; 12] = [
     "gradient_norm",
     "clipped_steps",
     "skipped_steps",
+    "event",
 ];
 
-/// Writes one row per evaluation, at the end of an epoch or inside it, or one per step, to a file or to stdout.
+/// Writes one row per evaluation, at the end of an epoch (event `epoch`) or inside it (event `evaluation`), or one per step, to a
+/// file or to stdout.
 pub(super) fn export(directory: &RunDir, steps: bool, out: Option<&Path>) -> anyhow::Result<()> {
     let varying = Sweep::read(directory.path())?.map_or(Vec::new(), |sweep| sweep.varying);
     let runs = directory.runs()?;

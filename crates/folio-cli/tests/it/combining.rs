@@ -54,6 +54,16 @@ fn a_run_stops_early_and_every_command_takes_its_best_moment() {
     assert_eq!(evaluations.len() as f64, step + 2.0);
     assert_eq!(evaluations[step as usize - 1]["eval_loss"], json!(best));
 
+    // The table tells evaluations from ends of epochs.
+    let csv = place.ok("export run --to csv").stdout;
+    assert!(csv.lines().next().is_some_and(|line| line.ends_with(",event")), "{csv}");
+    let count = |event: &str| csv.lines().filter(|line| line.ends_with(&format!(",{event}"))).count();
+    assert_eq!(count("evaluation"), evaluations.len(), "{csv}");
+    assert_eq!(count("evaluation") + count("epoch") + 1, csv.lines().count(), "{csv}");
+    let stop = records.iter().find(|record| record["event"] == "early_stop").expect("a record");
+    assert_eq!((&stop["evaluations"], &stop["best_step"]), (&json!(2), &json!(step as u64)));
+    assert_eq!(stop["best_loss"], json!(best));
+
     // Nothing is left, until there is more patience.
     let again = place.ok("train --resume run").stderr;
     assert!(again.contains("nothing is left to train; use a larger --patience"), "{again}");
@@ -131,7 +141,9 @@ fn checkpoints_are_averaged_to_a_run() {
     let lines: Vec<&str> = ran.stdout.lines().collect();
     assert_eq!(
         lines[..2],
-        [2, 3].map(|epoch| { format!("run/checkpoint_{epoch}: loss {:.4}", members[epoch - 2]) })
+        [2, 3].map(|epoch| {
+            format!("run/checkpoint_{epoch}: loss {:.4} nats per token", members[epoch - 2])
+        })
     );
     assert_eq!(lines[2..], [want]);
 
@@ -151,6 +163,8 @@ fn checkpoints_are_averaged_to_a_run() {
         &[
             ("average run", USAGE, &["at least two checkpoints"]),
             ("average run two --checkpoints 1 2", USAGE, &["--checkpoints", "a single run"]),
+            ("average run --checkpoints 2 3 2", USAGE, &["run/checkpoint_2 is named twice"]),
+            ("average run/checkpoint_3 two ./run/checkpoint_3", USAGE, &["run/checkpoint_3 is named twice"]),
             ("average run --checkpoints 2 9", FAILURE, &["holds no checkpoint 9", "1, 2, 3"]),
             (
                 "average run other",

@@ -277,7 +277,7 @@ fn runs_ranks_a_sweep_by_its_best_loss() {
     let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(
         rows[0],
-        "rank run state best eval loss bits/char at epoch learning_rate".split(' ').collect::<Vec<_>>()
+        "rank run state best eval loss bits/char best at learning_rate".split(' ').collect::<Vec<_>>()
     );
     let ranked = [("run_2", "3e-3"), ("run_1", "1e-4"), ("run_3", "1e-6")];
     for (rank, (run, learning_rate)) in (1..).zip(ranked) {
@@ -285,7 +285,7 @@ fn runs_ranks_a_sweep_by_its_best_loss() {
         let loss = place.numbers(&losses, "/best_eval_loss")[0];
         let bits = place.numbers(&losses, "/eval_bits_per_character")[1];
         let [rank_text, loss, bits] = [rank.to_string(), format!("{loss:.4}"), format!("{bits:.4}")];
-        assert_eq!(rows[rank], [&rank_text, run, "finished", &loss, &bits, "2/2", learning_rate]);
+        assert_eq!(rows[rank], [&rank_text, run, "finished", &loss, &bits, "epoch", "2", learning_rate]);
     }
     assert_eq!(rows.len(), 4);
 

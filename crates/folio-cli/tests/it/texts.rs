@@ -226,6 +226,9 @@ fn evaluation_text_is_no_training_text() {
     let line = format!("{} --eval_data more.txt --num_epochs 1 --run_dir more", from("run", 2));
     check_refused(&place, &line, "", FAILURE, &["lacks", "of the characters of more.txt"]);
     place.ok(&format!("{line} --extend_vocab {SAVED}"));
+    // The best is on this text.
+    let eval = place.numbers("more/losses.json", "/eval_losses");
+    assert_eq!(place.numbers("more/losses.json", "/best_eval_loss")[0], eval[2], "{eval:?}");
     place.ok("train --resume more --num_epochs 2");
 }
 
@@ -243,7 +246,7 @@ fn any_text_can_be_evaluated() {
     // Shorter than a block.
     assert_eq!(json("eval run --data short.txt --json")["tokens"], json!(4));
     let ran = place.ok("eval run --data plays.txt");
-    assert!(ran.stderr.contains("the model was trained on this text"), "{}", ran.stderr);
+    assert!(ran.stderr.contains(" was trained on this text"), "{}", ran.stderr);
     let own = json("eval run --json");
     assert_eq!(json("eval run --data plays.txt --split eval --json"), own);
     check_refused(

@@ -65,6 +65,8 @@ fn kept_lines(path: &Path, epoch: u64, step: u64, evaluated: u64) -> Result<(Vec
         let at_most = |key: &str, most: u64| value[key].as_u64().is_some_and(|number| number <= most);
         let in_time = match value["event"].as_str() {
             Some("epoch") => at_most("epoch", epoch),
+            // Written again if the run stops here again.
+            Some("early_stop") => value["step"].as_u64().is_some_and(|number| number < step),
             Some("evaluation") => at_most("step", evaluated),
             _ => at_most("step", step),
         };
@@ -96,6 +98,18 @@ mod tests {
         }
         let written = fs::read_to_string(&metrics.path).expect("a file");
         assert_eq!(written, [line(1), line(2), line(3)].concat());
+    }
+
+    #[test]
+    fn an_early_stop_is_removed_when_training_goes_on_from_it() {
+        let directory = tempfile::tempdir().expect("room");
+        let line = |event: &str| format!("{}\n", json!({ "event": event, "step": 2, "epoch": 1 }));
+        let path = directory.path().join(METRICS_FILE);
+        for (step, kept) in [(2, line("step")), (3, line("step") + &line("early_stop"))] {
+            fs::write(&path, line("step") + &line("early_stop")).expect("room");
+            let found = Metrics::new(directory.path()).go_back_to(0, step, 0);
+            assert_eq!(String::from_utf8(found).expect("UTF-8"), kept, "at step {step}");
+        }
     }
 
     #[test]

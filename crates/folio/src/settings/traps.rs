@@ -147,13 +147,36 @@ impl Settings {
             ScheduleKind::Wsd if length as f64 <= (1.0 - self.wsd_decay) * period as f64 => format!(
                 "{period}: the run ends after {length} {unit}, before the learning rate decays; use {length}"
             ),
-            ScheduleKind::Const if self.has_lines() && period.saturating_add(1) < length => format!(
-                "{period}: dropout and weight decay reach their final values after {period} {unit}, in a run of {length} {unit}; \
-                 use {length}"
-            ),
-            _ => return None,
+            _ => self.other_line(length, unit)?,
         };
         Some(Trap::new("cosine_T_max", reason))
+    }
+}
+
+impl Settings {
+    /// A line to a final dropout or weight decay that is longer or shorter than the run.
+    fn other_line(&self, length: u64, unit: &str) -> Option<String> {
+        let period = self.cosine_t_max;
+        let names = match (self.dropout_final, self.weight_decay_final) {
+            (Some(_), Some(_)) => "`dropout_final` and `weight_decay_final` are",
+            (Some(_), None) => "`dropout_final` is",
+            (None, Some(_)) => "`weight_decay_final` is",
+            (None, None) => return None,
+        };
+        if period == length {
+            return None;
+        }
+        let what = if period < length {
+            format!("{period}: {names} reached after {period} {unit}, in a run of {length} {unit}")
+        } else {
+            format!("{period}: {names} not reached, because the run ends after {length} of {period} {unit}")
+        };
+        Some(match self.lr_schedule {
+            ScheduleKind::CosineWarmRestarts => {
+                format!("{what}; use `lr_schedule cosine` and {length}, or leave out what is final")
+            }
+            _ => format!("{what}; use {length}"),
+        })
     }
 }
 
@@ -270,8 +293,36 @@ mod tests {
                 run.dropout_final = Some(0.0);
             }
         };
-        check(line(498), &["cosine_T_max"]);
-        check(line(500), &[]);
+        for (period, want) in [(498, true), (499, true), (500, false), (501, true)] {
+            check(line(period), if want { &["cosine_T_max"] } else { &[] });
+        }
+        for kind in [ScheduleKind::Cosine, ScheduleKind::CosineWarmRestarts, ScheduleKind::Wsd] {
+            let with_line = |period: u64| {
+                move |run: &mut Settings| {
+                    line(period)(run);
+                    run.lr_schedule = kind;
+                }
+            };
+            check(with_line(500), &[]);
+            check(with_line(510), &["cosine_T_max"]);
+        }
+        let both = Settings { num_epochs: 5, weight_decay_final: Some(0.0), ..Settings::default() };
+        let reason = |settings: &Settings| settings.traps(100)[0].reason.clone();
+        assert_eq!(
+            reason(&both),
+            "10: `weight_decay_final` is not reached, because the run ends after 5 of 10 epochs; use 5"
+        );
+        let both = Settings {
+            dropout_final: Some(0.0),
+            cosine_t_max: 2,
+            lr_schedule: ScheduleKind::CosineWarmRestarts,
+            ..both
+        };
+        assert_eq!(
+            reason(&both),
+            "2: `dropout_final` and `weight_decay_final` are reached after 2 epochs, in a run of 5 epochs; use \
+             `lr_schedule cosine` and 5, or leave out what is final"
+        );
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub(super) fn find(start: &Start, settings: &Settings) -> Result<Option<Checkpoi
 /// Checks that a run can be resumed from its own checkpoint with these settings.
 fn check_resumes(checkpoint: &Checkpoint, settings: &Settings) -> Result<()> {
     let state = checkpoint.state();
-    if is_start(state, settings) {
+    if is_start(checkpoint, settings) {
         // A run that is continued in place may have new settings, and has not saved anything yet.
         return Ok(());
     }
@@ -72,7 +72,7 @@ pub(super) struct Loaded {
 pub(super) fn load(checkpoint: &Checkpoint, settings: &Settings, tokenizer: &Tokenizer) -> Result<Loaded> {
     let mut state = checkpoint.state().clone();
     let identity = Identity::of(settings, tokenizer);
-    let at_start = is_start(&state, settings);
+    let at_start = is_start(checkpoint, settings);
     if at_start {
         check_start(checkpoint.directory(), &state.identity, settings, tokenizer)?;
     } else {
@@ -81,14 +81,18 @@ pub(super) fn load(checkpoint: &Checkpoint, settings: &Settings, tokenizer: &Tok
     let (saved, config) = (std::mem::replace(&mut state.identity, identity.clone()), identity.model);
     // Dropout may have changed; a run that continues another may have changed any setting.
     state.settings = Some(settings.decisive());
-    let new_text = settings.new_text && saved.data_sha256 != identity.data_sha256;
-    if at_start && (new_text || settings.weights_only) {
+    let is_other_text = saved.text_difference(&identity).is_some();
+    if at_start {
+        state.start_step = state.global_step;
+    }
+    if at_start && (is_other_text || settings.weights_only) {
         // An epoch that was cut short by `max_steps` is not completed on another text or with fresh moments.
         state.cut_short = None;
         state.skipped_in_a_row = 0;
     }
-    if at_start && new_text {
+    if at_start && is_other_text {
         state.history.best_eval_loss = None;
+        state.text_start_step = state.global_step;
     }
     if saved.seed != identity.seed {
         state.order = Rng::new(identity.seed, Stream::Order);
@@ -99,7 +103,7 @@ pub(super) fn load(checkpoint: &Checkpoint, settings: &Settings, tokenizer: &Tok
         state.order = order;
         state.epoch_progress = sums;
         state.epoch -= 1;
-        state.history.pop(settings.first_epoch_of_text());
+        state.history.pop(state.text_start_step);
     }
     if at_start && (settings.restart_schedule || settings.weights_only) {
         state.schedule_start = ScheduleStart { epoch: state.epoch, step: state.global_step };
@@ -128,9 +132,17 @@ pub(super) fn load(checkpoint: &Checkpoint, settings: &Settings, tokenizer: &Tok
     Ok(Loaded { parameters, moments, average, state })
 }
 
-/// Whether this is the state that a run continues another run from.
-pub(super) fn is_start(state: &TrainingState, settings: &Settings) -> bool {
-    Some(state.epoch) == settings.from_checkpoint_step && state.epoch_progress.batches == 0
+/// Whether this is the checkpoint of another run, or of itself, that a run continues from. A run that completes an epoch that
+/// the other one left incomplete saves the same epoch itself.
+fn is_start(checkpoint: &Checkpoint, settings: &Settings) -> bool {
+    let state = checkpoint.state();
+    let is_there = || {
+        let directory = checkpoint.directory().parent();
+        let from = settings.from_checkpoint_run_dir.as_deref().map(Path::new);
+        let resolved = |path: Option<&Path>| path.and_then(|path| path.canonicalize().ok());
+        directory == from || resolved(directory) == resolved(from)
+    };
+    Some(state.epoch) == settings.from_checkpoint_step && state.epoch_progress.batches == 0 && is_there()
 }
 
 /// Whether the optimizer's moments are loaded from a checkpoint. A run that continues another starts them fresh if other parameters
@@ -142,7 +154,7 @@ pub(super) fn takes_optimizer(checkpoint: &Checkpoint, settings: &Settings) -> b
     let optimizer = state.settings.as_ref().and_then(|saved| saved.get("optimizer"));
     let optimizer = optimizer.and_then(|saved| OptimizerKind::deserialize(saved).ok()).unwrap_or_default();
     let starts_fresh = settings.weights_only || frozen != settings.freeze || optimizer != settings.optimizer;
-    checkpoint.is_resumable() && !(starts_fresh && is_start(state, settings))
+    checkpoint.is_resumable() && !(starts_fresh && is_start(checkpoint, settings))
 }
 
 /// Checks that a checkpoint has the same model, text and split. Dropout may differ.

@@ -17,8 +17,8 @@ pub(super) struct EvalLosses {
 }
 
 impl Trainer {
-    /// Whether the evaluation loss has not improved for `patience` evaluations. Those of a run that this one continues
-    /// do not count.
+    /// Whether the evaluation loss has not improved for `patience` evaluations. Evaluations of a run that this one continues
+    /// do not count, neither as its best.
     pub fn is_out_of_patience(&self) -> bool {
         let Some(patience) = self.settings.patience else { return false };
         self.evaluations_without_improvement() >= patience
@@ -26,9 +26,12 @@ impl Trainer {
 
     /// The evaluations in a row without improvement.
     fn evaluations_without_improvement(&self) -> u64 {
-        let history = &self.state.history;
-        let start = history.step_of_epoch(self.settings.from_checkpoint_step.unwrap_or(0));
-        history.evaluations_without_improvement(start)
+        self.state.history.evaluations_without_improvement(self.state.start_step)
+    }
+
+    /// The lowest evaluation loss of this run since it began, and its step.
+    pub(super) fn own_best(&self) -> Option<(f64, u64)> {
+        self.state.history.best_after(self.state.start_step)
     }
 
     /// Whether the model is to be evaluated now, inside an epoch. At the end of an epoch it always is.
@@ -82,12 +85,13 @@ impl Trainer {
 
     /// Reports that training ends early, if it does.
     pub(super) fn report_early_stop(&self, on_event: &mut dyn FnMut(&Event)) {
-        if let Some((best_loss, best_step)) = self.history().best_eval_loss
+        if let Some((best_loss, best_step)) = self.own_best()
             && self.is_out_of_patience()
             && self.steps_to_end() > 0
         {
             let evaluations = self.evaluations_without_improvement();
-            on_event(&Event::StoppedEarly { evaluations, best_loss, best_step });
+            let (epoch, step) = (self.state.epoch, self.state.global_step);
+            on_event(&Event::StoppedEarly { epoch, step, evaluations, best_loss, best_step });
         }
     }
 }

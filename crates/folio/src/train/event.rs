@@ -91,9 +91,13 @@ pub enum Event {
     },
     /// Training ends before its last step, because the evaluation loss has not improved for `patience` evaluations.
     StoppedEarly {
+        /// Epochs completed so far.
+        epoch: u64,
+        /// Steps taken so far.
+        step: u64,
         /// The evaluations in a row without improvement.
         evaluations: u64,
-        /// The lowest evaluation loss so far, nats per token.
+        /// The lowest evaluation loss of the run since it began, nats per token.
         best_loss: f64,
         /// The step that it was reached at.
         best_step: u64,

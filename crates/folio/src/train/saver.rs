@@ -60,6 +60,20 @@ impl<'a> Saver<'a> {
         }
     }
 
+    /// Saves the run within an epoch, as the last thing it does. Retried here, because there is no next save.
+    pub(super) fn save_last_step(
+        &mut self,
+        trainer: &Trainer,
+        requested: bool,
+        on_event: &mut dyn FnMut(&Event),
+    ) {
+        self.save_step(trainer, requested, on_event);
+        let [has_failed] = any(&trainer.communicator, [self.has_failed()]);
+        if has_failed {
+            self.save_step(trainer, requested, on_event);
+        }
+    }
+
     /// Whether the last save failed.
     pub(super) fn has_failed(&self) -> bool {
         self.failure.is_some()

@@ -104,7 +104,7 @@ fn a_run_stops_when_the_loss_no_longer_improves_and_its_best_moment_is_kept() {
     assert_eq!(after, 5, "{all:?}");
     assert!(best_step > 2 && best_step % 4 == 2, "the test needs a best moment inside an epoch: {all:?}");
     let last = events.last().expect("events");
-    let Event::StoppedEarly { evaluations, best_loss: loss, best_step: step } = *last else {
+    let Event::StoppedEarly { evaluations, best_loss: loss, best_step: step, .. } = *last else {
         panic!("{last:?}")
     };
     assert_eq!((evaluations, loss, step), (5, best_loss, best_step));
@@ -168,28 +168,94 @@ fn check_same(got: &RunDir, want: &RunDir, context: &str) {
 fn patience_is_part_of_the_state() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let place = |name: &str| directory.path().join(name);
-    let (whole, ..) = train(&settings(), &Start::Fresh, &place("whole"), |_| false);
-    // Stopped after every step, and in every evaluation.
-    for what in ["steps", "evaluations"] {
-        let (path, mut start, mut rounds) = (place(what), Start::Fresh, 0);
-        let run = loop {
-            let mut is_first = true;
-            let (run, outcome, _) = train(&settings(), &start, &path, |event| match event {
-                Event::Step(_) => what == "steps",
-                Event::Evaluating => {
-                    what == "evaluations" && std::mem::take(&mut is_first) && rounds % 2 == 0
-                }
-                _ => false,
-            });
-            start = Start::Resume { run: run.clone(), skip_damaged: false };
-            rounds += 1;
-            assert!(rounds < 200, "it ends");
-            if outcome == Outcome::Finished {
-                break run;
-            }
-        };
-        check_same(&run, &whole, what);
+    let averaged = Settings { dropout: 0.2, ema_decay: 0.8, ..settings() };
+    for (index, settings) in [settings(), averaged].into_iter().enumerate() {
+        let (whole, ..) = train(&settings, &Start::Fresh, &place(&format!("whole_{index}")), |_| false);
+        for what in ["steps", "evaluations"] {
+            let path = place(&format!("{what}_{index}"));
+            let run = train_in_pieces(&settings, Start::Fresh, &path, what);
+            check_same(&run, &whole, &format!("{what}, run {index}"));
+        }
     }
+}
+
+/// Trains and resumes until it is finished: stopped after every step, or in every other evaluation.
+fn train_in_pieces(settings: &Settings, start: Start, path: &Path, what: &str) -> RunDir {
+    let (mut settings, mut start, mut rounds) = (settings.clone(), start, 0);
+    loop {
+        let mut is_first = true;
+        let (run, outcome, _) = train(&settings, &start, path, |event| match event {
+            Event::Step(_) => what == "steps",
+            Event::Evaluating => what == "evaluations" && std::mem::take(&mut is_first) && rounds % 2 == 0,
+            _ => false,
+        });
+        settings = run.settings().expect("saved");
+        start = Start::Resume { run: run.clone(), skip_damaged: false };
+        rounds += 1;
+        assert!(rounds < 200, "it ends");
+        if outcome == Outcome::Finished {
+            return run;
+        }
+    }
+}
+
+/// Where to cut a run of [`settings`] inside an epoch, so that its last evaluations are without improvement.
+fn cut_when_patience_is_over(directory: &Path) -> u64 {
+    let (run, ..) = train(&settings(), &Start::Fresh, &directory.join("first"), |_| false);
+    let (last, _) = *evaluations(&run).last().expect("evaluated");
+    // An epoch has four steps, and every second is evaluated.
+    if last % 4 == 0 { last + 2 } else { last }
+}
+
+#[test]
+fn a_run_that_completes_a_cut_epoch_of_another_counts_its_own_evaluations() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let place = |name: &str| directory.path().join(name);
+    let cut = cut_when_patience_is_over(directory.path());
+    let parent = Settings { patience: None, max_steps: Some(cut), ..settings() };
+    let (parent, ..) = train(&parent, &Start::Fresh, &place("parent"), |_| false);
+    let number = parent.epochs().expect("readable").pop().expect("an epoch");
+    let start = Start::Checkpoint { run: parent, number, restart_schedule: false };
+    let (whole, _, events) = train(&settings(), &start, &place("whole"), |_| false);
+    let own: Vec<_> = evaluations(&whole).into_iter().filter(|(step, _)| *step > cut).collect();
+    let (best, _) = lowest(&own);
+    assert_eq!(own.iter().filter(|(step, _)| *step > best).count(), 5, "{own:?}");
+    assert!(
+        matches!(events.last(), Some(Event::StoppedEarly { evaluations: 5, best_step, .. }) if *best_step == best),
+        "{events:?}"
+    );
+    for what in ["steps", "evaluations"] {
+        let run = train_in_pieces(&settings(), start.clone(), &place(what), what);
+        if what == "steps" {
+            check_same(&run, &whole, what);
+        }
+        // Stopped in the evaluation at the cut, a run also saves the model that it begins with.
+        assert_eq!(evaluations(&run), evaluations(&whole), "{what}");
+    }
+}
+
+#[test]
+fn a_run_that_completes_its_own_cut_epoch_resumes_from_the_newest_step() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let place = |name: &str| directory.path().join(name);
+    // Cut at step 6, inside the second epoch; stopped after step 7.
+    let (run, ..) =
+        train(&Settings { max_steps: Some(6), ..settings() }, &Start::Fresh, &place("run"), |_| false);
+    let resume = Start::Resume { run: run.clone(), skip_damaged: false };
+    train(&settings(), &resume, run.path(), |event| matches!(event, Event::Step(_)));
+    let [one, two, step] = [CheckpointName::Epoch(1), CheckpointName::Epoch(2), CheckpointName::Step(7)];
+    let by_age = run.by_age().expect("readable");
+    assert_eq!(by_age.last(), Some(&step), "{by_age:?}");
+    let position = |name| by_age.iter().position(|other| *other == name);
+    assert!(position(one) < position(two) && position(two).is_some(), "{by_age:?}");
+    let (newest, _) = run.newest(false).expect("sound");
+    assert_eq!(newest.expect("saved").directory(), run.checkpoint(step));
+
+    // The best moment inside the epoch survives, and so on to the end.
+    let (whole, ..) = train(&settings(), &Start::Fresh, &place("whole"), |_| false);
+    train_in_pieces(&settings(), resume, run.path(), "steps");
+    assert_eq!(evaluations(&run), evaluations(&whole));
+    assert_eq!(fs::read_link(run.path().join("best")).ok(), fs::read_link(whole.path().join("best")).ok());
 }
 
 #[test]
@@ -219,9 +285,17 @@ fn a_continued_run_counts_its_own_evaluations() {
     let start = Start::Checkpoint { run: first.clone(), number, restart_schedule: false };
     let (more, _, events) = train(&settings(), &start, &place("more"), |_| false);
     let began = first.open_checkpoint(CheckpointName::Epoch(number)).expect("saved").state().global_step;
-    let own = evaluations(&more).into_iter().filter(|(step, _)| *step > began).count();
-    assert!(matches!(events.last(), Some(Event::StoppedEarly { evaluations: 5, .. })), "{events:?}");
-    assert!(own >= 5, "{own}");
+    let own: Vec<_> = evaluations(&more).into_iter().filter(|(step, _)| *step > began).collect();
+    // Its own best is worse than that of the run before, which overfitted since.
+    let (best, loss) = lowest(&own);
+    assert!(loss > lowest(&evaluations(&first)).1, "the test needs a run that overfits");
+    assert_eq!(own.iter().filter(|(step, _)| *step > best).count(), 5, "{own:?}");
+    assert!(
+        matches!(events.last(), Some(Event::StoppedEarly { evaluations: 5, best_step, .. }) if *best_step == best),
+        "{events:?}"
+    );
+    let name = if best % 4 == 0 { CheckpointName::Epoch(best / 4) } else { CheckpointName::Step(best) };
+    assert_eq!(fs::read_link(more.path().join("best")).expect("a link"), Path::new(&name.to_string()));
 }
 
 #[test]

@@ -135,6 +135,29 @@ fn a_run_that_is_stopped_tries_once_more_to_save_what_could_not_be_saved() {
 }
 
 #[test]
+fn a_run_that_is_stopped_inside_an_epoch_tries_once_more_too() {
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let (run, aside) = (RunDir::new(place.path().join("run")), place.path().join("aside"));
+    let (requests, mut warnings) = (Requests::default(), 0);
+    let mut trainer = trainer(settings(), &Start::Fresh);
+    let outcome = trainer.run(Some(&run), &requests, &mut |event| match event {
+        Event::Step(report) if report.step == 2 => {
+            fs::rename(run.path(), &aside).expect("there");
+            fs::write(run.path(), "not a directory").expect("room");
+            requests.stop.store(true, Ordering::Relaxed);
+        }
+        Event::Warning { .. } => {
+            warnings += 1;
+            fs::remove_file(run.path()).expect("there");
+            fs::rename(&aside, run.path()).expect("there");
+        }
+        _ => {}
+    });
+    assert_eq!((outcome.expect("it is saved"), warnings), (Outcome::Stopped, 1));
+    assert_eq!(run.checkpoints().expect("readable"), [CheckpointName::Step(2)]);
+}
+
+#[test]
 fn a_run_whose_end_cannot_be_saved_fails_and_says_so() {
     let place = tempfile::tempdir().expect("a temporary directory");
     let run = RunDir::new(place.path().join("run"));

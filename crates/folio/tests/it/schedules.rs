@@ -166,6 +166,17 @@ fn rates_change_linearly_from_step_to_step_and_stay_from_t_max_on() {
             (0.0, 1.0, 0.0),
         ],
     );
+    let rising = Settings {
+        dropout: 0.0,
+        dropout_final: Some(0.5),
+        weight_decay_final: None,
+        lr_schedule: ScheduleKind::Const,
+        ..settings()
+    };
+    check(
+        Settings { lr_schedule_unit: Unit::Step, cosine_t_max: 4, ..rising },
+        &[(0.0, 0.0, 1.0), (0.125, 0.0, 1.0), (0.25, 0.0, 1.0), (0.375, 0.0, 1.0), (0.5, 0.0, 1.0)],
+    );
     let constant = Settings { dropout_final: None, weight_decay_final: None, wsd_decay: 1.0, ..settings() };
     check(
         Settings { cosine_t_max: 1, ..constant },
@@ -188,7 +199,8 @@ fn a_step_with_another_dropout_rate_is_that_of_a_model_with_this_rate() {
     let batch = Batch { inputs: &tokens, targets: &tokens, time: 6 };
     for (name, new) in BACKENDS {
         let mut results = Vec::new();
-        for (of_model, of_step) in [(0.1, Some(0.4)), (0.4, None), (0.1, None), (0.1, Some(0.0)), (0.0, None)]
+        for (of_model, of_step) in
+            [(0.1, Some(0.4)), (0.4, None), (0.1, None), (0.1, Some(0.0)), (0.0, None), (0.0, Some(0.4))]
         {
             let parameters = Parameters::random(&config(of_model), &mut Rng::new(1, Stream::Init));
             let mut model = new(config(of_model), Precision::F32, parameters);
@@ -200,5 +212,6 @@ fn a_step_with_another_dropout_rate_is_that_of_a_model_with_this_rate() {
         assert!(results[0] == results[1], "{name}: 0.4");
         assert!(results[0] != results[2], "{name}: 0.4 and 0.1");
         assert!(results[3] == results[4], "{name}: 0");
+        assert!(results[5] == results[1], "{name}: from 0 to 0.4");
     }
 }
