@@ -45,9 +45,9 @@ pub(super) struct StepArgs {
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=1))]
     zero: u8,
     /// Number format in which ranks send gradients
-    #[arg(long, default_value = "f32")]
+    #[arg(long, default_value = "f32", value_name = "FORMAT")]
     reduce_precision: Precision,
-    /// Number of threads of each rank [default: all cores, divided over the ranks of a machine]
+    /// Threads of each rank [default: all cores, shared by a machine's ranks]
     #[arg(long, value_parser = whole::<usize>)]
     threads: Option<usize>,
 }

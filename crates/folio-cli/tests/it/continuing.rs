@@ -28,7 +28,7 @@ fn a_continued_run_equals_one_that_never_stopped() {
     // Nothing but the checkpoint is named: all else is the run's.
     place.ok(&format!("train {} {SAVED} --num_epochs 2 --run_dir more", from("run", 2)));
     place.ok(&format!("train {} {SAVED} --num_epochs 2 --run_dir run", from("run", 2)));
-    let inside = ["model.safetensors", "optimizer.safetensors", "state.json", "config.json"];
+    let inside = ["model.safetensors", "optimizer.safetensors", "config.json"];
     let checkpoints = [3, 4].map(|n| inside.map(|name| format!("checkpoint_{n}/{name}")));
     let files = checkpoints.concat();
     for name in files.iter().map(String::as_str).chain(["losses.json", "lrs.json", "tokenizer.json"]) {
@@ -36,6 +36,14 @@ fn a_continued_run_equals_one_that_never_stopped() {
         assert!(place.read(&format!("more/{name}")) == whole, "{name} in another directory");
         assert!(place.read(&format!("run/{name}")) == whole, "{name} in the run's own");
     }
+    // Its state says in addition where it started.
+    let state = |run: &str| {
+        let mut state = place.json(&format!("{run}/checkpoint_4/state.json"));
+        state.as_object_mut().expect("an object").remove("start_step");
+        state
+    };
+    assert_eq!(state("more"), state("whole"));
+    assert_eq!(state("run"), state("whole"));
     assert!(place.path("run/checkpoint_1").exists(), "going on keeps what is there");
 }
 

@@ -199,7 +199,7 @@ fn names_that_do_not_exist() {
         ("train {DATA} --learning-rte 3", USAGE, &["'--learning-rte'", "--learning"]),
         ("train plays.txt", USAGE, &["'plays.txt'", "--help"]),
         ("trian", USAGE, &["'trian'", "'train'"]),
-        ("eval run --split tst", USAGE, &["--split", "unknown part 'tst'", "mean 'test'?"]),
+        ("eval run --split tst", USAGE, &["--part", "unknown part 'tst'", "mean 'test'?"]),
         ("bench stp", USAGE, &["'stp'", "'step'"]),
     ];
     check_all(&Place::new(), mistakes);
