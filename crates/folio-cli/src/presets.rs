@@ -11,8 +11,9 @@ use crate::options::{Options, keys, setting_of_key};
 use crate::usage::Usage;
 
 /// The presets by name, with their text: `presets/*.toml` of this package.
-const PRESETS: [(&str, &str); 5] = [
+const PRESETS: [(&str, &str); 6] = [
     ("quick", include_str!("../presets/quick.toml")),
+    ("shakespeare-best", include_str!("../presets/shakespeare-best.toml")),
     ("shakespeare-char", include_str!("../presets/shakespeare-char.toml")),
     ("shakespeare-bpe", include_str!("../presets/shakespeare-bpe.toml")),
     ("nanogpt-cpu", include_str!("../presets/nanogpt-cpu.toml")),

@@ -92,7 +92,7 @@ const SHORT_HELP: [(&str, &[(&str, &str)]); 4] = [
     (
         "train",
         &[
-            ("preset", "Settings to start from; other flags override them"),
+            ("preset", "Settings to start from"),
             ("resume", "Resume a run from its last checkpoint"),
         ],
     ),

@@ -143,7 +143,7 @@ fn a_flag_wins_over_a_config_file_over_a_preset_over_the_default() {
 
 #[test]
 fn every_preset_runs_with_smaller_sizes() {
-    for preset in ["quick", "shakespeare-char", "shakespeare-bpe", "nanogpt-cpu"] {
+    for preset in ["quick", "shakespeare-best", "shakespeare-char", "shakespeare-bpe", "nanogpt-cpu"] {
         let place = Place::new();
         let smaller =
             "--block_sizes 8 --batch_sizes 2 --max_steps 1 --save_checkpoint=false --sample_tokens 4";

@@ -87,7 +87,7 @@ declare_settings! {
         section: Some(Section::Text),
         default_text: Some("blocks; contiguous for corpus_bpe, which must not learn from evaluation text"),
     }
-    /// Share of the evaluation text to hold out for folio eval --part test: training does not choose the best model by it
+    /// Share of the evaluation text to hold out as a part named test: training does not choose the best model by it
     test_fraction: f64 = 0.0 => {
         section: Some(Section::Text), range: Range::FRACTION, default_text: Some("0; --split blocks also holds out 10 %"),
     }
