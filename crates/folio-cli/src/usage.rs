@@ -89,13 +89,7 @@ fn with_hyphens_in_values(arg: Arg) -> Arg {
 /// The flags that `-h` shows of commands with more flags than fit on a screen, each with a shorter help text. The settings
 /// of `train` declare theirs themselves. `--help` shows all flags.
 const SHORT_HELP: [(&str, &[(&str, &str)]); 4] = [
-    (
-        "train",
-        &[
-            ("preset", "Settings to start from"),
-            ("resume", "Resume a run from its last checkpoint"),
-        ],
-    ),
+    ("train", &[("preset", "Settings to start from"), ("resume", "Resume a run from its last checkpoint")]),
     (
         "generate",
         &[

@@ -424,7 +424,7 @@ fn check_seen(shared: &Shared, rank: usize) -> Answer {
 fn follow_batches(ranks: Arc<dyn Communicator>, requests: &Requests) -> Result<Outcome> {
     loop {
         match any(&*ranks, [false; 3]) {
-            // Rank 0 records the error of a run, and goes on with the next.
+            // Rank 0 records an error of the run, and begins the next.
             [true, ..] => drop(
                 Trainer::follow(&on_cpu, Box::new(Arc::clone(&ranks)))
                     .and_then(|mut trainer| trainer.run(None, requests, &mut |_| {})),

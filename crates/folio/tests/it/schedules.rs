@@ -15,7 +15,7 @@ use folio::train::{Requests, Start, Trainer};
 use crate::ranks;
 use crate::support::BACKENDS;
 
-/// What a step is told.
+/// The rates that a step gets.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Told {
     dropout: f32,
@@ -23,7 +23,7 @@ struct Told {
     learning_rate: f64,
 }
 
-/// A backend that takes note of what it is told, and computes nothing.
+/// A backend that records its rates, and computes nothing.
 struct Recorder {
     model: CpuBackend,
     told: Arc<Mutex<Vec<Told>>>,
@@ -122,7 +122,7 @@ fn settings() -> Settings {
     }
 }
 
-/// Checks what the first steps are told, and that the last is told the last again and again.
+/// Checks the rates of the first steps, and that all later steps have those of the last.
 #[track_caller]
 fn check(settings: Settings, want: &[(f32, f64, f64)]) {
     let step = |index: usize| {
