@@ -15,9 +15,9 @@ use crate::dropout::Dropout;
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::matmul::{Lhs, Prefetch, Store, TileRange, matmul, matmul_into};
-use crate::panels::{PanelDims, Panels, pack_columns, pack_rows};
+use crate::panels::{PanelDims, Panels, pack_columns, pack_rows, pack_unit};
 use crate::rounding::round;
-use crate::vector::{exp, sum_by};
+use crate::vector::{exp_of_negative, sum_by};
 
 mod cached;
 mod head;
@@ -179,7 +179,7 @@ impl Head {
         let QueryTile { start, end, .. } = tile;
         let (queries, stride) = (end - start, score_stride(self.dims.time));
 
-        self.prefetch_next_head(tile, qkv);
+        self.prefetch_next_head(tile, forward);
 
         // dP = dY Vᵀ
         self.scores(isa, tile, scores, qkv, Panels::new(self.channel_panels(), keys_t));
@@ -187,13 +187,12 @@ impl Head {
         let values_t = Panels::new(self.channel_panels(), values_t).corner(head_size, end);
         let lhs = Lhs::Rows { data: dy_tile, stride: channels };
         matmul_into(isa, 0..queries, lhs, values_t, dscores, stride, Store::Overwrite);
-        self.backward_softmax(tile, scores, dscores, dy, forward);
+        let outputs = SoftmaxGradients { weight_panels, dscore_panels, dscores: rows };
+        self.backward_softmax(isa, tile, outputs, (scores, dscores), dy, forward);
 
         // dV += drop(P)ᵀ dY;  dK += dSᵀ Q
         let (over_queries, tile_dims) =
             (PanelDims { depth: queries, cols: end }, PanelDims { depth: queries, cols: head_size });
-        pack_rows(isa, over_queries, weight_panels, scores, stride);
-        pack_rows(isa, over_queries, dscore_panels, dscores, stride);
         for (left, right, from, out) in [
             (&*weight_panels, dy_tile, channels, dvalues),
             (&*dscore_panels, &qkv[start * 3 * channels + q..], 3 * channels, dkeys),
@@ -212,10 +211,6 @@ impl Head {
         }
 
         // dQ = dS K
-        for (row, dscores) in rows.chunks_exact_mut(stride).zip(dscores.chunks_exact(stride)).take(queries) {
-            let seen = end.next_multiple_of(E::PER_UNIT);
-            round(isa, &mut row[..seen], &dscores[..seen]);
-        }
         let keys = Panels::new(self.token_panels(), rows_panels).corner(end, head_size);
         matmul(
             isa,
@@ -232,62 +227,104 @@ impl Head {
         );
     }
 
-    /// Prefetches the tile's queries, keys and values of the next head, which are far apart in memory.
+    /// Prefetches the tile's queries, keys, values and outputs of the next head, which are far apart in memory.
     #[inline(always)]
-    fn prefetch_next_head<E: Element>(self, QueryTile { start, end, .. }: QueryTile, qkv: &[E]) {
-        let head_size = self.dims.head_size;
-        if self.h + 1 < self.dims.heads {
-            let next = Prefetch::read_later(qkv, 3 * self.dims.channels());
-            for col in self.columns() {
-                next.tile(TileRange { row: start, col: col + head_size, rows: end - start, cols: head_size });
+    fn prefetch_next_head<E: Element>(self, tile: QueryTile, forward: Forward<E>) {
+        let QueryTile { start, end, .. } = tile;
+        let AttentionDims { heads, head_size, .. } = self.dims;
+        if self.h + 1 == heads {
+            return;
+        }
+        let channels = self.dims.channels();
+        let columns = self.columns();
+        let qkv = columns.map(|col| (Prefetch::read_later(forward.qkv, 3 * channels), col));
+        let y = (Prefetch::read_later(forward.y, channels), columns[0]);
+        for (next, col) in qkv.into_iter().chain([y]) {
+            next.tile(TileRange { row: start, col: col + head_size, rows: end - start, cols: head_size });
+        }
+    }
+
+    /// Turns scores, and the gradient of `drop(P)`, into the operands of the matmuls that follow. Both are overwritten.
+    #[inline(always)]
+    fn backward_softmax<E: Element>(
+        self,
+        isa: Isa,
+        tile: QueryTile,
+        outputs: SoftmaxGradients<E>,
+        (scores, dweights): (&mut [f32], &mut [f32]),
+        dy: &[E],
+        forward: Forward<E>,
+    ) {
+        let QueryTile { start, end, .. } = tile;
+        let (dims, stride) = (PanelDims { depth: end - start, cols: end }, score_stride(self.dims.time));
+        let SoftmaxGradients { weight_panels, dscore_panels, dscores } = outputs;
+        // A unit of the panels at a time, one query or two, so that its rows are packed while they are in the first-level cache.
+        for unit in 0..dims.units::<E>() {
+            let queries = unit * E::PER_UNIT..((unit + 1) * E::PER_UNIT).min(dims.depth);
+            for query in queries.clone() {
+                let row = query * stride..(query + 1) * stride;
+                let (scores, dweights) = (&mut scores[row.clone()], &mut dweights[row.clone()]);
+                self.backward_softmax_row(start + query, end, (scores, dweights), dy, forward);
+                let read = end.next_multiple_of(E::PER_UNIT);
+                round(isa, &mut dscores[row][..read], &dweights[..read]);
+            }
+            for (panels, rows) in [(&mut *weight_panels, &*scores), (&mut *dscore_panels, &*dweights)] {
+                let rows = &rows[queries.start * stride..queries.end * stride];
+                pack_unit(isa, dims, unit, panels, rows, stride);
             }
         }
     }
 
-    /// In place: turns scores into `drop(P)`, and the gradient of `drop(P)` into the gradient of the scores.
+    /// In place: turns the scores of query `i` into `drop(P)`, and the gradient of `drop(P)` into that of the scores. Those of the keys
+    /// up to `end` that follow the query become 0.
     ///
     /// ```text
     /// P = exp(S - lse);  dS = P (mask dP - dot(dy_i, y_i)) / sqrt(D)
     /// ```
     #[inline(always)]
-    fn backward_softmax<E: Element>(
+    fn backward_softmax_row<E: Element>(
         self,
-        tile: QueryTile,
-        scores: &mut [f32],
-        dscores: &mut [f32],
+        i: usize,
+        end: usize,
+        (weights, dscores): (&mut [f32], &mut [f32]),
         dy: &[E],
         forward: Forward<E>,
     ) {
-        let stride = score_stride(self.dims.time);
-        let scale = self.scale();
-        let rows = scores.chunks_exact_mut(stride).zip(dscores.chunks_exact_mut(stride));
-        for (i, (weights, dscores)) in (tile.start..tile.end).zip(rows) {
-            let width = whole_lanes(i + 1);
-            let row = weights[..width].iter_mut().zip(&mut dscores[..width]);
-            let first = i * self.dims.channels() + self.h * self.dims.head_size;
-            let dy = &dy[first..][..self.dims.head_size];
-            let y = &forward.y[first..][..self.dims.head_size];
-            let mean = sum_by([dy, y], |[dy, y]| dy.to_f32() * y.to_f32());
-            let lse = forward.lse[i];
-            if self.dropout.is_identity() {
-                for (weight, dscore) in row {
-                    *weight = exp(weight.mul_add(scale, -lse));
-                    *dscore = *weight * (*dscore - mean) * scale;
-                }
-            } else {
-                let mask = self.dropout.row(i);
-                for (j, (weight, dscore)) in (0..).zip(row) {
-                    let factor = mask.factor(j);
-                    let p = exp(weight.mul_add(scale, -lse));
-                    *dscore = p * (factor * *dscore - mean) * scale;
-                    *weight = p * factor;
-                }
+        let (scale, lse) = (self.scale(), forward.lse[i]);
+        let width = whole_lanes(i + 1);
+        let row = weights[..width].iter_mut().zip(&mut dscores[..width]);
+        let first = i * self.dims.channels() + self.h * self.dims.head_size;
+        let dy = &dy[first..][..self.dims.head_size];
+        let y = &forward.y[first..][..self.dims.head_size];
+        let mean = sum_by([dy, y], |[dy, y]| dy.to_f32() * y.to_f32());
+        if self.dropout.is_identity() {
+            for (weight, dscore) in row {
+                *weight = exp_of_negative(weight.mul_add(scale, -lse));
+                *dscore = *weight * (*dscore - mean) * scale;
             }
-            let read = tile.end.next_multiple_of(E::PER_UNIT).max(width);
-            weights[i + 1..read].fill(0.0);
-            dscores[i + 1..read].fill(0.0);
+        } else {
+            let mask = self.dropout.row(i);
+            for (j, (weight, dscore)) in (0..).zip(row) {
+                let factor = mask.factor(j);
+                let p = exp_of_negative(weight.mul_add(scale, -lse));
+                *dscore = p * (factor * *dscore - mean) * scale;
+                *weight = p * factor;
+            }
         }
+        let read = end.next_multiple_of(E::PER_UNIT).max(width);
+        weights[i + 1..read].fill(0.0);
+        dscores[i + 1..read].fill(0.0);
     }
+}
+
+/// What [`Head::backward_softmax`] writes for a tile of queries.
+struct SoftmaxGradients<'a, E> {
+    /// Panels (depth TILE_QUERIES, T): `drop(P)`.
+    weight_panels: &'a mut [E],
+    /// Panels (depth TILE_QUERIES, T): the gradients of the scores.
+    dscore_panels: &'a mut [E],
+    /// (TILE_QUERIES, T): the same.
+    dscores: &'a mut [E],
 }
 
 fn check<E>(

@@ -17,10 +17,10 @@ use crate::dims::HeadDims;
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::linear::for_each_row;
-use crate::matmul::{Lhs, Prefetch, Rhs, Store, TileRange, matmul, matmul_into};
+use crate::matmul::{Cost, Lhs, Prefetch, Rhs, Store, TileRange, matmul_into};
 use crate::panels::{PANEL_COLS, PanelDims, Panels, pack_rows_panel};
 use crate::rounding::round;
-use crate::vector::{exp, max, sum};
+use crate::vector::{exp, exp_of_negative, max, sum};
 
 /// Rows of wte per matmul of the backward pass: whole panels, and few enough that the weights of one panel of channels
 /// (256 KiB in bfloat16) fit into the second-level cache.
@@ -91,11 +91,12 @@ pub fn head_forward<E: Element>(
     isa.run(
         #[inline(always)]
         || {
-            matmul(
+            wte_t.matmul_with(
                 isa,
                 0..rows,
                 Lhs::Rows { data: x, stride: channels },
-                wte_t,
+                [],
+                Cost::High,
                 #[inline(always)]
                 |at, tile| {
                     scratch.process_tile(isa, dims, at, tile, targets);
@@ -129,9 +130,8 @@ impl<E: Element> HeadScratch<E> {
             let before = self.row_max[row];
             let max_so_far = max(logits).max(before);
             for logit in logits.iter_mut() {
-                *logit = exp(*logit - max_so_far);
+                *logit = exp_of_negative(*logit - max_so_far);
             }
-            logits[at.cols..].fill(0.0);
             self.row_max[row] = max_so_far;
             self.row_sum[row] = self.row_sum[row] * exp(before - max_so_far) + sum(logits);
             if !self.exps.is_empty() {
@@ -294,6 +294,7 @@ pub fn head_logits<E: Element>(dims: HeadDims, mut logits: ColumnsMut<f32>, x: &
         lhs,
         wte_t.columns(logits.range()),
         [Prefetch::columns(&logits)],
+        Cost::Low,
         #[inline(always)]
         |row, col, sums| logits.row(row)[col..][..sums.len()].copy_from_slice(sums),
     );

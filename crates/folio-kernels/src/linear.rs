@@ -12,7 +12,7 @@ use crate::dropout::Dropout;
 use crate::element::Element;
 use crate::gelu::{Gelu, gelu_backward_of_row, gelu_erf_backward_of_row, gelu_erf_of_row, gelu_of_row};
 use crate::isa::Isa;
-use crate::matmul::{Lhs, Prefetch, Rhs, Store, TileRange, matmul_into};
+use crate::matmul::{Cost, Lhs, Prefetch, Rhs, Store, TileRange, matmul_into};
 use crate::non_temporal::store_fence;
 use crate::panels::{PANEL_COLS, PanelDims, Panels, Reuse, store_unit};
 use crate::rounding::round;
@@ -37,6 +37,7 @@ pub fn linear_forward<E: Element>(
         rows_of(x, dims.inputs),
         w,
         [Prefetch::columns(&y)],
+        Cost::Low,
         #[inline(always)]
         |row, col, sums| {
             sums.iter_mut().zip(&bias[col..]).for_each(|(sum, bias)| *sum += bias);
@@ -67,6 +68,7 @@ pub fn linear_residual_forward<E: Element>(
         rows_of(x, dims.inputs),
         w,
         [Prefetch::read(residual, dims.outputs), Prefetch::columns(&y)],
+        Cost::Low,
         #[inline(always)]
         |row, col, sums| {
             let y = &mut y.row(row)[col..][..sums.len()];
@@ -136,6 +138,7 @@ fn linear_activation_forward<E: Element>(
         rows_of(x, dims.inputs),
         w,
         [Prefetch::columns(&fc)],
+        Cost::High,
         #[inline(always)]
         |row, col, sums| {
             let fc = &mut fc.row(row)[col..][..sums.len()];
@@ -167,6 +170,7 @@ pub fn linear_backward_input<E: Element, O: Element>(
         rows_of(dy, dims.outputs),
         w_t,
         [],
+        Cost::Low,
         #[inline(always)]
         |row, col, sums| round(isa, &mut dx[row * inputs + col..][..sums.len()], sums),
     );
@@ -180,16 +184,18 @@ pub(crate) fn for_each_row<E: Element, const N: usize>(
     lhs: Lhs<E>,
     rhs: impl Rhs<E>,
     prefetches: [Prefetch; N],
+    cost: Cost,
     mut epilogue: impl FnMut(usize, usize, &mut [f32]),
 ) {
     isa.run(
         #[inline(always)]
         || {
-            rhs.matmul_with_prefetch(
+            rhs.matmul_with(
                 isa,
                 0..rows,
                 lhs,
                 prefetches,
+                cost,
                 #[inline(always)]
                 |at, tile| {
                     for (row, sums) in (at.row..).zip(&mut tile[..at.rows]) {
@@ -267,11 +273,12 @@ fn linear_activation_backward<E: Element>(
     isa.run(
         #[inline(always)]
         || {
-            w_t.matmul_with_prefetch(
+            w_t.matmul_with(
                 isa,
                 0..rows,
                 rows_of(dy, outputs),
                 [Prefetch::read(fc, inputs), Prefetch::write(dfc, inputs)],
+                Cost::High,
                 #[inline(always)]
                 |at, tile| {
                     // One unit of the panels at a time: one row, or a pair of rows.

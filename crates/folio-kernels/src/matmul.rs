@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use crate::element::Element;
 use crate::isa::Isa;
-use crate::microkernel::{self, MicroKernel};
+use crate::microkernel::{self, MicroKernel, Product};
 use crate::non_temporal::{store_fence, store_non_temporal};
 use crate::operand::Panels;
 use crate::prefetch::{CACHE_LINE, PrefetchHint, prefetch};
@@ -37,7 +37,16 @@ pub fn matmul<E: Element>(
     rhs: Panels<E>,
     epilogue: impl FnMut(TileRange, &mut [[f32; COLS]]),
 ) {
-    rhs.matmul_with_prefetch(isa, rows, lhs, [], epilogue);
+    rhs.matmul_with(isa, rows, lhs, [], Cost::Low, epilogue);
+}
+
+/// How long an epilogue takes per element, compared with the matmul.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cost {
+    /// It adds, multiplies and stores.
+    Low,
+    /// It evaluates a function such as exp.
+    High,
 }
 
 /// A right operand, in any number format.
@@ -50,12 +59,13 @@ pub trait Rhs<E: Element>: Copy {
 
     /// [`matmul`] that prefetches the memory that `epilogue` will access, before it computes each tile. Hardware
     /// prefetchers do not recognize the pattern, because a tile is a narrow column of a wide array.
-    fn matmul_with_prefetch<const N: usize>(
+    fn matmul_with<const N: usize>(
         self,
         isa: Isa,
         rows: Range<usize>,
         lhs: Lhs<E>,
         prefetches: [Prefetch; N],
+        cost: Cost,
         epilogue: impl FnMut(TileRange, &mut [[f32; COLS]]),
     );
 }
@@ -66,27 +76,46 @@ impl<E: Element> Rhs<E> for Panels<'_, E> {
     }
 
     #[inline(always)]
-    fn matmul_with_prefetch<const N: usize>(
+    fn matmul_with<const N: usize>(
         self,
         isa: Isa,
         rows: Range<usize>,
         lhs: Lhs<E>,
         prefetches: [Prefetch; N],
+        cost: Cost,
         mut epilogue: impl FnMut(TileRange, &mut [[f32; COLS]]),
     ) {
-        for_each_tile(
-            isa,
-            rows,
-            lhs,
-            self,
-            #[inline(always)]
-            |at, tile| {
+        let mut tiles = Tiles::new(isa, rows, lhs, self);
+        // With AMX, the epilogue receives the rows of a tile while the next tile is multiplied: some after each step. The fewer steps
+        // there are, the more rows fall to each, and the less of their work overlaps. Measurements: docs/experiments.md.
+        let overlaps = tiles.kernel.can_overlap(if cost == Cost::High { 256 } else { 768 });
+        let mut buffers = [const { TileBuffer([[0.0; COLS]; MAX_ROWS]) }; 2];
+        let (mut current, mut finished) = (0, TileRange::default());
+        loop {
+            let [first, second] = &mut buffers;
+            let (tile, previous) = if current == 0 { (first, second) } else { (second, first) };
+            let at = tiles.next();
+            let mut product = Product::Nothing;
+            if let Some(at) = at {
                 prefetches.iter().for_each(|prefetch| prefetch.tile(at));
-                tile.sums(false)
-            },
-            #[inline(always)]
-            |at, tile| epilogue(at, &mut tile.0),
-        );
+                product = tiles.kernel.begin(tile.sums(false), at, overlaps);
+            }
+            let (done, rows) = if overlaps { (finished, previous) } else { (at.unwrap_or_default(), tile) };
+            let (steps, mut passed) = (product.steps(), 0);
+            for step in 1..=steps {
+                // SAFETY: there are as many steps; the buffer has room for all rows and columns of a tile.
+                unsafe { tiles.kernel.step(&mut product) };
+                // A whole number of units of any number format, so that an epilogue can pack them.
+                let due = if step == steps { done.rows } else { done.rows * step / steps / 2 * 2 };
+                if due > passed {
+                    let at = TileRange { row: done.row + passed, rows: due - passed, ..done };
+                    epilogue(at, &mut rows.0[passed..due]);
+                    passed = due;
+                }
+            }
+            let Some(at) = at else { break };
+            (current, finished) = (1 - current, at);
+        }
     }
 }
 
@@ -178,29 +207,82 @@ fn for_each_tile<E: Element>(
     mut destination: impl FnMut(TileRange, &mut TileBuffer) -> Sums,
     mut epilogue: impl FnMut(TileRange, &mut TileBuffer),
 ) {
-    check(lhs, &rows, rhs);
-    let step = tile_rows::<E>(isa);
     let mut tile = TileBuffer([[0.0; COLS]; MAX_ROWS]);
-    let mut kernel = MicroKernel::new(isa, rows.len(), lhs, rhs);
-    let group = kernel.group(rows.len());
-    for first in rows.clone().step_by(group) {
-        let rows = first..(first + group).min(rows.end);
-        // SAFETY: `check` verified the rows and the operands.
-        unsafe { kernel.prepare(rows.clone()) };
-        for col in (0..rhs.cols).step_by(COLS) {
-            let cols = (rhs.cols - col).min(COLS);
-            let next_panel = NextPanel::new(rhs, col, rows.len().div_ceil(step));
-            for (index, row) in rows.clone().step_by(step).enumerate() {
-                next_panel.prefetch(index);
-                let at = TileRange { row, col, rows: (rows.end - row).min(step), cols };
-                let sums = destination(at, &mut tile);
-                // SAFETY: `check` verified that both operands contain the tile's inputs, and the kernel is prepared for
-                // the row. `destination` returned the buffer, which has room for all rows and columns, or a part of the
-                // result that is as long as what is written; both were borrowed mutably.
-                unsafe { kernel.multiply(sums, at) };
-                epilogue(at, &mut tile);
-            }
+    let mut tiles = Tiles::new(isa, rows, lhs, rhs);
+    while let Some(at) = tiles.next() {
+        let sums = destination(at, &mut tile);
+        // SAFETY: `destination` returned the buffer, which has room for all rows and columns, or a part of the result that is as
+        // long as what is written; both were borrowed mutably.
+        unsafe { tiles.kernel.multiply(sums, at) };
+        epilogue(at, &mut tile);
+    }
+}
+
+/// The tiles of a matmul, and the kernel that multiplies the one returned last. The tiles of a panel follow each other, and of a row
+/// they come from left to right.
+struct Tiles<'a, E> {
+    kernel: MicroKernel<'a, E>,
+    rhs: Panels<'a, E>,
+    /// The end of all rows.
+    end: usize,
+    /// Rows of a tile.
+    step: usize,
+    /// Rows that the kernel prepares at a time.
+    group: usize,
+    /// The rows that the kernel is prepared for.
+    rows: Range<usize>,
+    /// Where the next tile starts.
+    row: usize,
+    col: usize,
+    next_panel: NextPanel<'a, E>,
+}
+
+impl<'a, E: Element> Tiles<'a, E> {
+    /// # Panics
+    /// Unless the shapes of the operands match.
+    #[inline(always)]
+    fn new(isa: Isa, rows: Range<usize>, lhs: Lhs<'a, E>, rhs: Panels<'a, E>) -> Self {
+        check(lhs, &rows, rhs);
+        let kernel = MicroKernel::new(isa, rows.len(), lhs, rhs);
+        let (step, group) = (tile_rows::<E>(isa), kernel.group(rows.len()));
+        // Nothing is prepared, and no tile is left in it. Without columns there are no tiles at all.
+        let start = if rhs.cols == 0 { rows.end } else { rows.start };
+        let next_panel = NextPanel::new(rhs, rhs.cols, 0);
+        Self {
+            kernel,
+            rhs,
+            end: rows.end,
+            step,
+            group,
+            rows: start..start,
+            row: start,
+            col: rhs.cols,
+            next_panel,
         }
+    }
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<TileRange> {
+        if self.row >= self.rows.end {
+            self.col += COLS;
+            if self.col >= self.rhs.cols {
+                let start = self.rows.end;
+                if start >= self.end {
+                    return None;
+                }
+                self.rows = start..(start + self.group).min(self.end);
+                // SAFETY: `check` verified the rows and the operands.
+                unsafe { self.kernel.prepare(self.rows.clone()) };
+                self.col = 0;
+            }
+            self.row = self.rows.start;
+            self.next_panel = NextPanel::new(self.rhs, self.col, self.rows.len().div_ceil(self.step));
+        }
+        self.next_panel.prefetch((self.row - self.rows.start) / self.step);
+        let (row, col) = (self.row, self.col);
+        self.row += self.step;
+        let (rows, cols) = ((self.rows.end - row).min(self.step), (self.rhs.cols - col).min(COLS));
+        Some(TileRange { row, col, rows, cols })
     }
 }
 

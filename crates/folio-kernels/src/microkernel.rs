@@ -32,6 +32,27 @@ pub(crate) fn fits<E: Element>(isa: Isa, at: TileRange) -> bool {
     at.cols.is_multiple_of(GROUP)
 }
 
+/// A tile that is being multiplied.
+pub(crate) enum Product {
+    /// No tile: one step that does nothing.
+    Nothing,
+    AtOnce(Sums, TileRange),
+    #[cfg(target_arch = "x86_64")]
+    InSteps(amx::Product),
+}
+
+impl Product {
+    /// Steps in all, at least one.
+    #[inline(always)]
+    pub(crate) fn steps(&self) -> usize {
+        match self {
+            Self::Nothing | Self::AtOnce(..) => 1,
+            #[cfg(target_arch = "x86_64")]
+            Self::InSteps(product) => product.steps(),
+        }
+    }
+}
+
 /// The micro-kernel of one matmul, with its operands.
 pub(crate) struct MicroKernel<'a, E> {
     isa: Isa,
@@ -80,6 +101,52 @@ impl<'a, E: Element> MicroKernel<'a, E> {
             return unsafe { left.prepare(rows) };
         }
         let _ = rows;
+    }
+
+    /// Whether the depth is at least `depth` elements, and tiles are multiplied in steps, during which the processor can do other work:
+    /// in tile registers.
+    #[inline(always)]
+    pub(crate) fn can_overlap(&self, depth: usize) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if let Some((left, _)) = &self.amx {
+            return left.has_full_steps() && self.rhs.segments * self.rhs.units * E::PER_UNIT >= depth;
+        }
+        let _ = depth;
+        false
+    }
+
+    /// `sums = lhs rhs` for one tile, in as many calls of [`MicroKernel::step`] as the result [has steps](Product::steps): several
+    /// if `overlaps`, which requires [`MicroKernel::can_overlap`].
+    #[inline(always)]
+    pub(crate) fn begin(&self, sums: Sums, at: TileRange, overlaps: bool) -> Product {
+        #[cfg(target_arch = "x86_64")]
+        if let Some((left, _)) = &self.amx
+            && overlaps
+            && amx::takes_steps(at.rows)
+        {
+            let panel = self.rhs.data[at.col / COLS * self.rhs.panel_stride..].as_ptr();
+            return Product::InSteps(amx::Product::new(sums, left, at, panel, self.rhs));
+        }
+        let _ = overlaps;
+        Product::AtOnce(sums, at)
+    }
+
+    /// The next step of a product. Inlined, it would make compilers repeat the loop around it, with a long epilogue, for each kind of
+    /// product.
+    ///
+    /// # Safety
+    /// As [`MicroKernel::multiply`]; there must be a step left. Between the steps of a product nothing else may use AMX.
+    #[inline(never)]
+    pub(crate) unsafe fn step(&self, product: &mut Product) {
+        // SAFETY: guaranteed by the caller.
+        unsafe {
+            match product {
+                Product::Nothing => {}
+                Product::AtOnce(sums, at) => self.multiply(*sums, *at),
+                #[cfg(target_arch = "x86_64")]
+                Product::InSteps(product) => product.step(),
+            }
+        }
     }
 
     /// `sums = lhs rhs` or `sums += lhs rhs` for one tile. If the tile does not [fit](fits), columns up to the next

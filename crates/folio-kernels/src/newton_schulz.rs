@@ -13,7 +13,7 @@ use crate::buffer::Buffer;
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::linear::for_each_row;
-use crate::matmul::Lhs;
+use crate::matmul::{Cost, Lhs};
 use crate::panels::{PanelDims, Panels, pack_columns_panel, pack_rows_panel};
 use crate::rounding::round;
 
@@ -285,6 +285,7 @@ fn multiply<E: Element>(
             Lhs::Rows { data, stride: lhs_len },
             rhs,
             [],
+            Cost::Low,
             #[inline(always)]
             |row, col, sums| {
                 epilogue(first + row, col, &mut out[row * out_len + col..][..sums.len()], sums);

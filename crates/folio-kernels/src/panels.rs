@@ -54,6 +54,30 @@ pub fn pack_rows_panel<S: Element, E: Element>(
     }
 }
 
+/// One unit of [`pack_rows`]: the same unit of every panel. `src` contains only the rows of the unit.
+#[inline(always)]
+pub(crate) fn pack_unit<S: Element, E: Element>(
+    isa: Isa,
+    dims: PanelDims,
+    unit: usize,
+    out: &mut [E],
+    src: &[S],
+    stride: usize,
+) {
+    let zeros = [S::default(); COLS];
+    for panel in 0..dims.panels() {
+        let first = panel * COLS;
+        let width = (dims.cols - first).min(COLS);
+        let row = |half: usize| match src.get(half * stride + first..) {
+            Some(row) if half * stride < src.len() => &row[..width],
+            _ => &zeros[..width],
+        };
+        let place = panel * dims.panel_len::<E>() + unit * COLS * E::PER_UNIT;
+        let out = &mut out[place..][..COLS * E::PER_UNIT];
+        store_unit(isa, out, row(0), row(E::PER_UNIT - 1), Reuse::Temporal);
+    }
+}
+
 /// Stores one unit of up to 64 columns: `low` or, for pairs, `low` interleaved with `high`, padded with zeros. Call
 /// [`store_fence`] after non-temporal stores.
 #[inline(always)]

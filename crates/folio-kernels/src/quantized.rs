@@ -10,7 +10,7 @@
 use std::ops::Range;
 
 use crate::isa::Isa;
-use crate::matmul::{Lhs, Prefetch, Rhs, TileRange};
+use crate::matmul::{Cost, Lhs, Prefetch, Rhs, TileRange};
 use crate::microkernel::multiply_quantized;
 use crate::operand::{Int8Row, PANEL_COLS, PanelDims};
 use crate::tile::ROWS;
@@ -86,12 +86,13 @@ impl Rhs<f32> for QuantizedPanels<'_> {
     }
 
     #[inline(always)]
-    fn matmul_with_prefetch<const N: usize>(
+    fn matmul_with<const N: usize>(
         self,
         isa: Isa,
         rows: Range<usize>,
         lhs: Lhs<f32>,
         prefetches: [Prefetch; N],
+        _cost: Cost,
         mut epilogue: impl FnMut(TileRange, &mut [[f32; PANEL_COLS]]),
     ) {
         let Lhs::Rows { data, stride } = lhs else {

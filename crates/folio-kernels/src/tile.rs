@@ -17,7 +17,7 @@ pub(crate) const GROUP: usize = 16;
 pub(crate) const MAX_ROWS: usize = 32;
 
 /// The part of a matmul's result that a tile covers.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct TileRange {
     /// The first row.
     pub row: usize,

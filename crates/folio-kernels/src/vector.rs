@@ -41,6 +41,19 @@ pub fn exp(x: f32) -> f32 {
     p * f32::from_bits(exponent << 23)
 }
 
+/// `exp(x)` in f32 for x of at most 0, or little more: `2^(x / ln 2)`, or 0 if that is below 2^-126. The relative error is below
+/// (|x| + 2) eps (eps = 2^-23), because that of x / ln 2 grows with x. NaN stays NaN.
+#[inline(always)]
+pub fn exp_of_negative(x: f32) -> f32 {
+    let x = x * std::f32::consts::LOG2_E;
+    let shifted = x + ROUND;
+    let f = x - (shifted - ROUND);
+    let [highest, lower @ ..] = POWER_OF_TWO;
+    let p = lower.into_iter().fold(highest, |p, coefficient| p.mul_add(f, coefficient));
+    let power = f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23));
+    if x < -126.0 { 0.0 } else { power }
+}
+
 /// Numbers that a function computes in parallel, one operation at a time.
 ///
 /// In a long function of a single vector, every operation waits for the previous one. Interleaving the operations of
@@ -227,6 +240,10 @@ fn map_piece<E: Element, const N: usize>(
     }
 }
 
+/// The coefficients of [`exp2`]'s polynomial, the highest first.
+const POWER_OF_TWO: [f32; 7] =
+    [1.546_144_5e-4, 1.340_042_8e-3, 9.618_057e-3, 5.550_327e-2, 0.240_226_5, std::f32::consts::LN_2, 1.0];
+
 /// `2^x` in f32, with a relative error below 2 eps (eps = 2^-23) for x in [-126, 126]. For other arguments the result
 /// is meaningless.
 ///
@@ -237,12 +254,11 @@ fn map_piece<E: Element, const N: usize>(
 pub fn exp2(x: Lanes) -> Lanes {
     let shifted = x + ROUND;
     let f = x - (shifted - ROUND);
-    let mut p = f.mul_add(1.546_144_5e-4, 1.340_042_8e-3);
-    p = p.mul_add(f, 9.618_057e-3);
-    p = p.mul_add(f, 5.550_327e-2);
-    p = p.mul_add(f, 0.240_226_5);
-    p = p.mul_add(f, std::f32::consts::LN_2);
-    p = p.mul_add(f, 1.0);
+    let [highest, lower @ ..] = POWER_OF_TWO;
+    let mut p = Lanes::from(highest);
+    for coefficient in lower {
+        p = p.mul_add(f, coefficient);
+    }
     // Shifts n from the low bits into the exponent; the higher bits are shifted out.
     p.zip(shifted, |p, shifted| f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23)))
 }
@@ -308,7 +324,7 @@ pub fn sum_by<T: Copy, const N: usize>(rows: [&[T]; N], f: impl Fn([T; N]) -> f3
 /// Reduces the lanes to one, folding the upper half into the lower half each time. Loops over arrays of fixed length
 /// stay in registers.
 #[inline(always)]
-fn folded(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+pub(crate) fn folded(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
     const { assert!(LANES == 32) };
     for lane in 0..16 {
         lanes[lane] = f(lanes[lane], lanes[lane + 16]);

@@ -9,7 +9,7 @@ use crate::isa::Isa;
 use crate::matmul::{Lhs, Store, matmul, matmul_into};
 use crate::panels::{PanelDims, Panels};
 use crate::rounding::round;
-use crate::vector::{LANES, exp, max, sum};
+use crate::vector::{LANES, exp_of_negative, folded, max};
 
 /// Queries per tile: enough rows for an efficient matmul, few enough that a tile of scores at T = 1,024 (256 KiB) fits
 /// into the second-level cache.
@@ -172,26 +172,35 @@ impl Head {
     ) {
         let stride = score_stride(self.dims.time);
         let scale = self.scale();
+        let read = tile.end.next_multiple_of(E::PER_UNIT);
         let scores = scores.chunks_exact_mut(stride).zip(rows.chunks_exact_mut(stride));
         let outputs = lse.iter_mut().zip(totals);
         for (i, ((scores, weights), (lse, total))) in (tile.start..tile.end).zip(scores.zip(outputs)) {
             let width = whole_lanes(i + 1);
-            let scores = &mut scores[..width];
-            scores[i + 1..].fill(f32::NEG_INFINITY);
-            let greatest = max(scores) * scale;
-            for score in scores.iter_mut() {
-                *score = exp(score.mul_add(scale, -greatest));
-            }
-            scores[i + 1..].fill(0.0);
-            *total = sum(scores);
-            *lse = greatest + total.ln();
+            let (scores, _) = scores[..width].as_chunks_mut::<LANES>();
+            scores.as_flattened_mut()[i + 1..].fill(f32::NEG_INFINITY);
+            let greatest = max(scores.as_flattened());
+            let mask = self.dropout.row(i);
+            let mut sums = [0.0; LANES];
             let (weights, future) = weights.split_at_mut(width);
-            if !self.dropout.is_identity() {
-                let mask = self.dropout.row(i);
-                (0..).zip(scores.iter_mut()).for_each(|(j, score)| *score *= mask.factor(j));
+            for (piece, (scores, out)) in
+                scores.iter_mut().zip(weights.as_chunks_mut::<LANES>().0).enumerate()
+            {
+                let first = (piece * LANES) as u32;
+                for lane in 0..LANES {
+                    let weight = exp_of_negative((scores[lane] - greatest) * scale);
+                    sums[lane] += weight;
+                    scores[lane] = weight;
+                }
+                if !self.dropout.is_identity() {
+                    for (key, score) in (first..).zip(&mut *scores) {
+                        *score *= mask.factor(key);
+                    }
+                }
+                round(isa, out, scores);
             }
-            round(isa, weights, scores);
-            let read = tile.end.next_multiple_of(E::PER_UNIT);
+            *total = folded(sums, |a, b| a + b);
+            *lse = greatest * scale + total.ln();
             future[..read.saturating_sub(width)].fill(E::default());
         }
     }

@@ -13,7 +13,7 @@ use crate::support::{
 };
 
 /// Rows, channels, vocabulary.
-const SIZES: [(usize, usize, usize); 16] = [
+const SIZES: [(usize, usize, usize); 17] = [
     (1, 2, 1),
     (1, 1, 2),
     (2, 3, 31),
@@ -30,6 +30,7 @@ const SIZES: [(usize, usize, usize); 16] = [
     (3, 18, 2049),
     (9, 70, 2113),
     (2, 2, 4161),
+    (75, 256, 130),
 ];
 
 fn compare_all<E: Element>() {

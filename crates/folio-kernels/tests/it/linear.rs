@@ -16,7 +16,7 @@ use crate::support::{
 };
 
 /// Rows, inputs, outputs. Tiles have 6 or 32 rows, and up to 64 columns in steps of 16.
-const SIZES: [(usize, usize, usize); 17] = [
+const SIZES: [(usize, usize, usize); 21] = [
     (1, 1, 1),
     (1, 5, 3),
     (7, 1, 4),
@@ -34,6 +34,11 @@ const SIZES: [(usize, usize, usize); 17] = [
     (130, 20, 65),
     (2, 7, 193),
     (17, 130, 128),
+    // Deep enough that AMX multiplies tiles while the epilogue receives the rows of others: in this pass, or in the other.
+    (99, 256, 130),
+    (81, 130, 384),
+    (70, 768, 66),
+    (70, 66, 800),
 ];
 
 /// The sizes with whole units along the summed dimension: bfloat16 is multiplied in pairs.

@@ -50,6 +50,26 @@ fn exp_is_clamped_at_the_extremes() {
 }
 
 #[test]
+fn exp_of_negative_is_as_exact_as_documented() {
+    // At the lower end, 2^-126, the rounded argument decides whether the result is 0.
+    let lowest = -126.0 * std::f32::consts::LN_2 * (1.0 - 1e-6);
+    let steps = 1 << 18;
+    let mut x: Vec<f32> = (0..=steps).map(|i| lowest * (i as f32 / steps as f32)).collect();
+    x.extend((-120..=0).flat_map(|e| [2.0f32.powi(e), -2.0f32.powi(e)]));
+    let want: Vec<f64> = wide(&x).iter().map(|x| x.exp()).collect();
+    let eps = |x: f32| f64::from(x.abs() + 2.0) * f64::from(f32::EPSILON);
+    let tolerance = want.iter().zip(&x).map(|(want, &x)| eps(x) * want).collect();
+    let expected = [Expected { name: "exp", want, tolerance }];
+    check("exp_of_negative", &lowest, &expected, || vec![on_all(&x, vector::exp_of_negative)]);
+    on_every_isa(|isa| {
+        let below = on_all(&[-87.4, -1e4, f32::MIN, f32::NEG_INFINITY], vector::exp_of_negative);
+        assert_eq!(below, [0.0; 4], "{}", isa.name());
+        assert_eq!(on_all(&[0.0, -0.0], vector::exp_of_negative), [1.0; 2], "{}", isa.name());
+        assert!(on_all(&[f32::NAN], vector::exp_of_negative)[0].is_nan(), "{}", isa.name());
+    });
+}
+
+#[test]
 fn exp2_has_a_relative_error_of_at_most_two_eps() {
     let steps = 1 << 18;
     let mut x: Vec<f32> = (0..=steps).map(|i| 252.0 * (i as f32 / steps as f32) - 126.0).collect();

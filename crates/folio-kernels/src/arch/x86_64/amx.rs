@@ -17,13 +17,15 @@ mod registers;
 pub(crate) use micro::peak;
 pub(crate) use registers::{ROWS, Tiles};
 
-use self::micro::{LeftTiles, RightTiles, one_by_four, two_by_two};
+use self::micro::{
+    LeftTiles, RightTiles, one_by_four, step_two_by_two, store_two_by_two, two_by_two, zero_two_by_two,
+};
 use self::registers::{PANEL_ROW_BYTES, STEP, TILE_BYTES, TILE_ROW_BYTES, TILE_ROWS, UNIT_BYTES};
 use super::avx512;
 use crate::buffer::{Buffer, CacheAligned};
 use crate::element::{Bf16, Element};
 use crate::operand::{Lhs, Panels};
-use crate::tile::{COLS, Sums};
+use crate::tile::{COLS, Sums, TileRange};
 
 /// Whether AMX-BF16 can be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +134,12 @@ impl<'a, E: Element> LeftOperand<'a, E> {
             Lhs::Columns(_) => false,
         };
         Self { lhs, depth, in_place, first: 0, tiles: TILES.take() }
+    }
+
+    /// Whether the depth consists of full steps, at least one.
+    pub(crate) fn has_full_steps(&self) -> bool {
+        let Depth { segments, steps, rest } = self.depth;
+        rest == 0 && segments > 0 && steps > 0
     }
 
     /// How many rows to prepare at a time: as many as fit into the second-level cache beside the right operand, or all
@@ -321,6 +329,81 @@ pub(crate) unsafe fn multiply<E: Element>(
                 let right = RightTiles { start: last.0.as_ptr(), steps: 1, segments: 1, gap: 0 };
                 run(sums, block, right, rows, cols);
             }
+        }
+    }
+}
+
+/// Whether a [`Product`] can compute a tile of this many rows.
+pub(crate) fn takes_steps(rows: usize) -> bool {
+    rows > TILE_ROWS
+}
+
+/// `sums = lhs rhs` for one tile, a step at a time: 32 rows times 32 columns of 32 elements. The out-of-order window of the processor
+/// reaches from a step into the code that follows it, so that tiles are loaded and multiplied meanwhile.
+pub(crate) struct Product {
+    /// The destination of the half of the columns that is being computed, and its operands.
+    sums: Sums,
+    left: LeftTiles,
+    right: RightTiles,
+    halves: usize,
+    /// Where the next step reads.
+    next: (*const u8, *const u8),
+    /// Steps left in the segment, segments left in the half.
+    steps_left: usize,
+    segments_left: usize,
+}
+
+impl Product {
+    /// For a tile of more than 16 rows, a depth of [full steps](LeftOperand::has_full_steps), and a whole
+    /// [`crate::tile::TileBuffer`] as the destination.
+    #[inline(always)]
+    pub(crate) fn new<E: Element>(
+        sums: Sums,
+        left: &LeftOperand<E>,
+        at: TileRange,
+        panel: *const E,
+        rhs: Panels<E>,
+    ) -> Self {
+        let Depth { segments, steps, .. } = left.depth;
+        let gap = (rhs.segment_stride * size_of::<E>()).wrapping_sub(steps * STEP * PANEL_ROW_BYTES);
+        let (left, right) = (left.block(at.row), RightTiles { start: panel.cast(), steps, segments, gap });
+        let (halves, next) = (at.cols.div_ceil(COLS / 2), (left.start, right.start));
+        Self { sums, left, right, halves, next, steps_left: steps, segments_left: segments }
+    }
+
+    #[inline(always)]
+    pub(crate) fn steps(&self) -> usize {
+        self.halves * self.right.segments * self.right.steps
+    }
+
+    /// # Safety
+    /// As [`multiply`] for the tile; there must be a step left. Between the steps of a product nothing else may use AMX.
+    #[inline(always)]
+    pub(crate) unsafe fn step(&mut self) {
+        let Self { sums, left, right, .. } = self;
+        // SAFETY: guaranteed by the caller.
+        unsafe {
+            if (self.steps_left, self.segments_left) == (right.steps, right.segments) {
+                zero_two_by_two();
+            }
+            step_two_by_two(*left, self.next);
+            self.next.0 = self.next.0.wrapping_add(left.step);
+            self.next.1 = self.next.1.wrapping_add(STEP * PANEL_ROW_BYTES);
+            self.steps_left -= 1;
+            if self.steps_left > 0 {
+                return;
+            }
+            self.steps_left = right.steps;
+            self.next.1 = self.next.1.wrapping_add(right.gap);
+            self.segments_left -= 1;
+            if self.segments_left > 0 {
+                return;
+            }
+            self.segments_left = right.segments;
+            store_two_by_two(*sums);
+            sums.start = sums.start.wrapping_add(COLS / 2);
+            right.start = right.start.wrapping_add(PANEL_ROW_BYTES / 2);
+            self.next = (left.start, right.start);
         }
     }
 }

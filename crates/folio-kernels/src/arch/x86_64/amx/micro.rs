@@ -99,6 +99,75 @@ pub(super) unsafe fn two_by_two<const ADD: bool>(sums: Sums, block: LeftTiles, r
     }
 }
 
+/// The begin of [`two_by_two`] in steps: sets the sums to zero.
+///
+/// From here to [`store_two_by_two`] the sums stay in tile registers, from one `asm!` to the next. Compilers know these registers only
+/// as clobbered, and use them for nothing.
+///
+/// # Safety
+/// [`Tiles`] must be configured for more than 16 rows.
+#[inline(always)]
+pub(super) unsafe fn zero_two_by_two() {
+    // SAFETY: guaranteed by the caller.
+    unsafe {
+        asm!(
+            "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            options(nostack, nomem, preserves_flags),
+        );
+    }
+}
+
+/// One step of [`two_by_two`]. `next` is where it reads the left and the right operand.
+///
+/// # Safety
+/// As [`zero_two_by_two`]; the tiles of both operands must be readable.
+#[inline(always)]
+pub(super) unsafe fn step_two_by_two(left: LeftTiles, next: (*const u8, *const u8)) {
+    // SAFETY: guaranteed by the caller.
+    unsafe {
+        asm!(
+            "tileloadd tmm6, [{b}+{line}]",
+            "tileloadd tmm4, [{a}+{stride}]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{b}+{line}+64]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{a2}+{stride}]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            a = in(reg) next.0,
+            a2 = in(reg) next.0.wrapping_add(left.second),
+            b = in(reg) next.1,
+            stride = in(reg) left.stride,
+            line = in(reg) PANEL_ROW_BYTES,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack, readonly, preserves_flags),
+        );
+    }
+}
+
+/// The end of [`two_by_two`] in steps: stores the sums.
+///
+/// # Safety
+/// As [`zero_two_by_two`]; 32 rows and columns must be writable.
+#[inline(always)]
+pub(super) unsafe fn store_two_by_two(sums: Sums) {
+    // SAFETY: guaranteed by the caller.
+    unsafe {
+        asm!(
+            "tilestored [{c}+{c_stride}], tmm0",
+            "tilestored [{c}+{c_stride}+64], tmm1",
+            "tilestored [{c2}+{c_stride}], tmm2",
+            "tilestored [{c2}+{c_stride}+64], tmm3",
+            c = in(reg) sums.start,
+            c2 = in(reg) sums.at(TILE_ROWS, 0),
+            c_stride = in(reg) sums.stride * size_of::<f32>(),
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
 /// Prefetches the 16 lines of one KiB of the step after the next, which starts 8 KiB ahead.
 macro_rules! prefetch {
     ($kib:literal) => {
