@@ -10,6 +10,10 @@
 With --ranks, folio under mpirun is compared with itself on one rank with all threads, and with PyTorch's
 DistributedDataParallel (gloo); each rank has its share of the threads. This prints a table and writes no record.
 
+    python3 bench/compare.py --rival-python /tmp/rival/bin/python --isa avx2 --precisions f32 -- char nanogpt-cpu
+
+With --isa, folio and PyTorch are limited to an instruction set that is narrower than the processor's.
+
 The rivals are PyTorch in eager mode, PyTorch with torch.compile (which needs a C++ compiler), and JAX. For each setting and
 precision the programs alternate, so that drift of the machine affects all of them. Prints the rows of a table of medians,
 with the ratio to the fastest rival, and writes them to bench/record/<cpu>/<date>.csv, with a bar chart next to it.
@@ -30,6 +34,11 @@ RIVALS = {
     "compiled": [str(HERE / "torch_gpt2.py"), "train", "--compile"],
     "jax": [str(HERE / "jax_gpt2.py")],
 }
+# What limits PyTorch, oneDNN and MKL to an instruction set.
+LIMITS = {
+    "avx2": dict(ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2", MKL_ENABLE_INSTRUCTIONS="AVX2"),
+    "avx512": dict(ATEN_CPU_CAPABILITY="avx512", ONEDNN_MAX_CPU_ISA="AVX512_CORE", MKL_ENABLE_INSTRUCTIONS="AVX512"),
+}
 
 
 def cpu_name():
@@ -43,12 +52,13 @@ def cpu_name():
     return f"{name}-{numbers}"
 
 
-def step(command, setting, threads):
-    """Runs a program once and returns the JSON object that it prints."""
+def step(command, setting, threads, limits=None):
+    """Runs a program once, with `limits` in its environment, and returns the JSON object that it prints."""
     flags = [f"--{name}={value}" for name, value in setting.items()]
     # These two variables slow down current versions of numpy and PyTorch.
     environment = {k: v for k, v in os.environ.items() if k not in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")}
-    done = subprocess.run([*command, *flags, f"--threads={threads}"], capture_output=True, text=True, env=environment)
+    done = subprocess.run([*command, *flags, f"--threads={threads}"], capture_output=True, text=True,
+                          env=environment | (limits or {}))
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -107,6 +117,7 @@ def main():
     p.add_argument("--folio", default=str(HERE.parent / "target/release/folio"))
     p.add_argument("--rivals", nargs="+", choices=RIVALS, default=["pytorch"])
     p.add_argument("--precisions", nargs="+", choices=["f32", "bf16"], default=["f32", "bf16"])
+    p.add_argument("--isa", choices=LIMITS)
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--ranks", type=int, default=1)
@@ -114,19 +125,22 @@ def main():
     p.add_argument("--mpirun-flags", nargs="*", default=["--bind-to", "none"])
     p.add_argument("--folio-flags", nargs="*", default=[], help="such as --folio-flags=--zero=1, for several ranks")
     a = p.parse_args()
+    if a.isa and (a.ranks > 1 or "jax" in a.rivals):
+        p.error("--isa limits PyTorch on one rank only")
     if a.ranks > 1:
         return compare_ranks(a)
     rows = []
     for name in a.settings:
         for precision in a.precisions:
-            programs = {"folio": [a.folio, "bench", "step", f"--precision={precision}"]}
+            isa = [f"--isa={a.isa}"] if a.isa else []
+            programs = {"folio": [a.folio, "bench", "step", f"--precision={precision}", *isa]}
             for rival in a.rivals:
                 bf16 = ["--bf16"] if precision == "bf16" else []
                 programs[rival] = [a.rival_python, *RIVALS[rival], *bf16]
             results = {program: [] for program in programs}
             for _ in range(a.rounds):
                 for program, command in programs.items():
-                    results[program].append(step(command, SETTINGS[name], a.threads))
+                    results[program].append(step(command, SETTINGS[name], a.threads, LIMITS.get(a.isa)))
             speed = {k: statistics.median(r["tokens_per_s"] for r in v) for k, v in results.items()}
             memory = {k: max(r["peak_mib"] for r in v) for k, v in results.items()}
             fastest = max(a.rivals, key=speed.get)
@@ -138,7 +152,7 @@ def main():
             rivals = " | ".join(f"{speed[rival]:,.0f}" if rival in speed else "" for rival in RIVALS)
             print(f"| {name} | {precision} | {speed['folio']:,.0f} | {rivals} | {row['ratio']:.2f} | "
                   f"{memory['folio']:,} | {memory[fastest]:,} |", flush=True)
-    path = HERE / "record" / cpu_name() / f"{datetime.date.today()}.csv"
+    path = HERE / "record" / cpu_name() / f"{datetime.date.today()}{'-' + a.isa if a.isa else ''}.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     # Keep the rows measured earlier today, except those of the settings measured now.
     key = lambda row: (row["setting"], row["precision"], int(row["threads"]))

@@ -1,21 +1,28 @@
 #!/usr/bin/env bash
-# Trains the model of the preset nanogpt-cpu with every tokenizer on the same number of characters: the table in
-# docs/results.md. Writes its runs to the given directory.
+# Trains the model of a preset with every tokenizer on the same number of characters: the tables in docs/results.md. Writes its runs to
+# the given directory. Runs that are finished there are not trained again.
 #
-#     cargo build --release && bench/tokenizer_losses.sh /tmp/tokenizers
+#     cargo build --release && bench/tokenizer_losses.sh /tmp/tokenizers [nanogpt-cpu|shakespeare-best]
 set -euo pipefail
-folio="$(dirname "$0")/../target/release/folio"
-runs="${1:?usage: tokenizer_losses.sh DIRECTORY}"
-# 2,000 steps of 12 x 64 characters. $2: the average number of characters per token in the training split.
+folio="${FOLIO:-$(dirname "$0")/../target/release/folio}"
+runs="${1:?usage: tokenizer_losses.sh DIRECTORY [PRESET]}"
+preset="${2:-nanogpt-cpu}"
+# The steps of the preset, at one token per character, and how many steps there are for each step of warm-up.
+case $preset in
+nanogpt-cpu) total=2000 per_warmup=20 ;;
+shakespeare-best) total=5000 per_warmup=50 ;;
+*) echo "tokenizer_losses.sh: preset $preset is neither nanogpt-cpu nor shakespeare-best" >&2 && exit 2 ;;
+esac
+# $2: the average number of characters per token in the training split.
 train() {
     local name=$1 characters_per_token=$2
     shift 2
-    local steps warmup
-    steps=$(awk "BEGIN { printf \"%d\", 2000 / $characters_per_token + 0.5 }")
-    warmup=$((steps / 20))
+    grep -qs '"state": "finished"' "$runs/$name/status.json" && return
+    local steps
+    steps=$(awk "BEGIN { printf \"%d\", $total / $characters_per_token + 0.5 }")
     local start=$EPOCHREALTIME
-    "$folio" train --preset nanogpt-cpu "$@" --max_steps "$steps" --cosine_T_max "$steps" --warmup_steps "$warmup" \
-        --num_epochs 10 --run_dir "$runs/$name" --overwrite >/dev/null 2>&1
+    "$folio" train --preset "$preset" "$@" --max_steps "$steps" --cosine_T_max "$steps" \
+        --warmup_steps "$((steps / per_warmup))" --num_epochs 100 --run_dir "$runs/$name" --overwrite >/dev/null 2>&1
     awk "BEGIN { printf \"%-16s %5d steps %6.1f s\n\", \"$name\", $steps, $EPOCHREALTIME - $start }"
 }
 train chrs 1 --tokenizer_type chrs

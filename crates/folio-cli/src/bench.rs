@@ -23,6 +23,17 @@ use step::StepArgs;
 pub(crate) struct BenchArgs {
     #[command(subcommand)]
     what: What,
+    /// Instruction set of the kernels, one that this machine has [default: the widest]
+    #[arg(long, global = true, value_parser = available_isa)]
+    isa: Option<Isa>,
+}
+
+/// The instruction set of this name.
+fn available_isa(name: &str) -> Result<Isa, String> {
+    let available = Isa::available();
+    let names: Vec<_> = available.iter().map(|isa| isa.name()).collect();
+    let found = available.iter().find(|isa| isa.name() == name);
+    found.copied().ok_or_else(|| format!("this machine has {}", names.join(", ")))
 }
 
 #[derive(Subcommand)]
@@ -156,6 +167,9 @@ fn in_own_flags(error: Error) -> Error {
 }
 
 pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
+    if args.isa.is_some() {
+        Isa::force(args.isa);
+    }
     match &args.what {
         What::Step(args) => step::run(args),
         What::Generate(args) => generate::run(args),

@@ -276,7 +276,7 @@ impl Head {
     }
 
     /// In place: turns the scores of query `i` into `drop(P)`, and the gradient of `drop(P)` into that of the scores. Those of the keys
-    /// up to `end` that follow the query become 0.
+    /// up to `end` that follow the query, whose weights are meaningless, become 0.
     ///
     /// ```text
     /// P = exp(S - lse);  dS = P (mask dP - dot(dy_i, y_i)) / sqrt(D)

@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use crate::element::Element;
 use crate::isa::Isa;
-use crate::microkernel::{self, MicroKernel, Product};
+use crate::microkernel::{self, MicroKernel, TileInProgress};
 use crate::non_temporal::{store_fence, store_non_temporal};
 use crate::operand::Panels;
 use crate::prefetch::{CACHE_LINE, PrefetchHint, prefetch};
@@ -25,7 +25,9 @@ pub fn tile_rows<E: Element>(isa: Isa) -> usize {
     microkernel::tile_rows::<E>(isa)
 }
 
-/// Rows `rows` of `out = lhs rhs`: calls `epilogue` with every tile of sums, the tiles of a row from left to right.
+/// Rows `rows` of `out = lhs rhs`: calls `epilogue` with every tile of sums, the tiles of a row from left to right. With AMX it may
+/// receive an even number of a tile's rows at a time, while the next tile is multiplied; so it must not multiply matrices itself, nor
+/// call other code that uses AMX.
 ///
 /// A row of the tile has 64 elements. Elements from `TileRange::cols` on, and rows from `TileRange::rows` on, are
 /// meaningless.
@@ -40,13 +42,24 @@ pub fn matmul<E: Element>(
     rhs.matmul_with(isa, rows, lhs, [], Cost::Low, epilogue);
 }
 
-/// How long an epilogue takes per element, compared with the matmul.
+/// How long an epilogue takes per element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cost {
     /// It adds, multiplies and stores.
     Low,
     /// It evaluates a function such as exp.
     High,
+}
+
+impl Cost {
+    /// The least depth with which tiles are multiplied in steps, and rows of the tile before are passed on between them. The fewer
+    /// steps there are, the more rows fall to each, and the less of their work overlaps. Measurements: docs/experiments.md.
+    fn least_depth(self) -> usize {
+        match self {
+            Self::Low => 768,
+            Self::High => 256,
+        }
+    }
 }
 
 /// A right operand, in any number format.
@@ -58,7 +71,8 @@ pub trait Rhs<E: Element>: Copy {
     fn columns(self, range: Range<usize>) -> Self;
 
     /// [`matmul`] that prefetches the memory that `epilogue` will access, before it computes each tile. Hardware
-    /// prefetchers do not recognize the pattern, because a tile is a narrow column of a wide array.
+    /// prefetchers do not recognize the pattern, because a tile is a narrow column of a wide array. `cost` decides from which depth
+    /// on the epilogue runs while the next tile is multiplied.
     fn matmul_with<const N: usize>(
         self,
         isa: Isa,
@@ -85,26 +99,26 @@ impl<E: Element> Rhs<E> for Panels<'_, E> {
         cost: Cost,
         mut epilogue: impl FnMut(TileRange, &mut [[f32; COLS]]),
     ) {
-        let mut tiles = Tiles::new(isa, rows, lhs, self);
-        // With AMX, the epilogue receives the rows of a tile while the next tile is multiplied: some after each step. The fewer steps
-        // there are, the more rows fall to each, and the less of their work overlaps. Measurements: docs/experiments.md.
-        let overlaps = tiles.kernel.can_overlap(if cost == Cost::High { 256 } else { 768 });
+        let count = rows.len();
+        let mut tiles = TileOrder::new(isa, rows, lhs, self);
+        let overlaps = tiles.kernel.can_take_steps(count, cost.least_depth());
         let mut buffers = [const { TileBuffer([[0.0; COLS]; MAX_ROWS]) }; 2];
         let (mut current, mut finished) = (0, TileRange::default());
         loop {
             let [first, second] = &mut buffers;
             let (tile, previous) = if current == 0 { (first, second) } else { (second, first) };
             let at = tiles.next();
-            let mut product = Product::Nothing;
+            let mut in_progress = TileInProgress::None;
             if let Some(at) = at {
                 prefetches.iter().for_each(|prefetch| prefetch.tile(at));
-                product = tiles.kernel.begin(tile.sums(false), at, overlaps);
+                in_progress = tiles.kernel.begin(tile.sums(false), at, overlaps);
             }
-            let (done, rows) = if overlaps { (finished, previous) } else { (at.unwrap_or_default(), tile) };
-            let (steps, mut passed) = (product.steps(), 0);
+            let done = if overlaps { finished } else { at.unwrap_or_default() };
+            let (steps, mut passed) = (in_progress.steps(), 0);
             for step in 1..=steps {
-                // SAFETY: there are as many steps; the buffer has room for all rows and columns of a tile.
-                unsafe { tiles.kernel.step(&mut product) };
+                // SAFETY: there are as many steps; the buffer has room for all rows and columns of a tile; epilogues use no AMX.
+                unsafe { tiles.kernel.step(&mut in_progress) };
+                let rows = if overlaps { &mut *previous } else { &mut *tile };
                 // A whole number of units of any number format, so that an epilogue can pack them.
                 let due = if step == steps { done.rows } else { done.rows * step / steps / 2 * 2 };
                 if due > passed {
@@ -114,7 +128,9 @@ impl<E: Element> Rhs<E> for Panels<'_, E> {
                 }
             }
             let Some(at) = at else { break };
-            (current, finished) = (1 - current, at);
+            if overlaps {
+                (current, finished) = (1 - current, at);
+            }
         }
     }
 }
@@ -208,7 +224,7 @@ fn for_each_tile<E: Element>(
     mut epilogue: impl FnMut(TileRange, &mut TileBuffer),
 ) {
     let mut tile = TileBuffer([[0.0; COLS]; MAX_ROWS]);
-    let mut tiles = Tiles::new(isa, rows, lhs, rhs);
+    let mut tiles = TileOrder::new(isa, rows, lhs, rhs);
     while let Some(at) = tiles.next() {
         let sums = destination(at, &mut tile);
         // SAFETY: `destination` returned the buffer, which has room for all rows and columns, or a part of the result that is as
@@ -218,9 +234,9 @@ fn for_each_tile<E: Element>(
     }
 }
 
-/// The tiles of a matmul, and the kernel that multiplies the one returned last. The tiles of a panel follow each other, and of a row
-/// they come from left to right.
-struct Tiles<'a, E> {
+/// The tiles of a matmul, one after another, and the kernel that multiplies the latest. The tiles of a panel follow each other, and those
+/// of a row come from left to right.
+struct TileOrder<'a, E> {
     kernel: MicroKernel<'a, E>,
     rhs: Panels<'a, E>,
     /// The end of all rows.
@@ -237,7 +253,7 @@ struct Tiles<'a, E> {
     next_panel: NextPanel<'a, E>,
 }
 
-impl<'a, E: Element> Tiles<'a, E> {
+impl<'a, E: Element> TileOrder<'a, E> {
     /// # Panics
     /// Unless the shapes of the operands match.
     #[inline(always)]

@@ -33,22 +33,24 @@ pub(crate) fn fits<E: Element>(isa: Isa, at: TileRange) -> bool {
 }
 
 /// A tile that is being multiplied.
-pub(crate) enum Product {
+pub(crate) enum TileInProgress {
     /// No tile: one step that does nothing.
-    Nothing,
+    None,
+    /// In one step.
     AtOnce(Sums, TileRange),
+    /// In several steps.
     #[cfg(target_arch = "x86_64")]
-    InSteps(amx::Product),
+    InSteps(amx::SteppedTile),
 }
 
-impl Product {
+impl TileInProgress {
     /// Steps in all, at least one.
     #[inline(always)]
     pub(crate) fn steps(&self) -> usize {
         match self {
-            Self::Nothing | Self::AtOnce(..) => 1,
+            Self::None | Self::AtOnce(..) => 1,
             #[cfg(target_arch = "x86_64")]
-            Self::InSteps(product) => product.steps(),
+            Self::InSteps(tile) => tile.steps(),
         }
     }
 }
@@ -103,48 +105,48 @@ impl<'a, E: Element> MicroKernel<'a, E> {
         let _ = rows;
     }
 
-    /// Whether the depth is at least `depth` elements, and tiles are multiplied in steps, during which the processor can do other work:
-    /// in tile registers.
+    /// Whether [`MicroKernel::begin`] can divide the tiles into steps: with AMX, more than 16 rows, and a depth of whole steps and at
+    /// least `depth` elements.
     #[inline(always)]
-    pub(crate) fn can_overlap(&self, depth: usize) -> bool {
+    pub(crate) fn can_take_steps(&self, rows: usize, depth: usize) -> bool {
         #[cfg(target_arch = "x86_64")]
         if let Some((left, _)) = &self.amx {
-            return left.has_full_steps() && self.rhs.segments * self.rhs.units * E::PER_UNIT >= depth;
+            return left.has_whole_steps() && amx::takes_steps(rows) && self.rhs.units * E::PER_UNIT >= depth;
         }
-        let _ = depth;
+        let _ = (rows, depth);
         false
     }
 
-    /// `sums = lhs rhs` for one tile, in as many calls of [`MicroKernel::step`] as the result [has steps](Product::steps): several
-    /// if `overlaps`, which requires [`MicroKernel::can_overlap`].
+    /// `sums = lhs rhs` for one tile, in as many calls of [`MicroKernel::step`] as the result [has steps](TileInProgress::steps).
+    /// `in_steps` requires [`MicroKernel::can_take_steps`]; without it there is one step.
     #[inline(always)]
-    pub(crate) fn begin(&self, sums: Sums, at: TileRange, overlaps: bool) -> Product {
+    pub(crate) fn begin(&self, sums: Sums, at: TileRange, in_steps: bool) -> TileInProgress {
         #[cfg(target_arch = "x86_64")]
         if let Some((left, _)) = &self.amx
-            && overlaps
+            && in_steps
             && amx::takes_steps(at.rows)
         {
             let panel = self.rhs.data[at.col / COLS * self.rhs.panel_stride..].as_ptr();
-            return Product::InSteps(amx::Product::new(sums, left, at, panel, self.rhs));
+            return TileInProgress::InSteps(amx::SteppedTile::new(sums, left, at, panel));
         }
-        let _ = overlaps;
-        Product::AtOnce(sums, at)
+        let _ = in_steps;
+        TileInProgress::AtOnce(sums, at)
     }
 
-    /// The next step of a product. Inlined, it would make compilers repeat the loop around it, with a long epilogue, for each kind of
-    /// product.
+    /// The next step of a tile. Inlined, it would make compilers repeat the loop around it, with a long epilogue, for each kind of
+    /// tile.
     ///
     /// # Safety
-    /// As [`MicroKernel::multiply`]; there must be a step left. Between the steps of a product nothing else may use AMX.
+    /// As [`MicroKernel::multiply`]; there must be a step left. Between the steps of a tile nothing else may use AMX.
     #[inline(never)]
-    pub(crate) unsafe fn step(&self, product: &mut Product) {
+    pub(crate) unsafe fn step(&self, tile: &mut TileInProgress) {
         // SAFETY: guaranteed by the caller.
         unsafe {
-            match product {
-                Product::Nothing => {}
-                Product::AtOnce(sums, at) => self.multiply(*sums, *at),
+            match tile {
+                TileInProgress::None => {}
+                TileInProgress::AtOnce(sums, at) => self.multiply(*sums, *at),
                 #[cfg(target_arch = "x86_64")]
-                Product::InSteps(product) => product.step(),
+                TileInProgress::InSteps(tile) => tile.step(),
             }
         }
     }

@@ -41,7 +41,7 @@ pub fn exp(x: f32) -> f32 {
     p * f32::from_bits(exponent << 23)
 }
 
-/// `exp(x)` in f32 for x of at most 0, or little more: `2^(x / ln 2)`, or 0 if that is below 2^-126. The relative error is below
+/// `exp(x)` in f32 for x of at most 87; beyond that it is meaningless: `2^(x / ln 2)`, or 0 if that is below 2^-126. The relative error is below
 /// (|x| + 2) eps (eps = 2^-23), because that of x / ln 2 grows with x. NaN stays NaN.
 #[inline(always)]
 pub fn exp_of_negative(x: f32) -> f32 {
@@ -51,7 +51,9 @@ pub fn exp_of_negative(x: f32) -> f32 {
     let [highest, lower @ ..] = POWER_OF_TWO;
     let p = lower.into_iter().fold(highest, |p, coefficient| p.mul_add(f, coefficient));
     let power = f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23));
-    if x < -126.0 { 0.0 } else { power }
+    // In this order, so that NaN stays NaN whatever its bits.
+    let outside = if x < -126.0 { 0.0 } else { x };
+    if x >= -126.0 { power } else { outside }
 }
 
 /// Numbers that a function computes in parallel, one operation at a time.
@@ -240,7 +242,7 @@ fn map_piece<E: Element, const N: usize>(
     }
 }
 
-/// The coefficients of [`exp2`]'s polynomial, the highest first.
+/// The coefficients of the polynomial of [`exp2`] and [`exp_of_negative`], the highest first.
 const POWER_OF_TWO: [f32; 7] =
     [1.546_144_5e-4, 1.340_042_8e-3, 9.618_057e-3, 5.550_327e-2, 0.240_226_5, std::f32::consts::LN_2, 1.0];
 

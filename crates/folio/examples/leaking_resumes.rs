@@ -2,8 +2,8 @@
 //!
 //! The original project reports 3.56 nats per token with GPT-2's BPE, reached in several runs, each continuing from the weights of the one
 //! before. As far as its source is known, each start shuffles the blocks without a fixed seed and then splits them, so most of the new
-//! evaluation blocks have been trained on. This program trains its model once, then continues twice: with the same split, and with
-//! a new split at each resume. Both continue as the original does, with the weights alone, a fresh AdamW and half the learning rate.
+//! evaluation blocks have been trained on. This program trains the model in one run, then continues from its weights with two further runs
+//! on the same split, and again with two on a new split each. As in the original, a run starts with a fresh AdamW and half the rate.
 //!
 //! ```text
 //! cargo run --release -p folio --example leaking_resumes > losses.csv
@@ -39,6 +39,7 @@ const BATCH_SIZE: usize = 32;
 const EPOCHS: u64 = 10;
 const LEARNING_RATE: f64 = 5e-4;
 const WEIGHT_DECAY: f64 = 0.6;
+/// Runs, each from the weights of the one before.
 const RUNS: u64 = 3;
 
 fn main() -> Result<()> {
@@ -48,21 +49,27 @@ fn main() -> Result<()> {
 
     println!("split,run,epoch,train_loss,eval_loss");
     let mut model = CpuBackend::new(MODEL, precision, &mut Rng::new(0, Stream::Init));
-    train("same", 0, &Dataset::new(Arc::clone(&stream), MODEL.block_size, 0)?, &mut model);
+    train("first", 0, &Dataset::new(Arc::clone(&stream), MODEL.block_size, 0)?, &mut model);
     let first = model.parameters().into_owned();
     for split in ["same", "new"] {
         let mut parameters = first.clone();
         for run in 1..RUNS {
             let seed = if split == "new" { run } else { 0 };
             let dataset = Dataset::new(Arc::clone(&stream), MODEL.block_size, seed)?;
-            parameters = resume(split, run, &dataset, precision, parameters);
+            parameters = continue_from(split, run, &dataset, precision, parameters);
         }
     }
     Ok(())
 }
 
-/// Continues with the weights alone.
-fn resume(split: &str, run: u64, dataset: &Dataset, precision: Precision, weights: Parameters) -> Parameters {
+/// Continues from the weights alone.
+fn continue_from(
+    split: &str,
+    run: u64,
+    dataset: &Dataset,
+    precision: Precision,
+    weights: Parameters,
+) -> Parameters {
     let mut model = CpuBackend::from_parameters(MODEL, precision, weights);
     train(split, run, dataset, &mut model);
     model.parameters().into_owned()

@@ -136,10 +136,10 @@ impl<'a, E: Element> LeftOperand<'a, E> {
         Self { lhs, depth, in_place, first: 0, tiles: TILES.take() }
     }
 
-    /// Whether the depth consists of full steps, at least one.
-    pub(crate) fn has_full_steps(&self) -> bool {
+    /// Whether the depth is one segment of whole steps, at least one.
+    pub(crate) fn has_whole_steps(&self) -> bool {
         let Depth { segments, steps, rest } = self.depth;
-        rest == 0 && segments > 0 && steps > 0
+        rest == 0 && segments == 1 && steps > 0
     }
 
     /// How many rows to prepare at a time: as many as fit into the second-level cache beside the right operand, or all
@@ -333,77 +333,58 @@ pub(crate) unsafe fn multiply<E: Element>(
     }
 }
 
-/// Whether a [`Product`] can compute a tile of this many rows.
+/// Whether a tile of this many rows can be a [`SteppedTile`].
 pub(crate) fn takes_steps(rows: usize) -> bool {
     rows > TILE_ROWS
 }
 
 /// `sums = lhs rhs` for one tile, a step at a time: 32 rows times 32 columns of 32 elements. The out-of-order window of the processor
 /// reaches from a step into the code that follows it, so that tiles are loaded and multiplied meanwhile.
-pub(crate) struct Product {
+pub(crate) struct SteppedTile {
     /// The destination of the half of the columns that is being computed, and its operands.
     sums: Sums,
     left: LeftTiles,
-    right: RightTiles,
+    right: *const u8,
     halves: usize,
-    /// Where the next step reads.
-    next: (*const u8, *const u8),
-    /// Steps left in the segment, segments left in the half.
-    steps_left: usize,
-    segments_left: usize,
+    /// Steps of a half.
+    steps: usize,
+    /// Steps done in this half.
+    done: usize,
 }
 
-impl Product {
-    /// For a tile of more than 16 rows, a depth of [full steps](LeftOperand::has_full_steps), and a whole
+impl SteppedTile {
+    /// For a tile that [takes steps](takes_steps), a depth of [whole steps](LeftOperand::has_whole_steps), and a
     /// [`crate::tile::TileBuffer`] as the destination.
     #[inline(always)]
-    pub(crate) fn new<E: Element>(
-        sums: Sums,
-        left: &LeftOperand<E>,
-        at: TileRange,
-        panel: *const E,
-        rhs: Panels<E>,
-    ) -> Self {
-        let Depth { segments, steps, .. } = left.depth;
-        let gap = (rhs.segment_stride * size_of::<E>()).wrapping_sub(steps * STEP * PANEL_ROW_BYTES);
-        let (left, right) = (left.block(at.row), RightTiles { start: panel.cast(), steps, segments, gap });
-        let (halves, next) = (at.cols.div_ceil(COLS / 2), (left.start, right.start));
-        Self { sums, left, right, halves, next, steps_left: steps, segments_left: segments }
+    pub(crate) fn new<E: Element>(sums: Sums, left: &LeftOperand<E>, at: TileRange, panel: *const E) -> Self {
+        let (steps, halves) = (left.depth.steps, at.cols.div_ceil(COLS / 2));
+        Self { sums, left: left.block(at.row), right: panel.cast(), halves, steps, done: 0 }
     }
 
     #[inline(always)]
     pub(crate) fn steps(&self) -> usize {
-        self.halves * self.right.segments * self.right.steps
+        self.halves * self.steps
     }
 
     /// # Safety
-    /// As [`multiply`] for the tile; there must be a step left. Between the steps of a product nothing else may use AMX.
+    /// As [`multiply`] for the tile; there must be a step left. Between the steps of a tile nothing else may use AMX.
     #[inline(always)]
     pub(crate) unsafe fn step(&mut self) {
-        let Self { sums, left, right, .. } = self;
         // SAFETY: guaranteed by the caller.
         unsafe {
-            if (self.steps_left, self.segments_left) == (right.steps, right.segments) {
+            if self.done == 0 {
                 zero_two_by_two();
             }
-            step_two_by_two(*left, self.next);
-            self.next.0 = self.next.0.wrapping_add(left.step);
-            self.next.1 = self.next.1.wrapping_add(STEP * PANEL_ROW_BYTES);
-            self.steps_left -= 1;
-            if self.steps_left > 0 {
-                return;
+            let left = self.left.start.wrapping_add(self.done * self.left.step);
+            let right = self.right.wrapping_add(self.done * STEP * PANEL_ROW_BYTES);
+            step_two_by_two(LeftTiles { start: left, ..self.left }, right);
+            self.done += 1;
+            if self.done == self.steps {
+                store_two_by_two(self.sums);
+                self.sums.start = self.sums.start.wrapping_add(COLS / 2);
+                self.right = self.right.wrapping_add(PANEL_ROW_BYTES / 2);
+                self.done = 0;
             }
-            self.steps_left = right.steps;
-            self.next.1 = self.next.1.wrapping_add(right.gap);
-            self.segments_left -= 1;
-            if self.segments_left > 0 {
-                return;
-            }
-            self.segments_left = right.segments;
-            store_two_by_two(*sums);
-            sums.start = sums.start.wrapping_add(COLS / 2);
-            right.start = right.start.wrapping_add(PANEL_ROW_BYTES / 2);
-            self.next = (left.start, right.start);
         }
     }
 }

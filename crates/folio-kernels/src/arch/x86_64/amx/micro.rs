@@ -99,7 +99,7 @@ pub(super) unsafe fn two_by_two<const ADD: bool>(sums: Sums, block: LeftTiles, r
     }
 }
 
-/// The begin of [`two_by_two`] in steps: sets the sums to zero.
+/// The beginning of [`two_by_two`] in steps: sets the sums to zero.
 ///
 /// From here to [`store_two_by_two`] the sums stay in tile registers, from one `asm!` to the next. Compilers know these registers only
 /// as clobbered, and use them for nothing.
@@ -118,12 +118,12 @@ pub(super) unsafe fn zero_two_by_two() {
     }
 }
 
-/// One step of [`two_by_two`]. `next` is where it reads the left and the right operand.
+/// One step of [`two_by_two`]: the first tiles of `left`, and those at `right`.
 ///
 /// # Safety
 /// As [`zero_two_by_two`]; the tiles of both operands must be readable.
 #[inline(always)]
-pub(super) unsafe fn step_two_by_two(left: LeftTiles, next: (*const u8, *const u8)) {
+pub(super) unsafe fn step_two_by_two(left: LeftTiles, right: *const u8) {
     // SAFETY: guaranteed by the caller.
     unsafe {
         asm!(
@@ -135,9 +135,9 @@ pub(super) unsafe fn step_two_by_two(left: LeftTiles, next: (*const u8, *const u
             "tileloadd tmm5, [{a2}+{stride}]",
             "tdpbf16ps tmm2, tmm5, tmm6",
             "tdpbf16ps tmm3, tmm5, tmm7",
-            a = in(reg) next.0,
-            a2 = in(reg) next.0.wrapping_add(left.second),
-            b = in(reg) next.1,
+            a = in(reg) left.start,
+            a2 = in(reg) left.start.wrapping_add(left.second),
+            b = in(reg) right,
             stride = in(reg) left.stride,
             line = in(reg) PANEL_ROW_BYTES,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
