@@ -23,7 +23,7 @@ use step::StepArgs;
 pub(crate) struct BenchArgs {
     #[command(subcommand)]
     what: What,
-    /// Instruction set of the kernels, one that this machine has [default: the widest]
+    /// Instruction set of the kernels [default: the widest]
     #[arg(long, global = true, value_parser = available_isa)]
     isa: Option<Isa>,
 }
