@@ -147,14 +147,6 @@ impl Isa {
         false
     }
 
-    /// Whether matmuls use fused multiply-adds.
-    pub(crate) fn fuses_multiply_add(self) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        return self.has_avx2();
-        #[cfg(not(target_arch = "x86_64"))]
-        cfg!(target_arch = "aarch64")
-    }
-
     /// Whether AVX2 and FMA may be used.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn has_avx2(self) -> bool {

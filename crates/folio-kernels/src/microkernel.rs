@@ -7,7 +7,7 @@ use crate::arch::generic;
 use crate::arch::x86_64::{amx, avx2, avx512};
 use crate::element::Element;
 use crate::isa::Isa;
-use crate::operand::{Int8Row, Lhs, Panels};
+use crate::operand::{Lhs, Panels};
 use crate::tile::{COLS, GROUP, ROWS, Sums, TileRange, Walk};
 
 /// Rows of a tile on this instruction set.
@@ -248,43 +248,4 @@ unsafe fn multiply_rows<E: Element, const R: usize>(
         let _ = isa;
         generic::multiply::<E, R>(sums, lhs, rhs, walk);
     }
-}
-
-/// Up to [`ROWS`] rows times a panel of 8-bit weights, summed in the order of the depth. `None` if the instruction set
-/// cannot widen 8-bit integers while loading them. Rows of the result from `rows` on are meaningless.
-#[inline(always)]
-pub(crate) fn multiply_quantized(
-    isa: Isa,
-    rows: usize,
-    lhs: &[&[f32]; ROWS],
-    panel: &[Int8Row],
-) -> Option<[[f32; COLS]; ROWS]> {
-    #[cfg(target_arch = "x86_64")]
-    if isa.has_avx512() {
-        assert!(
-            lhs.iter().all(|row| row.len() == panel.len()),
-            "rows must have the depth of the panel, {}",
-            panel.len()
-        );
-        let mut tile = [[0.0; COLS]; ROWS];
-        let sums = Sums { start: tile.as_mut_ptr().cast(), stride: COLS, add: false };
-        let (segments, units) = (1, panel.len());
-        let walk = Walk { rows, cols: COLS, segments, units, lhs_step: 1, lhs_segment: 0, rhs_segment: 0 };
-        let lhs = lhs.map(<[f32]>::as_ptr);
-        let rhs = panel.as_ptr().cast();
-        // SAFETY: an `Isa` proves that the processor has it; every row and the panel have `walk.units` units.
-        unsafe {
-            match rows {
-                1 => avx512::multiply_i8::<1>(sums, lhs, rhs, &walk),
-                2 => avx512::multiply_i8::<2>(sums, lhs, rhs, &walk),
-                3 => avx512::multiply_i8::<3>(sums, lhs, rhs, &walk),
-                4 => avx512::multiply_i8::<4>(sums, lhs, rhs, &walk),
-                5 => avx512::multiply_i8::<5>(sums, lhs, rhs, &walk),
-                _ => avx512::multiply_i8::<6>(sums, lhs, rhs, &walk),
-            }
-        }
-        return Some(tile);
-    }
-    let _ = (isa, rows, lhs, panel);
-    None
 }

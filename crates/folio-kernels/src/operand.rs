@@ -156,8 +156,3 @@ pub enum Lhs<'a, E> {
     /// The transpose of a matrix in panels: the columns of the panels are the rows of the operand.
     Columns(Panels<'a, E>),
 }
-
-/// One row of a panel of 8-bit weights: a cache line.
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
-pub(crate) struct Int8Row(pub(crate) [i8; COLS]);

@@ -35,6 +35,11 @@ pub(crate) fn prefetch(address: *const u8, hint: PrefetchHint) {
     let _ = (address, hint);
 }
 
+/// How far ahead strips of 8-bit weights are prefetched, in bytes. The hardware prefetcher keeps too few lines in flight.
+/// Measurements: docs/experiments.md.
+#[cfg(target_arch = "x86_64")]
+pub(crate) const INT8_PREFETCH_AHEAD: usize = 8192;
+
 /// A row-major array that the epilogue of a matmul reads or writes tile by tile.
 #[derive(Clone, Copy, Debug)]
 pub struct Prefetch {

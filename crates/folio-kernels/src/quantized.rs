@@ -1,61 +1,104 @@
 //! 8-bit weights with one scale per column, for generation, which reads every weight for every token.
 //!
 //! ```text
-//! w[k][n] = scale[n] q[k][n],  scale[n] = max over k of |w[k][n]| / 127,  q = round(w / scale)
+//! w[k][n] = scale[n] q[k][n],  scale[n] = max over k of |w[k][n]| / 127,    q = round(w / scale)
+//! x[m][k] = scale[m] r[m][k],  scale[m] = max over k of |x[m][k]| / 16,256, r = round(x / scale) = 128 high + low
+//! y[m][n] = scale[m] scale[n] (128 sum over k of high q + sum over k of low q)
 //! ```
-//! Symmetric quantization per output channel (Jacob et al. 2018, "Quantization and Training of Neural Networks for
-//! Efficient Integer-Arithmetic-Only Inference", section 2.1, with a zero point of 0). Only weights are quantized;
-//! activations and sums stay in f32. The error of a weight is at most half a scale.
+//! Symmetric quantization, of weights per output channel and of inputs per row (Jacob et al. 2018, "Quantization and Training of
+//! Neural Networks for Efficient Integer-Arithmetic-Only Inference", section 2.1, with a zero point of 0). An input has 15 bits, in
+//! two 8-bit integers: `high` within 127 and `low` within 64, because processors multiply 8-bit integers fastest. Both sums are
+//! exact, so a result has the same bits on every instruction set and however rows and columns are divided.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
+use crate::arch::generic;
+#[cfg(target_arch = "x86_64")]
+use crate::arch::x86_64::{amx, avx2, avx512};
 use crate::isa::Isa;
 use crate::matmul::{Cost, Lhs, Prefetch, Rhs, TileRange};
-use crate::microkernel::multiply_quantized;
-use crate::operand::{Int8Row, PANEL_COLS, PanelDims};
-use crate::tile::ROWS;
+use crate::operand::{PANEL_COLS, PanelDims};
+use crate::vector::{greatest_magnitude, sum_by};
+
+/// Columns of a strip, whose weights are contiguous.
+pub(crate) const STRIP_COLS: usize = 32;
+/// Neighbors along the depth that are multiplied together.
+pub(crate) const UNIT: usize = 4;
+/// The depth is padded with zeros to a multiple of this: one step of AMX's tile registers, and one cache line of inputs.
+pub(crate) const STEP: usize = 64;
+/// Rows that are multiplied together.
+pub(crate) const GROUP: usize = 16;
+/// The largest quantized input: 128 * 127.
+const LARGEST: f32 = 16_256.0;
+/// The deepest matrix whose sums fit into 32 bits: 127 * 127 * 2^17 is below 2^31.
+const DEEPEST: usize = 1 << 17;
+
+/// One unit of a strip: [`UNIT`] weights of each column.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub(crate) struct StripUnit(pub(crate) [[i8; UNIT]; STRIP_COLS]);
+
+/// [`STEP`] neighbors of a row.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub(crate) struct InputStep(pub(crate) [i8; STEP]);
+
+/// The sums of the high and of the low parts of up to [`GROUP`] rows, for the columns of a strip.
+#[repr(C, align(64))]
+pub(crate) struct Sums {
+    pub(crate) high: [[i32; STRIP_COLS]; GROUP],
+    pub(crate) low: [[i32; STRIP_COLS]; GROUP],
+}
 
 /// A matrix (depth, cols) of 8-bit integers, with one scale per column.
 #[derive(Clone, Debug)]
 pub struct Quantized {
     dims: PanelDims,
-    /// (panels, depth): panels of 64 columns, padded with zeros.
-    data: Vec<Int8Row>,
+    /// (strips, units), padded with zeros to whole panels.
+    data: Vec<StripUnit>,
     /// (cols rounded up to whole panels)
     scales: Vec<f32>,
+    /// The same: the sum of each column's integers.
+    totals: Vec<i32>,
 }
 
 impl Quantized {
     /// Quantizes the matrix whose element (k, n) is `w(k, n)`.
+    ///
+    /// # Panics
+    /// If the depth is more than 131,072.
     pub fn new(dims: PanelDims, w: impl Fn(usize, usize) -> f32) -> Self {
         let PanelDims { depth, cols } = dims;
-        let mut data = vec![Int8Row([0; PANEL_COLS]); dims.panels() * depth];
-        let mut scales = vec![0.0f32; dims.panels() * PANEL_COLS];
-        // Panel by panel, so that the accesses stay local whether `w` is stored by rows or by columns.
-        for panel in 0..dims.panels() {
-            let first = panel * PANEL_COLS;
-            let columns = first..(first + PANEL_COLS).min(cols);
-            let rows = &mut data[panel * depth..][..depth];
-            let scales = &mut scales[first..][..PANEL_COLS];
+        assert!(depth <= DEEPEST, "the sums of {depth} integers may not fit into 32 bits");
+        let (padded, units) = (dims.panels() * PANEL_COLS, units_of(depth));
+        let mut data = vec![StripUnit([[0; UNIT]; STRIP_COLS]); padded / STRIP_COLS * units];
+        let (mut scales, mut totals) = (vec![0.0f32; padded], vec![0i32; padded]);
+        // Strip by strip, so that the accesses stay local whether `w` is stored by rows or by columns.
+        for strip in 0..cols.div_ceil(STRIP_COLS) {
+            let columns = strip * STRIP_COLS..((strip + 1) * STRIP_COLS).min(cols);
+            let data = &mut data[strip * units..][..units];
             for k in 0..depth {
-                for (n, scale) in columns.clone().zip(&mut *scales) {
-                    *scale = scale.max(w(k, n).abs() / 127.0);
+                for n in columns.clone() {
+                    scales[n] = scales[n].max(w(k, n).abs() / 127.0);
                 }
             }
-            for (k, row) in rows.iter_mut().enumerate() {
-                for ((n, scale), q) in columns.clone().zip(&*scales).zip(&mut row.0) {
+            for k in 0..depth {
+                for (c, n) in columns.clone().enumerate() {
                     // The cast saturates and converts NaN, from 0 / 0 in a column of zeros, to 0.
-                    *q = (w(k, n) / scale).round_ties_even() as i8;
+                    let q = (w(k, n) / scales[n]).round_ties_even() as i8;
+                    data[k / UNIT].0[c][k % UNIT] = q;
+                    totals[n] += i32::from(q);
                 }
             }
         }
-        Self { dims, data, scales }
+        Self { dims, data, scales, totals }
     }
 
     /// The matrix as a right operand.
     pub fn view(&self) -> QuantizedPanels<'_> {
-        let Self { dims, data, scales } = self;
-        QuantizedPanels { data, scales, depth: dims.depth, cols: dims.cols }
+        let Self { dims, data, scales, totals } = self;
+        QuantizedPanels { data, scales, totals, depth: dims.depth, cols: dims.cols }
     }
 
     /// Bytes that a matmul reads.
@@ -64,11 +107,17 @@ impl Quantized {
     }
 }
 
+/// Units of a depth, padded to whole steps.
+fn units_of(depth: usize) -> usize {
+    depth.next_multiple_of(STEP) / UNIT
+}
+
 /// A view of a [`Quantized`] matrix.
 #[derive(Clone, Copy, Debug)]
 pub struct QuantizedPanels<'a> {
-    data: &'a [Int8Row],
+    data: &'a [StripUnit],
     scales: &'a [f32],
+    totals: &'a [i32],
     depth: usize,
     cols: usize,
 }
@@ -80,9 +129,9 @@ impl Rhs<f32> for QuantizedPanels<'_> {
             "columns {range:?} must start at a multiple of {PANEL_COLS} and end by {}",
             self.cols
         );
-        let panel = range.start / PANEL_COLS;
-        let (data, scales) = (&self.data[panel * self.depth..], &self.scales[range.start..]);
-        Self { data, scales, cols: range.len(), ..self }
+        let data = &self.data[range.start / STRIP_COLS * units_of(self.depth)..];
+        let (scales, totals) = (&self.scales[range.start..], &self.totals[range.start..]);
+        Self { data, scales, totals, cols: range.len(), ..self }
     }
 
     #[inline(always)]
@@ -98,51 +147,183 @@ impl Rhs<f32> for QuantizedPanels<'_> {
         let Lhs::Rows { data, stride } = lhs else {
             panic!("a quantized right operand needs a row-major left operand")
         };
-        let panels = self.data.chunks_exact(self.depth.max(1)).zip(self.scales.chunks_exact(PANEL_COLS));
-        for (col, (panel, scales)) in (0..self.cols).step_by(PANEL_COLS).zip(panels) {
-            let cols = (self.cols - col).min(PANEL_COLS);
-            for row in rows.clone().step_by(ROWS) {
-                let at = TileRange { row, col, rows: (rows.end - row).min(ROWS), cols };
-                prefetches.iter().for_each(|prefetch| prefetch.tile(at));
-                let left =
-                    std::array::from_fn(|r| &data[(row + r.min(at.rows - 1)) * stride..][..self.depth]);
-                let tile = if let Some(tile) = multiply_quantized(isa, at.rows, &left, panel) {
-                    &mut { tile }
-                } else {
-                    &mut left.map(|left| sums(isa, left, panel))
-                };
-                scale(&mut tile[..at.rows], scales);
-                epilogue(at, tile);
-            }
+        if rows.is_empty() {
+            return;
+        }
+        INPUTS.with_borrow_mut(
+            #[inline(always)]
+            |inputs| {
+                inputs.quantize(rows.clone().map(|row| &data[row * stride..][..self.depth]));
+                let kernel = Kernel::new(isa, rows.len());
+                let mut sums = Sums { high: [[0; STRIP_COLS]; GROUP], low: [[0; STRIP_COLS]; GROUP] };
+                let mut tile = [[0.0; PANEL_COLS]; GROUP];
+                for col in (0..self.cols).step_by(PANEL_COLS) {
+                    for first in (0..rows.len()).step_by(GROUP) {
+                        let (count, cols) =
+                            ((rows.len() - first).min(GROUP), (self.cols - col).min(PANEL_COLS));
+                        let at = TileRange { row: rows.start + first, col, rows: count, cols };
+                        prefetches.iter().for_each(|prefetch| prefetch.tile(at));
+                        for strip in col / STRIP_COLS..(col + cols).div_ceil(STRIP_COLS) {
+                            self.multiply(&kernel, inputs, (first, count), strip, &mut sums);
+                            let place = strip * STRIP_COLS - col;
+                            let scales = &self.scales[strip * STRIP_COLS..][..STRIP_COLS];
+                            for (r, row) in tile[..count].iter_mut().enumerate() {
+                                let row = &mut row[place..][..STRIP_COLS];
+                                scale(row, &sums.high[r], &sums.low[r], inputs.scales[first + r], scales);
+                            }
+                        }
+                        epilogue(at, &mut tile[..count]);
+                    }
+                }
+            },
+        );
+    }
+}
+
+impl QuantizedPanels<'_> {
+    /// The sums of `count` rows from `first` on for one strip. Those of other rows are meaningless.
+    #[inline(always)]
+    fn multiply(
+        self,
+        kernel: &Kernel,
+        inputs: &Inputs,
+        (first, count): (usize, usize),
+        strip: usize,
+        sums: &mut Sums,
+    ) {
+        let units = units_of(self.depth);
+        let weights = &self.data[strip * units..][..units];
+        let rows = inputs.rows(first, count);
+        match kernel {
+            // SAFETY: an `Isa` proves that the processor has it, and `Kernel::new` checked the rest; `Inputs::rows` and `weights`
+            // have the same number of units, and with AMX there are rows for the whole configuration.
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Amx(_) => unsafe { amx::multiply_int8(sums, rows, weights) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Vnni => unsafe {
+                avx512::multiply_int8(sums, rows, weights, &self.totals[strip * STRIP_COLS..])
+            },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Avx2 => unsafe { avx2::multiply_int8(sums, rows, weights) },
+            Kernel::Generic => generic::multiply_int8(sums, rows, weights),
         }
     }
 }
 
-/// Multiplies each column of sums by its scale.
+/// `y = scale[m] scale[n] (128 high + low)`, for a row.
 #[inline(always)]
-fn scale(sums: &mut [[f32; PANEL_COLS]], scales: &[f32]) {
-    for row in sums {
-        row.iter_mut().zip(scales).for_each(|(sum, scale)| *sum *= scale);
+fn scale(y: &mut [f32], high: &[i32; STRIP_COLS], low: &[i32; STRIP_COLS], row_scale: f32, scales: &[f32]) {
+    for (((y, high), low), scale) in y.iter_mut().zip(high).zip(low).zip(scales) {
+        *y = (*high as f32 * 128.0 + *low as f32) * (row_scale * scale);
     }
 }
 
-/// A row times a panel, before scaling. Each sum is in the order of the depth.
-#[inline(always)]
-fn sums(isa: Isa, left: &[f32], panel: &[Int8Row]) -> [f32; PANEL_COLS] {
-    /// Columns whose sums share a register.
-    const GROUP: usize = 16;
-    let mut sums = [[0.0f32; GROUP]; PANEL_COLS / GROUP];
-    // Fused if the f32 micro-kernel of this instruction set fuses too.
-    let fuses = isa.fuses_multiply_add();
-    for (&value, row) in left.iter().zip(panel) {
-        for (sums, weights) in sums.iter_mut().zip(row.0.as_chunks::<GROUP>().0) {
-            for (sum, &weight) in sums.iter_mut().zip(weights) {
-                let weight = f32::from(weight);
-                *sum = if fuses { value.mul_add(weight, *sum) } else { value * weight + *sum };
+/// What multiplies 8-bit integers on this instruction set.
+enum Kernel {
+    #[cfg(target_arch = "x86_64")]
+    Amx(#[expect(dead_code, reason = "restores the registers' configuration when it is dropped")] amx::Tiles),
+    #[cfg(target_arch = "x86_64")]
+    Vnni,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    Generic,
+}
+
+impl Kernel {
+    /// For `rows` rows in all.
+    #[inline(always)]
+    fn new(isa: Isa, rows: usize) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if isa.has_amx_bf16() && amx::has_int8() {
+                // SAFETY: an `Isa` proves that the process may use AMX.
+                return Self::Amx(unsafe { amx::Tiles::configure_int8(rows) });
+            }
+            if isa.has_avx512() && is_x86_feature_detected!("avx512vnni") {
+                return Self::Vnni;
+            }
+            if isa.has_avx2() {
+                return Self::Avx2;
             }
         }
+        let _ = (isa, rows);
+        Self::Generic
     }
-    let mut row = [0.0; PANEL_COLS];
-    row.copy_from_slice(sums.as_flattened());
-    row
+}
+
+thread_local! {
+    /// This thread's quantized inputs.
+    static INPUTS: RefCell<Inputs> = RefCell::default();
+}
+
+/// Quantized rows.
+#[derive(Default)]
+struct Inputs {
+    /// (rows, steps): the high and the low parts. If there is more than one group, the last one has room for all of its rows.
+    high: Vec<InputStep>,
+    low: Vec<InputStep>,
+    /// (rows): what the integers of a row are multiplied with.
+    scales: Vec<f32>,
+    /// Steps of a row.
+    steps: usize,
+}
+
+/// Up to [`GROUP`] quantized rows.
+#[derive(Clone, Copy)]
+pub(crate) struct InputRows<'a> {
+    /// (rows, steps)
+    pub(crate) high: &'a [InputStep],
+    pub(crate) low: &'a [InputStep],
+    pub(crate) rows: usize,
+    /// Steps of a row.
+    pub(crate) steps: usize,
+}
+
+impl Inputs {
+    /// Replaces the rows. There must be at least one; all must have the same length.
+    #[inline(always)]
+    fn quantize<'a>(&mut self, rows: impl ExactSizeIterator<Item = &'a [f32]>) {
+        let count = if rows.len() > GROUP { rows.len().next_multiple_of(GROUP) } else { rows.len() };
+        self.scales.clear();
+        for (m, row) in rows.enumerate() {
+            self.steps = row.len().div_ceil(STEP);
+            for part in [&mut self.high, &mut self.low] {
+                if part.len() < count * self.steps {
+                    part.resize(count * self.steps, InputStep([0; STEP]));
+                }
+            }
+            let place = m * self.steps..(m + 1) * self.steps;
+            self.scales.push(quantize_row(row, &mut self.high[place.clone()], &mut self.low[place]));
+        }
+    }
+
+    fn rows(&self, first: usize, count: usize) -> InputRows<'_> {
+        let start = first * self.steps;
+        InputRows { high: &self.high[start..], low: &self.low[start..], rows: count, steps: self.steps }
+    }
+}
+
+/// Quantizes a row, padded with zeros, and returns its scale: NaN if the row contains a number that is not finite.
+#[inline(always)]
+fn quantize_row(row: &[f32], high: &mut [InputStep], low: &mut [InputStep]) -> f32 {
+    /// 1.5 * 2^23: adding it to a number leaves the nearest integer in the low bits of the sum.
+    const ROUND: f32 = 12_582_912.0;
+    /// Rows of smaller numbers count as zeros, because the inverse of their scale could overflow.
+    const SMALLEST: f32 = 1e-30;
+    let greatest = greatest_magnitude(row);
+    let inverse = if greatest > SMALLEST { LARGEST / greatest } else { 0.0 };
+    for ((x, high), low) in row.chunks(STEP).zip(high).zip(low) {
+        let mut step = [0.0; STEP];
+        step[..x.len()].copy_from_slice(x);
+        for ((x, high), low) in step.iter().zip(&mut high.0).zip(&mut low.0) {
+            let r = (x * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i32;
+            let upper = (r + 64) >> 7;
+            *high = upper as i8;
+            *low = (r - (upper << 7)) as i8;
+        }
+    }
+    // The sum is 0 if all numbers are finite, and NaN otherwise.
+    greatest / LARGEST + sum_by([row], |[x]| x * 0.0)
 }

@@ -50,3 +50,6 @@ pub use newton_schulz::newton_schulz;
 
 mod amx;
 pub use amx::amx_dot;
+
+mod quantized;
+pub use quantized::quantized_forward;

@@ -349,13 +349,25 @@ pub fn sum(x: &[f32]) -> f32 {
 /// The maximum of a row; negative infinity if it is empty. NaN is ignored.
 #[inline(always)]
 pub fn max(x: &[f32]) -> f32 {
+    max_by(x, |x| x)
+}
+
+/// The maximum of the absolute values of a row; 0 if it is empty. NaN is ignored.
+#[inline(always)]
+pub fn greatest_magnitude(x: &[f32]) -> f32 {
+    max_by(x, f32::abs).max(0.0)
+}
+
+/// The maximum of `f` over a row; negative infinity if it is empty. NaN is ignored.
+#[inline(always)]
+fn max_by(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let greater = |a: f32, b: f32| if b > a { b } else { a };
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let (wholes, rest) = x.as_chunks::<LANES>();
     for whole in wholes {
         for lane in 0..LANES {
-            lanes[lane] = greater(lanes[lane], whole[lane]);
+            lanes[lane] = greater(lanes[lane], f(whole[lane]));
         }
     }
-    rest.iter().copied().fold(folded(lanes, greater), greater)
+    rest.iter().map(|&x| f(x)).fold(folded(lanes, greater), greater)
 }

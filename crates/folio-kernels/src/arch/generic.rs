@@ -1,6 +1,7 @@
 //! Plain Rust, compiled for the instruction set of the caller.
 
 use crate::element::Element;
+use crate::quantized::{InputRows, STRIP_COLS, StripUnit, Sums as IntegerSums, UNIT};
 use crate::tile::{COLS, GROUP, ROWS, Sums, Walk};
 
 /// The micro-kernel in plain Rust, [`GROUP`] columns at a time.
@@ -52,4 +53,24 @@ pub(crate) unsafe fn multiply<E: Element, const R: usize>(
 #[inline(always)]
 fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
     if cfg!(any(target_feature = "fma", target_arch = "aarch64")) { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// The sums of the high and the low parts of some rows times a strip of 8-bit weights.
+#[inline(always)]
+pub(crate) fn multiply_int8(sums: &mut IntegerSums, rows: InputRows, weights: &[StripUnit]) {
+    let parts = [(rows.high, &mut sums.high), (rows.low, &mut sums.low)];
+    for (inputs, sums) in parts {
+        for (row, sums) in inputs.chunks_exact(rows.steps.max(1)).take(rows.rows).zip(sums) {
+            let mut totals = [0i32; STRIP_COLS];
+            let units = row.iter().flat_map(|step| step.0.as_chunks::<UNIT>().0);
+            for (inputs, weights) in units.zip(weights) {
+                for (total, weights) in totals.iter_mut().zip(&weights.0) {
+                    for (x, w) in inputs.iter().zip(weights) {
+                        *total += i32::from(*x) * i32::from(*w);
+                    }
+                }
+            }
+            *sums = totals;
+        }
+    }
 }

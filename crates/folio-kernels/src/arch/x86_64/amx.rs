@@ -11,9 +11,11 @@ use std::cell::Cell;
 use std::ops::Range;
 use std::sync::OnceLock;
 
+mod int8;
 mod micro;
 mod registers;
 
+pub(crate) use int8::{has_int8, multiply_int8};
 pub(crate) use micro::peak;
 pub(crate) use registers::{ROWS, Tiles};
 

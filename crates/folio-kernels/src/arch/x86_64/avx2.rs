@@ -6,6 +6,8 @@ use std::arch::x86_64::*;
 use std::array::from_fn;
 
 use crate::element::Element;
+use crate::prefetch::{INT8_PREFETCH_AHEAD, PrefetchHint, prefetch};
+use crate::quantized::{InputRows, InputStep, STEP, STRIP_COLS, StripUnit, Sums as IntegerSums, UNIT};
 use crate::tile::{COLS, ROWS, Sums, Walk};
 
 /// Runs `body` compiled for this set.
@@ -62,6 +64,61 @@ pub(crate) unsafe fn multiply<E: Element, const R: usize>(
             }
         }
     }
+}
+
+/// The sums of the high and the low parts of some rows times a strip of 8-bit weights.
+///
+/// Integers are widened to 16 bits, of which an instruction multiplies and adds two neighbors: a unit of a column gives two sums.
+///
+/// # Safety
+/// The processor must have AVX2; the rows must have the depth of the strip.
+#[target_feature(enable = "avx2")]
+pub(crate) unsafe fn multiply_int8(sums: &mut IntegerSums, rows: InputRows, weights: &[StripUnit]) {
+    /// Columns of a pass, and of the 16 bytes that are widened at a time.
+    const COLS: usize = 16;
+    const WIDENED: usize = 4;
+    for r in 0..rows.rows {
+        for first in (0..STRIP_COLS).step_by(COLS) {
+            let mut high = [_mm256_setzero_si256(); COLS / WIDENED];
+            let mut low = high;
+            for (u, unit) in weights.iter().enumerate() {
+                let ahead = std::ptr::from_ref(unit).cast::<u8>().wrapping_add(INT8_PREFETCH_AHEAD);
+                prefetch(ahead.wrapping_add(first * UNIT), PrefetchHint::Read);
+                let place = r * rows.steps * STEP + u * UNIT;
+                // SAFETY: the caller guarantees the rows.
+                let (x, y) = unsafe { (widened_unit(rows.high, place), widened_unit(rows.low, place)) };
+                for v in 0..COLS / WIDENED {
+                    // SAFETY: 16 bytes of the unit, which has 32 columns of 4.
+                    let bytes = unsafe { _mm_loadu_si128(unit.0[first + v * WIDENED..].as_ptr().cast()) };
+                    let w = _mm256_cvtepi8_epi16(bytes);
+                    high[v] = _mm256_add_epi32(high[v], _mm256_madd_epi16(x, w));
+                    low[v] = _mm256_add_epi32(low[v], _mm256_madd_epi16(y, w));
+                }
+            }
+            for (registers, sums) in [(high, &mut sums.high[r]), (low, &mut sums.low[r])] {
+                for (v, register) in registers.into_iter().enumerate() {
+                    let mut pairs = [0i32; 8];
+                    // SAFETY: the array has the size of a register.
+                    unsafe { _mm256_storeu_si256(pairs.as_mut_ptr().cast(), register) };
+                    for c in 0..WIDENED {
+                        sums[first + v * WIDENED + c] = pairs[2 * c] + pairs[2 * c + 1];
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A unit of a row as 16-bit integers, in each quarter of a register.
+///
+/// # Safety
+/// There must be a unit at `place`.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn widened_unit(row: &[InputStep], place: usize) -> __m256i {
+    // SAFETY: guaranteed by the caller.
+    let unit = unsafe { row.as_ptr().cast::<i8>().add(place).cast::<i32>().read_unaligned() };
+    _mm256_cvtepi8_epi16(_mm_set1_epi32(unit))
 }
 
 /// The first bfloat16 of each unit, as f32.

@@ -5,7 +5,8 @@
 use std::arch::x86_64::*;
 use std::array::from_fn;
 
-use crate::prefetch::{CACHE_LINE, PrefetchHint, prefetch};
+use crate::prefetch::{CACHE_LINE, INT8_PREFETCH_AHEAD, PrefetchHint, prefetch};
+use crate::quantized::{InputRows, STRIP_COLS, StripUnit, Sums as IntegerSums, UNIT};
 use crate::tile::{COLS, ROWS, Sums, Walk};
 
 /// Runs `body` compiled for AVX-512.
@@ -31,9 +32,6 @@ pub(crate) unsafe fn run_bf16<R>(body: impl FnOnce() -> R) -> R {
 const MIN_ROWS_TO_PREFETCH: usize = 3;
 /// How far ahead the right operand is prefetched, in elements: 32 units, 8 KiB. Measurements: docs/experiments.md.
 const PREFETCH_AHEAD: usize = 32 * COLS;
-/// How far ahead a panel of 8-bit weights is prefetched, in bytes. A cache line holds a whole unit, and the hardware
-/// prefetcher keeps too few lines in flight. Measurements: docs/experiments.md.
-const INT8_PREFETCH_AHEAD: usize = 4096;
 /// f32 elements per register, and the side of a square that [`transpose`] transposes.
 pub(crate) const LANES: usize = 16;
 
@@ -51,31 +49,6 @@ pub(crate) unsafe fn multiply_f32<const R: usize>(
     // SAFETY: guaranteed by the caller.
     unsafe {
         vectors::<R>(sums, lhs, rhs, walk, |sum, a, b| _mm512_fmadd_ps(a, b, sum));
-    }
-}
-
-/// `sums = lhs rhs` or `sums += lhs rhs`, with 8-bit integers as the right operand.
-///
-/// # Safety
-/// `lhs` and `sums` must meet the contract of [`Walk`]; `walk.units` lines of [`COLS`] bytes must be readable from
-/// `rhs` on; the processor must have AVX-512 F.
-#[target_feature(enable = "avx512f,fma")]
-pub(crate) unsafe fn multiply_i8<const R: usize>(
-    sums: Sums,
-    lhs: [*const f32; ROWS],
-    rhs: *const i8,
-    walk: &Walk,
-) {
-    // SAFETY: guaranteed by the caller.
-    unsafe {
-        let load = |unit: usize, col: usize| {
-            if col == 0 {
-                prefetch(rhs.wrapping_add(unit + INT8_PREFETCH_AHEAD).cast(), PrefetchHint::Read);
-            }
-            let bytes = _mm_loadu_si128(rhs.add(unit + col).cast());
-            _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))
-        };
-        fixed::<R, 4>(sums, lhs, load, walk, |sum, a, b| _mm512_fmadd_ps(a, b, sum));
     }
 }
 
@@ -164,6 +137,89 @@ unsafe fn fixed<const R: usize, const V: usize>(
         for r in 0..R {
             for v in 0..V {
                 _mm512_storeu_ps(sums.at(r, 16 * v), tile[r][v]);
+            }
+        }
+    }
+}
+
+/// The sums of the high and the low parts of some rows times a strip of 8-bit weights, with AVX512-VNNI.
+///
+/// `VPDPBUSD` multiplies unsigned by signed integers. So 128 is added to the inputs, and 128 times the column's total is subtracted from
+/// the sum.
+///
+/// # Safety
+/// The processor must have AVX-512 F and VNNI; the rows must have the depth of the strip; `totals` must have its columns.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+pub(crate) unsafe fn multiply_int8(
+    sums: &mut IntegerSums,
+    rows: InputRows,
+    weights: &[StripUnit],
+    totals: &[i32],
+) {
+    let totals = &totals[..STRIP_COLS];
+    let mut first = 0;
+    while first < rows.rows {
+        // SAFETY: guaranteed by the caller.
+        unsafe {
+            match rows.rows - first {
+                1 => int8_rows::<1>(sums, rows, first, weights, totals),
+                2 => int8_rows::<2>(sums, rows, first, weights, totals),
+                3 => int8_rows::<3>(sums, rows, first, weights, totals),
+                4 => int8_rows::<4>(sums, rows, first, weights, totals),
+                5 => int8_rows::<5>(sums, rows, first, weights, totals),
+                _ => int8_rows::<6>(sums, rows, first, weights, totals),
+            }
+        }
+        first += ROWS;
+    }
+}
+
+/// [`multiply_int8`] for `R` rows from `first` on.
+///
+/// # Safety
+/// As [`multiply_int8`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+unsafe fn int8_rows<const R: usize>(
+    sums: &mut IntegerSums,
+    rows: InputRows,
+    first: usize,
+    weights: &[StripUnit],
+    totals: &[i32],
+) {
+    let mut registers = [[[_mm512_setzero_si512(); 2]; 2]; R];
+    let starts: [[*const i8; 2]; R] = from_fn(|r| {
+        [rows.high, rows.low].map(|part| part.as_ptr().wrapping_add((first + r) * rows.steps).cast())
+    });
+    for (u, unit) in weights.iter().enumerate() {
+        let ahead = std::ptr::from_ref(unit).cast::<u8>().wrapping_add(INT8_PREFETCH_AHEAD);
+        prefetch(ahead, PrefetchHint::Read);
+        prefetch(ahead.wrapping_add(CACHE_LINE), PrefetchHint::Read);
+        // SAFETY: a unit has two registers; the caller guarantees the rows.
+        unsafe {
+            let w: [__m512i; 2] = from_fn(|v| _mm512_loadu_si512(unit.0[16 * v..].as_ptr().cast()));
+            for r in 0..R {
+                for part in 0..2 {
+                    let x = starts[r][part].add(u * UNIT).cast::<i32>().read_unaligned();
+                    // To add 128 to each byte is to flip its highest bit.
+                    let x = _mm512_set1_epi32(x ^ 0x8080_8080_u32 as i32);
+                    for v in 0..2 {
+                        registers[r][part][v] = _mm512_dpbusd_epi32(registers[r][part][v], x, w[v]);
+                    }
+                }
+            }
+        }
+    }
+    for r in 0..R {
+        for (part, sums) in [&mut sums.high[first + r], &mut sums.low[first + r]].into_iter().enumerate() {
+            for v in 0..2 {
+                // SAFETY: 16 integers each.
+                unsafe {
+                    let totals = _mm512_loadu_si512(totals[16 * v..].as_ptr().cast());
+                    let offset = _mm512_mullo_epi32(totals, _mm512_set1_epi32(128));
+                    let sum = _mm512_sub_epi32(registers[r][part][v], offset);
+                    _mm512_storeu_si512(sums[16 * v..].as_mut_ptr().cast(), sum);
+                }
             }
         }
     }

@@ -27,11 +27,16 @@ impl Configuration {
     /// For a matmul of `rows` rows. If they fit into one tile register, the tiles of the sums and of the left operand
     /// are configured with exactly these rows, so that no other row is loaded, computed or stored.
     fn for_rows(rows: usize) -> Self {
+        Self::with_rows(rows, 5)
+    }
+
+    /// The first `count` tiles have `rows` rows, or 16 if that is more; the others have 16.
+    fn with_rows(rows: usize, count: usize) -> Self {
         let mut bytes = [0; 64];
         bytes[0] = 1; // The palette. Palette 0 releases the registers.
         for tile in 0..8 {
             bytes[16 + 2 * tile] = TILE_ROW_BYTES as u8;
-            bytes[48 + tile] = if tile <= 4 { rows.clamp(1, TILE_ROWS) } else { TILE_ROWS } as u8;
+            bytes[48 + tile] = if tile < count { rows.clamp(1, TILE_ROWS) } else { TILE_ROWS } as u8;
         }
         Self(bytes)
     }
@@ -51,7 +56,22 @@ impl Tiles {
     /// # Safety
     /// [`super::support`] must have returned `Granted`.
     pub(crate) unsafe fn configure(rows: usize) -> Self {
-        let configuration = Configuration::for_rows(rows);
+        // SAFETY: guaranteed by the caller.
+        unsafe { Self::load(Configuration::for_rows(rows)) }
+    }
+
+    /// Configures the registers for [`super::multiply_int8`] with `rows` rows in all.
+    ///
+    /// # Safety
+    /// As [`Tiles::configure`].
+    pub(crate) unsafe fn configure_int8(rows: usize) -> Self {
+        // SAFETY: guaranteed by the caller.
+        unsafe { Self::load(Configuration::with_rows(rows, 6)) }
+    }
+
+    /// # Safety
+    /// As [`Tiles::configure`].
+    unsafe fn load(configuration: Configuration) -> Self {
         let mut before = Configuration([0; 64]);
         // SAFETY: the process may use AMX; both addresses point to 64 bytes.
         unsafe {
