@@ -10,7 +10,7 @@
 //! two 8-bit integers: `high` within 127 and `low` within 64, because processors multiply 8-bit integers fastest. Both sums are
 //! exact, so a result has the same bits on every instruction set and however rows and columns are divided.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::ops::Range;
 
 use crate::arch::generic;
@@ -150,33 +150,33 @@ impl Rhs<f32> for QuantizedPanels<'_> {
         if rows.is_empty() {
             return;
         }
-        INPUTS.with_borrow_mut(
+        // Taken out, because a closure that the standard library calls would not be compiled for the instruction set.
+        let mut inputs = INPUTS.take();
+        inputs.quantize(rows.clone().map(
             #[inline(always)]
-            |inputs| {
-                inputs.quantize(rows.clone().map(|row| &data[row * stride..][..self.depth]));
-                let kernel = Kernel::new(isa, rows.len());
-                let mut sums = Sums { high: [[0; STRIP_COLS]; GROUP], low: [[0; STRIP_COLS]; GROUP] };
-                let mut tile = [[0.0; PANEL_COLS]; GROUP];
-                for col in (0..self.cols).step_by(PANEL_COLS) {
-                    for first in (0..rows.len()).step_by(GROUP) {
-                        let (count, cols) =
-                            ((rows.len() - first).min(GROUP), (self.cols - col).min(PANEL_COLS));
-                        let at = TileRange { row: rows.start + first, col, rows: count, cols };
-                        prefetches.iter().for_each(|prefetch| prefetch.tile(at));
-                        for strip in col / STRIP_COLS..(col + cols).div_ceil(STRIP_COLS) {
-                            self.multiply(&kernel, inputs, (first, count), strip, &mut sums);
-                            let place = strip * STRIP_COLS - col;
-                            let scales = &self.scales[strip * STRIP_COLS..][..STRIP_COLS];
-                            for (r, row) in tile[..count].iter_mut().enumerate() {
-                                let row = &mut row[place..][..STRIP_COLS];
-                                scale(row, &sums.high[r], &sums.low[r], inputs.scales[first + r], scales);
-                            }
-                        }
-                        epilogue(at, &mut tile[..count]);
+            |row| &data[row * stride..][..self.depth],
+        ));
+        let kernel = Kernel::new(isa, rows.len());
+        let mut sums = Sums { high: [[0; STRIP_COLS]; GROUP], low: [[0; STRIP_COLS]; GROUP] };
+        let mut tile = [[0.0; PANEL_COLS]; GROUP];
+        for col in (0..self.cols).step_by(PANEL_COLS) {
+            for first in (0..rows.len()).step_by(GROUP) {
+                let (count, cols) = ((rows.len() - first).min(GROUP), (self.cols - col).min(PANEL_COLS));
+                let at = TileRange { row: rows.start + first, col, rows: count, cols };
+                prefetches.iter().for_each(|prefetch| prefetch.tile(at));
+                for strip in col / STRIP_COLS..(col + cols).div_ceil(STRIP_COLS) {
+                    self.multiply(&kernel, &inputs, (first, count), strip, &mut sums);
+                    let place = strip * STRIP_COLS - col;
+                    let scales = &self.scales[strip * STRIP_COLS..][..STRIP_COLS];
+                    for (r, row) in tile[..count].iter_mut().enumerate() {
+                        let row = &mut row[place..][..STRIP_COLS];
+                        scale(row, &sums.high[r], &sums.low[r], inputs.scales[first + r], scales);
                     }
                 }
-            },
-        );
+                epilogue(at, &mut tile[..count]);
+            }
+        }
+        INPUTS.set(inputs);
     }
 }
 
@@ -255,7 +255,7 @@ impl Kernel {
 
 thread_local! {
     /// This thread's quantized inputs.
-    static INPUTS: RefCell<Inputs> = RefCell::default();
+    static INPUTS: Cell<Inputs> = Cell::default();
 }
 
 /// Quantized rows.
@@ -287,7 +287,7 @@ impl Inputs {
     fn quantize<'a>(&mut self, rows: impl ExactSizeIterator<Item = &'a [f32]>) {
         let count = if rows.len() > GROUP { rows.len().next_multiple_of(GROUP) } else { rows.len() };
         self.scales.clear();
-        for (m, row) in rows.enumerate() {
+        for (m, row) in (0..).zip(rows) {
             self.steps = row.len().div_ceil(STEP);
             for part in [&mut self.high, &mut self.low] {
                 if part.len() < count * self.steps {
