@@ -11,6 +11,19 @@ use std::cell::Cell;
 use std::ops::Range;
 use std::sync::OnceLock;
 
+/// How far ahead of its use a right operand that is used only once is prefetched, in bytes.
+const PREFETCH_AHEAD: usize = 8192;
+
+/// Assembly that prefetches 16 lines, [`PREFETCH_AHEAD`] and the given number of KiB behind `{b}`.
+macro_rules! prefetch_kib {
+    ($kib:literal) => {
+        prefetch_kib!($kib, 0, 64, 128, 192, 256, 320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960)
+    };
+    ($kib:literal, $($line:literal),*) => {
+        concat!($("prefetcht0 [{b}+{ahead}+", $kib, "*1024+", $line, "]\n"),*)
+    };
+}
+
 mod int8;
 mod micro;
 mod registers;

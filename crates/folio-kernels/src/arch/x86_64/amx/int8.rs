@@ -4,7 +4,7 @@
 use std::arch::asm;
 use std::sync::OnceLock;
 
-use crate::prefetch::INT8_PREFETCH_AHEAD;
+use super::PREFETCH_AHEAD;
 use crate::quantized::{GROUP, InputRows, STEP, STRIP_COLS, StripUnit, Sums, UNIT};
 
 /// Whether CPUID reports AMX-INT8: leaf 7, EDX bit 25.
@@ -14,16 +14,6 @@ pub(crate) fn has_int8() -> bool {
         let leaves = std::arch::x86_64::__cpuid(0).eax;
         leaves >= 7 && std::arch::x86_64::__cpuid_count(7, 0).edx & (1 << 25) != 0
     })
-}
-
-/// Prefetches the 16 lines of one KiB that starts [`INT8_PREFETCH_AHEAD`] ahead of the right operand.
-macro_rules! prefetch {
-    ($kib:literal) => {
-        prefetch!($kib, 0, 64, 128, 192, 256, 320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960)
-    };
-    ($kib:literal, $($line:literal),*) => {
-        concat!($("prefetcht0 [{b}+{ahead}+", $kib, "*1024+", $line, "]\n"),*)
-    };
 }
 
 /// The sums of the high and the low parts of some rows times a strip of 8-bit weights: a step at a time, two tiles of sums for each
@@ -54,7 +44,7 @@ pub(crate) unsafe fn multiply_int8(sums: &mut Sums, rows: InputRows, weights: &[
             "tileloadd tmm5, [{low}+{depth}]",
             "tdpbssd tmm2, tmm5, tmm6",
             "tdpbssd tmm3, tmm5, tmm7",
-            prefetch!(0), prefetch!(1),
+            prefetch_kib!(0), prefetch_kib!(1),
             "add {high}, 64",
             "add {low}, 64",
             "add {b}, 2048",
@@ -68,7 +58,7 @@ pub(crate) unsafe fn multiply_int8(sums: &mut Sums, rows: InputRows, weights: &[
             low = inout(reg) rows.low.as_ptr() => _,
             b = inout(reg) weights.as_ptr() => _,
             n = inout(reg) steps => _,
-            ahead = const INT8_PREFETCH_AHEAD,
+            ahead = const PREFETCH_AHEAD,
             depth = in(reg) rows.steps * STEP,
             line = in(reg) LINE,
             high_sums = in(reg) sums.high.as_mut_ptr(),

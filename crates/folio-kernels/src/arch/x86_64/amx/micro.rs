@@ -2,6 +2,7 @@
 
 use std::arch::asm;
 
+use super::PREFETCH_AHEAD;
 use super::registers::{
     PANEL_ROW_BYTES, ROWS, STEP, TILE_BYTES, TILE_ROW_BYTES, TILE_ROWS, Tiles, UNIT_BYTES,
 };
@@ -168,16 +169,6 @@ pub(super) unsafe fn store_two_by_two(sums: Sums) {
     }
 }
 
-/// Prefetches the 16 lines of one KiB of the step after the next, which starts 8 KiB ahead.
-macro_rules! prefetch {
-    ($kib:literal) => {
-        prefetch!($kib, 0, 64, 128, 192, 256, 320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960)
-    };
-    ($kib:literal, $($line:literal),*) => {
-        concat!($("prefetcht0 [{b}+8192+", $kib, "*1024+", $line, "]\n"),*)
-    };
-}
-
 /// The sums of up to 16 rows and 64 columns. The right operand, each tile of which is used only once, is prefetched 8
 /// KiB ahead.
 ///
@@ -201,7 +192,7 @@ pub(super) unsafe fn one_by_four<const ADD: bool>(sums: Sums, block: LeftTiles, 
                 "tdpbf16ps tmm2, tmm4, tmm7",
                 "tileloadd tmm5, [{b}+{line}+192]",
                 "tdpbf16ps tmm3, tmm4, tmm5",
-                prefetch!(0), prefetch!(1), prefetch!(2), prefetch!(3),
+                prefetch_kib!(0), prefetch_kib!(1), prefetch_kib!(2), prefetch_kib!(3),
                 "add {a}, {step}",
                 "add {b}, 4096",
                 "dec {n}",
@@ -220,6 +211,7 @@ pub(super) unsafe fn one_by_four<const ADD: bool>(sums: Sums, block: LeftTiles, 
                 steps = in(reg) right.steps,
                 stride = in(reg) block.stride,
                 step = in(reg) block.step,
+                ahead = const PREFETCH_AHEAD,
                 line = in(reg) PANEL_ROW_BYTES,
                 gap = in(reg) right.gap,
                 c = in(reg) sums.start,
