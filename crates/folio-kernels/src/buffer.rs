@@ -91,5 +91,6 @@ impl<E> fmt::Debug for Buffer<E> {
 }
 
 /// A value aligned to a cache line.
+#[derive(Clone, Debug)]
 #[repr(align(64))]
 pub(crate) struct CacheAligned<T>(pub(crate) T);

@@ -11,14 +11,15 @@
 
 use std::ops::Range;
 
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, CacheAligned};
 use crate::columns::ColumnsMut;
 use crate::dims::HeadDims;
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::linear::for_each_row;
 use crate::matmul::{Cost, Lhs, Prefetch, Rhs, Store, TileRange, matmul_into};
-use crate::panels::{PANEL_COLS, PanelDims, Panels, pack_rows_panel};
+use crate::non_temporal::store_fence;
+use crate::panels::{PANEL_COLS, PanelDims, Panels, Reuse, pack_rows_panel};
 use crate::rounding::round;
 use crate::vector::{exp, exp_of_negative, max, sum};
 
@@ -29,36 +30,51 @@ pub const VOCAB_SEGMENT: usize = 2048;
 /// What the forward pass of the head stores for its backward pass, for one thread.
 #[derive(Debug)]
 pub struct HeadScratch<E> {
-    /// (rows, V rounded up to panels): exp(logits - maximum up to and including their panel), then dlogits. Empty if
-    /// only losses are computed.
+    /// (panels of V, rows, 64): exp(logits - reference of the row and panel). Empty if only losses are computed.
     exps: Buffer<E>,
-    /// (panels of V, rows): the maximum logit of a row up to and including a panel.
-    panel_max: Vec<f32>,
-    /// (rows): the maximum logit so far.
-    row_max: Vec<f32>,
-    /// (rows): the sum of exp(logits - maximum) so far.
-    row_sum: Vec<f32>,
+    /// (panels of V, rows): what was subtracted from the logits.
+    panel_references: Vec<f32>,
+    /// (rows): what is subtracted from the logits of the next panel. No logit so far exceeds it by more than [`HEADROOM`].
+    references: Vec<f32>,
+    /// (rows, 16): partial sums of exp(logits - reference) so far.
+    sums: Vec<CacheAligned<[f32; SUMS]>>,
     /// (rows): the logit of the target.
-    target_logit: Vec<f32>,
+    target_logits: Vec<f32>,
+    /// (rows): the scale of the loss, divided by the sum of exp(logits - reference).
+    normalizers: Vec<f32>,
+    /// (rows, [`segment_stride`]): dlogits of one segment of the vocabulary. Empty if only losses are computed.
+    dlogits: Buffer<E>,
 }
+
+/// How far a logit may exceed the reference before the reference becomes the maximum. It hardly ever changes after the first panels,
+/// and exponentials stay below e^4.
+const HEADROOM: f32 = 4.0;
+
+/// Partial sums per row: as many as the widest register has.
+const SUMS: usize = 16;
 
 impl<E: Element> HeadScratch<E> {
     /// Scratch for up to `dims.rows` tokens, with room for the backward pass if `training`.
     pub fn new(dims: HeadDims, training: bool) -> Self {
         let HeadDims { rows, vocab, .. } = dims;
+        let panels = vocab.div_ceil(PANEL_COLS);
+        let if_training = |len| Buffer::zeroed(if training { len } else { 0 });
         Self {
-            exps: Buffer::zeroed(if training { rows * stride(vocab) } else { 0 }),
-            panel_max: vec![0.0; rows * vocab.div_ceil(PANEL_COLS)],
-            row_max: vec![0.0; rows],
-            row_sum: vec![0.0; rows],
-            target_logit: vec![0.0; rows],
+            exps: if_training(panels * rows * PANEL_COLS),
+            panel_references: vec![0.0; panels * rows],
+            references: vec![0.0; rows],
+            sums: vec![CacheAligned([0.0; SUMS]); rows],
+            target_logits: vec![0.0; rows],
+            normalizers: vec![0.0; rows],
+            dlogits: if_training(rows * segment_stride(vocab)),
         }
     }
 }
 
-/// Elements from the logits of one row to those of the next.
-const fn stride(vocab: usize) -> usize {
-    vocab.next_multiple_of(PANEL_COLS)
+/// Elements from the gradients of one row to those of the next: not a multiple of 4 KiB, so that the rows of a panel do not all compete
+/// for the same places of the first-level cache.
+fn segment_stride(vocab: usize) -> usize {
+    vocab.next_multiple_of(PANEL_COLS).min(VOCAB_SEGMENT) + PANEL_COLS
 }
 
 /// The loss of every token, in nats. Stores in `scratch` what the backward pass needs, if the scratch is for training.
@@ -85,8 +101,8 @@ pub fn head_forward<E: Element>(
     if let Some(target) = targets.iter().find(|&&target| target as usize >= vocab) {
         panic!("target {target} is outside the vocabulary of {vocab}");
     }
-    scratch.row_max.fill(f32::NEG_INFINITY);
-    scratch.row_sum.fill(0.0);
+    scratch.references.fill(f32::NEG_INFINITY);
+    scratch.sums.fill(CacheAligned([0.0; SUMS]));
     let isa = Isa::detected();
     isa.run(
         #[inline(always)]
@@ -105,12 +121,12 @@ pub fn head_forward<E: Element>(
         },
     );
     for (row, loss) in losses.iter_mut().enumerate() {
-        *loss = scratch.row_sum[row].ln() + (scratch.row_max[row] - scratch.target_logit[row]);
+        *loss = sum(&scratch.sums[row].0).ln() + (scratch.references[row] - scratch.target_logits[row]);
     }
 }
 
 impl<E: Element> HeadScratch<E> {
-    /// Processes one tile of logits.
+    /// Processes some rows of a tile of logits.
     #[inline(always)]
     fn process_tile(
         &mut self,
@@ -120,27 +136,60 @@ impl<E: Element> HeadScratch<E> {
         tile: &mut [[f32; PANEL_COLS]],
         targets: &[u32],
     ) {
-        for (row, logits) in (at.row..).zip(&mut tile[..at.rows]) {
-            // Columns beyond the vocabulary get the weight exp(-inf) = 0.
-            logits[at.cols..].fill(f32::NEG_INFINITY);
-            let target = (targets[row] as usize).wrapping_sub(at.col);
+        let rows = at.row..at.row + at.rows;
+        let first = at.col / PANEL_COLS * dims.rows + at.row;
+        let targets = &targets[rows.clone()];
+        let target_logits = &mut self.target_logits[rows.clone()];
+        let references = &mut self.references[rows.clone()];
+        let sums = &mut self.sums[rows];
+        for (r, logits) in tile[..at.rows].iter_mut().enumerate() {
+            if at.cols < PANEL_COLS {
+                // Columns beyond the vocabulary get the weight exp(-inf) = 0.
+                logits[at.cols..].fill(f32::NEG_INFINITY);
+            }
+            let target = (targets[r] as usize).wrapping_sub(at.col);
             if target < at.cols {
-                self.target_logit[row] = logits[target];
+                target_logits[r] = logits[target];
             }
-            let before = self.row_max[row];
-            let max_so_far = max(logits).max(before);
-            for logit in logits.iter_mut() {
-                *logit = exp_of_negative(*logit - max_so_far);
+            let (reference, sums) = (&mut references[r], &mut sums[r].0);
+            if exceeds(logits, *reference + HEADROOM) {
+                let before = std::mem::replace(reference, max(logits));
+                let factor = exp(before - *reference);
+                sums.iter_mut().for_each(|sum| *sum *= factor);
             }
-            self.row_max[row] = max_so_far;
-            self.row_sum[row] = self.row_sum[row] * exp(before - max_so_far) + sum(logits);
-            if !self.exps.is_empty() {
-                self.panel_max[at.col / PANEL_COLS * dims.rows + row] = max_so_far;
-                let exps = &mut self.exps[row * stride(dims.vocab) + at.col..][..PANEL_COLS];
-                round(isa, exps, logits);
+            let reference = *reference;
+            // A copy, so that the compiler knows that the sums are not among the logits.
+            let mut totals = *sums;
+            for lane in 0..SUMS {
+                let mut total = 0.0;
+                for part in 0..PANEL_COLS / SUMS {
+                    let logit = &mut logits[lane + part * SUMS];
+                    *logit = exp_of_negative(*logit - reference);
+                    total += *logit;
+                }
+                totals[lane] += total;
             }
+            *sums = totals;
+        }
+        if !self.exps.is_empty() {
+            let exps = &mut self.exps[first * PANEL_COLS..][..at.rows * PANEL_COLS];
+            round(isa, exps, tile[..at.rows].as_flattened());
+            self.panel_references[first..][..at.rows].copy_from_slice(references);
         }
     }
+}
+
+/// Whether an element is greater than `limit`.
+#[inline(always)]
+fn exceeds(row: &[f32; PANEL_COLS], limit: f32) -> bool {
+    let mut greatest = [f32::NEG_INFINITY; SUMS];
+    for lane in 0..SUMS {
+        let greater = |a: f32, b: f32| if a > b { a } else { b };
+        let (low, high) =
+            (greater(row[lane], row[lane + SUMS]), greater(row[lane + 2 * SUMS], row[lane + 3 * SUMS]));
+        greatest[lane] = greater(low, high);
+    }
+    greatest.iter().fold(false, |exceeds, &x| exceeds | (x > limit))
 }
 
 /// Distributions over the vocabulary for a model to learn, such as those of other models: Hinton et al. 2015, "Distilling the
@@ -204,6 +253,7 @@ pub fn head_backward<'a, E: Element>(
     wte: impl Iterator<Item = Panels<'a, E>>,
     objective: Objective,
     scratch: &mut HeadScratch<E>,
+    reuse: Reuse,
 ) {
     let HeadDims { rows, channels, vocab } = dims;
     let lengths = (dx.len(), objective.targets.len());
@@ -211,66 +261,87 @@ pub fn head_backward<'a, E: Element>(
     if let Some(soft) = objective.soft_targets {
         assert_eq!(soft.probabilities.len(), rows * vocab, "soft targets for {dims:?}");
     }
-    let panel_dims = PanelDims { depth: rows, cols: vocab };
+    let panel_len = PanelDims { depth: rows, cols: vocab }.panel_len::<E>();
+    for (normalizer, sums) in scratch.normalizers.iter_mut().zip(&scratch.sums) {
+        *normalizer = objective.scale / sum(&sums.0);
+    }
     let isa = Isa::detected();
     isa.run(
         #[inline(always)]
         || {
             for (first, wte) in (0..vocab).step_by(VOCAB_SEGMENT).zip(wte) {
-                let segment = first..(first + VOCAB_SEGMENT).min(vocab);
-                scratch.convert_to_gradients(isa, dims, segment.clone(), objective);
-                let (data, stride) = (&scratch.exps[first..], stride(vocab));
-                for panel in first / PANEL_COLS..segment.end.div_ceil(PANEL_COLS) {
-                    let len = panel_dims.panel_len::<E>();
-                    let out = &mut dlogits[panel * len..][..len];
-                    pack_rows_panel(isa, panel_dims, panel, out, &scratch.exps, stride);
+                let segment = PanelDims { depth: rows, cols: (vocab - first).min(VOCAB_SEGMENT) };
+                for panel in 0..segment.panels() {
+                    scratch.panel_gradients(isa, dims, first, panel, objective);
+                    let out = &mut dlogits[(first / PANEL_COLS + panel) * panel_len..][..panel_len];
+                    pack_rows_panel(isa, segment, panel, out, &scratch.dlogits, segment_stride(vocab), reuse);
                 }
+                let lhs = Lhs::Rows { data: &scratch.dlogits, stride: segment_stride(vocab) };
                 let store = if first > 0 { Store::Accumulate } else { Store::Overwrite };
-                matmul_into(isa, 0..rows, Lhs::Rows { data, stride }, wte, dx, channels, store);
+                matmul_into(isa, 0..rows, lhs, wte, dx, channels, store);
+            }
+            if reuse == Reuse::NonTemporal {
+                store_fence();
             }
         },
     );
 }
 
 impl<E: Element> HeadScratch<E> {
-    /// Turns the exponentials of a range of the vocabulary into gradients. The range must start with a panel.
+    /// The gradients of one panel of the segment of the vocabulary that starts with `first`, from the exponentials.
     #[inline(always)]
-    fn convert_to_gradients(&mut self, isa: Isa, dims: HeadDims, part: Range<usize>, objective: Objective) {
+    fn panel_gradients(
+        &mut self,
+        isa: Isa,
+        dims: HeadDims,
+        first: usize,
+        panel: usize,
+        objective: Objective,
+    ) {
+        let HeadDims { rows, vocab, .. } = dims;
         let Objective { targets, scale, label_smoothing, soft_targets } = objective;
         let weight = soft_targets.map_or(0.0, |soft| f64::from(soft.weight));
-        let per_token = f64::from(label_smoothing) / dims.vocab as f64;
+        let per_token = f64::from(label_smoothing) / vocab as f64;
         let hard_scale = f64::from(scale) * (1.0 - weight);
         // scale q without the soft targets, at the target and elsewhere.
         let at_target = (hard_scale * (1.0 - f64::from(label_smoothing) + per_token)) as f32;
         let elsewhere = (hard_scale * per_token) as f32;
         let soft_scale = (f64::from(scale) * weight) as f32;
-        for (row, &target) in targets.iter().enumerate() {
-            let soft = soft_targets.map(|soft| &soft.probabilities[row * dims.vocab..][..dims.vocab]);
-            let exps = &mut self.exps[row * stride(dims.vocab)..][part.start..stride(part.end)];
-            let row_max = self.row_max[row];
-            let normalizer = scale / self.row_sum[row];
-            for (exps, panel) in exps.chunks_exact_mut(PANEL_COLS).zip(part.start / PANEL_COLS..) {
-                let factor = normalizer * exp(self.panel_max[panel * dims.rows + row] - row_max);
-                let mut values = [0.0; PANEL_COLS];
-                values
-                    .iter_mut()
-                    .zip(&*exps)
-                    .for_each(|(value, exp)| *value = exp.to_f32() * factor - elsewhere);
-                if let Some(soft) = soft {
-                    let soft = values.iter_mut().zip(&soft[panel * PANEL_COLS..]);
-                    soft.for_each(|(value, &bits)| *value -= soft_scale * from_f16(bits));
-                }
-                // Columns beyond the vocabulary have no gradient.
-                values[(dims.vocab - panel * PANEL_COLS).min(PANEL_COLS)..].fill(0.0);
-                round(isa, exps, &values);
+        let col = first + panel * PANEL_COLS;
+        let cols = (vocab - col).min(PANEL_COLS);
+        let place = col / PANEL_COLS * rows;
+        let exps = self.exps[place * PANEL_COLS..][..rows * PANEL_COLS].as_chunks::<PANEL_COLS>().0;
+        let panel_references = &self.panel_references[place..][..rows];
+        let out = self.dlogits.chunks_exact_mut(segment_stride(vocab));
+        for (row, (exps, out)) in exps.iter().zip(out).enumerate() {
+            let out = &mut out[panel * PANEL_COLS..][..PANEL_COLS];
+            let reference = self.references[row];
+            let mut factor = self.normalizers[row];
+            if panel_references[row] != reference {
+                factor *= exp(panel_references[row] - reference);
             }
-            let target = target as usize;
-            if part.contains(&target) {
+            let mut values = [0.0; PANEL_COLS];
+            for lane in 0..PANEL_COLS {
+                values[lane] = exps[lane].to_f32() * factor - elsewhere;
+            }
+            if let Some(soft) = soft_targets {
+                let soft = &soft.probabilities[row * vocab + col..][..cols];
+                values.iter_mut().zip(soft).for_each(|(value, &bits)| *value -= soft_scale * from_f16(bits));
+            }
+            if cols < PANEL_COLS {
+                // Columns beyond the vocabulary have no gradient.
+                values[cols..].fill(0.0);
+            }
+            round(isa, out, &values);
+            let target = (targets[row] as usize).wrapping_sub(col);
+            if target < cols {
                 // Recomputed in f32: for a probability near 1, the rounding of the stored value would be larger than
                 // the difference.
-                let kept = normalizer * exp(self.target_logit[row] - row_max);
-                let soft = soft.map_or(0.0, |soft| soft_scale * from_f16(soft[target]));
-                exps[target - part.start] = E::from_f32(kept - (at_target + soft));
+                let kept = self.normalizers[row] * exp(self.target_logits[row] - reference);
+                let soft = soft_targets.map_or(0.0, |soft| {
+                    soft_scale * from_f16(soft.probabilities[row * vocab + col + target])
+                });
+                out[target] = E::from_f32(kept - (at_target + soft));
             }
         }
     }

@@ -14,7 +14,7 @@ use crate::element::Element;
 use crate::isa::Isa;
 use crate::linear::for_each_row;
 use crate::matmul::{Cost, Lhs};
-use crate::panels::{PanelDims, Panels, pack_columns_panel, pack_rows_panel};
+use crate::panels::{PanelDims, Panels, Reuse, pack_columns_panel, pack_rows_panel};
 use crate::rounding::round;
 
 /// a, b and c.
@@ -259,7 +259,7 @@ fn pack<'a, E: Element>(
         isa.run(
             #[inline(always)]
             || match source {
-                Source::AsIs => pack_rows_panel(isa, dims, panel, out, matrix, stride),
+                Source::AsIs => pack_rows_panel(isa, dims, panel, out, matrix, stride, Reuse::Temporal),
                 Source::Transposed => pack_columns_panel(isa, dims, panel, out, matrix, stride),
             },
         );

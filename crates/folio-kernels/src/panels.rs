@@ -28,11 +28,11 @@ pub fn pack_rows<S: Element, E: Element>(isa: Isa, dims: PanelDims, out: &mut [E
     }
     let out = &mut out[..dims.len::<E>()];
     for (panel, out) in out.chunks_exact_mut(dims.panel_len::<E>()).enumerate() {
-        pack_rows_panel(isa, dims, panel, out, src, stride);
+        pack_rows_panel(isa, dims, panel, out, src, stride, Reuse::Temporal);
     }
 }
 
-/// One panel of [`pack_rows`].
+/// One panel of [`pack_rows`]. Call a store fence after non-temporal stores.
 #[inline(always)]
 pub fn pack_rows_panel<S: Element, E: Element>(
     isa: Isa,
@@ -41,6 +41,7 @@ pub fn pack_rows_panel<S: Element, E: Element>(
     out: &mut [E],
     src: &[S],
     stride: usize,
+    reuse: Reuse,
 ) {
     let zeros = [S::default(); COLS];
     let first = panel * COLS;
@@ -50,7 +51,7 @@ pub fn pack_rows_panel<S: Element, E: Element>(
             let row = unit * E::PER_UNIT + half;
             if row < dims.depth { &src[row * stride + first..][..width] } else { &zeros[..width] }
         };
-        store_unit(isa, out, row(0), row(E::PER_UNIT - 1), Reuse::Temporal);
+        store_unit(isa, out, row(0), row(E::PER_UNIT - 1), reuse);
     }
 }
 
@@ -79,7 +80,7 @@ pub(crate) fn pack_unit<S: Element, E: Element>(
 }
 
 /// Stores one unit of up to 64 columns: `low` or, for pairs, `low` interleaved with `high`, padded with zeros. Call
-/// [`store_fence`] after non-temporal stores.
+/// a store fence after non-temporal stores.
 #[inline(always)]
 pub(crate) fn store_unit<S: Element, E: Element>(
     isa: Isa,
@@ -203,10 +204,10 @@ pub fn pack_both_ways<S: Element, E: Element>(
                 let out = &mut out[start..][..block.len::<E>()];
                 if reuse == Reuse::NonTemporal {
                     let scratch = &mut scratch[..out.len()];
-                    pack_rows_panel(isa, block, 0, scratch, src, cols);
+                    pack_rows_panel(isa, block, 0, scratch, src, cols, Reuse::Temporal);
                     store_non_temporal(isa, out, scratch);
                 } else {
-                    pack_rows_panel(isa, block, 0, out, src, cols);
+                    pack_rows_panel(isa, block, 0, out, src, cols, Reuse::Temporal);
                 }
             }
             if let Some(out) = &mut by_columns {

@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! w[k][n] = scale[n] q[k][n],  scale[n] = max over k of |w[k][n]| / 127,    q = round(w / scale)
-//! x[m][k] = scale[m] r[m][k],  scale[m] = max over k of |x[m][k]| / 16,256, r = round(x / scale) = 128 high + low
+//! x[m][k] = scale[m] r[m][k],  scale[m] = max over k of |x[m][k]| / 16,256, r = round(x (16,256 / max)) = 128 high + low
 //! y[m][n] = scale[m] scale[n] (128 sum over k of high q + sum over k of low q)
 //! ```
 //! Symmetric quantization, of weights per output channel and of inputs per row (Jacob et al. 2018, "Quantization and Training of
 //! Neural Networks for Efficient Integer-Arithmetic-Only Inference", section 2.1, with a zero point of 0). An input has 15 bits, in
-//! two 8-bit integers: `high` within 127 and `low` within 64, because processors multiply 8-bit integers fastest. Both sums are
-//! exact, so a result has the same bits on every instruction set and however rows and columns are divided.
+//! two 8-bit integers: `high` within 127 and `low` within 64, because processors multiply 8-bit integers fastest. A row of numbers up to
+//! 1e-30 counts as zeros. Both sums are exact, so a result has the same bits on every instruction set and however rows and columns are
+//! divided.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -19,7 +20,7 @@ use crate::arch::x86_64::{amx, avx2, avx512};
 use crate::isa::Isa;
 use crate::matmul::{Cost, Lhs, Prefetch, Rhs, TileRange};
 use crate::operand::{PANEL_COLS, PanelDims};
-use crate::vector::{greatest_magnitude, sum_by};
+use crate::vector::{ROUND, greatest_magnitude, sum_by};
 
 /// Columns of a strip, whose weights are contiguous.
 pub(crate) const STRIP_COLS: usize = 32;
@@ -32,7 +33,7 @@ pub(crate) const GROUP: usize = 16;
 /// The largest quantized input: 128 * 127.
 const LARGEST: f32 = 16_256.0;
 /// The deepest matrix whose sums fit into 32 bits: 127 * 127 * 2^17 is below 2^31.
-const DEEPEST: usize = 1 << 17;
+pub const MAX_DEPTH: usize = 1 << 17;
 
 /// One unit of a strip: [`UNIT`] weights of each column.
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +47,7 @@ pub(crate) struct InputStep(pub(crate) [i8; STEP]);
 
 /// The sums of the high and of the low parts of up to [`GROUP`] rows, for the columns of a strip.
 #[repr(C, align(64))]
-pub(crate) struct Sums {
+pub(crate) struct IntegerSums {
     pub(crate) high: [[i32; STRIP_COLS]; GROUP],
     pub(crate) low: [[i32; STRIP_COLS]; GROUP],
 }
@@ -55,11 +56,11 @@ pub(crate) struct Sums {
 #[derive(Clone, Debug)]
 pub struct Quantized {
     dims: PanelDims,
-    /// (strips, units), padded with zeros to whole panels.
+    /// (strips, units), padded with zeros to whole steps and strips.
     data: Vec<StripUnit>,
     /// (cols rounded up to whole panels)
     scales: Vec<f32>,
-    /// The same: the sum of each column's integers.
+    /// (cols rounded up to whole panels): the sum of each column's integers.
     totals: Vec<i32>,
 }
 
@@ -67,12 +68,12 @@ impl Quantized {
     /// Quantizes the matrix whose element (k, n) is `w(k, n)`.
     ///
     /// # Panics
-    /// If the depth is more than 131,072.
+    /// If the depth is more than [`MAX_DEPTH`].
     pub fn new(dims: PanelDims, w: impl Fn(usize, usize) -> f32) -> Self {
         let PanelDims { depth, cols } = dims;
-        assert!(depth <= DEEPEST, "the sums of {depth} integers may not fit into 32 bits");
+        assert!(depth <= MAX_DEPTH, "the sums of {depth} integers may not fit into 32 bits");
         let (padded, units) = (dims.panels() * PANEL_COLS, units_of(depth));
-        let mut data = vec![StripUnit([[0; UNIT]; STRIP_COLS]); padded / STRIP_COLS * units];
+        let mut data = vec![StripUnit([[0; UNIT]; STRIP_COLS]); cols.div_ceil(STRIP_COLS) * units];
         let (mut scales, mut totals) = (vec![0.0f32; padded], vec![0i32; padded]);
         // Strip by strip, so that the accesses stay local whether `w` is stored by rows or by columns.
         for strip in 0..cols.div_ceil(STRIP_COLS) {
@@ -101,9 +102,9 @@ impl Quantized {
         QuantizedPanels { data, scales, totals, depth: dims.depth, cols: dims.cols }
     }
 
-    /// Bytes that a matmul reads.
+    /// Bytes that a matmul reads; without VNNI, the totals are not among them.
     pub fn bytes(&self) -> usize {
-        size_of_val(&*self.data) + size_of_val(&*self.scales)
+        size_of_val(&*self.data) + size_of_val(&*self.scales) + size_of_val(&*self.totals)
     }
 }
 
@@ -157,7 +158,7 @@ impl Rhs<f32> for QuantizedPanels<'_> {
             |row| &data[row * stride..][..self.depth],
         ));
         let kernel = Kernel::new(isa, rows.len());
-        let mut sums = Sums { high: [[0; STRIP_COLS]; GROUP], low: [[0; STRIP_COLS]; GROUP] };
+        let mut sums = IntegerSums { high: [[0; STRIP_COLS]; GROUP], low: [[0; STRIP_COLS]; GROUP] };
         let mut tile = [[0.0; PANEL_COLS]; GROUP];
         for col in (0..self.cols).step_by(PANEL_COLS) {
             for first in (0..rows.len()).step_by(GROUP) {
@@ -165,7 +166,7 @@ impl Rhs<f32> for QuantizedPanels<'_> {
                 let at = TileRange { row: rows.start + first, col, rows: count, cols };
                 prefetches.iter().for_each(|prefetch| prefetch.tile(at));
                 for strip in col / STRIP_COLS..(col + cols).div_ceil(STRIP_COLS) {
-                    self.multiply(&kernel, &inputs, (first, count), strip, &mut sums);
+                    self.multiply(&kernel, inputs.rows(first, count), strip, &mut sums);
                     let place = strip * STRIP_COLS - col;
                     let scales = &self.scales[strip * STRIP_COLS..][..STRIP_COLS];
                     for (r, row) in tile[..count].iter_mut().enumerate() {
@@ -181,19 +182,11 @@ impl Rhs<f32> for QuantizedPanels<'_> {
 }
 
 impl QuantizedPanels<'_> {
-    /// The sums of `count` rows from `first` on for one strip. Those of other rows are meaningless.
+    /// The sums of some rows for one strip. Those of other rows are meaningless.
     #[inline(always)]
-    fn multiply(
-        self,
-        kernel: &Kernel,
-        inputs: &Inputs,
-        (first, count): (usize, usize),
-        strip: usize,
-        sums: &mut Sums,
-    ) {
+    fn multiply(self, kernel: &Kernel, rows: InputRows, strip: usize, sums: &mut IntegerSums) {
         let units = units_of(self.depth);
         let weights = &self.data[strip * units..][..units];
-        let rows = inputs.rows(first, count);
         match kernel {
             // SAFETY: an `Isa` proves that the processor has it, and `Kernel::new` checked the rest; `Inputs::rows` and `weights`
             // have the same number of units, and with AMX there are rows for the whole configuration.
@@ -273,7 +266,7 @@ struct Inputs {
 /// Up to [`GROUP`] quantized rows.
 #[derive(Clone, Copy)]
 pub(crate) struct InputRows<'a> {
-    /// (rows, steps)
+    /// (rows, steps), and what is stored behind them.
     pub(crate) high: &'a [InputStep],
     pub(crate) low: &'a [InputStep],
     pub(crate) rows: usize,
@@ -308,8 +301,6 @@ impl Inputs {
 /// Quantizes a row, padded with zeros, and returns its scale: NaN if the row contains a number that is not finite.
 #[inline(always)]
 fn quantize_row(row: &[f32], high: &mut [InputStep], low: &mut [InputStep]) -> f32 {
-    /// 1.5 * 2^23: adding it to a number leaves the nearest integer in the low bits of the sum.
-    const ROUND: f32 = 12_582_912.0;
     /// Rows of smaller numbers count as zeros, because the inverse of their scale could overflow.
     const SMALLEST: f32 = 1e-30;
     let greatest = greatest_magnitude(row);

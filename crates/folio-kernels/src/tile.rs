@@ -23,7 +23,8 @@ pub struct TileRange {
     pub row: usize,
     /// The first column.
     pub col: usize,
-    /// Number of rows: [`crate::matmul::tile_rows`], or fewer at the end of the matrix. An epilogue may receive a part of them.
+    /// Number of rows: [`crate::matmul::tile_rows`], or up to 16 with 8-bit weights, or fewer at the end of the matrix. An epilogue may
+    /// receive a part of them.
     pub rows: usize,
     /// Number of columns: 64, or fewer at the end of the matrix.
     pub cols: usize,

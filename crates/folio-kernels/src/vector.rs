@@ -10,7 +10,7 @@ use crate::element::Element;
 pub const LANES: usize = 32;
 
 /// 1.5 * 2^23. Adding it to a number leaves the nearest integer in the low bits of the sum's mantissa.
-const ROUND: f32 = 12_582_912.0;
+pub(crate) const ROUND: f32 = 12_582_912.0;
 
 /// `exp(x)` in f32, with a relative error below 2 eps (eps = 2^-23) for x in [-87, 88].
 ///

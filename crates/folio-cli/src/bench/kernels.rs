@@ -339,6 +339,11 @@ impl<E: Element> Bench<E> {
             head_forward(dims, losses, x, Panels::new(forward, &wte_t), &targets, scratch);
         });
         let cost = Cost { flop, bytes: 2 * bytes };
+        let reuse = if batch * panels.len::<E>() * size_of::<E>() < 64 << 20 {
+            Reuse::Temporal
+        } else {
+            Reuse::NonTemporal
+        };
         self.time("head_backward", shape, cost, &mut states, |_, (_, _, dx, dlogits, scratch)| {
             let segments = (0..vocab).step_by(VOCAB_SEGMENT).map(|first| {
                 let dims = PanelDims { depth: (vocab - first).min(VOCAB_SEGMENT), cols: channels };
@@ -346,7 +351,7 @@ impl<E: Element> Bench<E> {
             });
             let objective =
                 Objective { targets: &targets, scale: 1e-4, label_smoothing: 0.0, soft_targets: None };
-            head_backward(dims, dx, dlogits, segments, objective, scratch);
+            head_backward(dims, dx, dlogits, segments, objective, scratch, reuse);
         });
     }
 

@@ -1,7 +1,7 @@
 //! Plain Rust, compiled for the instruction set of the caller.
 
 use crate::element::Element;
-use crate::quantized::{InputRows, STRIP_COLS, StripUnit, Sums as IntegerSums, UNIT};
+use crate::quantized::{InputRows, IntegerSums, STRIP_COLS, StripUnit, UNIT};
 use crate::tile::{COLS, GROUP, ROWS, Sums, Walk};
 
 /// The micro-kernel in plain Rust, [`GROUP`] columns at a time.

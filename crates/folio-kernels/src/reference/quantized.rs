@@ -3,7 +3,7 @@
 use crate::dims::LinearDims;
 
 /// `y = x w` with quantized inputs and weights, as [`crate::quantized`] defines them. Both sums are exact; every other operation is
-/// rounded once, in the order of the formulas there.
+/// rounded once, in the order of the formulas there. Inputs must be finite.
 ///
 /// - `y` (M, N): overwritten.
 /// - `x` (M, K), `w` (K, N).

@@ -4,13 +4,16 @@ use folio_kernels::columns::ColumnsMut;
 use folio_kernels::dims::{HeadDims, LinearDims, RowDims};
 use folio_kernels::element::{Bf16, Element};
 use folio_kernels::head::{self, HeadScratch, Objective, SoftTargets, VOCAB_SEGMENT};
-use folio_kernels::panels::{PanelDims, Panels};
+use folio_kernels::panels::{PanelDims, Panels, Reuse};
 use folio_kernels::reference;
 
 use crate::support::{
     EXP_ROUNDINGS, Expected, LN_ROUNDINGS, Random, TINY, U, as_f32, assert_same_bits, check, format,
     from_panels, in_panels, nans, on_every_isa, rounded, sizes, stored, sum_depth, transposed, wide,
 };
+
+/// How far the maximum may exceed what is subtracted from the logits.
+const HEADROOM: f64 = 4.0;
 
 /// Rows, channels, vocabulary.
 const SIZES: [(usize, usize, usize); 17] = [
@@ -299,6 +302,10 @@ impl<E: Element> Head<E> {
 
     /// `losses`, `dlogits` and `dx`.
     fn run(&self) -> [Vec<f32>; 3] {
+        self.run_with(Reuse::Temporal)
+    }
+
+    fn run_with(&self, reuse: Reuse) -> [Vec<f32>; 3] {
         let Self { dims, x, targets, scale, label_smoothing, soft_targets, .. } = self;
         let soft_targets = soft_targets.as_ref();
         let soft_targets =
@@ -316,7 +323,7 @@ impl<E: Element> Head<E> {
         let (mut dx, mut dlogits) = (vec![f32::NAN; rows * channels], nans::<E>(panels.len::<E>()));
         let wte = self.wte();
         let wte = wte.iter().map(|(dims, wte)| Panels::new(*dims, wte));
-        head::head_backward(*dims, &mut dx, &mut dlogits, wte, objective, &mut scratch);
+        head::head_backward(*dims, &mut dx, &mut dlogits, wte, objective, &mut scratch, reuse);
         [losses, as_f32(&from_panels("dlogits", panels, &dlogits)), dx]
     }
 
@@ -352,6 +359,9 @@ impl<E: Element> Head<E> {
         on_every_isa(|isa| {
             let case = format!("head {} {:?} on {}", format::<E>(), self.dims, isa.name());
             let got = self.run();
+            for (got, bypassed) in got.iter().zip(self.run_with(Reuse::NonTemporal)) {
+                assert_same_bits(&format!("{case}, non-temporal"), &bypassed, got);
+            }
             losses.compare(&case, &got[0]);
             dlogits.compare(&case, &got[1]);
             self.expected_dx(&got[1]).compare(&case, &got[2]);
@@ -361,12 +371,14 @@ impl<E: Element> Head<E> {
     /// With S the number of additions of a sum of 64, in units of U:
     ///
     /// - A logit: one rounding per term of the sum over channels.
-    /// - An exponential: the error of its logit; the rounding of its argument, `gap = max - x`, which is subtracted at
-    ///   once or in parts as the maximum changes; the roundings of `exp` at every change.
+    /// - An exponential: the error of its logit; the rounding of its argument, whose size is at most `gap = max - x` or, as the
+    ///   reference may be 4 below the maximum, 4; it is subtracted at once or in parts as the reference changes; the roundings of `exp`
+    ///   at every change.
     /// - The sum of the exponentials: their errors, each weighted with its share p; S additions of its panel, an
     ///   addition for every panel, and a product for every change.
     /// - The loss: the errors of the sum, because the logarithm turns relative errors into absolute ones; the error of
-    ///   the logarithm; the error of the target's logit; the roundings of `max - x` at the target and of the last sum.
+    ///   the logarithm, up to 4 larger than that of a sum relative to the maximum; the error of the target's logit; the roundings of
+    ///   the gap at the target and of the last sum.
     /// - The gradient: the errors of the logit, of the gap, of two exponentials and of the sum, a division and two
     ///   products. The intermediate value and the gradient are stored.
     /// - The gradient at the target does not use the stored intermediate value.
@@ -401,8 +413,8 @@ impl<E: Element> Head<E> {
             let greatest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let total: f64 = logits.iter().map(|logit| (logit - greatest).exp()).sum();
             let share = |v: usize| (logits[v] - greatest).exp() / total;
-            let gap = |v: usize| greatest - logits[v];
-            // A panel whose maximum is close to the maximum so far may count as a change.
+            let gap = |v: usize| (greatest - logits[v]).max(HEADROOM);
+            // At most: a change also needs 4 more than the reference.
             let (mut changes, mut so_far) = (0.0, f64::NEG_INFINITY);
             for panel in logits.chunks(64) {
                 let peak = panel.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -414,8 +426,11 @@ impl<E: Element> Head<E> {
             let total_off =
                 mean_off + U * (EXP_ROUNDINGS * (1.0 + changes) + sum_depth(64) + panels + changes);
             let loss = losses[m];
-            losses_off
-                .push(total_off + off(target) + U * (LN_ROUNDINGS * total.ln() + gap(target) + loss.abs()));
+            losses_off.push(
+                total_off
+                    + off(target)
+                    + U * (LN_ROUNDINGS * (total.ln() + HEADROOM) + gap(target) + loss.abs()),
+            );
             for v in 0..vocab {
                 let p = scale * share(v);
                 let roundings = gap(v) + 2.0 * EXP_ROUNDINGS + 4.0;

@@ -100,7 +100,7 @@ fn pack_panel_by_panel<E: Element>() {
     pack_columns(isa, dims, &mut all_columns, &columns, dims.depth);
     for (panel, want) in all.chunks_exact(dims.panel_len::<E>()).enumerate() {
         let (mut rows, mut cols) = (nans::<E>(want.len()), nans::<E>(want.len()));
-        pack_rows_panel(isa, dims, panel, &mut rows, &matrix, dims.cols);
+        pack_rows_panel(isa, dims, panel, &mut rows, &matrix, dims.cols, Reuse::Temporal);
         pack_columns_panel(isa, dims, panel, &mut cols, &columns, dims.depth);
         assert_same_bits("a panel of rows", &rows, want);
         assert_same_bits("a panel of columns", &cols, want);

@@ -1,7 +1,9 @@
 //! The number format of the weights of inference.
 
+use folio_kernels::quantized::MAX_DEPTH;
+
 use super::{ModelConfig, Precision};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::named_enum;
 
 /// The number format of the weights of an [`InferenceModel`](super::InferenceModel).
@@ -11,8 +13,8 @@ pub enum WeightFormat {
     F32,
     /// bfloat16, as are keys, values and activations: the format of [`Precision::Bf16`].
     Bf16,
-    /// Eight bits with one scale per column; keys, values and activations are f32. A quarter of the memory of f32; the logits
-    /// are approximate.
+    /// Eight bits with one scale per column; keys, values and activations are f32, and inputs of matmuls are rounded to 15
+    /// bits. A quarter of the memory of f32; the logits are approximate.
     Int8,
 }
 
@@ -37,9 +39,21 @@ impl WeightFormat {
     /// Checks that a model can be computed in this format.
     ///
     /// # Errors
-    /// If it is bfloat16 and the heads are of odd size, or the MLP is.
+    /// If it is bfloat16 and the heads are of odd size, or the MLP is; if it is int8 and the model is wider than [`MAX_DEPTH`].
     pub fn check(self, config: &ModelConfig) -> Result<()> {
-        if self == Self::Bf16 { Precision::Bf16.check(config) } else { Ok(()) }
+        match self {
+            Self::F32 => Ok(()),
+            Self::Bf16 => Precision::Bf16.check(config),
+            Self::Int8 => {
+                let widest = config.n_emb.max(config.inner());
+                if widest <= MAX_DEPTH {
+                    return Ok(());
+                }
+                let reason =
+                    format!("int8 multiplies up to {MAX_DEPTH} inputs, not {widest}: use `precision bf16`");
+                Err(Error::setting("precision", reason))
+            }
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! bfloat16 beside f32, which golden.rs holds to PyTorch with errors a thousand times below those allowed here.
 
-use folio::model::{Activation, Backend, Batch, CpuBackend, ModelConfig, Parameters, Precision};
+use folio::model::{
+    Activation, Backend, Batch, CpuBackend, ModelConfig, Parameters, Precision, WeightFormat,
+};
 use folio::optim::{AdamW, AdamWConfig};
 use folio::rng::{Rng, Stream};
 use rayon::ThreadPoolBuilder;
@@ -142,4 +144,15 @@ fn heads_and_mlps_of_odd_size_are_refused_in_bf16() {
     let error = Precision::Bf16.check(&odd).expect_err("an MLP of 91").to_string();
     assert!(error.contains("an MLP of even width, not 91: use `precision f32`"), "{error}");
     Precision::F32.check(&odd).expect("f32 takes any");
+}
+
+#[test]
+fn layers_whose_sums_exceed_32_bits_are_refused_in_int8() {
+    let wide = ModelConfig { n_inner: Some(131_073), ..config(0.0) };
+    let error = WeightFormat::Int8.check(&wide).expect_err("131,073 inputs").to_string();
+    assert!(
+        error.contains("int8 multiplies up to 131072 inputs, not 131073: use `precision bf16`"),
+        "{error}"
+    );
+    WeightFormat::Bf16.check(&ModelConfig { n_inner: Some(131_074), ..wide }).expect("bf16 takes any");
 }

@@ -69,8 +69,13 @@ pub(crate) fn support() -> Support {
 
 /// Whether CPUID reports AMX-TILE and AMX-BF16: leaf 7, EDX bits 24 and 22.
 fn is_present() -> bool {
+    cpuid_leaf_7_edx() & (1 << 24 | 1 << 22) == 1 << 24 | 1 << 22
+}
+
+/// EDX of CPUID's leaf 7, or 0 if the processor has no such leaf.
+fn cpuid_leaf_7_edx() -> u32 {
     let leaves = std::arch::x86_64::__cpuid(0).eax;
-    leaves >= 7 && std::arch::x86_64::__cpuid_count(7, 0).edx & (1 << 24 | 1 << 22) == 1 << 24 | 1 << 22
+    if leaves < 7 { 0 } else { std::arch::x86_64::__cpuid_count(7, 0).edx }
 }
 
 /// Requests permission from Linux to use the tile registers: `arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA)`. The

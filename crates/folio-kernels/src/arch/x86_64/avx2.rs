@@ -7,7 +7,7 @@ use std::array::from_fn;
 
 use crate::element::Element;
 use crate::prefetch::{INT8_PREFETCH_AHEAD, PrefetchHint, prefetch};
-use crate::quantized::{InputRows, InputStep, STEP, STRIP_COLS, StripUnit, Sums as IntegerSums, UNIT};
+use crate::quantized::{InputRows, InputStep, IntegerSums, STEP, STRIP_COLS, StripUnit, UNIT};
 use crate::tile::{COLS, ROWS, Sums, Walk};
 
 /// Runs `body` compiled for this set.
@@ -74,8 +74,9 @@ pub(crate) unsafe fn multiply<E: Element, const R: usize>(
 /// The processor must have AVX2; the rows must have the depth of the strip.
 #[target_feature(enable = "avx2")]
 pub(crate) unsafe fn multiply_int8(sums: &mut IntegerSums, rows: InputRows, weights: &[StripUnit]) {
-    /// Columns of a pass, and of the 16 bytes that are widened at a time.
+    /// Columns of a pass.
     const COLS: usize = 16;
+    /// Columns that are widened at a time: 16 bytes.
     const WIDENED: usize = 4;
     for r in 0..rows.rows {
         for first in (0..STRIP_COLS).step_by(COLS) {

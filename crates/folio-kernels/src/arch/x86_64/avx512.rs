@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 use std::array::from_fn;
 
 use crate::prefetch::{CACHE_LINE, INT8_PREFETCH_AHEAD, PrefetchHint, prefetch};
-use crate::quantized::{InputRows, STRIP_COLS, StripUnit, Sums as IntegerSums, UNIT};
+use crate::quantized::{InputRows, IntegerSums, STRIP_COLS, StripUnit, UNIT};
 use crate::tile::{COLS, ROWS, Sums, Walk};
 
 /// Runs `body` compiled for AVX-512.
@@ -149,7 +149,7 @@ unsafe fn fixed<const R: usize, const V: usize>(
 ///
 /// # Safety
 /// The processor must have AVX-512 F and VNNI; the rows must have the depth of the strip; `totals` must have its columns.
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[target_feature(enable = "avx512f,avx512vnni")]
 pub(crate) unsafe fn multiply_int8(
     sums: &mut IntegerSums,
     rows: InputRows,
@@ -177,8 +177,8 @@ pub(crate) unsafe fn multiply_int8(
 /// [`multiply_int8`] for `R` rows from `first` on.
 ///
 /// # Safety
-/// As [`multiply_int8`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+/// As [`multiply_int8`]; there must be as many rows.
+#[target_feature(enable = "avx512f,avx512vnni")]
 #[inline]
 unsafe fn int8_rows<const R: usize>(
     sums: &mut IntegerSums,

@@ -137,7 +137,9 @@ impl Pass {
         let w = weights.packed.head_backward();
         let (scale, label_smoothing) = (1.0 / self.total_tokens as f32, self.label_smoothing);
         let objective = Objective { targets, scale, label_smoothing, soft_targets };
-        head_backward(self.head_dims(), dnormed, dlogits, w, objective, head);
+        // A group is smaller than the batch only if it is large.
+        let reuse = reuse(self.batch * size_of_val(dlogits));
+        head_backward(self.head_dims(), dnormed, dlogits, w, objective, head, reuse);
         pack((t, c), Some(operands), None, normed, Reuse::Temporal);
         dresidual.fill(0.0);
         let last = &sequence.residual[self.config.n_blocks][..t * c];

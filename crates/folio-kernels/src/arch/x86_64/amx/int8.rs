@@ -5,25 +5,21 @@ use std::arch::asm;
 use std::sync::OnceLock;
 
 use super::PREFETCH_AHEAD;
-use crate::quantized::{GROUP, InputRows, STEP, STRIP_COLS, StripUnit, Sums, UNIT};
+use crate::quantized::{GROUP, InputRows, IntegerSums, STEP, STRIP_COLS, StripUnit, UNIT};
 
 /// Whether CPUID reports AMX-INT8: leaf 7, EDX bit 25.
 pub(crate) fn has_int8() -> bool {
     static HAS: OnceLock<bool> = OnceLock::new();
-    *HAS.get_or_init(|| {
-        let leaves = std::arch::x86_64::__cpuid(0).eax;
-        leaves >= 7 && std::arch::x86_64::__cpuid_count(7, 0).edx & (1 << 25) != 0
-    })
+    *HAS.get_or_init(|| super::cpuid_leaf_7_edx() & 1 << 25 != 0)
 }
 
-/// The sums of the high and the low parts of some rows times a strip of 8-bit weights: a step at a time, two tiles of sums for each
-/// part.
+/// The sums of the high and the low parts of some rows times a strip of 8-bit weights: a step at a time, two tiles of sums per part.
 ///
 /// # Safety
 /// [`super::Tiles::configure_int8`] must have configured the registers for the number of rows, or for more than 16, and then there
 /// must be [`GROUP`] readable rows of each part. The rows must have the depth of the strip.
 #[inline]
-pub(crate) unsafe fn multiply_int8(sums: &mut Sums, rows: InputRows, weights: &[StripUnit]) {
+pub(crate) unsafe fn multiply_int8(sums: &mut IntegerSums, rows: InputRows, weights: &[StripUnit]) {
     const LINE: usize = STRIP_COLS * UNIT;
     const { assert!(GROUP == 16 && STEP == 16 * UNIT && LINE == 128) };
     let steps = weights.len() * UNIT / STEP;
@@ -31,7 +27,7 @@ pub(crate) unsafe fn multiply_int8(sums: &mut Sums, rows: InputRows, weights: &[
         (sums.high, sums.low) = ([[0; STRIP_COLS]; GROUP], [[0; STRIP_COLS]; GROUP]);
         return;
     }
-    // SAFETY: guaranteed by the caller; `Sums` has room for 16 rows of each part.
+    // SAFETY: guaranteed by the caller; `IntegerSums` has room for 16 rows of each part.
     unsafe {
         asm!(
             "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
