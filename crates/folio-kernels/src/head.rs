@@ -4,10 +4,11 @@
 //! ```text
 //! logits = x wteᵀ;  loss = -ln softmax(logits)[target] = m + ln(sum of exp(logits - m)) - logits[target]
 //! ```
-//! The head shares its weights with the token embedding (Press and Wolf 2017, "Using the Output Embedding"). The
-//! maximum logit m and the sum are updated panel by panel of the vocabulary (Milakov and Gimelshein 2018, "Online
-//! normalizer calculation for softmax"). Of each panel, exp(logits - maximum so far) is stored; in bfloat16 this loses
-//! no accuracy, however large the logits are. Cf. PyTorch's `F.cross_entropy`.
+//! The head shares its weights with the token embedding (Press and Wolf 2017, "Using the Output Embedding"). m is a
+//! reference close to the maximum logit. If the maximum of a panel of the vocabulary exceeds it by more than 4, that becomes the reference,
+//! and the sum so far is multiplied with exp(old - new) (after Milakov and Gimelshein 2018, "Online normalizer calculation for
+//! softmax"). Of each panel, exp(logits - reference) is stored; in bfloat16 this loses no accuracy, however large the logits are. Cf. PyTorch's
+//! `F.cross_entropy`.
 
 use std::ops::Range;
 
@@ -27,14 +28,14 @@ use crate::vector::{exp, exp_of_negative, max, sum};
 /// (256 KiB in bfloat16) fit into the second-level cache.
 pub const VOCAB_SEGMENT: usize = 2048;
 
-/// What the forward pass of the head stores for its backward pass, for one thread.
+/// Scratch of the head for one thread: what the forward pass stores for the backward pass, and the gradients of one segment.
 #[derive(Debug)]
 pub struct HeadScratch<E> {
     /// (panels of V, rows, 64): exp(logits - reference of the row and panel). Empty if only losses are computed.
     exps: Buffer<E>,
     /// (panels of V, rows): what was subtracted from the logits.
     panel_references: Vec<f32>,
-    /// (rows): what is subtracted from the logits of the next panel. No logit so far exceeds it by more than [`HEADROOM`].
+    /// (rows): the reference so far. No logit so far exceeds it by more than [`HEADROOM`].
     references: Vec<f32>,
     /// (rows, 16): partial sums of exp(logits - reference) so far.
     sums: Vec<CacheAligned<[f32; SUMS]>>,
@@ -46,8 +47,8 @@ pub struct HeadScratch<E> {
     dlogits: Buffer<E>,
 }
 
-/// How far a logit may exceed the reference before the reference becomes the maximum. It hardly ever changes after the first panels,
-/// and exponentials stay below e^4.
+/// How far a logit may exceed the reference before the reference changes, which is therefore rare after the first panels. The larger,
+/// the more is rounded: an argument of exp may be as large.
 const HEADROOM: f32 = 4.0;
 
 /// Partial sums per row: as many as the widest register has.
@@ -71,10 +72,10 @@ impl<E: Element> HeadScratch<E> {
     }
 }
 
-/// Elements from the gradients of one row to those of the next: not a multiple of 4 KiB, so that the rows of a panel do not all compete
-/// for the same places of the first-level cache.
+/// Elements from the gradients of one row to those of the next: an odd number of panels, so that the rows of a panel do not compete for the
+/// same places of the first-level cache.
 fn segment_stride(vocab: usize) -> usize {
-    vocab.next_multiple_of(PANEL_COLS).min(VOCAB_SEGMENT) + PANEL_COLS
+    (vocab.div_ceil(PANEL_COLS).min(VOCAB_SEGMENT / PANEL_COLS) | 1) * PANEL_COLS
 }
 
 /// The loss of every token, in nats. Stores in `scratch` what the backward pass needs, if the scratch is for training.
@@ -137,7 +138,7 @@ impl<E: Element> HeadScratch<E> {
         targets: &[u32],
     ) {
         let rows = at.row..at.row + at.rows;
-        let first = at.col / PANEL_COLS * dims.rows + at.row;
+        let place = at.col / PANEL_COLS * dims.rows + at.row;
         let targets = &targets[rows.clone()];
         let target_logits = &mut self.target_logits[rows.clone()];
         let references = &mut self.references[rows.clone()];
@@ -172,9 +173,9 @@ impl<E: Element> HeadScratch<E> {
             *sums = totals;
         }
         if !self.exps.is_empty() {
-            let exps = &mut self.exps[first * PANEL_COLS..][..at.rows * PANEL_COLS];
+            let exps = &mut self.exps[place * PANEL_COLS..][..at.rows * PANEL_COLS];
             round(isa, exps, tile[..at.rows].as_flattened());
-            self.panel_references[first..][..at.rows].copy_from_slice(references);
+            self.panel_references[place..][..at.rows].copy_from_slice(references);
         }
     }
 }
@@ -239,7 +240,7 @@ pub struct Objective<'a> {
 
 /// The backward pass from the mean loss: math.md (31) and (33). `scratch` must come from [`head_forward`].
 ///
-/// - `dx` (M, C), `dlogits` (M, V) in panels: overwritten.
+/// - `dx` (M, C), `dlogits` (M, V) in panels: overwritten. `reuse`: how `dlogits` is stored.
 /// - `wte` (V, C): one matrix in panels for every [`VOCAB_SEGMENT`] rows.
 ///
 /// ```text

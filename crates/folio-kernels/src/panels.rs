@@ -20,6 +20,14 @@ pub enum Reuse {
     NonTemporal,
 }
 
+impl Reuse {
+    /// For `bytes` bytes that are written one after the other, and read only then.
+    pub fn of(bytes: usize) -> Self {
+        const LARGE: usize = 64 << 20;
+        if bytes < LARGE { Self::Temporal } else { Self::NonTemporal }
+    }
+}
+
 /// Packs `src`, a matrix of shape `dims` whose rows are `stride` elements apart. `out` is overwritten.
 #[inline(always)]
 pub fn pack_rows<S: Element, E: Element>(isa: Isa, dims: PanelDims, out: &mut [E], src: &[S], stride: usize) {

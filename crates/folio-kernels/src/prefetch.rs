@@ -36,6 +36,7 @@ pub(crate) fn prefetch(address: *const u8, hint: PrefetchHint) {
 }
 
 /// How far ahead strips of 8-bit weights are prefetched, in bytes. The hardware prefetcher keeps too few lines in flight.
+/// As far as panels of bfloat16 (docs/experiments.md).
 #[cfg(target_arch = "x86_64")]
 pub(crate) const INT8_PREFETCH_AHEAD: usize = 8192;
 

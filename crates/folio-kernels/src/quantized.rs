@@ -102,7 +102,7 @@ impl Quantized {
         QuantizedPanels { data, scales, totals, depth: dims.depth, cols: dims.cols }
     }
 
-    /// Bytes that a matmul reads; without VNNI, the totals are not among them.
+    /// Bytes that a matmul reads. Of the instruction sets, only VNNI needs the totals.
     pub fn bytes(&self) -> usize {
         size_of_val(&*self.data) + size_of_val(&*self.scales) + size_of_val(&*self.totals)
     }

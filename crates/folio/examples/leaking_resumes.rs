@@ -6,7 +6,7 @@
 //! on the same split, and again with two on a new split each. As in the original, a run starts with a fresh AdamW and half the rate.
 //!
 //! ```text
-//! cargo run --release -p folio --example leaking_resumes > losses.csv
+//! cargo run --release -p folio --example leaking_resumes -- losses.svg > losses.csv
 //! ```
 
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use folio::data::{BatchBuffer, BlockOffset, Dataset, Part, SplitKind, TokenStrea
 use folio::distributed::SingleProcess;
 use folio::error::Result;
 use folio::evaluate::{EvaluationBatches, mean_batch_loss};
-use folio::model::{
-    Backend, CpuBackend, ModelConfig, Parameters, Precision, PrecisionChoice, resolve_precision,
-};
+use folio::files::write_atomic;
+use folio::model::{Backend, CpuBackend, ModelConfig, PrecisionChoice, resolve_precision};
 use folio::optim::{AdamW, AdamWConfig};
+use folio::plot::{Curve, to_svg};
 use folio::rng::{Rng, Stream};
 use folio::text::Corpus;
 use folio::tokenizer::Tokenizer;
@@ -49,34 +49,32 @@ fn main() -> Result<()> {
 
     println!("split,run,epoch,train_loss,eval_loss");
     let mut model = CpuBackend::new(MODEL, precision, &mut Rng::new(0, Stream::Init));
-    train("first", 0, &Dataset::new(Arc::clone(&stream), MODEL.block_size, 0)?, &mut model);
-    let first = model.parameters().into_owned();
+    let mut first = Curve { label: "first run".to_owned(), ..Curve::default() };
+    train("first", 0, &Dataset::new(Arc::clone(&stream), MODEL.block_size, 0)?, &mut model, &mut first);
+    let weights = model.parameters().into_owned();
+    let mut curves = vec![first];
     for split in ["same", "new"] {
-        let mut parameters = first.clone();
+        let mut curve = Curve { label: format!("{split} split at each resume"), ..Curve::default() };
+        let mut parameters = weights.clone();
         for run in 1..RUNS {
             let seed = if split == "new" { run } else { 0 };
             let dataset = Dataset::new(Arc::clone(&stream), MODEL.block_size, seed)?;
-            parameters = continue_from(split, run, &dataset, precision, parameters);
+            // From the weights alone.
+            let mut model = CpuBackend::from_parameters(MODEL, precision, parameters);
+            train(split, run, &dataset, &mut model, &mut curve);
+            parameters = model.parameters().into_owned();
         }
+        curves.push(curve);
+    }
+    if let Some(path) = std::env::args_os().nth(1) {
+        let svg = to_svg(&curves, "Resuming on the same split, and on a new one")?;
+        write_atomic(path.as_ref(), svg.as_bytes())?;
     }
     Ok(())
 }
 
-/// Continues from the weights alone.
-fn continue_from(
-    split: &str,
-    run: u64,
-    dataset: &Dataset,
-    precision: Precision,
-    weights: Parameters,
-) -> Parameters {
-    let mut model = CpuBackend::from_parameters(MODEL, precision, weights);
-    train(split, run, dataset, &mut model);
-    model.parameters().into_owned()
-}
-
 /// Trains for some epochs with a fresh AdamW, and prints the losses of each, the evaluation loss without dropout.
-fn train(split: &str, run: u64, dataset: &Dataset, model: &mut CpuBackend) {
+fn train(split: &str, run: u64, dataset: &Dataset, model: &mut CpuBackend, curve: &mut Curve) {
     let mut optimizer = AdamW::new(AdamWConfig { weight_decay: WEIGHT_DECAY, ..AdamWConfig::default() });
     let learning_rate = LEARNING_RATE / f64::from(1 << run);
     let mut order = Rng::new(run, Stream::Order);
@@ -95,6 +93,10 @@ fn train(split: &str, run: u64, dataset: &Dataset, model: &mut CpuBackend) {
         let batches = EvaluationBatches { dataset, blocks, batch_size: BATCH_SIZE, micro_batches: 1 };
         let eval_loss = mean_batch_loss(model, &SingleProcess, batches, &mut buffer, || true);
         let eval_loss = eval_loss.expect("evaluation was not canceled");
-        println!("{split},{run},{},{train_loss:.4},{eval_loss:.4}", run * EPOCHS + epoch);
+        let epoch = run * EPOCHS + epoch;
+        println!("{split},{run},{epoch},{train_loss:.4},{eval_loss:.4}");
+        let step = epoch as f64 * dataset.blocks(Part::Train).len().div_ceil(BATCH_SIZE) as f64;
+        curve.train_losses.push((step, train_loss));
+        curve.eval_losses.push((step, eval_loss));
     }
 }

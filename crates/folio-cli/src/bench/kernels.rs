@@ -339,11 +339,7 @@ impl<E: Element> Bench<E> {
             head_forward(dims, losses, x, Panels::new(forward, &wte_t), &targets, scratch);
         });
         let cost = Cost { flop, bytes: 2 * bytes };
-        let reuse = if batch * panels.len::<E>() * size_of::<E>() < 64 << 20 {
-            Reuse::Temporal
-        } else {
-            Reuse::NonTemporal
-        };
+        let reuse = Reuse::of(batch * panels.len::<E>() * size_of::<E>());
         self.time("head_backward", shape, cost, &mut states, |_, (_, _, dx, dlogits, scratch)| {
             let segments = (0..vocab).step_by(VOCAB_SEGMENT).map(|first| {
                 let dims = PanelDims { depth: (vocab - first).min(VOCAB_SEGMENT), cols: channels };

@@ -8,8 +8,8 @@ use folio_kernels::panels::{PanelDims, Panels, Reuse};
 use folio_kernels::reference;
 
 use crate::support::{
-    EXP_ROUNDINGS, Expected, LN_ROUNDINGS, Random, TINY, U, as_f32, assert_same_bits, check, format,
-    from_panels, in_panels, nans, on_every_isa, rounded, sizes, stored, sum_depth, transposed, wide,
+    EXP_ROUNDINGS, Expected, LN_ROUNDINGS, Random, TINY, U, aligned_nans, as_f32, assert_same_bits, check,
+    format, from_panels, in_panels, nans, on_every_isa, rounded, sizes, stored, transposed, wide,
 };
 
 /// How far the maximum may exceed what is subtracted from the logits.
@@ -320,7 +320,7 @@ impl<E: Element> Head<E> {
         head::head_forward(*dims, &mut losses, x, wte_t, targets, &mut scratch);
 
         let panels = PanelDims { depth: rows, cols: vocab };
-        let (mut dx, mut dlogits) = (vec![f32::NAN; rows * channels], nans::<E>(panels.len::<E>()));
+        let (mut dx, mut dlogits) = (vec![f32::NAN; rows * channels], aligned_nans::<E>(panels.len::<E>()));
         let wte = self.wte();
         let wte = wte.iter().map(|(dims, wte)| Panels::new(*dims, wte));
         head::head_backward(*dims, &mut dx, &mut dlogits, wte, objective, &mut scratch, reuse);
@@ -338,6 +338,17 @@ impl<E: Element> Head<E> {
         let mut losses = vec![0.0; larger.rows];
         head::head_forward(larger, &mut losses, &x, Panels::new(panels, &wte_t), &targets, &mut scratch);
         assert!(losses.iter().all(|loss| loss.is_nan()), "{losses:?}");
+        let mut dx = vec![0.0; larger.rows * channels];
+        let mut dlogits = nans::<E>(PanelDims { depth: larger.rows, cols: larger.vocab }.len::<E>());
+        let segments = (0..larger.vocab).step_by(2048).map(|first| {
+            let dims = PanelDims { depth: (larger.vocab - first).min(2048), cols: channels };
+            (dims, nans::<E>(dims.len::<E>()))
+        });
+        let segments: Vec<_> = segments.collect();
+        let wte = segments.iter().map(|(dims, wte)| Panels::new(*dims, wte));
+        let objective = Objective { targets: &targets, scale: 1.0, label_smoothing: 0.0, soft_targets: None };
+        head::head_backward(larger, &mut dx, &mut dlogits, wte, objective, &mut scratch, Reuse::Temporal);
+        assert!(dx.iter().all(|dx| dx.is_nan()), "{dx:?}");
         scratch
     }
 
@@ -368,26 +379,26 @@ impl<E: Element> Head<E> {
         });
     }
 
-    /// With S the number of additions of a sum of 64, in units of U:
+    /// In units of U:
     ///
     /// - A logit: one rounding per term of the sum over channels.
-    /// - An exponential: the error of its logit; the rounding of its argument, whose size is at most `gap = max - x` or, as the
-    ///   reference may be 4 below the maximum, 4; it is subtracted at once or in parts as the reference changes; the roundings of `exp`
-    ///   at every change.
-    /// - The sum of the exponentials: their errors, each weighted with its share p; S additions of its panel, an
-    ///   addition for every panel, and a product for every change.
+    /// - An exponential: the error of its logit; its argument, in parts x - r and r - r' if the reference changes from r to r', whose sizes
+    ///   add up to `reach`: max - x, and twice 4 if there are several panels; of every part one rounding of the difference and two of
+    ///   `exp_of_negative`; the roundings of `exp` at every change.
+    /// - The sum of the exponentials: their errors, each weighted with its share p; four additions in its panel and four of the 16 partial
+    ///   sums, an addition for every panel, and a product for every change.
     /// - The loss: the errors of the sum, because the logarithm turns relative errors into absolute ones; the error of
     ///   the logarithm, up to 4 larger than that of a sum relative to the maximum; the error of the target's logit; the roundings of
-    ///   the gap at the target and of the last sum.
-    /// - The gradient: the errors of the logit, of the gap, of two exponentials and of the sum, a division and two
+    ///   reference - x at the target and of the last sum.
+    /// - The gradient: the errors of the logit, of two exponentials and of the sum, a division and two
     ///   products. The intermediate value and the gradient are stored.
     /// - The gradient at the target does not use the stored intermediate value.
     /// - The targets' smoothed probability is rounded, and so is the difference to it.
     /// - So is each product of a soft target with its scale, which is rounded itself, and its difference; at the target, the sum of
     ///   both.
     ///
-    /// `exp` is constant below e^-87 = 1.6e-38: if the gap is greater, a gradient may be off by two of the smallest
-    /// normal numbers.
+    /// `exp` is constant below e^-87 = 1.6e-38, and an exponential is at most e^4: a gradient may be off by twice e^4 of the smallest
+    /// normal number.
     fn expected(&self) -> [Expected; 2] {
         let HeadDims { rows, channels, vocab } = self.dims;
         let [logits, logit_sizes] = self.twin_logits();
@@ -413,27 +424,28 @@ impl<E: Element> Head<E> {
             let greatest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let total: f64 = logits.iter().map(|logit| (logit - greatest).exp()).sum();
             let share = |v: usize| (logits[v] - greatest).exp() / total;
-            let gap = |v: usize| (greatest - logits[v]).max(HEADROOM);
-            // At most: a change also needs 4 more than the reference.
+            let reach = |v: usize| greatest - logits[v] + if vocab > 64 { 2.0 * HEADROOM } else { 0.0 };
+            // At most, because every change but the first raises the reference by more than 4.
             let (mut changes, mut so_far) = (0.0, f64::NEG_INFINITY);
             for panel in logits.chunks(64) {
                 let peak = panel.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 changes += f64::from(u8::from(peak > so_far - 1e-3));
                 so_far = so_far.max(peak);
             }
+            let first_peak = logits[..vocab.min(64)].iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            changes = changes.min(1.0 + (greatest - first_peak) / HEADROOM + 1e-3);
             let panels = vocab.div_ceil(64) as f64;
-            let mean_off: f64 = (0..vocab).map(|v| share(v) * (off(v) + U * gap(v))).sum();
-            let total_off =
-                mean_off + U * (EXP_ROUNDINGS * (1.0 + changes) + sum_depth(64) + panels + changes);
+            let mean_off: f64 = (0..vocab).map(|v| share(v) * (off(v) + 3.0 * U * reach(v))).sum();
+            let total_off = mean_off + U * (EXP_ROUNDINGS * (1.0 + changes) + 8.0 + panels + changes);
             let loss = losses[m];
             losses_off.push(
                 total_off
                     + off(target)
-                    + U * (LN_ROUNDINGS * (total.ln() + HEADROOM) + gap(target) + loss.abs()),
+                    + U * (LN_ROUNDINGS * (total.ln() + HEADROOM) + reach(target) + loss.abs()),
             );
             for v in 0..vocab {
                 let p = scale * share(v);
-                let roundings = gap(v) + 2.0 * EXP_ROUNDINGS + 4.0;
+                let roundings = 3.0 * reach(v) + 2.0 * EXP_ROUNDINGS + 4.0;
                 let p_off = p * (off(v) + total_off + U * roundings);
                 let gradient = dlogits[m * vocab + v];
                 let soft = scale * soft(m * vocab + v);
@@ -448,7 +460,7 @@ impl<E: Element> Head<E> {
                 } else {
                     stored::<E>(p, p_off) + difference
                 };
-                dlogits_off.push(stored::<E>(gradient, error) + 2.0 * TINY);
+                dlogits_off.push(stored::<E>(gradient, error) + 2.0 * HEADROOM.exp() * TINY);
             }
         }
         [

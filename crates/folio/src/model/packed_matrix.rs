@@ -56,9 +56,3 @@ pub(super) fn pack<S: Element, E: Element>(
         || pack_both_ways(isa, shape, by_rows, by_columns, src, reuse),
     );
 }
-
-/// Whether `bytes` bytes that are written one after the other are still cached when they are read.
-pub(super) fn reuse(bytes: usize) -> Reuse {
-    const LARGE: usize = 64 << 20;
-    if bytes < LARGE { Reuse::Temporal } else { Reuse::NonTemporal }
-}

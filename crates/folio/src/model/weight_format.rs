@@ -50,7 +50,7 @@ impl WeightFormat {
                     return Ok(());
                 }
                 let reason =
-                    format!("int8 multiplies up to {MAX_DEPTH} inputs, not {widest}: use `precision bf16`");
+                    format!("int8 multiplies up to {MAX_DEPTH} inputs, not {widest}: use `precision f32`");
                 Err(Error::setting("precision", reason))
             }
         }

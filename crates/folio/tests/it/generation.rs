@@ -291,7 +291,7 @@ fn check_int8(config: ModelConfig) {
     // 10 channels and 60 keys, and about 30 in LayerNorm, softmax and GELU; then the 70 inputs of the head.
     let roundings = 2.0 * (70.0 + 70.0 + 70.0 + 280.0 + 10.0 + 60.0 + 30.0) + 70.0;
     // An input of a matmul changes by up to half a step, a 32,512th of its row's maximum, which is at most the norm. The changes are
-    // independent and evenly distributed: their root mean square is a step / sqrt(12), and those of all inputs add in quadrature.
+    // independent and uniformly distributed: their root mean square is a step / sqrt(12), and those of all inputs add in quadrature.
     let inputs: f64 = 2.0 * (3.0 * 70.0 + 280.0) + 70.0;
     let relative = roundings * f64::from(f32::EPSILON) / 2.0 + (inputs / 12.0).sqrt() / 16_256.0;
     let tolerance = relative * norm(&mut want.iter().copied());

@@ -151,8 +151,9 @@ fn layers_whose_sums_exceed_32_bits_are_refused_in_int8() {
     let wide = ModelConfig { n_inner: Some(131_073), ..config(0.0) };
     let error = WeightFormat::Int8.check(&wide).expect_err("131,073 inputs").to_string();
     assert!(
-        error.contains("int8 multiplies up to 131072 inputs, not 131073: use `precision bf16`"),
+        error.contains("int8 multiplies up to 131072 inputs, not 131073: use `precision f32`"),
         "{error}"
     );
-    WeightFormat::Bf16.check(&ModelConfig { n_inner: Some(131_074), ..wide }).expect("bf16 takes any");
+    WeightFormat::F32.check(&wide).expect("f32 takes any");
+    WeightFormat::Int8.check(&ModelConfig { n_inner: Some(131_072), ..wide }).expect("the limit");
 }

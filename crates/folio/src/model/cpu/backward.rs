@@ -24,7 +24,7 @@ use super::activations::{
 use super::gradients::Gradients;
 use super::pass::{Pass, PassBlock, PassWeights, Site};
 use crate::model::Batch;
-use crate::model::packed_matrix::{pack, reuse};
+use crate::model::packed_matrix::pack;
 use crate::model::parameters::{BlockVectors, ParametersMut};
 
 impl Pass {
@@ -137,8 +137,8 @@ impl Pass {
         let w = weights.packed.head_backward();
         let (scale, label_smoothing) = (1.0 / self.total_tokens as f32, self.label_smoothing);
         let objective = Objective { targets, scale, label_smoothing, soft_targets };
-        // A group is smaller than the batch only if it is large.
-        let reuse = reuse(self.batch * size_of_val(dlogits));
+        // Groups are smaller than the batch only if a group is large (`head_group`), so the size of the batch decides as theirs would.
+        let reuse = Reuse::of(self.batch * size_of_val(dlogits));
         head_backward(self.head_dims(), dnormed, dlogits, w, objective, head, reuse);
         pack((t, c), Some(operands), None, normed, Reuse::Temporal);
         dresidual.fill(0.0);
@@ -170,7 +170,7 @@ impl Pass {
         let ThreadScratch { normed, branch, wide, dnormed, attention, .. } = scratch;
         let (normed, branch, dnormed) = (&mut normed[..t * c], &mut branch[..t * c], &mut dnormed[..t * c]);
         // The operands are read after all sequences have written theirs.
-        let reuse = reuse(self.batch * operands_len::<E>(t, &self.config) * size_of::<E>());
+        let reuse = Reuse::of(self.batch * operands_len::<E>(t, &self.config) * size_of::<E>());
         let pack = |cols, out, x: &[E]| pack((t, cols), Some(out), None, x, reuse);
 
         // output = middle + drop(mlp_proj(gelu(c_fc(ln_2(middle)))))

@@ -27,9 +27,10 @@ impl CpuBackend {
         // Per token: qkv, heads (4 C) and fc (I) in the format and two residual streams in f32, for each block; operands of
         // one block's weight gradients (8 C + 2 I) in the format; the gradient of the residual stream.
         let token = l * ((4 * c + i) * element + 8 * c) + (8 * c + 2 * i) * element + 8 * c;
-        // The gradients of the logits of a group of sequences, and each thread's exponentials of one.
+        // The gradients of the logits of a group of sequences; of one sequence, each thread's exponentials and the gradients of a segment.
         let v = config.vocab_size as u128;
-        let logits = (sequences * t * v).min(1 << 26) + rayon::current_num_threads() as u128 * t * v;
+        let logits =
+            (sequences * t * v).min(1 << 26) + rayon::current_num_threads() as u128 * t * (v + v.min(2048));
         // Both orders of every matrix that is multiplied with; of the embeddings only a tied head is.
         let packed = parameters - if config.tie_word_embeddings { 0 } else { v * c };
         let moments = if zero == 0 { trained * 8 } else { (trained * 8).div_ceil(ranks.all as u128) };

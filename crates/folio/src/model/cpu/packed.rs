@@ -2,10 +2,10 @@
 
 use folio_kernels::element::Element;
 use folio_kernels::head::VOCAB_SEGMENT;
-use folio_kernels::panels::{PanelDims, Panels};
+use folio_kernels::panels::{PanelDims, Panels, Reuse};
 use rayon::prelude::*;
 
-use crate::model::packed_matrix::{PackedMatrix, pack, reuse};
+use crate::model::packed_matrix::{PackedMatrix, pack};
 use crate::model::{ModelConfig, Parameters};
 
 /// Every matrix of a model in panels, for both passes.
@@ -76,7 +76,7 @@ impl<E: Element> PackedWeights<E> {
             return;
         }
         let (forward, backward) = (self.current < Current::Forward, training);
-        let reuse = reuse(size_of_val(parameters.values()));
+        let reuse = Reuse::of(size_of_val(parameters.values()));
         let Self { blocks, head, head_backward, .. } = self;
         rayon::join(
             || {
