@@ -6,7 +6,7 @@ r"""Compare the speed of folio's tokenizers with Hugging Face's `tokenizers`, `r
     target/release/folio train --tokenizer_type bpe --n_emb 32 --n_heads 2 --n_blocks 1 --block_sizes 32 \
         --batch_sizes 2 --max_steps 1 --num_epochs 1 --save_losses --run_dir /tmp/gpt2
     target/release/folio corpus > /tmp/tiny_shakespeare.txt
-    /tmp/rival/bin/python bench/tokenizers.py --gpt2 /tmp/gpt2/tokenizer.json --text /tmp/tiny_shakespeare.txt
+    /tmp/rival/bin/python bench/tokenizer_speed.py --gpt2 /tmp/gpt2/tokenizer.json --text /tmp/tiny_shakespeare.txt
 
 Prints a Markdown table: the median time of each program, and its ratio to folio's. The programs alternate. Every measurement
 runs in a new process, and excludes startup, reading files and loading a vocabulary; no cache has seen the text before.
@@ -23,8 +23,6 @@ which does not compute offsets. rustbpe uses the published pattern, tiktoken its
 import argparse, json, math, os, pathlib, re, statistics, subprocess, sys, tempfile, time
 
 HERE = pathlib.Path(__file__).resolve().parent
-# This script has the same name as a module that it imports.
-sys.path = [path for path in sys.path if pathlib.Path(path).resolve() != HERE]
 
 PUBLISHED = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 EQUIVALENT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
@@ -117,7 +115,7 @@ def run(command, threads):
 
 def rival(program, task, text, argument, threads):
     """The command that measures a rival once, with the fastest length of pieces, and the key of its result."""
-    command = [sys.executable, str(HERE / "tokenizers.py"), "--measure", task, program, str(text), str(argument)]
+    command = [sys.executable, __file__, "--measure", task, program, str(text), str(argument)]
 
     def best(length):
         times = []
