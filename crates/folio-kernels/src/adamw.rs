@@ -138,6 +138,15 @@ fn piece_of_squares(len: usize) -> usize {
     len.div_ceil(PIECES).max(1).next_multiple_of(SQUARES)
 }
 
+/// Prefetches as many elements as `x` has, behind it.
+#[inline(always)]
+fn prefetch_next(x: &[f32]) {
+    let next = x.as_ptr().wrapping_add(x.len()).cast::<u8>();
+    for line in (0..size_of_val(x)).step_by(CACHE_LINE) {
+        prefetch(next.wrapping_add(line), PrefetchHint::Read);
+    }
+}
+
 /// The sum of squares of `x`, in f64. The order of summation is fixed: blocks whose size depends only on the length.
 pub fn sum_of_squares(x: &[f32]) -> f64 {
     let isa = Isa::detected();
@@ -148,6 +157,7 @@ pub fn sum_of_squares(x: &[f32]) -> f64 {
             || {
                 let mut sum = 0.0;
                 for x in x.chunks(SQUARES) {
+                    prefetch_next(x);
                     sum += f64::from(sum_by([x], |[x]| x * x));
                 }
                 sum
@@ -166,6 +176,7 @@ pub fn partial_squares(x: &[f32], sums: &mut [f32]) {
             #[inline(always)]
             || {
                 for (sum, x) in sums.iter_mut().zip(x.chunks(SQUARES)) {
+                    prefetch_next(x);
                     *sum = sum_by([x], |[x]| x * x);
                 }
             },

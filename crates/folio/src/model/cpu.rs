@@ -1,6 +1,6 @@
 //! A GPT-2 on the CPU.
 //!
-//! Threads take sequences: within one, every op is sequential code over slices that stay in the thread's second-level cache.
+//! Threads take chunks of sequences: within one, every op is sequential code over slices that stay in the thread's second-level cache.
 //! forward.rs and backward.rs are the two passes, op by op; activations.rs has their buffers, packed.rs the weights as
 //! matmuls read them. micro_batches.rs sums over the micro-batches of a step; gradients.rs sends gradients to other ranks
 //! during the backward pass, in the pieces of buckets.rs; sharded.rs divides AdamW over ranks.
@@ -37,7 +37,7 @@ use buckets::{Bucket, buckets};
 use gradients::Gradients;
 use muon::Muon;
 use packed::PackedWeights;
-use pass::{Pass, PassWeights};
+use pass::{Pass, PassWeights, chunk_size};
 use sharded::{Shard, sum_over_regions};
 
 pub use auto_precision::{precision_reason, resolve_precision};
@@ -163,6 +163,7 @@ impl CpuBackend {
             config: self.config,
             batch: batch.sequences(),
             time: batch.time,
+            chunk: 1,
             first_sequence: 0,
             total_tokens: batch.inputs.len(),
             label_smoothing: 0.0,
@@ -357,7 +358,7 @@ impl<E: Element> EngineBuffers<E> {
         soft_targets: Option<SoftTargets>,
     ) -> &'a [f32] {
         on_worker(move || {
-            let (weights, activations) = self.prepare(pass, parameters, Purpose::Training);
+            let (pass, weights, activations) = self.prepare(pass, parameters, Purpose::Training);
             pass.forward_backward(weights, &mut gradients, activations, batch, soft_targets);
             &activations.losses[..pass.tokens()]
         })
@@ -365,7 +366,7 @@ impl<E: Element> EngineBuffers<E> {
 
     fn losses<'a>(&'a mut self, pass: Pass, parameters: &'a Parameters, batch: Batch) -> &'a [f32] {
         on_worker(move || {
-            let (weights, activations) = self.prepare(pass, parameters, Purpose::Inference);
+            let (pass, weights, activations) = self.prepare(pass, parameters, Purpose::Inference);
             pass.losses(weights, activations, batch);
             &activations.losses[..pass.tokens()]
         })
@@ -385,34 +386,42 @@ impl<E: Element> EngineBuffers<E> {
 
     fn last_logits(&mut self, pass: Pass, parameters: &Parameters, logits: &mut [f32], tokens: &[u32]) {
         on_worker(|| {
-            let (weights, activations) = self.prepare(pass, parameters, Purpose::Inference);
+            let (pass, weights, activations) = self.prepare(pass, parameters, Purpose::Inference);
             pass.last_logits(weights, activations, logits, tokens);
         });
     }
 
     fn batch_logits(&mut self, pass: Pass, parameters: &Parameters, logits: &mut [f32], batch: Batch) {
         on_worker(|| {
-            let (weights, activations) = self.prepare(pass, parameters, Purpose::Inference);
+            let (pass, weights, activations) = self.prepare(pass, parameters, Purpose::Inference);
             pass.batch_logits(weights, activations, logits, batch);
         });
     }
 
-    /// Packs the weights and allocates the buffers, as far as a pass needs it.
+    /// Packs the weights, decides on the size of chunks and allocates the buffers, as far as a pass needs it.
     fn prepare<'a>(
         &'a mut self,
         pass: Pass,
         parameters: &'a Parameters,
         purpose: Purpose,
-    ) -> (PassWeights<'a, E>, &'a mut Activations<E>) {
+    ) -> (Pass, PassWeights<'a, E>, &'a mut Activations<E>) {
         self.packed.update(parameters, purpose == Purpose::Training);
         let Pass { config, batch, time, .. } = pass;
-        let needed = Capacity { batch, time, purpose, threads: rayon::current_num_threads() };
-        if !self.activations.as_ref().is_some_and(|buffers| buffers.capacity.holds(needed)) {
+        let best = chunk_size(batch, time, rayon::current_num_threads());
+        let needed = |chunk| Capacity::needed(batch, chunk, time, purpose);
+        let fitting = self.activations.as_ref().and_then(|buffers| {
+            let held = buffers.capacity;
+            // A smaller pass may need more chunks of the best size than there are. Sums over tokens take chunks of whole steps.
+            let other = if purpose == Purpose::Inference || time == held.time { held.chunk } else { best };
+            [best, other].into_iter().find(|&chunk| held.holds(needed(chunk)))
+        });
+        if fitting.is_none() {
             self.activations = None; // Frees the old buffers before the new ones are allocated.
-            self.activations = Some(Activations::new(&config, needed));
+            self.activations = Some(Activations::new(&config, needed(best)));
         }
+        let pass = Pass { chunk: fitting.unwrap_or(best), ..pass };
         let activations = self.activations.as_mut().expect("allocated above");
-        (PassWeights { parameters, packed: &self.packed }, activations)
+        (pass, PassWeights { parameters, packed: &self.packed }, activations)
     }
 }
 

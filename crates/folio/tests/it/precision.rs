@@ -83,21 +83,30 @@ fn gradients_in_bf16_are_those_in_f32_but_for_its_roundings() {
     }
 }
 
-/// Weights after 3 steps of AdamW with this many threads.
-fn trained(config: ModelConfig, precision: Precision, threads: usize) -> Vec<u32> {
+/// Weights after 3 steps of AdamW with this many threads, on so many sequences of so many tokens.
+fn trained(
+    config: ModelConfig,
+    precision: Precision,
+    (sequences, time): (usize, usize),
+    threads: usize,
+) -> Vec<u32> {
     let adamw = AdamWConfig::default();
     ThreadPoolBuilder::new().num_threads(threads).build().expect("threads").install(|| {
         let mut model = model(config, precision);
         let mut optimizer = AdamW::new(adamw);
         let (inputs, targets) = batch();
+        let tokens = sequences * time;
+        let batch = Batch { inputs: &inputs[..tokens], targets: &targets[..tokens], time };
         for step in 0..3 {
-            model.loss_and_gradients(Batch { inputs: &inputs, targets: &targets, time: 67 }, step);
+            model.loss_and_gradients(batch, step);
             optimizer.step(&mut model, 1e-3);
         }
         model.parameters().values().iter().map(|value| value.to_bits()).collect()
     })
 }
 
+/// A thread takes sequences of 67 tokens one at a time. Of 6 sequences of 32, 1, 2, 3 and 5 threads take 3, 3, 2 and 2 at a time
+/// (`chunk_size`); of 5, they take 1, 3 (the other 2), 2 (the third 1) and 1.
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
     for (config, precision) in [
@@ -106,24 +115,31 @@ fn any_number_of_threads_gives_the_same_bits() {
         (varied(0.2), Precision::F32),
         (varied(0.2), Precision::Bf16),
     ] {
-        let one = trained(config, precision, 1);
-        for threads in [2, 3, 5] {
-            assert!(
-                trained(config, precision, threads) == one,
-                "{threads} threads in {precision:?}: {config:?}"
-            );
+        for batch in [(3, 67), (6, 32), (5, 32)] {
+            let one = trained(config, precision, batch, 1);
+            for threads in [2, 3, 5] {
+                assert!(
+                    trained(config, precision, batch, threads) == one,
+                    "{threads} threads, sequences and tokens {batch:?}, in {precision:?}: {config:?}"
+                );
+            }
         }
     }
 }
 
+/// One thread takes 5 sequences of 32 one by one, but in the buffers of 6 it takes 3 and 2.
 #[test]
 fn a_smaller_batch_in_the_buffers_of_a_larger_one_gives_the_same_bits() {
     let (inputs, targets) = batch();
-    for precision in [Precision::F32, Precision::Bf16] {
-        let small = Batch { inputs: &inputs[..2 * 30], targets: &targets[..2 * 30], time: 30 };
+    let part = |(sequences, time)| Batch {
+        inputs: &inputs[..sequences * time],
+        targets: &targets[..sequences * time],
+        time,
+    };
+    let check = |precision, large, small: Batch| {
         let mut fresh = model(config(0.2), precision);
         let mut used = model(config(0.2), precision);
-        used.loss_and_gradients(Batch { inputs: &inputs, targets: &targets, time: 67 }, 1);
+        used.loss_and_gradients(large, 1);
         assert_eq!(fresh.loss_and_gradients(small, 2).to_bits(), used.loss_and_gradients(small, 2).to_bits());
         let bits = |model: &CpuBackend| -> Vec<u32> {
             model.gradients().values().iter().map(|value| value.to_bits()).collect()
@@ -131,6 +147,12 @@ fn a_smaller_batch_in_the_buffers_of_a_larger_one_gives_the_same_bits() {
         assert!(bits(&fresh) == bits(&used), "gradients in {precision:?}");
         let losses = |model: &mut CpuBackend| model.losses(small).to_vec();
         assert_eq!(losses(&mut fresh), losses(&mut used));
+    };
+    let pool = ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
+    for precision in [Precision::F32, Precision::Bf16] {
+        for (large, small) in [((3, 67), (2, 30)), ((6, 32), (5, 32))] {
+            pool.install(|| check(precision, part(large), part(small)));
+        }
     }
 }
 

@@ -1,9 +1,8 @@
 //! The buffers of a forward and a backward pass, allocated once for the largest batch.
 //!
-//! Each sequence has buffers for what its backward pass reads, so that threads work on sequences independently. Each thread
-//! has a [`ThreadScratch`] for intermediate results.
+//! Each chunk of sequences has buffers for what its backward pass reads, so that threads work on chunks independently. Each thread
+//! has a [`ThreadScratch`] for intermediate results. Below, T is the tokens of a chunk and B the number of chunks.
 
-use std::ops::Range;
 use std::sync::{Mutex, MutexGuard};
 
 use folio_kernels::attention::AttentionScratch;
@@ -14,16 +13,17 @@ use folio_kernels::head::HeadScratch;
 use folio_kernels::panels::{PanelDims, Panels};
 use rayon::prelude::*;
 
+use super::pass::Pass;
 use crate::model::parameters::vector_lengths;
 use crate::model::{Batch, ModelConfig};
 
 /// All buffers of a pass.
 pub(super) struct Activations<E> {
     pub(super) capacity: Capacity,
-    pub(super) sequences: Vec<SequenceActivations<E>>,
-    /// The [`Operands`] of the current block, sequence after sequence. Empty for inference.
+    pub(super) chunks: Vec<ChunkActivations<E>>,
+    /// The [`Operands`] of the current block, chunk after chunk. Empty for inference.
     pub(super) operands: Buffer<E>,
-    /// The gradients of the logits of one group of sequences, panels (depth T, V) each. Empty for inference.
+    /// The gradients of the logits of one group of chunks, panels (depth T, V) each. Empty for inference.
     pub(super) dlogits: Buffer<E>,
     /// (B, T, C): the gradient of the residual stream. Empty for inference.
     pub(super) dresidual: Buffer<f32>,
@@ -32,25 +32,28 @@ pub(super) struct Activations<E> {
     pub(super) scratch: ScratchOfThreads<E>,
 }
 
-/// What the backward pass of one sequence reads of its forward pass.
-pub(super) struct SequenceActivations<E> {
+/// What the backward pass of one chunk reads of its forward pass.
+pub(super) struct ChunkActivations<E> {
     /// The residual stream, (T, C) each: after the embeddings, then after every block. Inference alternates between two.
     pub(super) residual: Vec<Buffer<f32>>,
     /// One per block; for inference a single one.
     pub(super) blocks: Vec<BlockActivations<E>>,
     /// The final LayerNorm.
     pub(super) ln_f: LayerNormStatistics,
-    /// This sequence's contribution to the gradients of the vectors (biases and LayerNorm) of the final LayerNorm, then of the
+    /// The contribution of each sequence to the gradients of the vectors (biases and LayerNorm) of the final LayerNorm, then of the
     /// current block.
-    pub(super) vector_gradients: Vec<f32>,
+    pub(super) vector_gradients: Vec<VectorGradients>,
 }
+
+/// The gradients of vectors from one sequence, one after the other.
+pub(super) type VectorGradients = Vec<f32>;
 
 /// What the backward pass of one block reads of its forward pass.
 pub(super) struct BlockActivations<E> {
     pub(super) ln_1: LayerNormStatistics,
     /// (T, 3C)
     pub(super) qkv: Buffer<E>,
-    /// (H, T): log-sum-exp of the attention scores.
+    /// (H, tokens) for each sequence: log-sum-exp of the attention scores.
     pub(super) lse: Vec<f32>,
     /// (T, C): the heads' outputs side by side.
     pub(super) heads: Buffer<E>,
@@ -68,7 +71,7 @@ pub(super) struct LayerNormStatistics {
     pub(super) rstd: Vec<f32>,
 }
 
-/// Intermediate results of one thread's work on one sequence.
+/// Intermediate results of one thread's work on one chunk.
 pub(super) struct ThreadScratch<E> {
     /// (T, C): a LayerNorm's output; in the backward pass also the gradient of the heads.
     pub(super) normed: Buffer<E>,
@@ -93,7 +96,7 @@ impl<E: Element> ScratchOfThreads<E> {
     }
 }
 
-/// The operands of one block's weight gradients `dw = xᵀ dy`, in panels whose depth is the tokens of one sequence, in the
+/// The operands of one block's weight gradients `dw = xᵀ dy`, in panels whose depth is the tokens of one chunk, in the
 /// order of [`Operands::columns`].
 pub(super) struct Operands<S> {
     /// (T, C): ln_1's output.
@@ -128,30 +131,35 @@ impl<S> Operands<S> {
     }
 }
 
-/// Elements of the operands of one sequence.
-pub(super) fn operands_len<E: Element>(time: usize, config: &ModelConfig) -> usize {
-    let lengths = Operands::<()>::columns(config).map(|cols| PanelDims { depth: time, cols }.len::<E>());
+/// Elements of the operands of a chunk of `tokens`.
+pub(super) fn operands_len<E: Element>(tokens: usize, config: &ModelConfig) -> usize {
+    let lengths = Operands::<()>::columns(config).map(|cols| PanelDims { depth: tokens, cols }.len::<E>());
     lengths.iter().sum()
 }
 
 impl<'a, E: Element> Operands<&'a mut [E]> {
-    /// The parts of one sequence's [`Activations::operands`].
-    pub(super) fn of(time: usize, config: &ModelConfig, mut operands: &'a mut [E]) -> Self {
+    /// The parts of one chunk's [`Activations::operands`].
+    pub(super) fn of(tokens: usize, config: &ModelConfig, mut operands: &'a mut [E]) -> Self {
         Self::gather(config, |cols| {
-            let length = PanelDims { depth: time, cols }.len::<E>();
+            let length = PanelDims { depth: tokens, cols }.len::<E>();
             operands.split_off_mut(..length).expect("as long as its parts")
         })
     }
 }
 
 impl<'a, E: Element> Operands<Panels<'a, E>> {
-    /// The operands of `batch` sequences: one segment per sequence in each part.
-    pub(super) fn of_all(batch: usize, time: usize, config: &ModelConfig, operands: &'a [E]) -> Self {
-        let stride = operands_len::<E>(time, config);
+    /// The operands of `count` chunks of `tokens`, whose starts are `stride` elements apart: one segment per chunk in each part.
+    pub(super) fn of_all(
+        count: usize,
+        tokens: usize,
+        config: &ModelConfig,
+        operands: &'a [E],
+        stride: usize,
+    ) -> Self {
         let mut first = 0;
         Self::gather(config, |cols| {
-            let dims = PanelDims { depth: time, cols };
-            let panels = Panels::segmented(dims, &operands[first..batch * stride], batch, stride);
+            let dims = PanelDims { depth: tokens, cols };
+            let panels = Panels::segmented(dims, &operands[first..], count, stride);
             first += dims.len::<E>();
             panels
         })
@@ -161,7 +169,11 @@ impl<'a, E: Element> Operands<Panels<'a, E>> {
 /// The largest pass that the buffers hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Capacity {
-    pub(super) batch: usize,
+    /// Chunks.
+    pub(super) chunks: usize,
+    /// Sequences of a chunk.
+    pub(super) chunk: usize,
+    /// Tokens of a sequence.
     pub(super) time: usize,
     pub(super) purpose: Purpose,
     /// Threads of the pool.
@@ -175,66 +187,77 @@ pub(super) enum Purpose {
 }
 
 impl Capacity {
+    /// What a pass over `batch` sequences in chunks of `chunk` needs.
+    pub(super) fn needed(batch: usize, chunk: usize, time: usize, purpose: Purpose) -> Self {
+        Self { chunks: batch.div_ceil(chunk), chunk, time, purpose, threads: rayon::current_num_threads() }
+    }
+
     /// Whether a pass of this size fits.
     pub(super) fn holds(self, needed: Capacity) -> bool {
-        self.batch >= needed.batch
+        self.chunks >= needed.chunks
+            && self.chunk >= needed.chunk
             && self.time >= needed.time
             && self.threads >= needed.threads
             && (self.purpose == Purpose::Training || needed.purpose == Purpose::Inference)
     }
 
-    /// Sequences of one group of the head. With a large vocabulary, the gradients of all logits would be larger than all other
+    /// Tokens of a chunk.
+    fn tokens(self) -> usize {
+        self.chunk * self.time
+    }
+
+    /// Chunks of one group of the head. With a large vocabulary, the gradients of all logits would be larger than all other
     /// buffers. The gradient of the embedding is read and written once per group; with 2^26 logits (128 MiB in bfloat16) per
     /// group this takes little time.
     pub(super) fn head_group(self, vocab_size: usize) -> usize {
         const LOGITS: usize = 1 << 26;
-        (LOGITS / (self.time * vocab_size)).clamp(1, self.batch)
+        (LOGITS / (self.tokens() * vocab_size)).clamp(1, self.chunks)
     }
 }
 
 impl<E: Element> Activations<E> {
     pub(super) fn new(config: &ModelConfig, capacity: Capacity) -> Self {
         let ModelConfig { vocab_size, n_emb: c, .. } = *config;
-        let Capacity { batch, time, purpose, threads } = capacity;
-        let training = purpose == Purpose::Training;
+        let Capacity { chunks, purpose, threads, .. } = capacity;
+        let (training, tokens) = (purpose == Purpose::Training, capacity.tokens());
         let if_training = |len: usize| if training { len } else { 0 };
-        let logits = PanelDims { depth: time, cols: vocab_size }.len::<E>();
+        let logits = PanelDims { depth: tokens, cols: vocab_size }.len::<E>();
         Self {
             capacity,
-            sequences: (0..batch).map(|_| SequenceActivations::new(config, time, training)).collect(),
-            operands: Buffer::zeroed(if_training(batch * operands_len::<E>(time, config))),
+            chunks: (0..chunks).map(|_| ChunkActivations::new(config, capacity)).collect(),
+            operands: Buffer::zeroed(if_training(chunks * operands_len::<E>(tokens, config))),
             dlogits: Buffer::zeroed(if_training(capacity.head_group(vocab_size) * logits)),
-            dresidual: Buffer::zeroed(if_training(batch * time * c)),
-            losses: vec![0.0; batch * time],
+            dresidual: Buffer::zeroed(if_training(chunks * tokens * c)),
+            losses: vec![0.0; chunks * tokens],
             scratch: ScratchOfThreads(
-                (0..threads).map(|_| Mutex::new(ThreadScratch::new(config, time, training))).collect(),
+                (0..threads).map(|_| Mutex::new(ThreadScratch::new(config, capacity))).collect(),
             ),
         }
     }
 }
 
-/// The work on one sequence of a batch without gradients.
+/// The work on one chunk of a batch without gradients.
 pub(super) struct EvaluationJob<'a, E> {
-    /// The index of the sequence in the pass.
-    pub(super) b: usize,
+    /// The pass over the chunk.
+    pub(super) pass: Pass,
     /// (T)
     pub(super) inputs: &'a [u32],
     /// (T)
     pub(super) targets: &'a [u32],
-    pub(super) sequence: &'a mut SequenceActivations<E>,
+    pub(super) chunk: &'a mut ChunkActivations<E>,
     /// (T)
     pub(super) losses: &'a mut [f32],
 }
 
-/// The work on one sequence from the embedding to the gradient of the last block's output.
+/// The work on one chunk from the embedding to the gradient of the last block's output.
 pub(super) struct ForwardJob<'a, E> {
-    /// The index of the sequence in the pass.
-    pub(super) b: usize,
+    /// The pass over the chunk.
+    pub(super) pass: Pass,
     /// (T)
     pub(super) inputs: &'a [u32],
     /// (T)
     pub(super) targets: &'a [u32],
-    pub(super) sequence: &'a mut SequenceActivations<E>,
+    pub(super) chunk: &'a mut ChunkActivations<E>,
     /// (T)
     pub(super) losses: &'a mut [f32],
     /// (T, C)
@@ -245,11 +268,11 @@ pub(super) struct ForwardJob<'a, E> {
     pub(super) dlogits: &'a mut [E],
 }
 
-/// The work on one sequence in the backward pass of one block.
+/// The work on one chunk in the backward pass of one block.
 pub(super) struct BackwardJob<'a, E> {
-    /// The index of the sequence in the pass.
-    pub(super) b: usize,
-    pub(super) sequence: &'a mut SequenceActivations<E>,
+    /// The pass over the chunk.
+    pub(super) pass: Pass,
+    pub(super) chunk: &'a mut ChunkActivations<E>,
     /// (T, C)
     pub(super) dresidual: &'a mut [f32],
     /// [`operands_len`] elements.
@@ -257,111 +280,117 @@ pub(super) struct BackwardJob<'a, E> {
 }
 
 impl<E: Element> Activations<E> {
-    /// One job per sequence of a batch.
+    /// One job per chunk of a batch.
     pub(super) fn evaluation_jobs<'a>(
         &'a mut self,
+        pass: Pass,
         batch: Batch<'a>,
     ) -> (impl IndexedParallelIterator<Item = EvaluationJob<'a, E>>, &'a ScratchOfThreads<E>) {
-        let t = batch.time;
-        let tokens = batch.inputs.par_chunks_exact(t).zip(batch.targets.par_chunks_exact(t));
-        let outputs =
-            self.sequences[..batch.sequences()].par_iter_mut().zip(self.losses.par_chunks_exact_mut(t));
-        let jobs = tokens.zip(outputs).with_max_len(1).enumerate().map(
-            |(b, ((inputs, targets), (sequence, losses)))| EvaluationJob {
-                b,
-                inputs,
-                targets,
-                sequence,
-                losses,
+        let tokens = pass.chunk * pass.time;
+        let texts = batch.inputs.par_chunks(tokens).zip(batch.targets.par_chunks(tokens));
+        let losses = self.losses[..batch.inputs.len()].par_chunks_mut(tokens);
+        let jobs = texts.zip(self.chunks.par_iter_mut().zip(losses)).with_max_len(1).enumerate().map(
+            move |(index, ((inputs, targets), (chunk, losses)))| {
+                let pass = pass.nth_chunk(index);
+                EvaluationJob { pass, inputs, targets, chunk, losses }
             },
         );
         (jobs, &self.scratch)
     }
 
-    /// One job per sequence of a group of the head. Operands and logits are those of the group.
+    /// One job per chunk of a group of the head, whose first chunk is given. Operands and logits are those of the group.
     pub(super) fn forward_jobs<'a>(
         &'a mut self,
-        group: Range<usize>,
+        group: Pass,
+        first: usize,
         batch: Batch<'a>,
-        config: &ModelConfig,
         logits: usize,
     ) -> (impl IndexedParallelIterator<Item = ForwardJob<'a, E>>, &'a ScratchOfThreads<E>) {
-        let (t, c, first) = (batch.time, config.n_emb, group.start);
-        let part = batch.select(group.clone());
-        let tokens = part.inputs.par_chunks_exact(t).zip(part.targets.par_chunks_exact(t));
-        let outputs =
-            self.sequences[group].par_iter_mut().zip(self.losses[first * t..].par_chunks_exact_mut(t));
-        let operands = self.operands.par_chunks_exact_mut(operands_len::<E>(t, config));
-        let gradients = operands.zip(self.dlogits.par_chunks_exact_mut(logits));
-        let dresidual = self.dresidual[first * t * c..].par_chunks_exact_mut(t * c);
-        let jobs = tokens.zip(outputs).zip(gradients.zip(dresidual)).with_max_len(1).enumerate().map(
-            move |(index, (((inputs, targets), (sequence, losses)), ((operands, dlogits), dresidual)))| {
-                let b = first + index;
-                ForwardJob { b, inputs, targets, sequence, losses, dresidual, operands, dlogits }
-            },
-        );
+        let (tokens, c) = (group.chunk * group.time, group.config.n_emb);
+        let own = first * tokens..first * tokens + group.tokens();
+        let texts =
+            batch.inputs[own.clone()].par_chunks(tokens).zip(batch.targets[own.clone()].par_chunks(tokens));
+        let losses = self.losses[own.clone()].par_chunks_mut(tokens);
+        let dresidual = self.dresidual[own.start * c..own.end * c].par_chunks_mut(tokens * c);
+        let operands = self.operands.par_chunks_exact_mut(operands_len::<E>(tokens, &group.config));
+        let dlogits = self.dlogits.par_chunks_exact_mut(logits);
+        let outputs = self.chunks[first..].par_iter_mut().zip(losses);
+        let jobs =
+            texts.zip(outputs).zip(dresidual.zip(operands.zip(dlogits))).with_max_len(1).enumerate().map(
+                move |(index, (((inputs, targets), (chunk, losses)), (dresidual, (operands, dlogits))))| {
+                    let pass = group.nth_chunk(index);
+                    ForwardJob { pass, inputs, targets, chunk, losses, dresidual, operands, dlogits }
+                },
+            );
         (jobs, &self.scratch)
     }
 
-    /// One job per sequence.
+    /// One job per chunk.
     pub(super) fn backward_jobs(
         &mut self,
-        batch: usize,
-        t: usize,
-        config: &ModelConfig,
+        pass: Pass,
     ) -> (impl IndexedParallelIterator<Item = BackwardJob<'_, E>>, &ScratchOfThreads<E>) {
-        let gradients = (self.dresidual.par_chunks_exact_mut(t * config.n_emb))
-            .zip(self.operands.par_chunks_exact_mut(operands_len::<E>(t, config)));
-        let sequences = self.sequences[..batch].par_iter_mut().zip(gradients);
-        let jobs = sequences
-            .with_max_len(1)
-            .enumerate()
-            .map(|(b, (sequence, (dresidual, operands)))| BackwardJob { b, sequence, dresidual, operands });
+        let (tokens, c) = (pass.chunk * pass.time, pass.config.n_emb);
+        let dresidual = self.dresidual[..pass.tokens() * c].par_chunks_mut(tokens * c);
+        let operands = self.operands.par_chunks_exact_mut(operands_len::<E>(tokens, &pass.config));
+        let chunks = self.chunks.par_iter_mut().zip(dresidual.zip(operands));
+        let jobs = chunks.with_max_len(1).enumerate().map(move |(index, (chunk, (dresidual, operands)))| {
+            BackwardJob { pass: pass.nth_chunk(index), chunk, dresidual, operands }
+        });
         (jobs, &self.scratch)
+    }
+
+    /// The gradients of vectors from each sequence of a pass.
+    pub(super) fn vector_gradients(&self, pass: Pass) -> impl Iterator<Item = &VectorGradients> {
+        self.chunks.iter().flat_map(move |chunk| &chunk.vector_gradients[..pass.chunk]).take(pass.batch)
     }
 }
 
-impl<E: Element> SequenceActivations<E> {
-    fn new(config: &ModelConfig, time: usize, training: bool) -> Self {
+impl<E: Element> ChunkActivations<E> {
+    fn new(config: &ModelConfig, capacity: Capacity) -> Self {
         let ModelConfig { n_blocks, n_emb: c, n_heads, .. } = *config;
+        let (training, tokens) = (capacity.purpose == Purpose::Training, capacity.tokens());
         let block = |_| BlockActivations {
-            ln_1: LayerNormStatistics::new(time),
-            qkv: Buffer::zeroed(time * 3 * c),
-            lse: vec![0.0; time * n_heads],
-            heads: Buffer::zeroed(time * c),
-            middle: Buffer::zeroed(time * c),
-            ln_2: LayerNormStatistics::new(time),
-            fc: Buffer::zeroed(time * config.inner()),
+            ln_1: LayerNormStatistics::new(tokens),
+            qkv: Buffer::zeroed(tokens * 3 * c),
+            lse: vec![0.0; tokens * n_heads],
+            heads: Buffer::zeroed(tokens * c),
+            middle: Buffer::zeroed(tokens * c),
+            ln_2: LayerNormStatistics::new(tokens),
+            fc: Buffer::zeroed(tokens * config.inner()),
         };
         let slots = if training { n_blocks + 1 } else { 2 };
         // The final LayerNorm's fit into a block's.
-        let vectors = vector_lengths(config).iter().sum();
+        let vectors: usize = vector_lengths(config).iter().sum();
+        let sequences = if training { capacity.chunk } else { 0 };
         Self {
-            residual: (0..slots).map(|_| Buffer::zeroed(time * c)).collect(),
+            residual: (0..slots).map(|_| Buffer::zeroed(tokens * c)).collect(),
             blocks: (0..if training { n_blocks } else { 1 }).map(block).collect(),
-            ln_f: LayerNormStatistics::new(time),
-            vector_gradients: vec![0.0; if training { vectors } else { 0 }],
+            ln_f: LayerNormStatistics::new(tokens),
+            vector_gradients: vec![vec![0.0; vectors]; sequences],
         }
     }
 }
 
 impl<E: Element> ThreadScratch<E> {
-    fn new(config: &ModelConfig, time: usize, training: bool) -> Self {
+    fn new(config: &ModelConfig, capacity: Capacity) -> Self {
         let ModelConfig { vocab_size, n_emb: c, n_heads, .. } = *config;
+        let (training, tokens) = (capacity.purpose == Purpose::Training, capacity.tokens());
         let head_size = config.head_size();
+        let attention = AttentionDims { batch: 1, time: capacity.time, heads: n_heads, head_size };
         Self {
-            normed: Buffer::zeroed(time * c),
-            branch: Buffer::zeroed(time * c),
-            wide: Buffer::zeroed(time * config.inner().max(3 * c)),
-            dnormed: Buffer::zeroed(time * c),
-            attention: AttentionScratch::new(AttentionDims { batch: 1, time, heads: n_heads, head_size }),
-            head: HeadScratch::new(HeadDims { rows: time, channels: c, vocab: vocab_size }, training),
+            normed: Buffer::zeroed(tokens * c),
+            branch: Buffer::zeroed(tokens * c),
+            wide: Buffer::zeroed(tokens * config.inner().max(3 * c)),
+            dnormed: Buffer::zeroed(tokens * c),
+            attention: AttentionScratch::new(attention),
+            head: HeadScratch::new(HeadDims { rows: tokens, channels: c, vocab: vocab_size }, training),
         }
     }
 }
 
 impl LayerNormStatistics {
-    fn new(time: usize) -> Self {
-        Self { mean: vec![0.0; time], rstd: vec![0.0; time] }
+    fn new(tokens: usize) -> Self {
+        Self { mean: vec![0.0; tokens], rstd: vec![0.0; tokens] }
     }
 }

@@ -12,7 +12,7 @@ use folio_kernels::linear::{linear_forward, linear_gelu_forward, linear_residual
 use rayon::prelude::*;
 
 use super::activations::{
-    Activations, BlockActivations, EvaluationJob, LayerNormStatistics, SequenceActivations, ThreadScratch,
+    Activations, BlockActivations, ChunkActivations, EvaluationJob, LayerNormStatistics, ThreadScratch,
 };
 use super::pass::{Pass, PassBlock, PassWeights, Site};
 use crate::model::Batch;
@@ -20,14 +20,14 @@ use crate::model::Batch;
 impl Pass {
     /// The losses of a batch, left in `a.losses`.
     pub(super) fn losses<E: Element>(self, weights: PassWeights<E>, a: &mut Activations<E>, batch: Batch) {
-        let (jobs, scratch) = a.evaluation_jobs(batch);
+        let (jobs, scratch) = a.evaluation_jobs(self, batch);
         jobs.for_each(|job| {
-            let EvaluationJob { b, inputs, targets, sequence, losses } = job;
+            let EvaluationJob { pass, inputs, targets, chunk, losses } = job;
             let scratch = &mut *scratch.of_this_thread();
-            self.forward(b, weights, sequence, scratch, inputs);
-            let normed = &scratch.normed[..self.time * self.config.n_emb];
+            pass.forward(weights, chunk, scratch, inputs);
+            let normed = &scratch.normed[..pass.tokens() * self.config.n_emb];
             let head = weights.packed.head();
-            head_forward(self.head_dims(), losses, normed, head, targets, &mut scratch.head);
+            head_forward(pass.head_dims(), losses, normed, head, targets, &mut scratch.head);
         });
     }
 
@@ -40,13 +40,13 @@ impl Pass {
         batch: Batch,
     ) {
         let vocab = self.config.vocab_size;
-        let (jobs, scratch) = a.evaluation_jobs(batch);
-        jobs.zip(logits.par_chunks_exact_mut(self.time * vocab)).for_each(|(job, logits)| {
-            let EvaluationJob { b, inputs, sequence, .. } = job;
+        let (jobs, scratch) = a.evaluation_jobs(self, batch);
+        jobs.zip(logits.par_chunks_mut(self.chunk * self.time * vocab)).for_each(|(job, logits)| {
+            let EvaluationJob { pass, inputs, chunk, .. } = job;
             let scratch = &mut *scratch.of_this_thread();
-            self.forward(b, weights, sequence, scratch, inputs);
-            let normed = &scratch.normed[..self.time * self.config.n_emb];
-            head_logits(self.head_dims(), ColumnsMut::new(logits, vocab), normed, weights.packed.head());
+            pass.forward(weights, chunk, scratch, inputs);
+            let normed = &scratch.normed[..pass.tokens() * self.config.n_emb];
+            head_logits(pass.head_dims(), ColumnsMut::new(logits, vocab), normed, weights.packed.head());
         });
     }
 
@@ -59,7 +59,7 @@ impl Pass {
         tokens: &[u32],
     ) {
         let scratch = &mut *a.scratch.of_this_thread();
-        self.forward(0, weights, &mut a.sequences[0], scratch, tokens);
+        self.forward(weights, &mut a.chunks[0], scratch, tokens);
         let c = self.config.n_emb;
         let rows = logits.len() / self.config.vocab_size;
         let last = &scratch.normed[(self.time - rows) * c..][..rows * c];
@@ -67,20 +67,19 @@ impl Pass {
         head_logits(HeadDims { rows, ..self.head_dims() }, logits, last, weights.packed.head());
     }
 
-    /// The whole model on sequence `b` up to its final LayerNorm, whose output is left in `scratch.normed`.
+    /// The whole model on one chunk up to its final LayerNorm, whose output is left in `scratch.normed`.
     pub(super) fn forward<E: Element>(
         self,
-        b: usize,
         weights: PassWeights<E>,
-        a: &mut SequenceActivations<E>,
+        a: &mut ChunkActivations<E>,
         scratch: &mut ThreadScratch<E>,
         inputs: &[u32],
     ) {
-        let stream = self.time * self.config.n_emb;
+        let stream = self.tokens() * self.config.n_emb;
         let x = &mut a.residual[0][..stream];
         let parameters = weights.parameters;
         embedding_forward(self.embedding_dims(), x, parameters.wte(), parameters.wpe(), inputs);
-        dropout_in_place(self.row_dims(), x, self.dropout(Site::Embedding, b));
+        dropout_in_place(self.row_dims(), x, self.dropout(Site::Embedding));
         // Evaluation has two slots of the residual stream and one block's activations, and reuses them.
         let (slots, kept) = (a.residual.len(), a.blocks.len());
         for idx in 0..self.config.n_blocks {
@@ -88,7 +87,7 @@ impl Pass {
             let mut output = std::mem::take(&mut a.residual[(idx + 1) % slots]);
             let input = &a.residual[idx % slots][..stream];
             let block = &mut a.blocks[idx % kept];
-            self.block_forward(b, idx, &weights.block(idx), &mut output[..stream], input, block, scratch);
+            self.block_forward(idx, &weights.block(idx), &mut output[..stream], input, block, scratch);
             a.residual[(idx + 1) % slots] = output;
         }
         let last = &a.residual[self.config.n_blocks % slots][..stream];
@@ -99,7 +98,6 @@ impl Pass {
     #[expect(clippy::too_many_arguments, reason = "what a block reads and writes")]
     fn block_forward<E: Element>(
         self,
-        b: usize,
         idx: usize,
         w: &PassBlock<E>,
         output: &mut [f32],
@@ -107,7 +105,7 @@ impl Pass {
         a: &mut BlockActivations<E>,
         scratch: &mut ThreadScratch<E>,
     ) {
-        let (t, c, inner) = (self.time, self.config.n_emb, self.config.inner());
+        let (t, c, inner) = (self.tokens(), self.config.n_emb, self.config.inner());
         let (normed, gelu) = (&mut scratch.normed[..t * c], &mut scratch.wide[..t * inner]);
         let (qkv, fc) = (&mut a.qkv[..t * 3 * c], &mut a.fc[..t * inner]);
         let (heads, middle) = (&mut a.heads[..t * c], &mut a.middle[..t * c]);
@@ -122,7 +120,7 @@ impl Pass {
             packed.c_attn.forward(),
             v.c_attn_bias,
         );
-        let dropout = self.dropout(Site::AttentionWeights { block: idx }, b);
+        let dropout = self.dropout(Site::AttentionWeights { block: idx });
         attention_forward(self.attention_dims(), heads, lse, qkv, dropout, &mut scratch.attention);
         linear_residual_forward(
             self.linear_dims(&packed.attn_proj),
@@ -130,7 +128,7 @@ impl Pass {
             input,
             heads,
             (packed.attn_proj.forward(), v.attn_proj_bias),
-            self.dropout(Site::AttentionBranch { block: idx }, b),
+            self.dropout(Site::AttentionBranch { block: idx }),
         );
 
         self.layernorm(normed, &mut a.ln_2, middle, (v.ln_2_weight, v.ln_2_bias));
@@ -147,7 +145,7 @@ impl Pass {
             middle,
             gelu,
             (packed.mlp_proj.forward(), v.mlp_proj_bias),
-            self.dropout(Site::MlpBranch { block: idx }, b),
+            self.dropout(Site::MlpBranch { block: idx }),
         );
     }
 
@@ -160,7 +158,7 @@ impl Pass {
         weights: (&[f32], &[f32]),
     ) {
         let LayerNormStatistics { mean, rstd } = statistics;
-        let statistics = (&mut mean[..self.time], &mut rstd[..self.time]);
+        let statistics = (&mut mean[..self.tokens()], &mut rstd[..self.tokens()]);
         layernorm_forward(self.row_dims(), self.config.layer_norm_epsilon, y, statistics, x, weights);
     }
 }

@@ -1,5 +1,7 @@
 //! What one forward or backward pass computes on: sizes, dropout masks and weights.
 
+use std::ops::Range;
+
 use folio_kernels::dims::{AttentionDims, EmbeddingDims, HeadDims, LinearDims, RowDims};
 use folio_kernels::dropout::Dropout;
 
@@ -7,7 +9,7 @@ use super::packed::{PackedBlock, PackedLinear, PackedWeights};
 use crate::model::parameters::Block;
 use crate::model::{Frozen, ModelConfig, Parameters};
 
-/// The sizes and the randomness of a pass over a micro-batch. B and T are its sequences and their tokens.
+/// The sizes and the randomness of a pass over a micro-batch, or over some of its sequences. B and T are the sequences and their tokens.
 #[derive(Clone, Copy)]
 pub(super) struct Pass {
     pub(super) config: ModelConfig,
@@ -15,6 +17,8 @@ pub(super) struct Pass {
     pub(super) batch: usize,
     /// T
     pub(super) time: usize,
+    /// The sequences of a chunk ([`chunk_size`]).
+    pub(super) chunk: usize,
     /// The index of the first sequence in the global batch.
     pub(super) first_sequence: usize,
     /// Tokens of the global batch: the loss is the mean over them.
@@ -25,6 +29,22 @@ pub(super) struct Pass {
     pub(super) frozen: Frozen,
     /// `None`: no dropout.
     pub(super) dropout_key: Option<u64>,
+}
+
+/// The number of sequences that a thread takes through a pass together, so that it reads the weights once for all of them. Sums do not depend
+/// on it.
+pub(super) fn chunk_size(batch: usize, time: usize, threads: usize) -> usize {
+    /// Tokens of a chunk from which on more would not help.
+    const TOKENS: usize = 128;
+    /// Tokens that AMX adds up before it adds their sum to a weight gradient: they have to be the same in chunks of every size.
+    const STEP: usize = 32;
+    if !time.is_multiple_of(STEP) {
+        return 1;
+    }
+    // No thread gets more sequences than in chunks of one.
+    let most = batch.div_ceil(threads);
+    let fits = |chunk: &usize| batch.div_ceil(*chunk).div_ceil(threads) * chunk == most;
+    (1..=TOKENS / time).rev().find(fits).unwrap_or(1)
 }
 
 /// The weights of a pass: the trained f32 values, and the matrices packed for matmuls.
@@ -56,8 +76,28 @@ pub(super) enum Site {
 }
 
 impl Pass {
-    /// The mask at `site` for sequence `b` of this pass.
-    pub(super) fn dropout(self, site: Site, b: usize) -> Dropout {
+    /// The pass over some of the sequences.
+    pub(super) fn part(self, sequences: Range<usize>) -> Self {
+        let first_sequence = self.first_sequence + sequences.start;
+        Self { batch: sequences.len(), first_sequence, ..self }
+    }
+
+    /// The pass over chunk `index`.
+    pub(super) fn nth_chunk(self, index: usize) -> Self {
+        let first = index * self.chunk;
+        self.part(first..(first + self.chunk).min(self.batch))
+    }
+
+    /// The chunks by their size: the whole ones and their tokens, then what remains and its tokens.
+    pub(super) fn equal_chunks(self) -> impl Iterator<Item = (Range<usize>, usize)> {
+        let (whole, rest) = (self.batch / self.chunk, self.batch % self.chunk);
+        let sizes = [(0..whole, self.chunk), (whole..whole + rest.min(1), rest)];
+        let tokens = move |(chunks, sequences)| (chunks, sequences * self.time);
+        sizes.into_iter().filter(|(chunks, _)| !chunks.is_empty()).map(tokens)
+    }
+
+    /// The mask at `site`.
+    pub(super) fn dropout(self, site: Site) -> Dropout {
         let Some(key) = self.dropout_key else { return Dropout::none() };
         let (number, rows) = match site {
             Site::Embedding => (0, self.time),
@@ -66,7 +106,7 @@ impl Pass {
             Site::MlpBranch { block } => (3 + 3 * block as u64, self.time),
         };
         let key = key.wrapping_add(number.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-        Dropout::new(self.config.dropout, key).skip_rows((self.first_sequence + b) * rows)
+        Dropout::new(self.config.dropout, key).skip_rows(self.first_sequence * rows)
     }
 
     /// B T.
@@ -74,31 +114,27 @@ impl Pass {
         self.batch * self.time
     }
 
-    /// The embedding of one sequence.
     pub(super) fn embedding_dims(self) -> EmbeddingDims {
         let ModelConfig { vocab_size: vocab, n_emb: channels, .. } = self.config;
-        EmbeddingDims { batch: 1, time: self.time, channels, vocab }
+        EmbeddingDims { batch: self.batch, time: self.time, channels, vocab }
     }
 
-    /// The attention of one sequence.
     pub(super) fn attention_dims(self) -> AttentionDims {
         let (heads, head_size) = (self.config.n_heads, self.config.head_size());
-        AttentionDims { batch: 1, time: self.time, heads, head_size }
+        AttentionDims { batch: self.batch, time: self.time, heads, head_size }
     }
 
-    /// A linear layer on one sequence.
     pub(super) fn linear_dims<E>(self, layer: &PackedLinear<E>) -> LinearDims {
-        LinearDims { rows: self.time, inputs: layer.inputs, outputs: layer.outputs }
+        LinearDims { rows: self.tokens(), inputs: layer.inputs, outputs: layer.outputs }
     }
 
-    /// The head on one sequence.
     pub(super) fn head_dims(self) -> HeadDims {
         let ModelConfig { vocab_size: vocab, n_emb: channels, .. } = self.config;
-        HeadDims { rows: self.time, channels, vocab }
+        HeadDims { rows: self.tokens(), channels, vocab }
     }
 
-    /// (T, C), the residual stream of one sequence.
+    /// (B T, C), the residual stream.
     pub(super) fn row_dims(self) -> RowDims {
-        RowDims { rows: self.time, cols: self.config.n_emb }
+        RowDims { rows: self.tokens(), cols: self.config.n_emb }
     }
 }
