@@ -95,7 +95,6 @@ impl Pass {
     }
 
     /// One transformer block: `middle = x + attn(ln_1(x))`, `output = middle + mlp(ln_2(middle))`.
-    #[expect(clippy::too_many_arguments, reason = "what a block reads and writes")]
     fn block_forward<E: Element>(
         self,
         idx: usize,
