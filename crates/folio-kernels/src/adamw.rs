@@ -138,7 +138,7 @@ fn piece_of_squares(len: usize) -> usize {
     len.div_ceil(PIECES).max(1).next_multiple_of(SQUARES)
 }
 
-/// Prefetches as many elements as `x` has, behind it.
+/// Prefetches the elements that follow `x`, as many as `x` has.
 #[inline(always)]
 fn prefetch_next(x: &[f32]) {
     let next = x.as_ptr().wrapping_add(x.len()).cast::<u8>();

@@ -1,5 +1,5 @@
 //! The language-model head and its loss: logits, softmax and cross-entropy, forward and backward. They are computed for
-//! the tokens of one sequence at a time, so that no (B T, V) matrix exists.
+//! a few sequences at a time, so that no (B T, V) matrix exists.
 //!
 //! ```text
 //! logits = x wteᵀ;  loss = -ln softmax(logits)[target] = m + ln(sum of exp(logits - m)) - logits[target]

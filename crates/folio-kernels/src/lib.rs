@@ -5,7 +5,7 @@
 //! - `dx` is the gradient of the loss with respect to `x`. The documentation of every output says whether it is
 //!   overwritten or accumulated into.
 //! - No kernel allocates: the caller owns all buffers, including scratch.
-//! - Kernels run on the calling thread, over the tokens of one sequence; the caller parallelizes. Only the embedding's
+//! - Kernels run on the calling thread, over the tokens of a few sequences; the caller parallelizes. Only the embedding's
 //!   backward pass and the optimizer, which process whole parameters, use the current rayon thread pool.
 //! - Every sum has a fixed order, so results do not depend on the number of threads.
 //!

@@ -1,7 +1,7 @@
 //! Linear layers, forward and backward. Epilogues apply the next operation to each tile while it is in the cache.
 //!
 //! `y = x w + b` with `w` of shape (inputs, outputs), the Conv1D layout of the published GPT-2 weights (Radford et al.
-//! 2019). Rows are the tokens of one sequence. The weights are packed once per step: `w` for the forward pass, `wᵀ` for
+//! 2019). Rows are tokens. The weights are packed once per step: `w` for the forward pass, `wᵀ` for
 //! the backward pass.
 
 use std::ops::Range;
@@ -324,7 +324,7 @@ fn store_rows<E: Element>(
 /// - `dw`: these rows of (K, N).
 /// - `x` (depth M, K), `dy` (depth M, N), both in panels.
 ///
-/// The sum runs over the tokens in order, however the rows are divided among calls.
+/// The sum runs over the tokens in order, however the rows are divided among calls. On segments: [`DEPTH_STEP`].
 pub fn linear_backward_weight<E: Element>(
     rows: Range<usize>,
     dw: &mut [f32],
@@ -354,6 +354,10 @@ pub fn linear_backward_weight<E: Element>(
         },
     );
 }
+
+/// Tokens that AMX adds up in bfloat16 before it adds their sum to a weight gradient. If segments consist of whole steps, the gradient
+/// does not depend on how many segments there are.
+pub const DEPTH_STEP: usize = 32;
 
 /// The number of rows of a weight (K, N) to compute per call of [`linear_backward_weight`], given the number of
 /// threads: enough rows to make reading `dy` cheap, and few enough that every thread gets some and the sums fit into

@@ -51,7 +51,7 @@ impl PanelDims {
 }
 
 /// A view of a matrix in panels. Its depth may consist of several segments of equal length that are apart in memory:
-/// the tokens of one sequence, then those of the next.
+/// the tokens of one or several sequences, then those of the next.
 #[derive(Clone, Copy, Debug)]
 pub struct Panels<'a, E> {
     pub(crate) data: &'a [E],

@@ -124,7 +124,7 @@ fn check_writing(pool: &ThreadPool, config: ModelConfig) {
 fn check_memory(pool: &ThreadPool, adamw: AdamWConfig) {
     // Where the activations weigh most, and where the weights do.
     for (n_emb, batch_size, block_size, muon) in
-        [(128, 16, 128, None), (256, 1, 16, None), (256, 1, 16, Some(MUON))]
+        [(128, 16, 128, None), (128, 64, 32, None), (256, 1, 16, None), (256, 1, 16, Some(MUON))]
     {
         let config = ModelConfig {
             vocab_size: 65,

@@ -8,17 +8,15 @@
 //! even (Intel 2024, "Intel 64 and IA-32 Architectures Software Developer's Manual", volume 2, TDPBF16PS).
 
 use crate::element::{Bf16, Element};
+use crate::linear::DEPTH_STEP;
 
-/// Elements per step.
-const STEP: usize = 32;
-
-/// `sum + a b` in steps of 32 elements; the last may be shorter.
+/// `sum + a b` in steps of [`DEPTH_STEP`] elements; the last may be shorter.
 ///
 /// # Panics
 /// If `a` and `b` differ in length.
 pub fn amx_dot(mut sum: f32, a: &[Bf16], b: &[Bf16]) -> f32 {
     assert_eq!(a.len(), b.len(), "vectors of a dot product differ in length");
-    for (a, b) in a.chunks(STEP).zip(b.chunks(STEP)) {
+    for (a, b) in a.chunks(DEPTH_STEP).zip(b.chunks(DEPTH_STEP)) {
         let mut halves = [0.0f32; 2];
         for (i, (a, b)) in a.iter().zip(b).enumerate() {
             let half = &mut halves[i % 2];

@@ -365,6 +365,38 @@ fn gradients_of_weights_equal_their_twin() {
     backward_weight::<Bf16>();
 }
 
+/// 256 tokens in segments of 32, 64, 128 and 256, and the last 64 in a call of their own: the same bits.
+fn segments_of_whole_steps<E: Element>() {
+    let (tokens, inputs, outputs) = (8 * linear::DEPTH_STEP, 40, 130);
+    let layer = Layer::<E>::random(LinearDims { rows: tokens, inputs, outputs });
+    let gradient = |parts: &[(usize, usize)]| {
+        let (mut first, mut dw) = (0, vec![f32::NAN; inputs * outputs]);
+        for &(segments, time) in parts {
+            let own = first..first + segments * time;
+            let (x, dy) = (&layer.x[own.start * inputs..own.end * inputs], &layer.dy[own.start * outputs..]);
+            let (x_dims, x_stride, x) = in_segments(segments, inputs, x);
+            let (dy_dims, dy_stride, dy) = in_segments(segments, outputs, &dy[..own.len() * outputs]);
+            let x = Panels::segmented(x_dims, &x, segments, x_stride);
+            let dy = Panels::segmented(dy_dims, &dy, segments, dy_stride);
+            linear::linear_backward_weight(0..inputs, &mut dw, x, dy, first > 0);
+            first = own.end;
+        }
+        dw.iter().map(|value| value.to_bits()).collect::<Vec<u32>>()
+    };
+    crate::support::on_every_isa(|isa| {
+        let want = gradient(&[(8, 32)]);
+        for parts in [&[(4, 64)][..], &[(2, 128)], &[(1, 256)], &[(2, 96), (1, 64)]] {
+            assert!(gradient(parts) == want, "{parts:?} on {}", isa.name());
+        }
+    });
+}
+
+#[test]
+fn segments_of_whole_steps_give_the_same_bits() {
+    segments_of_whole_steps::<f32>();
+    segments_of_whole_steps::<Bf16>();
+}
+
 fn sums_of_columns<E: Element>() {
     for (rows, cols) in [(0, 3), (1, 1), (31, 5), (32, 17), (33, 64), (65, 33), (1000, 7), (3, 130)] {
         let dims = RowDims { rows, cols };

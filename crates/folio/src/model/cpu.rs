@@ -37,7 +37,7 @@ use buckets::{Bucket, buckets};
 use gradients::Gradients;
 use muon::Muon;
 use packed::PackedWeights;
-use pass::{Pass, PassWeights, chunk_size};
+use pass::{Pass, PassWeights, best_chunk_size, may_share_chunks};
 use sharded::{Shard, sum_over_regions};
 
 pub use auto_precision::{precision_reason, resolve_precision};
@@ -163,7 +163,7 @@ impl CpuBackend {
             config: self.config,
             batch: batch.sequences(),
             time: batch.time,
-            chunk: 1,
+            chunk_size: 1,
             first_sequence: 0,
             total_tokens: batch.inputs.len(),
             label_smoothing: 0.0,
@@ -407,19 +407,20 @@ impl<E: Element> EngineBuffers<E> {
     ) -> (Pass, PassWeights<'a, E>, &'a mut Activations<E>) {
         self.packed.update(parameters, purpose == Purpose::Training);
         let Pass { config, batch, time, .. } = pass;
-        let best = chunk_size(batch, time, rayon::current_num_threads());
-        let needed = |chunk| Capacity::needed(batch, chunk, time, purpose);
+        let best = best_chunk_size(batch, time, rayon::current_num_threads());
+        let needed = |size| Capacity::needed(batch, size, time, purpose);
         let fitting = self.activations.as_ref().and_then(|buffers| {
             let held = buffers.capacity;
-            // A smaller pass may need more chunks of the best size than there are. Sums over tokens take chunks of whole steps.
-            let other = if purpose == Purpose::Inference || time == held.time { held.chunk } else { best };
-            [best, other].into_iter().find(|&chunk| held.holds(needed(chunk)))
+            // A smaller pass may need more chunks of the best size than there are.
+            let may_share = purpose == Purpose::Inference || may_share_chunks(time);
+            let other = if may_share { held.chunk_size } else { best };
+            [best, other].into_iter().find(|&size| held.holds(needed(size)))
         });
         if fitting.is_none() {
             self.activations = None; // Frees the old buffers before the new ones are allocated.
             self.activations = Some(Activations::new(&config, needed(best)));
         }
-        let pass = Pass { chunk: fitting.unwrap_or(best), ..pass };
+        let pass = Pass { chunk_size: fitting.unwrap_or(best), ..pass };
         let activations = self.activations.as_mut().expect("allocated above");
         (pass, PassWeights { parameters, packed: &self.packed }, activations)
     }

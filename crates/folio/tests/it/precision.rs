@@ -1,7 +1,9 @@
 //! bfloat16 beside f32, which golden.rs holds to PyTorch with errors a thousand times below those allowed here.
 
+use folio::distributed::Division;
 use folio::model::{
-    Activation, Backend, Batch, CpuBackend, ModelConfig, Parameters, Precision, WeightFormat,
+    Activation, Backend, Batch, CpuBackend, ModelConfig, Parameters, Precision, SoftTargets, StepBatch,
+    WeightFormat,
 };
 use folio::optim::{AdamW, AdamWConfig};
 use folio::rng::{Rng, Stream};
@@ -83,30 +85,43 @@ fn gradients_in_bf16_are_those_in_f32_but_for_its_roundings() {
     }
 }
 
-/// Weights after 3 steps of AdamW with this many threads, on so many sequences of so many tokens.
-fn trained(
-    config: ModelConfig,
-    precision: Precision,
-    (sequences, time): (usize, usize),
-    threads: usize,
-) -> Vec<u32> {
-    let adamw = AdamWConfig::default();
+/// Some sequences of a batch, as many and as long as given.
+fn part<'a>((inputs, targets): (&'a [u32], &'a [u32]), (sequences, time): (usize, usize)) -> Batch<'a> {
+    Batch { inputs: &inputs[..sequences * time], targets: &targets[..sequences * time], time }
+}
+
+/// Weights after 3 steps of AdamW with this many threads, on sequences of as many tokens, in as many micro-batches: with label smoothing,
+/// and soft targets that differ from token to token.
+fn trained(config: ModelConfig, precision: Precision, case: Case, threads: usize) -> Vec<u32> {
+    let (inputs, targets) = batch();
+    let batch = part((&inputs, &targets), (case.sequences, case.time));
+    // 1.0 for the token before.
+    let one_hot =
+        |&token: &u32| (0..config.vocab_size as u32).map(move |v| if v == token { 0x3C00 } else { 0 });
+    let probabilities: Vec<u16> = batch.inputs.iter().flat_map(one_hot).collect();
+    let soft_targets = Some(SoftTargets { probabilities: &probabilities, weight: 0.3 });
+    let division = Division { micro_batches: case.micro_batches, ..Division::whole(case.sequences) };
     ThreadPoolBuilder::new().num_threads(threads).build().expect("threads").install(|| {
         let mut model = model(config, precision);
-        let mut optimizer = AdamW::new(adamw);
-        let (inputs, targets) = batch();
-        let tokens = sequences * time;
-        let batch = Batch { inputs: &inputs[..tokens], targets: &targets[..tokens], time };
-        for step in 0..3 {
-            model.loss_and_gradients(batch, step);
+        let mut optimizer = AdamW::new(AdamWConfig::default());
+        for key in 0..3 {
+            let whole = StepBatch::whole(batch, key);
+            model.forward_backward(StepBatch { division, soft_targets, label_smoothing: 0.1, ..whole });
             optimizer.step(&mut model, 1e-3);
         }
         model.parameters().values().iter().map(|value| value.to_bits()).collect()
     })
 }
 
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    sequences: usize,
+    time: usize,
+    micro_batches: usize,
+}
+
 /// A thread takes sequences of 67 tokens one at a time. Of 6 sequences of 32, 1, 2, 3 and 5 threads take 3, 3, 2 and 2 at a time
-/// (`chunk_size`); of 5, they take 1, 3 (the other 2), 2 (the third 1) and 1.
+/// (`best_chunk_size`); of 3, they take 3, 1, 1 and 1.
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
     for (config, precision) in [
@@ -115,27 +130,26 @@ fn any_number_of_threads_gives_the_same_bits() {
         (varied(0.2), Precision::F32),
         (varied(0.2), Precision::Bf16),
     ] {
-        for batch in [(3, 67), (6, 32), (5, 32)] {
-            let one = trained(config, precision, batch, 1);
+        for case in [
+            Case { sequences: 3, time: 67, micro_batches: 1 },
+            Case { sequences: 6, time: 32, micro_batches: 1 },
+            Case { sequences: 6, time: 32, micro_batches: 2 },
+        ] {
+            let one = trained(config, precision, case, 1);
             for threads in [2, 3, 5] {
                 assert!(
-                    trained(config, precision, batch, threads) == one,
-                    "{threads} threads, sequences and tokens {batch:?}, in {precision:?}: {config:?}"
+                    trained(config, precision, case, threads) == one,
+                    "{threads} threads, {case:?}, in {precision:?}: {config:?}"
                 );
             }
         }
     }
 }
 
-/// One thread takes 5 sequences of 32 one by one, but in the buffers of 6 it takes 3 and 2.
+/// One thread takes 5 sequences of 32 one by one, but in the buffers of 6 it takes 3, then the other 2.
 #[test]
 fn a_smaller_batch_in_the_buffers_of_a_larger_one_gives_the_same_bits() {
     let (inputs, targets) = batch();
-    let part = |(sequences, time)| Batch {
-        inputs: &inputs[..sequences * time],
-        targets: &targets[..sequences * time],
-        time,
-    };
     let check = |precision, large, small: Batch| {
         let mut fresh = model(config(0.2), precision);
         let mut used = model(config(0.2), precision);
@@ -147,10 +161,17 @@ fn a_smaller_batch_in_the_buffers_of_a_larger_one_gives_the_same_bits() {
         assert!(bits(&fresh) == bits(&used), "gradients in {precision:?}");
         let losses = |model: &mut CpuBackend| model.losses(small).to_vec();
         assert_eq!(losses(&mut fresh), losses(&mut used));
+        let logits = |model: &mut CpuBackend| {
+            let mut logits = vec![f32::NAN; small.inputs.len() * 77];
+            model.batch_logits(small, &mut logits);
+            logits
+        };
+        assert_eq!(logits(&mut fresh), logits(&mut used));
     };
     let pool = ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
     for precision in [Precision::F32, Precision::Bf16] {
         for (large, small) in [((3, 67), (2, 30)), ((6, 32), (5, 32))] {
+            let part = |sizes| part((&inputs, &targets), sizes);
             pool.install(|| check(precision, part(large), part(small)));
         }
     }

@@ -1,7 +1,7 @@
 //! The buffers of a forward and a backward pass, allocated once for the largest batch.
 //!
 //! Each chunk of sequences has buffers for what its backward pass reads, so that threads work on chunks independently. Each thread
-//! has a [`ThreadScratch`] for intermediate results. Below, T is the tokens of a chunk and B the number of chunks.
+//! has a [`ThreadScratch`] for intermediate results. B and T are the sequences of a chunk and their tokens.
 
 use std::sync::{Mutex, MutexGuard};
 
@@ -23,18 +23,18 @@ pub(super) struct Activations<E> {
     pub(super) chunks: Vec<ChunkActivations<E>>,
     /// The [`Operands`] of the current block, chunk after chunk. Empty for inference.
     pub(super) operands: Buffer<E>,
-    /// The gradients of the logits of one group of chunks, panels (depth T, V) each. Empty for inference.
+    /// The gradients of the logits of one group of chunks, panels (depth B T, V) each. Empty for inference.
     pub(super) dlogits: Buffer<E>,
-    /// (B, T, C): the gradient of the residual stream. Empty for inference.
+    /// The gradient of the residual stream, (B, T, C) of each chunk. Empty for inference.
     pub(super) dresidual: Buffer<f32>,
-    /// (B, T): the loss of each token, in nats.
+    /// The loss of each token in nats, (B, T) of each chunk.
     pub(super) losses: Vec<f32>,
     pub(super) scratch: ScratchOfThreads<E>,
 }
 
 /// What the backward pass of one chunk reads of its forward pass.
 pub(super) struct ChunkActivations<E> {
-    /// The residual stream, (T, C) each: after the embeddings, then after every block. Inference alternates between two.
+    /// The residual stream, (B, T, C) each: after the embeddings, then after every block. Inference alternates between two.
     pub(super) residual: Vec<Buffer<f32>>,
     /// One per block; for inference a single one.
     pub(super) blocks: Vec<BlockActivations<E>>,
@@ -51,35 +51,35 @@ pub(super) type VectorGradients = Vec<f32>;
 /// What the backward pass of one block reads of its forward pass.
 pub(super) struct BlockActivations<E> {
     pub(super) ln_1: LayerNormStatistics,
-    /// (T, 3C)
+    /// (B, T, 3C)
     pub(super) qkv: Buffer<E>,
-    /// (H, tokens) for each sequence: log-sum-exp of the attention scores.
+    /// (B, H, T): log-sum-exp of the attention scores.
     pub(super) lse: Vec<f32>,
-    /// (T, C): the heads' outputs side by side.
+    /// (B, T, C): the heads' outputs side by side.
     pub(super) heads: Buffer<E>,
-    /// (T, C): the residual stream between attention and feed-forward.
+    /// (B, T, C): the residual stream between attention and feed-forward.
     pub(super) middle: Buffer<f32>,
     pub(super) ln_2: LayerNormStatistics,
-    /// (T, I): before GELU.
+    /// (B, T, I): before GELU.
     pub(super) fc: Buffer<E>,
 }
 
 pub(super) struct LayerNormStatistics {
-    /// (T)
+    /// (B, T)
     pub(super) mean: Vec<f32>,
-    /// (T)
+    /// (B, T)
     pub(super) rstd: Vec<f32>,
 }
 
 /// Intermediate results of one thread's work on one chunk.
 pub(super) struct ThreadScratch<E> {
-    /// (T, C): a LayerNorm's output; in the backward pass also the gradient of the heads.
+    /// (B, T, C): a LayerNorm's output; in the backward pass also the gradient of the heads.
     pub(super) normed: Buffer<E>,
-    /// (T, C): the gradient of a branch's output.
+    /// (B, T, C): the gradient of a branch's output.
     pub(super) branch: Buffer<E>,
-    /// (T, the larger of I and 3C): GELU's output; in the backward pass the gradient of its input, or of qkv.
+    /// (B, T, the larger of I and 3C): GELU's output; in the backward pass the gradient of its input, or of qkv.
     pub(super) wide: Buffer<E>,
-    /// (T, C): the gradient of a LayerNorm's output.
+    /// (B, T, C): the gradient of a LayerNorm's output.
     pub(super) dnormed: Buffer<f32>,
     pub(super) attention: AttentionScratch<E>,
     pub(super) head: HeadScratch<E>,
@@ -99,21 +99,21 @@ impl<E: Element> ScratchOfThreads<E> {
 /// The operands of one block's weight gradients `dw = xᵀ dy`, in panels whose depth is the tokens of one chunk, in the
 /// order of [`Operands::columns`].
 pub(super) struct Operands<S> {
-    /// (T, C): ln_1's output.
+    /// (B, T, C): ln_1's output.
     pub(super) normed_1: S,
-    /// (T, 3C)
+    /// (B, T, 3C)
     pub(super) dqkv: S,
-    /// (T, C): attention's output.
+    /// (B, T, C): attention's output.
     pub(super) heads: S,
-    /// (T, C): the gradient of attn_proj's output.
+    /// (B, T, C): the gradient of attn_proj's output.
     pub(super) dattn: S,
-    /// (T, C): ln_2's output.
+    /// (B, T, C): ln_2's output.
     pub(super) normed_2: S,
-    /// (T, I)
+    /// (B, T, I)
     pub(super) dfc: S,
-    /// (T, I): GELU's output.
+    /// (B, T, I): GELU's output.
     pub(super) gelu: S,
-    /// (T, C): the gradient of mlp_proj's output.
+    /// (B, T, C): the gradient of mlp_proj's output.
     pub(super) dmlp: S,
 }
 
@@ -172,7 +172,7 @@ pub(super) struct Capacity {
     /// Chunks.
     pub(super) chunks: usize,
     /// Sequences of a chunk.
-    pub(super) chunk: usize,
+    pub(super) chunk_size: usize,
     /// Tokens of a sequence.
     pub(super) time: usize,
     pub(super) purpose: Purpose,
@@ -187,15 +187,21 @@ pub(super) enum Purpose {
 }
 
 impl Capacity {
-    /// What a pass over `batch` sequences in chunks of `chunk` needs.
-    pub(super) fn needed(batch: usize, chunk: usize, time: usize, purpose: Purpose) -> Self {
-        Self { chunks: batch.div_ceil(chunk), chunk, time, purpose, threads: rayon::current_num_threads() }
+    /// What a pass over `batch` sequences in chunks of `chunk_size` needs.
+    pub(super) fn needed(batch: usize, chunk_size: usize, time: usize, purpose: Purpose) -> Self {
+        Self {
+            chunks: batch.div_ceil(chunk_size),
+            chunk_size,
+            time,
+            purpose,
+            threads: rayon::current_num_threads(),
+        }
     }
 
     /// Whether a pass of this size fits.
     pub(super) fn holds(self, needed: Capacity) -> bool {
         self.chunks >= needed.chunks
-            && self.chunk >= needed.chunk
+            && self.chunk_size >= needed.chunk_size
             && self.time >= needed.time
             && self.threads >= needed.threads
             && (self.purpose == Purpose::Training || needed.purpose == Purpose::Inference)
@@ -203,7 +209,7 @@ impl Capacity {
 
     /// Tokens of a chunk.
     fn tokens(self) -> usize {
-        self.chunk * self.time
+        self.chunk_size * self.time
     }
 
     /// Chunks of one group of the head. With a large vocabulary, the gradients of all logits would be larger than all other
@@ -240,12 +246,12 @@ impl<E: Element> Activations<E> {
 pub(super) struct EvaluationJob<'a, E> {
     /// The pass over the chunk.
     pub(super) pass: Pass,
-    /// (T)
+    /// (B, T)
     pub(super) inputs: &'a [u32],
-    /// (T)
+    /// (B, T)
     pub(super) targets: &'a [u32],
     pub(super) chunk: &'a mut ChunkActivations<E>,
-    /// (T)
+    /// (B, T)
     pub(super) losses: &'a mut [f32],
 }
 
@@ -253,18 +259,18 @@ pub(super) struct EvaluationJob<'a, E> {
 pub(super) struct ForwardJob<'a, E> {
     /// The pass over the chunk.
     pub(super) pass: Pass,
-    /// (T)
+    /// (B, T)
     pub(super) inputs: &'a [u32],
-    /// (T)
+    /// (B, T)
     pub(super) targets: &'a [u32],
     pub(super) chunk: &'a mut ChunkActivations<E>,
-    /// (T)
+    /// (B, T)
     pub(super) losses: &'a mut [f32],
-    /// (T, C)
+    /// (B, T, C)
     pub(super) dresidual: &'a mut [f32],
     /// [`operands_len`] elements.
     pub(super) operands: &'a mut [E],
-    /// Panels (depth T, V).
+    /// Panels (depth B T, V).
     pub(super) dlogits: &'a mut [E],
 }
 
@@ -273,7 +279,7 @@ pub(super) struct BackwardJob<'a, E> {
     /// The pass over the chunk.
     pub(super) pass: Pass,
     pub(super) chunk: &'a mut ChunkActivations<E>,
-    /// (T, C)
+    /// (B, T, C)
     pub(super) dresidual: &'a mut [f32],
     /// [`operands_len`] elements.
     pub(super) operands: &'a mut [E],
@@ -286,10 +292,10 @@ impl<E: Element> Activations<E> {
         pass: Pass,
         batch: Batch<'a>,
     ) -> (impl IndexedParallelIterator<Item = EvaluationJob<'a, E>>, &'a ScratchOfThreads<E>) {
-        let tokens = pass.chunk * pass.time;
-        let texts = batch.inputs.par_chunks(tokens).zip(batch.targets.par_chunks(tokens));
+        let tokens = pass.chunk_tokens();
+        let ids = batch.inputs.par_chunks(tokens).zip(batch.targets.par_chunks(tokens));
         let losses = self.losses[..batch.inputs.len()].par_chunks_mut(tokens);
-        let jobs = texts.zip(self.chunks.par_iter_mut().zip(losses)).with_max_len(1).enumerate().map(
+        let jobs = ids.zip(self.chunks.par_iter_mut().zip(losses)).with_max_len(1).enumerate().map(
             move |(index, ((inputs, targets), (chunk, losses)))| {
                 let pass = pass.nth_chunk(index);
                 EvaluationJob { pass, inputs, targets, chunk, losses }
@@ -306,9 +312,9 @@ impl<E: Element> Activations<E> {
         batch: Batch<'a>,
         logits: usize,
     ) -> (impl IndexedParallelIterator<Item = ForwardJob<'a, E>>, &'a ScratchOfThreads<E>) {
-        let (tokens, c) = (group.chunk * group.time, group.config.n_emb);
+        let (tokens, c) = (group.chunk_tokens(), group.config.n_emb);
         let own = first * tokens..first * tokens + group.tokens();
-        let texts =
+        let ids =
             batch.inputs[own.clone()].par_chunks(tokens).zip(batch.targets[own.clone()].par_chunks(tokens));
         let losses = self.losses[own.clone()].par_chunks_mut(tokens);
         let dresidual = self.dresidual[own.start * c..own.end * c].par_chunks_mut(tokens * c);
@@ -316,7 +322,7 @@ impl<E: Element> Activations<E> {
         let dlogits = self.dlogits.par_chunks_exact_mut(logits);
         let outputs = self.chunks[first..].par_iter_mut().zip(losses);
         let jobs =
-            texts.zip(outputs).zip(dresidual.zip(operands.zip(dlogits))).with_max_len(1).enumerate().map(
+            ids.zip(outputs).zip(dresidual.zip(operands.zip(dlogits))).with_max_len(1).enumerate().map(
                 move |(index, (((inputs, targets), (chunk, losses)), (dresidual, (operands, dlogits))))| {
                     let pass = group.nth_chunk(index);
                     ForwardJob { pass, inputs, targets, chunk, losses, dresidual, operands, dlogits }
@@ -330,7 +336,7 @@ impl<E: Element> Activations<E> {
         &mut self,
         pass: Pass,
     ) -> (impl IndexedParallelIterator<Item = BackwardJob<'_, E>>, &ScratchOfThreads<E>) {
-        let (tokens, c) = (pass.chunk * pass.time, pass.config.n_emb);
+        let (tokens, c) = (pass.chunk_tokens(), pass.config.n_emb);
         let dresidual = self.dresidual[..pass.tokens() * c].par_chunks_mut(tokens * c);
         let operands = self.operands.par_chunks_exact_mut(operands_len::<E>(tokens, &pass.config));
         let chunks = self.chunks.par_iter_mut().zip(dresidual.zip(operands));
@@ -342,7 +348,7 @@ impl<E: Element> Activations<E> {
 
     /// The gradients of vectors from each sequence of a pass.
     pub(super) fn vector_gradients(&self, pass: Pass) -> impl Iterator<Item = &VectorGradients> {
-        self.chunks.iter().flat_map(move |chunk| &chunk.vector_gradients[..pass.chunk]).take(pass.batch)
+        self.chunks.iter().flat_map(move |chunk| &chunk.vector_gradients[..pass.chunk_size]).take(pass.batch)
     }
 }
 
@@ -362,7 +368,7 @@ impl<E: Element> ChunkActivations<E> {
         let slots = if training { n_blocks + 1 } else { 2 };
         // The final LayerNorm's fit into a block's.
         let vectors: usize = vector_lengths(config).iter().sum();
-        let sequences = if training { capacity.chunk } else { 0 };
+        let sequences = if training { capacity.chunk_size } else { 0 };
         Self {
             residual: (0..slots).map(|_| Buffer::zeroed(tokens * c)).collect(),
             blocks: (0..if training { n_blocks } else { 1 }).map(block).collect(),

@@ -93,15 +93,15 @@ impl Pass {
         batch: Batch,
         soft_targets: Option<SoftTargets>,
     ) {
-        let (chunk, c, v) = (self.chunk * self.time, self.config.n_emb, self.config.vocab_size);
+        let (c, v) = (self.config.n_emb, self.config.vocab_size);
         let logits = |tokens| PanelDims { depth: tokens, cols: v };
-        let logits_len = logits(chunk).len::<E>();
+        let logits_len = logits(self.chunk_tokens()).len::<E>();
         // Groups are smaller than the batch only if a group is large (`head_group`), so the size of the batch decides as theirs would.
-        let reuse = Reuse::of(self.batch.div_ceil(self.chunk) * logits_len * size_of::<E>());
-        let group = a.capacity.head_group(v) * self.chunk;
-        for first in (0..self.batch).step_by(group) {
-            let group = self.part(first..(first + group).min(self.batch));
-            let (jobs, scratch) = a.forward_jobs(group, first / self.chunk, batch, logits_len);
+        let reuse = Reuse::of(self.batch.div_ceil(self.chunk_size) * logits_len * size_of::<E>());
+        let group_size = a.capacity.head_group(v) * self.chunk_size;
+        for first in (0..self.batch).step_by(group_size) {
+            let group = self.part(first..(first + group_size).min(self.batch));
+            let (jobs, scratch) = a.forward_jobs(group, first / self.chunk_size, batch, logits_len);
             jobs.for_each(|job| {
                 let start = (job.pass.first_sequence - self.first_sequence) * self.time;
                 let tokens = start..start + job.pass.tokens();
@@ -111,7 +111,7 @@ impl Pass {
             if self.frozen.embeddings && !gradients.has_separate_head() {
                 continue; // The head's weights are the token embedding.
             }
-            let stride = operands_len::<E>(chunk, &self.config);
+            let stride = operands_len::<E>(self.chunk_tokens(), &self.config);
             for (chunks, tokens) in group.equal_chunks() {
                 let (dims, count) = (PanelDims { depth: tokens, cols: c }, chunks.len());
                 let dlogits = &a.dlogits[chunks.start * logits_len..];
@@ -135,18 +135,18 @@ impl Pass {
         scratch: &mut ThreadScratch<E>,
     ) {
         let ForwardJob { inputs, targets, chunk, losses, dresidual, operands, dlogits, .. } = job;
-        let (t, c) = (self.tokens(), self.config.n_emb);
+        let (rows, c) = (self.tokens(), self.config.n_emb);
         self.forward(weights, chunk, scratch, inputs);
         let ThreadScratch { normed, dnormed, head, .. } = scratch;
-        let (normed, dnormed) = (&normed[..t * c], &mut dnormed[..t * c]);
+        let (normed, dnormed) = (&normed[..rows * c], &mut dnormed[..rows * c]);
         head_forward(self.head_dims(), losses, normed, weights.packed.head(), targets, head);
         let w = weights.packed.head_backward();
         let (scale, label_smoothing) = (1.0 / self.total_tokens as f32, self.label_smoothing);
         let objective = Objective { targets, scale, label_smoothing, soft_targets };
         head_backward(self.head_dims(), dnormed, dlogits, w, objective, head, reuse);
-        pack((t, c), Some(operands), None, normed, Reuse::Temporal);
+        pack((rows, c), Some(operands), None, normed, Reuse::Temporal);
         dresidual.fill(0.0);
-        let last = &chunk.residual[self.config.n_blocks][..t * c];
+        let last = &chunk.residual[self.config.n_blocks][..rows * c];
         let layer = LayerNorm { x: last, statistics: &chunk.ln_f, weight: weights.parameters.ln_f().0 };
         self.layernorm_backward(dresidual, dnormed, layer, &mut chunk.vector_gradients, |vectors| {
             vectors[..2 * c].split_at_mut(c)
@@ -164,32 +164,33 @@ impl Pass {
         scratch: &mut ThreadScratch<E>,
     ) -> &'a mut [f32] {
         let BackwardJob { chunk, dresidual, operands, .. } = job;
-        let (t, c, inner) = (self.tokens(), self.config.n_emb, self.config.inner());
-        let operands = Operands::of(t, &self.config, operands);
+        let (rows, c, inner) = (self.tokens(), self.config.n_emb, self.config.inner());
+        let operands = Operands::of(rows, &self.config, operands);
         let a = &chunk.blocks[idx];
-        let (input, middle) = (&chunk.residual[idx][..t * c], &a.middle[..t * c]);
+        let (input, middle) = (&chunk.residual[idx][..rows * c], &a.middle[..rows * c]);
         let PassBlock { vectors: v, packed } = w;
         let dvectors = &mut chunk.vector_gradients;
         let ThreadScratch { normed, branch, wide, dnormed, attention, .. } = scratch;
-        let (normed, branch, dnormed) = (&mut normed[..t * c], &mut branch[..t * c], &mut dnormed[..t * c]);
-        let pack = |cols, out, x: &[E]| pack((t, cols), Some(out), None, x, reuse);
+        let (normed, branch, dnormed) =
+            (&mut normed[..rows * c], &mut branch[..rows * c], &mut dnormed[..rows * c]);
+        let pack = |cols, out, x: &[E]| pack((rows, cols), Some(out), None, x, reuse);
 
         // output = middle + drop(mlp_proj(gelu(c_fc(ln_2(middle)))))
         let site = Site::MlpBranch { block: idx };
         dropout_backward(self.row_dims(), branch, dresidual, self.dropout(site));
         self.column_sums(branch, dvectors, |dv| dv.mlp_proj_bias);
         pack(c, operands.dmlp, branch);
-        let dfc = &mut wide[..t * inner];
+        let dfc = &mut wide[..rows * inner];
         let gelu = GeluGradients { dfc, dfc_panels: operands.dfc, gelu_panels: operands.gelu, reuse };
         linear_gelu_backward(
             self.linear_dims(&packed.mlp_proj),
             self.config.activation.kernel(),
             gelu,
-            &a.fc[..t * inner],
+            &a.fc[..rows * inner],
             branch,
             packed.mlp_proj.backward(),
         );
-        let dfc = &wide[..t * inner];
+        let dfc = &wide[..rows * inner];
         self.column_sums(dfc, dvectors, |dv| dv.c_fc_bias);
         self.layernorm_recompute(normed, &a.ln_2, middle, (v.ln_2_weight, v.ln_2_bias));
         pack(c, operands.normed_2, normed);
@@ -205,7 +206,7 @@ impl Pass {
         dropout_backward(self.row_dims(), branch, dresidual, self.dropout(site));
         self.column_sums(branch, dvectors, |dv| dv.attn_proj_bias);
         pack(c, operands.dattn, branch);
-        pack(c, operands.heads, &a.heads[..t * c]);
+        pack(c, operands.heads, &a.heads[..rows * c]);
         let dheads = &mut *normed;
         linear_backward_input(
             self.linear_dims(&packed.attn_proj),
@@ -213,9 +214,9 @@ impl Pass {
             branch,
             packed.attn_proj.backward(),
         );
-        let dqkv = &mut wide[..t * 3 * c];
-        let lse = &a.lse[..t * self.config.n_heads];
-        let forward = Forward { y: &a.heads[..t * c], qkv: &a.qkv[..t * 3 * c], lse };
+        let dqkv = &mut wide[..rows * 3 * c];
+        let lse = &a.lse[..rows * self.config.n_heads];
+        let forward = Forward { y: &a.heads[..rows * c], qkv: &a.qkv[..rows * 3 * c], lse };
         let dropout = self.dropout(Site::AttentionWeights { block: idx });
         attention_backward(self.attention_dims(), dqkv, dheads, forward, dropout, attention);
         self.column_sums(dqkv, dvectors, |dv| dv.c_attn_bias);
@@ -233,7 +234,7 @@ impl Pass {
 
     /// The gradients of a block's weights from the operands of all chunks.
     fn weight_gradients<E: Element>(self, idx: usize, gradients: &mut ParametersMut, a: &Activations<E>) {
-        let stride = operands_len::<E>(self.chunk * self.time, &self.config);
+        let stride = operands_len::<E>(self.chunk_tokens(), &self.config);
         let dw = gradients.block_mut(idx);
         for (chunks, tokens) in self.equal_chunks() {
             let (operands, add) = (&a.operands[chunks.start * stride..], chunks.start > 0);

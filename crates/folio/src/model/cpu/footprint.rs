@@ -1,7 +1,7 @@
 //! How much memory training takes.
 
 use super::CpuBackend;
-use super::pass::chunk_size;
+use super::pass::CHUNK_TOKENS;
 use crate::distributed::RankCount;
 use crate::model::{Frozen, ModelConfig, Precision};
 
@@ -19,9 +19,9 @@ impl CpuBackend {
         zero: usize,
     ) -> u64 {
         let ModelConfig { n_blocks: l, n_emb: c, block_size: t, .. } = *config;
-        let own = batch_size.div_ceil(ranks.all * micro_batches.max(1));
+        let sequences = batch_size.div_ceil(ranks.all * micro_batches.max(1));
         let levels = micro_batches.max(1).next_power_of_two().ilog2() as u128;
-        let [l, c, t, i, sequences] = [l, c, t, config.inner(), own].map(|size| size as u128);
+        let [l, c, t, i, sequences] = [l, c, t, config.inner(), sequences].map(|size| size as u128);
         let element = if precision == Precision::F32 { 4 } else { 2 };
         let parameters = config.matrix_elements();
         let trained = parameters - frozen.matrix_elements(config);
@@ -30,9 +30,9 @@ impl CpuBackend {
         let token = l * ((4 * c + i) * element + 8 * c) + (8 * c + 2 * i) * element + 8 * c;
         // The gradients of the logits of a group of chunks; of one chunk, each thread's exponentials and the gradients of a segment.
         let v = config.vocab_size as u128;
-        let threads = rayon::current_num_threads();
-        let chunk = (chunk_size(own, config.block_size, threads) * config.block_size) as u128;
-        let logits = (sequences * t * v).min(1 << 26) + threads as u128 * chunk * (v + v.min(2048));
+        let chunk_tokens = t.max((sequences * t).min(CHUNK_TOKENS as u128));
+        let scratch = rayon::current_num_threads() as u128 * chunk_tokens * (v + v.min(2048));
+        let logits = (sequences * t * v).min(1 << 26) + scratch;
         // Both orders of every matrix that is multiplied with; of the embeddings only a tied head is.
         let packed = parameters - if config.tie_word_embeddings { 0 } else { v * c };
         let moments = if zero == 0 { trained * 8 } else { (trained * 8).div_ceil(ranks.all as u128) };

@@ -41,7 +41,7 @@ impl Pass {
     ) {
         let vocab = self.config.vocab_size;
         let (jobs, scratch) = a.evaluation_jobs(self, batch);
-        jobs.zip(logits.par_chunks_mut(self.chunk * self.time * vocab)).for_each(|(job, logits)| {
+        jobs.zip(logits.par_chunks_mut(self.chunk_tokens() * vocab)).for_each(|(job, logits)| {
             let EvaluationJob { pass, inputs, chunk, .. } = job;
             let scratch = &mut *scratch.of_this_thread();
             pass.forward(weights, chunk, scratch, inputs);
@@ -104,11 +104,11 @@ impl Pass {
         a: &mut BlockActivations<E>,
         scratch: &mut ThreadScratch<E>,
     ) {
-        let (t, c, inner) = (self.tokens(), self.config.n_emb, self.config.inner());
-        let (normed, gelu) = (&mut scratch.normed[..t * c], &mut scratch.wide[..t * inner]);
-        let (qkv, fc) = (&mut a.qkv[..t * 3 * c], &mut a.fc[..t * inner]);
-        let (heads, middle) = (&mut a.heads[..t * c], &mut a.middle[..t * c]);
-        let lse = &mut a.lse[..t * self.config.n_heads];
+        let (rows, c, inner) = (self.tokens(), self.config.n_emb, self.config.inner());
+        let (normed, gelu) = (&mut scratch.normed[..rows * c], &mut scratch.wide[..rows * inner]);
+        let (qkv, fc) = (&mut a.qkv[..rows * 3 * c], &mut a.fc[..rows * inner]);
+        let (heads, middle) = (&mut a.heads[..rows * c], &mut a.middle[..rows * c]);
+        let lse = &mut a.lse[..rows * self.config.n_heads];
         let PassBlock { vectors: v, packed } = w;
 
         self.layernorm(normed, &mut a.ln_1, input, (v.ln_1_weight, v.ln_1_bias));

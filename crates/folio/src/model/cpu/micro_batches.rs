@@ -97,7 +97,7 @@ impl Engine {
             config: ModelConfig { dropout: dropout.unwrap_or(config.dropout), ..*config },
             batch: batch.sequences(),
             time: batch.time,
-            chunk: 1,
+            chunk_size: 1,
             first_sequence,
             total_tokens,
             label_smoothing,

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use folio_kernels::dims::{AttentionDims, EmbeddingDims, HeadDims, LinearDims, RowDims};
 use folio_kernels::dropout::Dropout;
+use folio_kernels::linear::DEPTH_STEP;
 
 use super::packed::{PackedBlock, PackedLinear, PackedWeights};
 use crate::model::parameters::Block;
@@ -17,8 +18,8 @@ pub(super) struct Pass {
     pub(super) batch: usize,
     /// T
     pub(super) time: usize,
-    /// The sequences of a chunk ([`chunk_size`]).
-    pub(super) chunk: usize,
+    /// The sequences of a chunk ([`best_chunk_size`]): 1 until `prepare` decides.
+    pub(super) chunk_size: usize,
     /// The index of the first sequence in the global batch.
     pub(super) first_sequence: usize,
     /// Tokens of the global batch: the loss is the mean over them.
@@ -31,20 +32,23 @@ pub(super) struct Pass {
     pub(super) dropout_key: Option<u64>,
 }
 
-/// The number of sequences that a thread takes through a pass together, so that it reads the weights once for all of them. Sums do not depend
-/// on it.
-pub(super) fn chunk_size(batch: usize, time: usize, threads: usize) -> usize {
-    /// Tokens of a chunk from which on more would not help.
-    const TOKENS: usize = 128;
-    /// Tokens that AMX adds up before it adds their sum to a weight gradient: they have to be the same in chunks of every size.
-    const STEP: usize = 32;
-    if !time.is_multiple_of(STEP) {
+/// The most tokens of a chunk of several sequences. 256 were slower with a large vocabulary: docs/experiments.md.
+pub(super) const CHUNK_TOKENS: usize = 128;
+
+/// Whether several sequences of `time` tokens may be one chunk: sums over tokens must not depend on it.
+pub(super) fn may_share_chunks(time: usize) -> bool {
+    time.is_multiple_of(DEPTH_STEP)
+}
+
+/// The number of sequences that a thread takes through a pass together, so that it reads the weights once for all of them.
+pub(super) fn best_chunk_size(batch: usize, time: usize, threads: usize) -> usize {
+    if !may_share_chunks(time) {
         return 1;
     }
-    // No thread gets more sequences than in chunks of one.
+    // All chunks are whole, and no thread gets more sequences than in chunks of one.
     let most = batch.div_ceil(threads);
-    let fits = |chunk: &usize| batch.div_ceil(*chunk).div_ceil(threads) * chunk == most;
-    (1..=TOKENS / time).rev().find(fits).unwrap_or(1)
+    let fits = |&size: &usize| batch.is_multiple_of(size) && (batch / size).div_ceil(threads) * size == most;
+    (1..=CHUNK_TOKENS / time).rev().find(fits).unwrap_or(1)
 }
 
 /// The weights of a pass: the trained f32 values, and the matrices packed for matmuls.
@@ -84,14 +88,19 @@ impl Pass {
 
     /// The pass over chunk `index`.
     pub(super) fn nth_chunk(self, index: usize) -> Self {
-        let first = index * self.chunk;
-        self.part(first..(first + self.chunk).min(self.batch))
+        let first = index * self.chunk_size;
+        self.part(first..(first + self.chunk_size).min(self.batch))
+    }
+
+    /// The tokens of a whole chunk.
+    pub(super) fn chunk_tokens(self) -> usize {
+        self.chunk_size * self.time
     }
 
     /// The chunks by their size: the whole ones and their tokens, then what remains and its tokens.
     pub(super) fn equal_chunks(self) -> impl Iterator<Item = (Range<usize>, usize)> {
-        let (whole, rest) = (self.batch / self.chunk, self.batch % self.chunk);
-        let sizes = [(0..whole, self.chunk), (whole..whole + rest.min(1), rest)];
+        let (whole, rest) = (self.batch / self.chunk_size, self.batch % self.chunk_size);
+        let sizes = [(0..whole, self.chunk_size), (whole..whole + rest.min(1), rest)];
         let tokens = move |(chunks, sequences)| (chunks, sequences * self.time);
         sizes.into_iter().filter(|(chunks, _)| !chunks.is_empty()).map(tokens)
     }

@@ -2,6 +2,8 @@
 
 use std::arch::asm;
 
+use crate::element::{Bf16, Element};
+use crate::linear::DEPTH_STEP;
 use crate::tile::COLS;
 
 /// Rows of a tile of sums: two tile registers.
@@ -10,6 +12,7 @@ pub(crate) const ROWS: usize = 2 * TILE_ROWS;
 pub(super) const TILE_ROWS: usize = 16;
 /// Units per row of a left tile, and rows of a right tile.
 pub(super) const STEP: usize = 16;
+const _: () = assert!(STEP * Bf16::PER_UNIT == DEPTH_STEP);
 /// Bytes of a unit.
 pub(super) const UNIT_BYTES: usize = 4;
 /// Bytes of a row of a tile register.
