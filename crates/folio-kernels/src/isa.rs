@@ -29,6 +29,8 @@ enum Set {
     AmxBf16,
     #[cfg(target_arch = "aarch64")]
     Neon,
+    #[cfg(target_arch = "aarch64")]
+    NeonBf16,
 }
 
 /// Why an instruction set cannot be used.
@@ -83,6 +85,9 @@ impl Isa {
         #[cfg(target_arch = "aarch64")]
         if std::arch::is_aarch64_feature_detected!("neon") {
             sets.push(Isa(Set::Neon));
+            if std::arch::is_aarch64_feature_detected!("bf16") {
+                sets.push(Isa(Set::NeonBf16));
+            }
         }
         sets
     }
@@ -92,7 +97,7 @@ impl Isa {
         #[cfg(target_arch = "x86_64")]
         let known = ["avx2", "avx512", "avx512-bf16", "amx-bf16"];
         #[cfg(target_arch = "aarch64")]
-        let known = ["neon"];
+        let known = ["neon", "neon-bf16"];
         #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         let known: [&str; 0] = [];
         let available = Self::available();
@@ -122,7 +127,7 @@ impl Isa {
         FORCED.store(index, Ordering::Relaxed);
     }
 
-    /// The short name: `portable`, `avx2`, `avx512`, `avx512-bf16`, `amx-bf16` or `neon`.
+    /// The short name: `portable`, `avx2`, `avx512`, `avx512-bf16`, `amx-bf16`, `neon` or `neon-bf16`.
     pub fn name(self) -> &'static str {
         match self.0 {
             Set::Portable => "portable",
@@ -136,6 +141,8 @@ impl Isa {
             Set::AmxBf16 => "amx-bf16",
             #[cfg(target_arch = "aarch64")]
             Set::Neon => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Set::NeonBf16 => "neon-bf16",
         }
     }
 
@@ -143,8 +150,16 @@ impl Isa {
     pub fn multiplies_bf16(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         return self.has_avx512_bf16();
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        return self.has_neon_bf16();
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         false
+    }
+
+    /// Whether the products of bfloat16 matrices may be used.
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) fn has_neon_bf16(self) -> bool {
+        self.0 == Set::NeonBf16
     }
 
     /// Whether AVX2 and FMA may be used.
@@ -189,6 +204,9 @@ impl Isa {
             // SAFETY: as above.
             #[cfg(target_arch = "aarch64")]
             Set::Neon => unsafe { neon::run(body) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "aarch64")]
+            Set::NeonBf16 => unsafe { neon::run_bf16(body) },
         }
     }
 }

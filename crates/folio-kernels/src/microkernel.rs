@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+#[cfg(target_arch = "aarch64")]
+use crate::arch::aarch64::neon;
 use crate::arch::generic;
 #[cfg(target_arch = "x86_64")]
 use crate::arch::x86_64::{amx, avx2, avx512};
@@ -244,6 +246,10 @@ unsafe fn multiply_rows<E: Element, const R: usize>(
             if isa.has_avx2() {
                 return avx2::multiply::<E, R>(sums, lhs, rhs, walk);
             }
+        }
+        #[cfg(target_arch = "aarch64")]
+        if isa.has_neon_bf16() && E::PER_UNIT == 2 {
+            return neon::multiply_bf16(sums, &lhs.map(|row| row.cast()), rhs.cast(), walk);
         }
         let _ = isa;
         generic::multiply::<E, R>(sums, lhs, rhs, walk);

@@ -3,6 +3,8 @@
 use std::sync::OnceLock;
 use std::time::Instant;
 
+#[cfg(target_arch = "aarch64")]
+use crate::arch::aarch64::neon;
 #[cfg(target_arch = "x86_64")]
 use crate::arch::x86_64::{amx, avx512};
 use crate::element::{Bf16, Element};
@@ -36,7 +38,7 @@ pub fn bf16_speedup() -> f64 {
 /// Multiply-adds of registers, `rounds` times over independent registers of sums. Returns the number of floating-point
 /// operations, and a value that keeps the compiler from removing them.
 ///
-/// With `Bf16` this measures the tile matmul of AMX or the dot product of pairs. Without bfloat16 arithmetic, it
+/// With `Bf16` this measures the tile matmul of AMX, the dot product of pairs, or the product of small matrices. Without bfloat16 arithmetic, it
 /// measures f32.
 pub fn multiply_add<E: Element>(rounds: usize) -> (f64, f32) {
     let isa = Isa::detected();
@@ -54,6 +56,11 @@ pub fn multiply_add<E: Element>(rounds: usize) -> (f64, f32) {
             // SAFETY: the set has AVX-512.
             return unsafe { avx512::peak_f32(rounds) };
         }
+    }
+    #[cfg(target_arch = "aarch64")]
+    if isa.has_neon_bf16() && E::PER_UNIT == 2 {
+        // SAFETY: the set has BF16.
+        return unsafe { neon::peak_bf16(rounds) };
     }
     isa.run(
         #[inline(always)]
