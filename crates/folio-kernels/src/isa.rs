@@ -18,6 +18,8 @@ pub struct Isa(Set);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 enum Set {
+    /// What every processor of the architecture has. On 64-bit ARM that includes NEON.
+    #[cfg(not(target_arch = "aarch64"))]
     Portable,
     #[cfg(target_arch = "x86_64")]
     Avx2,
@@ -61,7 +63,10 @@ const WIDEST: u8 = u8::MAX;
 impl Isa {
     /// The instruction sets of this processor, narrowest first; never empty.
     pub fn available() -> Vec<Isa> {
+        #[cfg(not(target_arch = "aarch64"))]
         let mut sets = vec![Isa(Set::Portable)];
+        #[cfg(target_arch = "aarch64")]
+        let mut sets = vec![Isa(Set::Neon)];
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
@@ -83,11 +88,8 @@ impl Isa {
             }
         }
         #[cfg(target_arch = "aarch64")]
-        if std::arch::is_aarch64_feature_detected!("neon") {
-            sets.push(Isa(Set::Neon));
-            if std::arch::is_aarch64_feature_detected!("bf16") {
-                sets.push(Isa(Set::NeonBf16));
-            }
+        if std::arch::is_aarch64_feature_detected!("bf16") {
+            sets.push(Isa(Set::NeonBf16));
         }
         sets
     }
@@ -97,7 +99,7 @@ impl Isa {
         #[cfg(target_arch = "x86_64")]
         let known = ["avx2", "avx512", "avx512-bf16", "amx-bf16"];
         #[cfg(target_arch = "aarch64")]
-        let known = ["neon", "neon-bf16"];
+        let known = ["neon-bf16"];
         #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         let known: [&str; 0] = [];
         let available = Self::available();
@@ -110,9 +112,7 @@ impl Isa {
     pub fn detected() -> Isa {
         static WIDEST_SET: std::sync::OnceLock<Isa> = std::sync::OnceLock::new();
         match FORCED.load(Ordering::Relaxed) {
-            WIDEST => {
-                *WIDEST_SET.get_or_init(|| *Isa::available().last().expect("portable is always available"))
-            }
+            WIDEST => *WIDEST_SET.get_or_init(|| *Isa::available().last().expect("there is always one")),
             index => Isa::available()[usize::from(index)],
         }
     }
@@ -130,6 +130,7 @@ impl Isa {
     /// The short name: `portable`, `avx2`, `avx512`, `avx512-bf16`, `amx-bf16`, `neon` or `neon-bf16`.
     pub fn name(self) -> &'static str {
         match self.0 {
+            #[cfg(not(target_arch = "aarch64"))]
             Set::Portable => "portable",
             #[cfg(target_arch = "x86_64")]
             Set::Avx2 => "avx2",
@@ -191,6 +192,7 @@ impl Isa {
     #[inline(always)]
     pub fn run<R>(self, body: impl FnOnce() -> R) -> R {
         match self.0 {
+            #[cfg(not(target_arch = "aarch64"))]
             Set::Portable => body(),
             // SAFETY: this value proves that the processor has every feature that the function enables.
             #[cfg(target_arch = "x86_64")]
@@ -201,9 +203,8 @@ impl Isa {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Set::Avx512Bf16 | Set::AmxBf16 => unsafe { avx512::run_bf16(body) },
-            // SAFETY: as above.
             #[cfg(target_arch = "aarch64")]
-            Set::Neon => unsafe { neon::run(body) },
+            Set::Neon => body(),
             // SAFETY: as above.
             #[cfg(target_arch = "aarch64")]
             Set::NeonBf16 => unsafe { neon::run_bf16(body) },

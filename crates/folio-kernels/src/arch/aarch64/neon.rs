@@ -1,19 +1,10 @@
-//! NEON: registers of 4 f32, vectorized by the compiler; and BF16's products of small matrices.
+//! BF16's products of small matrices. NEON itself, registers of 4 f32, is in every 64-bit ARM processor: the compiler vectorizes for it.
 
 use std::arch::aarch64::*;
 use std::arch::asm;
 use std::array::from_fn;
 
 use crate::tile::{COLS, GROUP, ROWS, Sums, Walk};
-
-/// Runs `body` compiled for NEON.
-///
-/// # Safety
-/// The processor must have NEON.
-#[target_feature(enable = "neon")]
-pub(crate) unsafe fn run<R>(body: impl FnOnce() -> R) -> R {
-    body()
-}
 
 /// Runs `body` compiled for NEON with BF16.
 ///
