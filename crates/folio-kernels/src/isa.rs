@@ -18,7 +18,7 @@ pub struct Isa(Set);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 enum Set {
-    /// What every processor of the architecture has. On 64-bit ARM that includes NEON.
+    /// What every processor of the architecture has.
     #[cfg(not(target_arch = "aarch64"))]
     Portable,
     #[cfg(target_arch = "x86_64")]
@@ -157,7 +157,7 @@ impl Isa {
         false
     }
 
-    /// Whether the products of bfloat16 matrices may be used.
+    /// Whether BF16's matmuls may be used.
     #[cfg(target_arch = "aarch64")]
     pub(crate) fn has_neon_bf16(self) -> bool {
         self.0 == Set::NeonBf16

@@ -355,7 +355,7 @@ pub fn linear_backward_weight<E: Element>(
     );
 }
 
-/// Tokens that AMX adds up in bfloat16 before it adds their sum to a weight gradient. If segments consist of whole steps, the gradient
+/// Tokens whose products AMX sums before it adds the sum to a weight gradient; BFMMLA sums two. If segments consist of whole steps, the gradient
 /// does not depend on how many segments there are.
 pub const DEPTH_STEP: usize = 32;
 

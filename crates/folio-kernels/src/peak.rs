@@ -38,7 +38,7 @@ pub fn bf16_speedup() -> f64 {
 /// Multiply-adds of registers, `rounds` times over independent registers of sums. Returns the number of floating-point
 /// operations, and a value that keeps the compiler from removing them.
 ///
-/// With `Bf16` this measures the tile matmul of AMX, the dot product of pairs, or the product of small matrices. Without bfloat16 arithmetic, it
+/// With `Bf16` this measures the tile matmul of AMX, the dot product of pairs, or ARM's small matmul. Without bfloat16 arithmetic, it
 /// measures f32.
 pub fn multiply_add<E: Element>(rounds: usize) -> (f64, f32) {
     let isa = Isa::detected();

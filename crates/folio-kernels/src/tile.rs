@@ -68,8 +68,8 @@ impl Sums {
 /// are in units of 32 bits.
 ///
 /// The contract of every micro-kernel:
-/// - The destination must be writable and must not overlap an operand. Columns up to the next multiple of 16 are
-///   overwritten.
+/// - The destination must be writable, and readable to add to it, and must not overlap an operand. Columns up to the next multiple of 16
+///   are overwritten.
 /// - For every row `r` below `rows`, segment `s` and unit `u`, the unit at `lhs[r] + s * lhs_segment + u * lhs_step`
 ///   must be readable.
 /// - So must the [`COLS`] units from `rhs + s * rhs_segment + u * COLS`.

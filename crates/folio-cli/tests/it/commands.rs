@@ -1,6 +1,7 @@
 //! The main use of each command besides `folio train`.
 
 use folio::text::Corpus;
+use folio_kernels::isa::Isa;
 use serde_json::{Value, json};
 
 use crate::place::{Place, TINY};
@@ -303,13 +304,14 @@ fn corpus_prints_the_embedded_text() {
 
 #[test]
 fn bench_step_reports_its_measurements_in_one_json_line() {
-    let sizes = "--batch 2 --block 8 --vocab 11 --emb 16 --blocks 1 --heads 2 --steps 2 --dropout 0.25 --threads 1 --optimizer muon --isa portable";
-    let ran = Place::new().ok(&format!("bench step {sizes}"));
+    let sizes = "--batch 2 --block 8 --vocab 11 --emb 16 --blocks 1 --heads 2 --steps 2 --dropout 0.25 --threads 1 --optimizer muon";
+    let isa = Isa::available()[0].name();
+    let ran = Place::new().ok(&format!("bench step {sizes} --isa {isa}"));
     let lines = json_lines(&ran.stdout);
     let [report] = &lines[..] else { panic!("one line: {}", ran.stdout) };
     let expected = json!({
         "what": "step", "batch": 2, "block": 8, "vocab": 11, "emb": 16, "blocks": 1, "heads": 2, "steps": 2,
-        "dropout": 0.25, "threads": 1, "optimizer": "muon", "isa": "portable",
+        "dropout": 0.25, "threads": 1, "optimizer": "muon", "isa": isa,
     });
     for (key, value) in expected.as_object().expect("an object") {
         assert_eq!(report[key], *value, "{key}");

@@ -7,7 +7,8 @@ use folio_kernels::matmul::{Cost, Lhs, Rhs, Store, TileRange, matmul_into, tile_
 use folio_kernels::panels::{PanelDims, Panels};
 
 use crate::support::{
-    Expected, Random, TINY, aligned_nans, assert_same_bits, format, in_panels, nans, transposed, wide,
+    Expected, Random, TINY, aligned_nans, assert_same_bits, format, in_panels, nans, roundings, transposed,
+    wide,
 };
 
 /// Up to two tiles of 6 rows and one more row.
@@ -34,8 +35,7 @@ impl<E: Element> Operands<E> {
         Self { rows, depth, cols, lhs, rhs: random.elements(depth * cols, 1.0) }
     }
 
-    /// The rows from `first` on, added to `before` (rows, cols). Each term is rounded once, and passes through at most
-    /// as many additions as there are terms.
+    /// The rows from `first` on, added to `before` (rows, cols), from at most 5 segments.
     fn expected(&self, before: &[f32], first: usize) -> Expected {
         let Self { rows, depth, cols, .. } = *self;
         let (lhs, rhs) = (wide(&self.lhs), wide(&self.rhs));
@@ -53,7 +53,7 @@ impl<E: Element> Operands<E> {
             want.extend(sums.iter().map(|sum| sum.0));
             size.extend(sums.iter().map(|sum| sum.1));
         }
-        Expected::from_sizes("out", depth + 1, want, size)
+        Expected::from_sizes("out", roundings::<E>(depth, 5), want, size)
     }
 
     fn rhs_dims(&self) -> PanelDims {

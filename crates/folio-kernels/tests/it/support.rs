@@ -21,7 +21,7 @@ pub(crate) const TAIL_ROUNDINGS: f64 = 6.0;
 pub(crate) const LN_ROUNDINGS: f64 = 2.0;
 
 /// The smallest normal number, the same in f32 and bfloat16. Smaller numbers have an absolute error instead of a
-/// relative one, and the dot product of AVX512-BF16 flushes them to zero.
+/// relative one, and the dot products of AVX512-BF16 and BFMMLA flush them to zero.
 pub(crate) const TINY: f64 = f32::MIN_POSITIVE as f64;
 
 /// Tolerances are sums of relative errors, but errors multiply. The factors `1 + error` are at most
@@ -32,6 +32,13 @@ const SECOND_ORDER: f64 = 1.01;
 /// The relative error of storing a sum, which is f32, in the format `E`; zero for f32.
 pub(crate) fn storing<E: Element>() -> f64 {
     if E::PER_UNIT == 1 { 0.0 } else { f64::from(E::UNIT_ROUNDOFF) }
+}
+
+/// The roundings U that a term of a sum of `terms` passes, whose depth is in so many segments. In f32 its product is rounded, and every
+/// addition. In bfloat16 products are exact, but BFMMLA rounds to odd, which is off by up to 2 U: a term passes one addition of a pair, and
+/// one for each pair, of which each segment has an incomplete one at most.
+pub(crate) fn roundings<E: Element>(terms: usize, segments: usize) -> usize {
+    if E::PER_UNIT == 1 { terms + 1 } else { terms + segments + 2 }
 }
 
 /// The error of a number of size `size` and error `off` after storing it in the format `E`.

@@ -1,4 +1,4 @@
-//! BF16's products of small matrices. NEON itself, registers of 4 f32, is in every 64-bit ARM processor: the compiler vectorizes for it.
+//! BF16's matmuls of 2 x 4 by 4 x 2. NEON itself, registers of 4 f32, is in every 64-bit ARM processor: the compiler vectorizes for it.
 
 use std::arch::aarch64::*;
 use std::arch::asm;
@@ -72,7 +72,9 @@ unsafe fn group<const P: usize>(
                         vset_lane_u32::<1>(next, vdup_n_u32(row.add(at).read_unaligned()))
                     }
                 };
-                let a: [_; P] = from_fn(|pair| vcombine_u32(row(lhs[2 * pair]), row(lhs[2 * pair + 1])));
+                let a: [_; P] = from_fn(|pair| {
+                    vcombine_u32(row(lhs[2 * pair]), row(lhs[(2 * pair + 1).min(walk.rows - 1)]))
+                });
                 for four in 0..GROUP / 4 {
                     let place = rhs.add(right + unit * COLS + 4 * four);
                     let units = vld1q_u32(place);
@@ -105,9 +107,9 @@ fn transposed([a, b]: [float32x4_t; 2]) -> [float32x4_t; 2] {
     [vcombine_f32(vget_low_f32(a), vget_low_f32(b)), vcombine_f32(vget_high_f32(a), vget_high_f32(b))]
 }
 
-/// `sum + a b`: a square of 2 x 2 sums; of 2 rows of `a` and 2 columns of `b` each 4 elements of bfloat16, two units. Two products are added
-/// before they are added to the sum, each addition rounds to odd, and denormal numbers count as zero, unless the processor is set otherwise (Arm
-/// Architecture Reference Manual for A-profile, BFMMLA).
+/// `sum + a b` for 2 x 2 sums. `a` has 2 rows, `b` has 2 columns, of two units (4 elements) each. The products of a unit are added first, then
+/// their sum to `sum`. Both additions round to odd, and subnormal numbers count as zero, unless the processor is set otherwise (Arm Architecture
+/// Reference Manual for A-profile, BFMMLA).
 #[inline]
 #[target_feature(enable = "neon,bf16")]
 fn multiply_add(mut sum: float32x4_t, a: uint32x4_t, b: uint32x4_t) -> float32x4_t {
