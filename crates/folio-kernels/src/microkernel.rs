@@ -19,7 +19,7 @@ pub(crate) fn tile_rows<E: Element>(isa: Isa) -> usize {
     if E::PER_UNIT == 2 && isa.has_amx_bf16() {
         return amx::ROWS;
     }
-    let _ = isa;
+    let _ = (isa, E::PER_UNIT);
     ROWS
 }
 
@@ -30,7 +30,7 @@ pub(crate) fn fits<E: Element>(isa: Isa, at: TileRange) -> bool {
     if E::PER_UNIT == 2 && isa.has_amx_bf16() {
         return amx::fits(at.rows, at.cols);
     }
-    let _ = isa;
+    let _ = (isa, E::PER_UNIT);
     at.cols.is_multiple_of(GROUP)
 }
 

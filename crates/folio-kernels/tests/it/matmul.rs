@@ -486,3 +486,11 @@ fn repeated_matmuls_give_the_same_bits() {
         assert_same_bits("added to zero", &into(isa, &case, 0, &zeros, Store::Accumulate, 2), &first);
     }
 }
+
+/// CI names a set that its emulator must have, or its tests would be skipped.
+#[test]
+fn the_required_instruction_set_is_there() {
+    let Ok(required) = std::env::var("FOLIO_REQUIRE_ISA") else { return };
+    let sets: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
+    assert!(sets.contains(&&*required), "{required} is not among {sets:?}");
+}
