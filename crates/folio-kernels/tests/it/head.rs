@@ -480,7 +480,7 @@ impl<E: Element> Head<E> {
             dx
         };
         let (want, size) = (run(wide(dlogits), wide(&self.wte)), run(sizes(dlogits), sizes(&self.wte)));
-        let mut expected = Expected::from_sizes("dx", roundings::<E>(vocab, 1), want, size);
+        let mut expected = Expected::from_sizes("dx", roundings::<E>(vocab, vocab, 1), want, size);
         let reach = sizes(&self.wte).into_iter().fold(1.0, f64::max);
         let lost = vocab as f64 * TINY * reach;
         expected.tolerance.iter_mut().for_each(|tolerance| *tolerance += lost);

@@ -346,7 +346,7 @@ fn backward_weight<E: Element>() {
             };
             let want = run(wide(&layer.x), wide(&layer.dy), wide(&layer.dw));
             let size = run(sizes(&layer.x), sizes(&layer.dy), sizes(&layer.dw));
-            let roundings = roundings::<E>(dims.rows, segments);
+            let roundings = roundings::<E>(dims.rows + 1, dims.rows, segments);
             Expected::from_sizes(if add { "dw, added to" } else { "dw" }, roundings, want, size)
         });
         check("linear_backward_weight", &(layer.shape(), segments), &expected, || {

@@ -35,7 +35,8 @@ impl<E: Element> Operands<E> {
         Self { rows, depth, cols, lhs, rhs: random.elements(depth * cols, 1.0) }
     }
 
-    /// The rows from `first` on, added to `before` (rows, cols), from at most 5 segments.
+    /// The rows from `first` on, added to `before` (rows, cols), from at most 5 segments. Each term is rounded once, and passes through at
+    /// most as many additions as there are terms.
     fn expected(&self, before: &[f32], first: usize) -> Expected {
         let Self { rows, depth, cols, .. } = *self;
         let (lhs, rhs) = (wide(&self.lhs), wide(&self.rhs));
@@ -53,7 +54,7 @@ impl<E: Element> Operands<E> {
             want.extend(sums.iter().map(|sum| sum.0));
             size.extend(sums.iter().map(|sum| sum.1));
         }
-        Expected::from_sizes("out", roundings::<E>(depth, 5), want, size)
+        Expected::from_sizes("out", roundings::<E>(depth + 1, depth, 5), want, size)
     }
 
     fn rhs_dims(&self) -> PanelDims {

@@ -34,11 +34,12 @@ pub(crate) fn storing<E: Element>() -> f64 {
     if E::PER_UNIT == 1 { 0.0 } else { f64::from(E::UNIT_ROUNDOFF) }
 }
 
-/// The roundings U that a term of a sum of `terms` passes, whose depth is in so many segments. In f32 its product is rounded, and every
-/// addition. In bfloat16 products are exact, but BFMMLA rounds to odd, which is off by up to 2 U: a term passes one addition of a pair, and
-/// one for each pair, of which each segment has an incomplete one at most.
-pub(crate) fn roundings<E: Element>(terms: usize, segments: usize) -> usize {
-    if E::PER_UNIT == 1 { terms + 1 } else { terms + segments + 2 }
+/// The roundings that a term of a sum passes, in multiples of U: `others`, or more with ARM's BFMMLA in bfloat16. It adds the two products of
+/// a unit, then adds that to the sum, and each addition rounds to odd, which is off by up to 2 U. A term passes one addition in its unit and one
+/// for each unit. The units of `terms` in so many `segments` are at most half of both together.
+pub(crate) fn roundings<E: Element>(others: usize, terms: usize, segments: usize) -> usize {
+    let is_arm = cfg!(target_arch = "aarch64") && E::PER_UNIT == 2;
+    if is_arm { others.max(terms + segments + 2) } else { others }
 }
 
 /// The error of a number of size `size` and error `off` after storing it in the format `E`.
