@@ -282,15 +282,18 @@ fn generation_can_be_stopped_and_several_samples_generated() {
     assert_eq!(browser.text("document.getElementById('error').textContent"), refusal);
     assert_eq!(browser.number("document.querySelectorAll('.sample').length"), 0.0);
 
-    // So long that it is not finished before the key is pressed.
+    // The key is pressed as soon as the page has drawn some of the tokens.
     browser.fill("#max_tokens", "4000");
     browser.click("#generate");
-    browser.until("document.querySelectorAll('[data-start]').length > 100");
-    assert_eq!(browser.value("document.getElementById('generate').disabled"), true);
-    let continue_buttons = "[...document.querySelectorAll('.sample button')].filter(({ textContent }) => textContent === 'Continue')";
-    let disabled = browser.value(&format!("{continue_buttons}.map(({{ disabled }}) => disabled)"));
-    assert_eq!(disabled, json!(vec![true; 16]));
-    browser.press(Key::Escape);
+    let disabled = browser.until(
+        "document.querySelectorAll('[data-start]').length > 100 && (() => {
+           const buttons = [...document.querySelectorAll('.sample button, #generate')];
+           const disabled = buttons.filter(({ textContent }) => textContent !== 'Copy').map(({ disabled }) => disabled);
+           document.dispatchEvent(new KeyboardEvent('keydown', { key: 'Escape' }));
+           return disabled;
+         })()",
+    );
+    assert_eq!(disabled, json!(vec![true; 17]));
     browser.until("document.getElementById('announcer').textContent.startsWith('Stopped')");
     let count = browser.number("document.querySelectorAll('[data-start]').length");
     assert!(count < 64_000.0, "it was stopped after {count} tokens");
@@ -310,14 +313,45 @@ fn generation_can_be_stopped_and_several_samples_generated() {
     browser.fill("#n", "16");
     browser.fill("#max_tokens", "4000");
     browser.click("#generate");
-    browser.until("document.querySelectorAll('[data-start]').length > 100");
-    browser.value("document.getElementById('attention-block').dispatchEvent(new Event('change'))");
-    let attention = "[document.getElementById('attention-content').hidden,
-        document.querySelector('#attention [aria-busy=true], #attention[aria-busy=true]') === null]";
-    assert_eq!(browser.value(attention), json!([true, true]));
-    browser.press(Key::Escape);
+    let attention = browser.until(
+        "document.querySelectorAll('[data-start]').length > 100 && (() => {
+           document.getElementById('attention-block').dispatchEvent(new Event('change'));
+           const busy = document.querySelector('#attention [aria-busy=true], #attention[aria-busy=true]');
+           const seen = { hidden: document.getElementById('attention-content').hidden, busy: busy !== null };
+           document.getElementById('stop-button').click();
+           return seen;
+         })()",
+    );
+    assert_eq!(attention, json!({ "hidden": true, "busy": false }));
     browser.until("document.getElementById('announcer').textContent.startsWith('Stopped')");
     browser.finish(&["400 (Bad Request)"]);
+}
+
+#[test]
+fn a_stream_leaves_the_browser_time_for_other_work() {
+    let place = place_with_run();
+    let server = serve(&place, "run");
+    let Some(browser) = open(&server) else { return };
+    open_playground(&browser);
+    // All events arrive at once, and the page is busy for a millisecond with each. A timer counts those before it.
+    let counted = browser.until(
+        r#"import('/assets/stream.js').then(async ({ complete }) => {
+             const event = `data: ${JSON.stringify({ choices: [{ index: 0 }] })}\n\n`;
+             window.fetch = async () => new Response(event.repeat(500) + 'data: [DONE]\n\n');
+             let events = 0;
+             let before = null;
+             for await (const choice of complete({})) {
+               if (events === 0) setTimeout(() => (before = events));
+               events += 1;
+               const end = performance.now() + 1;
+               while (performance.now() < end);
+             }
+             return { events, before };
+           })"#,
+    );
+    assert_eq!(counted["events"], 500);
+    assert!(counted["before"].as_u64().is_some_and(|before| before < 500), "{counted}");
+    browser.finish(&[]);
 }
 
 #[test]

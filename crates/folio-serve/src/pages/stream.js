@@ -2,6 +2,31 @@
 
 import { request } from "./shell.js";
 
+/** The bounds of the time that the page spends on a stream before the browser may handle keys and draw, in milliseconds. */
+const [MIN_SLICE, MAX_SLICE] = [10, 100];
+
+/**
+ * Returns a function to call after each event, which lets the browser handle keys and draw from time to time. A slow browser gets at most
+ * half of the time, so that a text keeps coming.
+ */
+function pacer() {
+  let slice = MIN_SLICE;
+  let resumed = performance.now();
+  return async () => {
+    const paused = performance.now();
+    if (paused - resumed < slice) return;
+    // Unlike a timer, a message is not delayed in a hidden page.
+    const { port1, port2 } = new MessageChannel();
+    await new Promise((resolve) => {
+      port1.onmessage = resolve;
+      port2.postMessage(null);
+    });
+    port1.close();
+    resumed = performance.now();
+    slice = Math.min(Math.max(resumed - paused, MIN_SLICE), MAX_SLICE);
+  };
+}
+
 /**
  * The data of a text/event-stream, one string per event. Chunks may end inside a line or inside a character.
  */
@@ -9,6 +34,7 @@ async function* events(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   let data = [];
+  const pace = pacer();
   try {
     for (;;) {
       const { value, done } = await reader.read().catch((error) => {
@@ -24,6 +50,8 @@ async function* events(body) {
         } else if (line === "" && data.length > 0) {
           yield data.join("\n");
           data = [];
+          // A chunk may have thousands of events, and chunks that have arrived are read without returning to the browser.
+          await pace();
         }
       }
     }
