@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """What each technique of the preset `quick` does: the preset without it, and the plain settings with it, three seeds each.
 
-    cargo build --release && python3 bench/ablation.py /tmp/ablation
+    cargo build --release && python3 bench/ablation.py /tmp/ablation [--parallel 4]
 
-Runs that are there already are not trained again. Prints a table of the lowest evaluation losses, nats per character: mean and range over
+Runs that are there already are not trained again. With --parallel, so many train at a time and share the processors. Prints a table of the lowest evaluation losses, nats per character: mean and range over
 the seeds, of the averaged weights and of the weights themselves.
 """
-import argparse, json, pathlib, subprocess
+import argparse, json, os, pathlib, subprocess, sys
+from concurrent.futures import ThreadPoolExecutor
 
 FOLIO = pathlib.Path(__file__).parent.parent / "target/release/folio"
 # What the preset changes, and the plain setting.
@@ -17,16 +18,21 @@ PLAIN = {
 }
 
 
-def train(folio, directory, name, flags, seed, steps):
+def train(a, name, flags, seed):
+    """The lowest evaluation losses of a run, trained if it is not there."""
+    directory, steps = a.directory, a.steps
     run = directory / f"{name.replace(' ', '_')}_{steps}_{seed}"
     status = run / "status.json"
     if not (status.exists() and json.loads(status.read_text())["state"] == "finished"):
-        command = [folio, "train", "--preset", "quick", "--overwrite", "--seed", str(seed), "--run_dir", run, *flags]
+        command = [a.folio, "train", "--preset", "quick", "--overwrite", "--seed", str(seed), "--run_dir", run, *flags]
         command += ["--max_steps", str(steps), "--cosine_T_max", str(steps), "--num_epochs", "1000"]
+        command += ["--threads", str(max(1, len(os.sched_getaffinity(0)) // a.parallel))]
         subprocess.run(command, check=True, capture_output=True)
     epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     epochs = [epoch for epoch in epochs if epoch["event"] == "epoch"]
-    return [min(epoch[key] for epoch in epochs) for key in ("eval_loss", "raw_eval_loss")]
+    losses = [min(epoch[key] for epoch in epochs) for key in ("eval_loss", "raw_eval_loss")]
+    print(name, seed, *losses, file=sys.stderr, flush=True)
+    return losses
 
 
 def main():
@@ -35,17 +41,22 @@ def main():
     p.add_argument("--folio", default=FOLIO)
     p.add_argument("--seeds", type=int, nargs="+", default=[1337, 1, 2])
     p.add_argument("--steps", type=int, default=3800, help="of each run; the schedule is as long [default: the preset's 3800]")
+    p.add_argument("--parallel", type=int, default=1, help="runs at a time [default: 1]")
     a = p.parse_args()
     a.directory.mkdir(parents=True, exist_ok=True)
     settings = {"all": []}
     settings |= {f"without {technique}": flags for technique, flags in PLAIN.items()}
     settings["none"] = sum(PLAIN.values(), [])
     settings |= {f"{technique} alone": sum((f for t, f in PLAIN.items() if t != technique), []) for technique in PLAIN}
-    print("| techniques | averaged weights | weights |\n|---|---|---|", flush=True)
-    for name, flags in settings.items():
-        results = [train(a.folio, a.directory, name, flags, seed, a.steps) for seed in a.seeds]
-        cells = [f"{sum(r) / len(r):.4f} ({min(r):.4f} to {max(r):.4f})" for r in zip(*results)]
-        print(f"| {name} | {cells[0]} | {cells[1]} |", flush=True)
+    runs = [(name, flags, seed) for seed in a.seeds for name, flags in settings.items()]
+    with ThreadPoolExecutor(a.parallel) as pool:
+        losses = pool.map(lambda run: train(a, *run), runs)
+        results = {(name, seed): loss for (name, _, seed), loss in zip(runs, losses)}
+    print("| techniques | averaged weights | weights |\n|---|---|---|")
+    for name in settings:
+        columns = zip(*(results[name, seed] for seed in a.seeds))
+        cells = [f"{sum(r) / len(r):.4f} ({min(r):.4f} to {max(r):.4f})" for r in columns]
+        print(f"| {name} | {cells[0]} | {cells[1]} |")
 
 
 main()
