@@ -35,7 +35,7 @@ pub(super) struct BenchGenerateArgs {
     /// Sequences to generate in parallel
     #[arg(long, default_value_t = 1, value_parser = whole::<usize>)]
     streams: usize,
-    /// Number format of the weights: f32, bf16, int8, or auto for the faster of f32 and bf16
+    /// Number format of the weights: f32, bf16, int8, or auto for what training would choose
     #[arg(long, default_value = "auto")]
     precision: FormatChoice,
     /// How to continue beyond the context: exact, rolling or stop
@@ -49,7 +49,7 @@ pub(super) struct BenchGenerateArgs {
     threads: Option<usize>,
 }
 
-/// A format of weights, or the faster of the training formats.
+/// A format of weights, or the training format that `--precision auto` chooses.
 #[derive(Clone, Copy, Debug)]
 enum FormatChoice {
     Auto,

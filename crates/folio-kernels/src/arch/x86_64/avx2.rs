@@ -8,7 +8,7 @@ use std::array::from_fn;
 use crate::element::Element;
 use crate::prefetch::{INT8_PREFETCH_AHEAD, PrefetchHint, prefetch};
 use crate::quantized::{InputRows, InputStep, IntegerSums, STEP, STRIP_COLS, StripUnit, UNIT};
-use crate::tile::{COLS, ROWS, Sums, Walk};
+use crate::tile::{COLS, GROUP, ROWS, Sums, Walk};
 
 /// Runs `body` compiled for this set.
 ///
@@ -19,7 +19,16 @@ pub(crate) unsafe fn run<R>(body: impl FnOnce() -> R) -> R {
     body()
 }
 
-/// `sums = lhs rhs` or `sums += lhs rhs` in either number format.
+/// The fewest rows for which the right operand is prefetched by software. With fewer, the processor's out-of-order
+/// window reaches far enough ahead to keep the memory busy.
+const MIN_ROWS_TO_PREFETCH: usize = 3;
+/// How far ahead the right operand is prefetched, in units: 8 KiB.
+const PREFETCH_AHEAD: usize = 32;
+/// f32 elements per register.
+const LANES: usize = 8;
+
+/// `sums = lhs rhs` or `sums += lhs rhs` in either number format. One pass over the depth computes as many columns as the registers
+/// have room for: the fewer passes, the more evenly the right operand is read, which is in memory if there are few rows.
 ///
 /// # Safety
 /// The contract of [`Walk`] must hold; the processor must have AVX2 and FMA.
@@ -30,40 +39,77 @@ pub(crate) unsafe fn multiply<E: Element, const R: usize>(
     rhs: *const E,
     walk: &Walk,
 ) {
+    let cols = walk.cols.next_multiple_of(GROUP);
+    let mut first = 0;
+    while first < cols {
+        // SAFETY: guaranteed by the caller; the columns are inside the tile.
+        first += unsafe {
+            match (R, cols - first) {
+                (1, 64..) => columns::<E, R, 8>(sums, lhs, rhs, walk, first),
+                (1 | 2, 32..) => columns::<E, R, 4>(sums, lhs, rhs, walk, first),
+                _ => columns::<E, R, 2>(sums, lhs, rhs, walk, first),
+            }
+        };
+    }
+}
+
+/// The columns of the tile from `first` on, in `V` registers per row. Returns their number.
+///
+/// # Safety
+/// As [`multiply`]; the columns must be inside the tile.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+unsafe fn columns<E: Element, const R: usize, const V: usize>(
+    sums: Sums,
+    lhs: &[*const E; ROWS],
+    rhs: *const E,
+    walk: &Walk,
+    first: usize,
+) -> usize {
     // SAFETY: the rows and columns are inside the tile; the caller guarantees the operands.
     unsafe {
-        for first in (0..walk.cols).step_by(16) {
-            let mut tile = [[_mm256_setzero_ps(); 2]; R];
-            if sums.add {
-                tile = from_fn(|r| from_fn(|v| _mm256_loadu_ps(sums.at(r, first + 8 * v))));
-            }
-            for segment in 0..walk.segments {
-                let mut rhs = rhs.cast::<f32>().add(segment * walk.rhs_segment + first);
-                let mut offset = segment * walk.lhs_segment;
-                for _ in 0..walk.units {
-                    let b: [__m256; 2] = from_fn(|v| _mm256_loadu_ps(rhs.add(8 * v)));
+        let mut tile = [[_mm256_setzero_ps(); V]; R];
+        if sums.add {
+            tile = from_fn(|r| from_fn(|v| _mm256_loadu_ps(sums.at(r, first + LANES * v))));
+        }
+        for segment in 0..walk.segments {
+            let mut rhs = rhs.cast::<f32>().add(segment * walk.rhs_segment + first);
+            let mut offset = segment * walk.lhs_segment;
+            for _ in 0..walk.units {
+                if R >= MIN_ROWS_TO_PREFETCH {
+                    prefetch(rhs.wrapping_add(PREFETCH_AHEAD * COLS).cast(), PrefetchHint::Read);
+                }
+                let a = |r: usize| _mm256_set1_ps(lhs[r].cast::<f32>().add(offset).read_unaligned());
+                let b = |v: usize| _mm256_loadu_ps(rhs.add(LANES * v));
+                if E::PER_UNIT == 1 {
+                    let b: [__m256; V] = from_fn(b);
                     for r in 0..R {
-                        let a = _mm256_set1_ps(lhs[r].cast::<f32>().add(offset).read_unaligned());
-                        for v in 0..2 {
-                            tile[r][v] = if E::PER_UNIT == 1 {
-                                _mm256_fmadd_ps(a, b[v], tile[r][v])
-                            } else {
-                                let sum = _mm256_fmadd_ps(low(a), low(b[v]), tile[r][v]);
-                                _mm256_fmadd_ps(high(a), high(b[v]), sum)
-                            };
+                        let a = a(r);
+                        for v in 0..V {
+                            tile[r][v] = _mm256_fmadd_ps(a, b[v], tile[r][v]);
                         }
                     }
-                    rhs = rhs.add(COLS);
-                    offset += walk.lhs_step;
+                } else {
+                    // Six rows leave registers for the two halves of one load only.
+                    for v in 0..V {
+                        let b = (low(b(v)), high(b(v)));
+                        for r in 0..R {
+                            let sum = _mm256_fmadd_ps(low(a(r)), b.0, tile[r][v]);
+                            tile[r][v] = _mm256_fmadd_ps(high(a(r)), b.1, sum);
+                        }
+                    }
                 }
+                rhs = rhs.add(COLS);
+                offset += walk.lhs_step;
             }
-            for r in 0..R {
-                for v in 0..2 {
-                    _mm256_storeu_ps(sums.at(r, first + 8 * v), tile[r][v]);
-                }
+        }
+        for r in 0..R {
+            for v in 0..V {
+                _mm256_storeu_ps(sums.at(r, first + LANES * v), tile[r][v]);
             }
         }
     }
+    V * LANES
 }
 
 /// The sums of the high and the low parts of some rows times a strip of 8-bit weights.
