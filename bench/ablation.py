@@ -3,8 +3,9 @@
 
     cargo build --release && python3 bench/ablation.py /tmp/ablation [--parallel 4]
 
-Runs that are there already are not trained again. With --parallel, so many train at a time and share the processors. Prints a table of the lowest evaluation losses, nats per character: mean and range over
-the seeds, of the averaged weights and of the weights themselves.
+Runs that are there already are not trained again. With --parallel N, N runs train at a time and share the
+processors. Prints a table of the lowest evaluation losses, nats per character: mean and range over the seeds, of the averaged weights and
+of the weights themselves.
 """
 import argparse, json, os, pathlib, subprocess, sys
 from concurrent.futures import ThreadPoolExecutor

@@ -333,24 +333,29 @@ fn a_stream_leaves_the_browser_time_for_other_work() {
     let server = serve(&place, "run");
     let Some(browser) = open(&server) else { return };
     open_playground(&browser);
-    // All events arrive at once, and the page is busy for a millisecond with each. A timer counts those before it.
+    // All events arrive at once, and the page is busy for a millisecond with each. A timer counts those before it, and aborts.
     let counted = browser.until(
         r#"import('/assets/stream.js').then(async ({ complete }) => {
              const event = `data: ${JSON.stringify({ choices: [{ index: 0 }] })}\n\n`;
              window.fetch = async () => new Response(event.repeat(500) + 'data: [DONE]\n\n');
              let events = 0;
              let before = null;
-             for await (const choice of complete({})) {
-               if (events === 0) setTimeout(() => (before = events));
-               events += 1;
-               const end = performance.now() + 1;
-               while (performance.now() < end);
-             }
-             return { events, before };
+             const controller = new AbortController();
+             const read = async () => {
+               for await (const choice of complete({}, controller.signal)) {
+                 if (events === 0) setTimeout(() => (before = events, controller.abort()));
+                 events += 1;
+                 const end = performance.now() + 1;
+                 while (performance.now() < end);
+               }
+             };
+             const error = await read().catch(({ name }) => name);
+             return { error, events, before };
            })"#,
     );
-    assert_eq!(counted["events"], 500);
-    assert!(counted["before"].as_u64().is_some_and(|before| before < 500), "{counted}");
+    assert_eq!(counted["error"], "AbortError", "{counted}");
+    assert!(counted["events"].as_u64().is_some_and(|events| events < 500), "{counted}");
+    assert_eq!(counted["before"], counted["events"]);
     browser.finish(&[]);
 }
 

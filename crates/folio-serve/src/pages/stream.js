@@ -6,8 +6,8 @@ import { request } from "./shell.js";
 const [MIN_SLICE, MAX_SLICE] = [10, 100];
 
 /**
- * Returns a function to call after each event, which lets the browser handle keys and draw from time to time. A slow browser gets at most
- * half of the time, so that a text keeps coming.
+ * Returns a function to call after each event, which lets the browser handle keys and draw from time to time: after as long as the
+ * previous pause took, within these bounds, so that the text keeps coming while drawing is slow.
  */
 function pacer() {
   let slice = MIN_SLICE;
@@ -28,9 +28,9 @@ function pacer() {
 }
 
 /**
- * The data of a text/event-stream, one string per event. Chunks may end inside a line or inside a character.
+ * The data of a text/event-stream, one string per event, until `signal` aborts. Chunks may end inside a line or inside a character.
  */
-async function* events(body) {
+async function* events(body, signal) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   let data = [];
@@ -52,6 +52,7 @@ async function* events(body) {
           data = [];
           // A chunk may have thousands of events, and chunks that have arrived are read without returning to the browser.
           await pace();
+          signal?.throwIfAborted();
         }
       }
     }
@@ -63,7 +64,7 @@ async function* events(body) {
 /** The chunks of the choices of a streamed completion, in order of arrival. */
 export async function* complete(body, signal) {
   const response = await request("/v1/completions", { body: { ...body, stream: true }, signal });
-  for await (const data of events(response.body)) {
+  for await (const data of events(response.body, signal)) {
     if (data === "[DONE]") return;
     const message = JSON.parse(data);
     if (message.error) throw new Error(message.error.message);

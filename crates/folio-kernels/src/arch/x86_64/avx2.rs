@@ -20,9 +20,9 @@ pub(crate) unsafe fn run<R>(body: impl FnOnce() -> R) -> R {
 }
 
 /// The fewest rows for which the right operand is prefetched by software. With fewer, the processor's out-of-order
-/// window reaches far enough ahead to keep the memory busy.
+/// window reaches far enough ahead to keep the memory busy. As with AVX-512 (docs/experiments.md).
 const MIN_ROWS_TO_PREFETCH: usize = 3;
-/// How far ahead the right operand is prefetched, in units: 8 KiB.
+/// How far ahead the right operand is prefetched, in units: 8 KiB, as with AVX-512.
 const PREFETCH_AHEAD: usize = 32;
 /// f32 elements per register.
 const LANES: usize = 8;
@@ -77,6 +77,7 @@ unsafe fn columns<E: Element, const R: usize, const V: usize>(
             let mut offset = segment * walk.lhs_segment;
             for _ in 0..walk.units {
                 if R >= MIN_ROWS_TO_PREFETCH {
+                    // One cache line: with so many rows a pass has 16 columns.
                     prefetch(rhs.wrapping_add(PREFETCH_AHEAD * COLS).cast(), PrefetchHint::Read);
                 }
                 let a = |r: usize| _mm256_set1_ps(lhs[r].cast::<f32>().add(offset).read_unaligned());
