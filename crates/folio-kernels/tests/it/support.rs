@@ -36,7 +36,7 @@ pub(crate) fn storing<E: Element>() -> f64 {
 
 /// The roundings that a term of a sum passes, in multiples of U: `others`, or more with ARM's BFMMLA in bfloat16. It adds the two products of
 /// a unit, then adds that to the sum, and each addition rounds to odd, which is off by up to 2 U. A term passes one addition in its unit and one
-/// for each unit. The units of `terms` in so many `segments` are at most half of both together.
+/// for each unit. `terms` products in `segments` segments have at most (`terms` + `segments`) / 2 units.
 pub(crate) fn roundings<E: Element>(others: usize, terms: usize, segments: usize) -> usize {
     let is_arm = cfg!(target_arch = "aarch64") && E::PER_UNIT == 2;
     if is_arm { others.max(terms + segments + 2) } else { others }

@@ -77,7 +77,7 @@ unsafe fn columns<E: Element, const R: usize, const V: usize>(
             let mut offset = segment * walk.lhs_segment;
             for _ in 0..walk.units {
                 if R >= MIN_ROWS_TO_PREFETCH {
-                    // One cache line: with so many rows a pass has 16 columns.
+                    // One cache line: from three rows on, a pass has 16 columns.
                     prefetch(rhs.wrapping_add(PREFETCH_AHEAD * COLS).cast(), PrefetchHint::Read);
                 }
                 let a = |r: usize| _mm256_set1_ps(lhs[r].cast::<f32>().add(offset).read_unaligned());
